@@ -1,0 +1,70 @@
+"""The command line. Heavy imports are inside the commands, so that help is instant."""
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Self-play fine-tuning of language models on one consumer GPU.",
+)
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that comes along.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a recipe value, e.g. game.alpha=0.9.")
+]
+
+
+@app.command()
+def run(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
+    """Play a game. Interrupting is safe: running again goes on where it stopped."""
+    from rich.console import Console
+
+    from lowmem_spin.display import Display
+    from lowmem_spin.recipe import find, load
+    from lowmem_spin.runner import run as play
+
+    display = Display(Console())
+    path = find(recipe)
+    play(load(path, overrides or []), path.parent, display)
+    display.say(display.time_line())
+
+
+@app.command()
+def recipe(
+    name: RecipeName = "quickstart",
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of all fields, for editors.")] = False,
+) -> None:
+    """Check a recipe and print it with every default filled in."""
+    import json
+
+    import yaml
+
+    from lowmem_spin.recipe import Recipe, find, load
+
+    if schema:
+        print(json.dumps(Recipe.model_json_schema(), indent=2))
+    else:
+        print(yaml.safe_dump(load(find(name), overrides or []).model_dump(mode="json"), sort_keys=False), end="")
+
+
+def main() -> None:
+    """Run a command; bad input is one line and exit code 2, an interrupt one line and 130."""
+    import sys
+
+    from lowmem_spin.recipe import InputError
+
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; everything finished so far is stored, run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

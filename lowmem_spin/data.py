@@ -1,0 +1,243 @@
+"""Instruction data to token ids, through the one renderer that generation, scoring and training share."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lowmem_spin.game import VERSIONS, Draw
+from lowmem_spin.keys import digest, number
+from lowmem_spin.recipe import Data, InputError
+from lowmem_spin.sources import Source
+from lowmem_spin.store import token_arrays
+from lowmem_spin.templates import TEMPLATES
+
+Message = dict[str, str]
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "prompt": pa.list_(pa.int32()),
+        "chosen": pa.list_(pa.int32()),
+        "truncated": pa.bool_(),
+        "completion": pa.string(),
+        "category": pa.string(),
+    }
+)
+
+
+class Rows:
+    """Prepared rows: prompt and chosen token ids by place, ids, categories, and what was left out."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table.combine_chunks()
+        self.ids: list[str] = self.table["id"].to_pylist()
+        self.categories: list[str | None] = self.table["category"].to_pylist()
+        self.completions: list[str] = self.table["completion"].to_pylist()
+        self.truncated: list[bool] = self.table["truncated"].to_pylist()
+        self.counts: dict[str, int] = json.loads((self.table.schema.metadata or {}).get(b"counts", b"{}"))
+        self._prompts, self._chosen = token_arrays(self.table["prompt"]), token_arrays(self.table["chosen"])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def prompt(self, place: int) -> np.ndarray:
+        return self._prompts[place]
+
+    def chosen(self, place: int) -> np.ndarray:
+        return self._chosen[place]
+
+
+def draw(ids: Sequence[str], asked: Draw) -> list[int]:
+    """The places of `asked.prompts` rows, without replacement, in their shuffled order.
+
+    Each row's place in the order is a hash of (seed, round, its id), so the draw does not depend on the
+    order of the file, on alpha or on the history, and a smaller draw is the head of a larger one.
+    """
+    if asked.prompts > len(ids):
+        raise InputError(f"game.pairs: {asked.prompts} prompts asked of {len(ids)} usable rows; lower it or give more data")
+    order = sorted(range(len(ids)), key=lambda place: (number(asked.seed, asked.round, ids[place]), ids[place]))
+    return order[: asked.prompts]
+
+
+def set_aside(ids: Sequence[str], count: int) -> tuple[list[int], list[int]]:
+    """(places kept for measuring, places left to learn from): `count` rows, but at most a tenth of the data."""
+    kept = head(ids, min(count, len(ids) // 10))
+    return kept, sorted(set(range(len(ids))) - set(kept))
+
+
+def head(ids: Sequence[str], count: int) -> list[int]:
+    """`count` places, or all of them if there are fewer, the same for every seed."""
+    return sorted(range(len(ids)), key=lambda place: (number("head", ids[place]), ids[place]))[:count]
+
+
+def data_key(source: Source, model: Source, data: Data, template: str | None, category: str, split: str) -> str:
+    """Key of the prepared rows: what they are read from and everything that shapes their token ids."""
+    limits = data.model_dump(include={"turns", "max_prompt_length", "max_completion_length"})
+    asked = {"source": source.identity, "split": None if source.local else split, "category": category}
+    rendered = {"model": model.identity, "template": TEMPLATES.get(template or "", template)}
+    return digest({"kind": "data", "version": VERSIONS["data"], **asked, **rendered, **limits})
+
+
+class Renderer:
+    """Turns a conversation into prompt ids and completion ids with the model's chat template."""
+
+    def __init__(self, tokenizer: Any, template: str | None) -> None:
+        self.tokenizer = tokenizer
+        if template is not None:
+            text = TEMPLATES.get(template, template)
+            if text == template and "{" not in text:
+                raise InputError(f"model.chat_template: {template!r} is unknown; known: {', '.join(TEMPLATES)}, or Jinja text")
+            tokenizer.chat_template = text
+        if tokenizer.chat_template is None:
+            raise InputError(f"model.chat_template: this tokenizer has none; choose one of {', '.join(TEMPLATES)}")
+        self.end_text, self.end_token = self._end_of_turn()
+
+    def _end_of_turn(self) -> tuple[str, int]:
+        """What the template writes after an answer: its text, and the one token that ends a completion."""
+        after = self._texts([{"role": "user", "content": "q"}], "\u2063answer\u2063")[1].split("\u2063answer\u2063")[-1]
+        tokens = self.tokenizer(after.strip(), add_special_tokens=False)["input_ids"]
+        if tokens and tokens[0] in set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder):
+            return after, tokens[0]
+        if self.tokenizer.eos_token_id is None:
+            raise InputError("model.chat_template: neither it nor the tokenizer has a token that ends an answer")
+        return after, self.tokenizer.eos_token_id
+
+    def _texts(self, context: list[Message], answer: str) -> tuple[str, str]:
+        """The prompt as the template writes it, and what it writes after the prompt for this answer."""
+        render = self.tokenizer.apply_chat_template
+        prompt = render(context, tokenize=False, add_generation_prompt=True)
+        whole = render([*context, {"role": "assistant", "content": answer}], tokenize=False)
+        if not whole.startswith(prompt):
+            raise InputError(
+                "model.chat_template: it writes an answer's conversation differently from its prompt; "
+                f"choose another: {', '.join(TEMPLATES)}"
+            )
+        return prompt, whole[len(prompt) :]
+
+    def __call__(self, conversations: Sequence[tuple[list[Message], str]]) -> Iterator[tuple[list[int], list[int], str]]:
+        """Prompt ids, completion ids with their end of turn, and the completion's text; tokenised apart."""
+        texts = [self._texts(context, answer) for context, answer in conversations]
+        answers = [answer.removesuffix(self.end_text) for _, answer in texts]
+        prompts = self.tokenizer([prompt for prompt, _ in texts], add_special_tokens=False)["input_ids"]
+        completions = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
+        for prompt, completion, answer in zip(prompts, completions, answers, strict=True):
+            yield prompt, [*completion, self.end_token], answer
+
+
+def prepare(source: Source, data: Data, field: str, split: str, category: str, renderer: Renderer) -> pa.Table:
+    """Read, render and filter a data set.
+
+    Rows with over-long prompts are counted and left out; over-long answers are counted and lose their end of
+    turn, for they do not end there. The counts are in the table's metadata and end up in the report.
+    """
+    counts: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    for batch in _batches(_conversations(source, data, field, split, category), 1000):
+        rendered = renderer([(context, answer) for context, answer, _ in batch])
+        for (prompt, chosen, text), (_, _, label) in zip(rendered, batch, strict=True):
+            counts["rows read"] += 1
+            if len(prompt) > data.max_prompt_length:
+                counts["prompts over the limit, left out"] += 1
+                continue
+            truncated = len(chosen) > data.max_completion_length
+            counts["answers over the limit, ended early"] += truncated
+            chosen = chosen[: data.max_completion_length]
+            content = hashlib.sha256(np.asarray([*prompt, -1, *chosen], np.int32).tobytes()).hexdigest()[:20]
+            seen[content] += 1  # a row that occurs twice is two rows, as in the user's data
+            row = (f"{content}-{seen[content]}" if seen[content] > 1 else content, prompt, chosen, truncated, text, label)
+            for column, value in zip(columns.values(), row, strict=True):
+                column.append(value)
+    if not columns["id"]:
+        longest = f": every prompt is over data.max_prompt_length {data.max_prompt_length}" if counts else ""
+        raise InputError(f"{field}: {source.location!r} has no usable row{longest}")
+    metadata = {"counts": json.dumps({name: count for name, count in counts.items() if count})}
+    return pa.table(columns, schema=SCHEMA.with_metadata(metadata))
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _conversations(
+    source: Source, data: Data, field: str, split: str, category: str
+) -> Iterator[tuple[list[Message], str, str | None]]:
+    """(messages before the answer, the answer, category) for every answer that `data.turns` asks for."""
+    for place, row in _read(source, field, split):
+        messages = _messages(row, f"{field}: {place}")
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        if not answers or answers[0] == 0:
+            raise InputError(f"{field}: {place} has no question followed by an answer")
+        for index in answers[:1] if data.turns == "first" else answers:
+            answer = messages[index]["content"]
+            if not answer.strip():
+                raise InputError(f"{field}: {place} has an empty answer; remove the row")
+            label = row.get(category)
+            yield messages[:index], answer, None if label is None else str(label)
+
+
+def _messages(row: Any, place: str) -> list[Message]:
+    """One row's conversation, from any of the known column layouts."""
+    if not isinstance(row, dict):
+        raise InputError(f"{place} is {type(row).__name__}, not a row with columns")
+    if "messages" in row or "real" in row:
+        messages = row["messages"] if "messages" in row else row["real"]
+    elif "prompt" in row and "completion" in row:
+        prompt, completion = row["prompt"], row["completion"]
+        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        messages = [*prompt, {"role": "assistant", "content": completion}] if isinstance(completion, str) else None
+        if messages is None and isinstance(completion, list):
+            messages = [*prompt, *completion]
+    else:
+        raise InputError(f"{place} has columns {sorted(row)}; needed: messages, or prompt and completion, or real")
+    fine = isinstance(messages, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+    )
+    if not fine:
+        raise InputError(f"{place}: its messages must be a list of {{role, content}} texts")
+    return [{"role": m["role"], "content": m["content"]} for m in messages]
+
+
+def _read(source: Source, field: str, split: str) -> Iterator[tuple[str, Any]]:
+    """(where, row) of a local file or a hub split."""
+    if not source.local:
+        yield from _read_hub(source, field, split)
+    elif source.location.endswith(".parquet"):
+        for index, row in enumerate(pq.read_table(source.location).to_pylist()):
+            yield f"row {index + 1}", row
+    else:
+        with Path(source.location).open(encoding="utf-8") as lines:
+            for index, line in enumerate(lines):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise InputError(f"{field}: line {index + 1} is not JSON ({error.msg}); one object per line is needed") from None
+                yield f"line {index + 1}", row
+
+
+def _read_hub(source: Source, field: str, split: str) -> Iterator[tuple[str, Any]]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(source.location, revision=source.revision, split=split)
+    except ValueError as error:
+        raise InputError(f"{field}: {source.location!r} split {split!r}: {' '.join(str(error).split())}") from None
+    for index, row in enumerate(rows):
+        yield f"row {index + 1}", row
+
+

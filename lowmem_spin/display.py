@@ -1,0 +1,77 @@
+"""What a person watches: one progress bar per stage, and where the time went."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class TokensPerSecond(ProgressColumn):
+    """Tokens per second since the stage began, rows that were already stored left out."""
+
+    def render(self, task: Task) -> Text:
+        tokens, elapsed = task.fields["tokens"], task.elapsed or 0
+        return Text(f"{tokens / elapsed:,.0f} tokens/s" if tokens and elapsed else "", style="cyan")
+
+
+class _Meter:
+    def __init__(self, progress: Progress, task: int) -> None:
+        self.progress, self.task, self.tokens = progress, task, 0
+
+    def advance(self, rows: int, tokens: int = 0) -> None:
+        self.tokens += tokens
+        self.progress.update(self.task, advance=rows, tokens=self.tokens)  # type: ignore[arg-type]
+
+
+class Display:
+    """Prints lines, shows stages and adds up their seconds by kind."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.began = time.perf_counter()
+        self.title = ""
+
+    def say(self, line: str, style: str = "") -> None:
+        """Print one line of plain text: markup and control characters in it show as they are."""
+        printable = "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
+        self.console.print(escape(printable), style=style, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def start_up(self, label: str) -> Iterator[None]:
+        """Imports and model loading, reported apart from the stages."""
+        with self.timed("start-up"), self.console.status(escape(label)):
+            yield
+
+    @contextmanager
+    def timed(self, kind: str) -> Iterator[None]:
+        """Count these seconds under `kind`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[kind] += time.perf_counter() - began
+
+    @contextmanager
+    def stage(self, kind: str, label: str, rows: int) -> Iterator[_Meter]:
+        """One stage under a progress bar with rows, tokens per second and time left."""
+        columns = [TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("rows"), TokensPerSecond()]
+        left = [TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=True)]
+        description = f"{self.title}{kind:<8} {label}"
+        with (
+            self.timed(kind),
+            Progress(*columns, *left, console=self.console, transient=self.console.is_terminal) as progress,
+        ):
+            yield _Meter(progress, progress.add_task(escape(description), total=rows, tokens=0))
+
+    def time_line(self) -> str:
+        """Where the wall time of this run went, in seconds."""
+        total = time.perf_counter() - self.began
+        parts = [f"{kind} {seconds:.1f}" for kind, seconds in self.seconds.items()]
+        outside = total - sum(self.seconds.values())
+        return f"{total:.1f} s: " + ", ".join([*parts, f"other {outside:.1f} ({outside / total:.1%})"])

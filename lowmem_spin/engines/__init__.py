@@ -1,0 +1,102 @@
+"""Engines: what computes. A generator samples completions; a learner scores and trains.
+
+An engine is one file; `ENGINES` names it without importing it, so its heavy libraries load when it opens.
+"""
+
+import importlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.sources import Source
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion to sample. Its noise depends on `seed` alone, never on the batch it is in."""
+
+    prompt: Sequence[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a policy answered; `tokens` end with its end of turn when finish_reason is "stop"."""
+
+    tokens: list[int]
+    text: str
+    finish_reason: str  # "stop" or "length"
+    logp: float  # summed, of the untempered distribution, as the generator saw it
+
+
+class Generator(Protocol):
+    """Samples completions from any policy on the one base."""
+
+    def generate(
+        self, adapter: Path | None, requests: Sequence[Request], *, temperature: float, top_p: float, top_k: int | None,
+        max_new_tokens: int,
+    ) -> list[Completion]:
+        """One completion per request, in order; `adapter` None is the base."""
+        ...
+
+
+class Learner(Protocol):
+    """Scores and trains adapters on the one base, with the same code and types for both."""
+
+    def score(self, adapter: Path | None, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        """Summed log-prob of each row's completion given its prompt; `adapter` None is the base."""
+        ...
+
+    def train(
+        self, init: Path | None, pairs: Sequence[Any], loss: dict[str, Any], settings: dict[str, Any], work: Path,
+        advance: Callable[[int], None],
+    ) -> tuple[Path, list[dict[str, float]]]:
+        """Train from `init`; the folder of the new adapter and the metrics of its logged steps."""
+        ...
+
+
+ENGINES = {"hf": "lowmem_spin.engines.hf:HF"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where an engine computes, found without importing torch."""
+
+    device: str  # "cpu" or "cuda"
+    dtype: str
+
+
+def machine(recipe: Recipe) -> Machine:
+    """The device and compute type this recipe gets here."""
+    capability = None if recipe.runtime.device == "cpu" else _cuda_capability()
+    if recipe.runtime.device == "cuda" and capability is None:
+        raise InputError("runtime.device: 'cuda' asked, but no NVIDIA GPU answers here; use auto or cpu")
+    device = "cpu" if capability is None else "cuda"
+    automatic = "float32" if capability is None else "bfloat16" if capability >= 8 else "float16"
+    dtype = automatic if recipe.model.dtype == "auto" else recipe.model.dtype
+    if device == "cpu" and ("8bit" in recipe.training.optim or "paged" in recipe.training.optim):
+        raise InputError(f"training.optim: {recipe.training.optim!r} needs a GPU and this machine has none; use adamw_torch")
+    return Machine(device, dtype)
+
+
+def _cuda_capability() -> float | None:
+    """Compute capability of the first visible GPU, asked of the driver; None without one."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shutil.which("nvidia-smi") is None or visible == "" or "+cpu" in version("torch"):
+        return None
+    which = ["--id", visible.split(",")[0]] if visible else []
+    command = ["nvidia-smi", *which, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return float(answer.stdout.split()[0]) if answer.returncode == 0 and answer.stdout.strip() else None
+
+
+def open_engine(name: str, recipe: Recipe, model: Source, where: Machine) -> Any:
+    """Import and open an engine: loads the base."""
+    module, _, attribute = ENGINES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)(recipe, model, where)

@@ -1,0 +1,186 @@
+"""The transformers + PEFT engine: generates, scores and trains on any device, on one frozen base."""
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import load_peft_weights
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+
+from lowmem_spin.data import Renderer
+from lowmem_spin.engines import Completion, Machine, Request
+from lowmem_spin.engines.noise import RowNoise
+from lowmem_spin.logps import collate, completion_logps
+from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.sources import Source
+from lowmem_spin.training import Pair, train
+
+SLOT = "default"  # the one adapter that is ever in memory; policies are copied into it
+
+
+def load_tokenizer(model: Source, trust_remote_code: bool) -> Any:
+    """The tokenizer of a model, from the hub or a folder."""
+    return AutoTokenizer.from_pretrained(model.location, revision=model.revision, trust_remote_code=trust_remote_code)
+
+
+def load_base(model: Source, quantization: str, where: Machine, trust_remote_code: bool = False) -> Any:
+    """The frozen base, in 4 bits or in the compute type."""
+    dtype = getattr(torch, where.dtype)
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    if where.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("runtime.device: the driver sees a GPU but this torch build does not; install a CUDA build, or use cpu")
+    base = AutoModelForCausalLM.from_pretrained(
+        model.location,
+        revision=model.revision,
+        dtype=dtype,
+        device_map={"": where.device},
+        quantization_config=four_bit if quantization == "nf4" else None,
+        use_safetensors=True,  # a pickle can run code
+        trust_remote_code=trust_remote_code,
+    )
+    for module in base.modules():
+        # On AVX512-BF16 processors bitsandbytes repacks these weights at the first no-grad forward, in place, for
+        # a kernel without backward: every later gradient would be silently wrong.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    base.requires_grad_(False)
+    return base.eval()
+
+
+class HF:
+    """One base and one adapter slot; every policy is the base alone or with its weights copied into the slot."""
+
+    def __init__(self, recipe: Recipe, model: Source, where: Machine) -> None:
+        transformers.utils.logging.disable_progress_bar()
+        transformers.logging.set_verbosity_error()
+        self.recipe, self.where = recipe, where
+        self.device = torch.device(where.device)
+        self.tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
+        self.end_token = Renderer(self.tokenizer, recipe.model.chat_template).end_token
+        base = load_base(model, recipe.model.quantization, where, recipe.model.trust_remote_code)
+        ends = base.generation_config.eos_token_id
+        ends = {self.end_token, self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        self.ends = sorted(end for end in ends if end is not None)
+        self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
+        self.model = self._with_slot(base)
+        self.in_slot: Path | None = None
+
+    def _with_slot(self, base: Any) -> PeftModel:
+        lora = self.recipe.training.lora
+        config = LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.lora_alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+        try:
+            model = get_peft_model(base, config, adapter_name=SLOT)
+        except ValueError as error:
+            raise InputError(f"training.lora.target_modules: {lora.target_modules!r}: {str(error).splitlines()[0]}") from None
+        wrong = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} - {torch.float32}
+        if wrong:
+            raise TypeError(f"adapters must be float32, small updates vanish in {wrong}")
+        return model
+
+    @contextmanager
+    def _playing(self, adapter: Path | None) -> Iterator[Any]:
+        """The base model acting as a policy, in eval mode."""
+        self.model.eval()
+        if adapter is None:
+            with self.model.disable_adapter():
+                yield self.model.get_base_model()
+            return
+        if self.in_slot != adapter:
+            self._fill_slot(adapter)
+        yield self.model.get_base_model()
+
+    def _fill_slot(self, adapter: Path) -> None:
+        self.in_slot = None
+        result = set_peft_model_state_dict(self.model, load_peft_weights(str(adapter), device="cpu"), adapter_name=SLOT)
+        if result.unexpected_keys:
+            raise InputError(f"adapter {str(adapter)!r} was made for another base: it has {result.unexpected_keys[0]}")
+        self.in_slot = adapter
+
+    @torch.no_grad()
+    def generate(
+        self, adapter: Path | None, requests: Sequence[Request], *, temperature: float, top_p: float, top_k: int | None,
+        max_new_tokens: int,
+    ) -> list[Completion]:
+        """One batch of completions; see engines.Generator."""
+        width = max(len(request.prompt) for request in requests)
+        ids = torch.full((len(requests), width), self.pad)
+        mask = torch.zeros_like(ids)
+        for row, request in enumerate(requests):
+            ids[row, width - len(request.prompt) :] = torch.as_tensor(request.prompt)
+            mask[row, width - len(request.prompt) :] = 1
+        seeds = torch.tensor([request.seed for request in requests], device=self.device)
+        ends = torch.tensor(self.ends, device=self.device)
+        noise = RowNoise(seeds, ends, temperature, top_p, top_k, width)
+        settings = GenerationConfig(
+            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=self.ends, pad_token_id=self.pad, use_cache=True
+        )
+        with self._playing(adapter) as policy, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            output = policy.generate(
+                ids.to(self.device), attention_mask=mask.to(self.device), generation_config=settings, logits_processor=[noise]
+            )
+        drawn, logps = output[:, width:].tolist(), noise.logps.tolist()
+        return [self._completion(tokens, logp) for tokens, logp in zip(drawn, logps, strict=True)]
+
+    def _completion(self, tokens: list[int], logp: float) -> Completion:
+        stop = next((place for place, token in enumerate(tokens) if token in self.ends), None)
+        kept = tokens if stop is None else tokens[: stop + 1]
+        text = self.tokenizer.decode(kept if stop is None else kept[:-1], skip_special_tokens=False)
+        return Completion(kept, text, "length" if stop is None else "stop", logp)
+
+    @torch.no_grad()
+    def score(self, adapter: Path | None, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        """Summed log-probs of one batch of rows; see engines.Learner."""
+        with self._playing(adapter) as policy:
+            return completion_logps(policy, collate(rows, self.pad).to(self.device)).tolist()
+
+    def train(
+        self, init: Path | None, pairs: Sequence[Pair], loss: dict[str, Any], settings: dict[str, Any], work: Path,
+        advance: Callable[[int], None],
+    ) -> tuple[Path, list[dict[str, float]]]:
+        """Train the slot from `init`, or from fresh weights on the base; see engines.Learner."""
+        if init is None:
+            torch.manual_seed(settings["seed"])
+            self._reset_slot()
+        else:
+            self._fill_slot(init)
+        self.in_slot = None
+        self.model.train()
+        try:
+            metrics = train(
+                self.model, pairs, loss, settings, work,
+                pad=self.pad,
+                device_batch=self.recipe.training.per_device_train_batch_size,
+                checkpoint_steps=self.recipe.runtime.checkpoint_steps,
+                gradient_checkpointing=self.recipe.training.gradient_checkpointing,
+                advance=advance,
+            )
+        finally:
+            self.model.eval()
+            self.model.zero_grad(set_to_none=True)
+        folder = work / "adapter"
+        shutil.rmtree(folder, ignore_errors=True)
+        self.model.save_pretrained(folder, selected_adapters=[SLOT])
+        (folder / "README.md").unlink(missing_ok=True)
+        return folder, metrics
+
+    def _reset_slot(self) -> None:
+        """Fresh LoRA weights: A random, B zero, so the slot starts as the base."""
+        for module in self.model.modules():
+            if hasattr(module, "reset_lora_parameters"):
+                module.reset_lora_parameters(SLOT, init_lora_weights=True)  # type: ignore[operator]

@@ -1,0 +1,65 @@
+"""Sampling whose noise belongs to the row: the same row gives the same draw in any batch.
+
+The Gumbel-max trick: argmax(logits + Gumbel noise) is an exact draw from softmax(logits). The noise is a hash of
+(row seed, step, token), so nothing about the other rows, their number or their padding enters it.
+"""
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
+
+_GOLDEN, _MIX1, _MIX2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # splitmix64's, as int64
+
+
+def _shift(value: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64, which torch shifts arithmetically."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(value: Tensor) -> Tensor:
+    """splitmix64's finaliser: every bit of the result depends on every bit of the value."""
+    value = (value ^ _shift(value, 30)) * _MIX1
+    value = (value ^ _shift(value, 27)) * _MIX2
+    return value ^ _shift(value, 31)
+
+
+def gumbel(seeds: Tensor, step: int, vocabulary: int) -> Tensor:
+    """Standard Gumbel noise (rows, vocabulary), float64, from int64 row seeds.
+
+    Uniforms have 53 bits and lie strictly inside (0, 1): with 24 bits one in 2^24 is 1.0 and its noise infinite.
+    """
+    rows = _mix(_mix(seeds + _GOLDEN) + torch.full_like(seeds, step) * _GOLDEN)
+    tokens = torch.arange(1, vocabulary + 1, device=seeds.device) * _GOLDEN
+    bits = _shift(_mix(rows[:, None] + tokens[None, :]), 11)
+    uniform = (bits.double() + 0.5) * 2.0**-53
+    return -torch.log(-torch.log(uniform))
+
+
+class RowNoise(LogitsProcessor):
+    """Turns greedy decoding into sampling, and adds up the log-probs of what was drawn.
+
+    Temperature, top-k and top-p are applied here, before the noise: built-in warpers would run after it.
+    """
+
+    def __init__(
+        self, seeds: Tensor, ends: Tensor, temperature: float, top_p: float, top_k: int | None, prompt_length: int
+    ) -> None:
+        self.seeds, self.ends, self.temperature, self.prompt_length = seeds, ends, temperature, prompt_length
+        self.warpers = [] if top_k is None else [TopKLogitsWarper(top_k)]
+        self.warpers += [] if top_p == 1 else [TopPLogitsWarper(top_p)]
+        self.logps = torch.zeros(len(seeds), dtype=torch.float64, device=seeds.device)
+        self.alive = torch.ones(len(seeds), dtype=torch.bool, device=seeds.device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        logps = scores.double().log_softmax(-1)
+        noisy = logps
+        if self.temperature > 0:
+            warped = scores.float() / self.temperature
+            for warper in self.warpers:
+                warped = warper(input_ids, warped)
+            step = input_ids.shape[1] - self.prompt_length
+            noisy = warped.double() + gumbel(self.seeds, step, scores.shape[-1])
+        drawn = noisy.argmax(-1)
+        self.logps += torch.where(self.alive, logps.gather(-1, drawn[:, None])[:, 0], 0.0)
+        self.alive &= ~torch.isin(drawn, self.ends)
+        return noisy

@@ -1,0 +1,1 @@
+"""How good and how healthy each policy of a game is."""

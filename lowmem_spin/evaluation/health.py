@@ -1,0 +1,120 @@
+"""Game health: held-out scores and drift of one policy, as arithmetic on the store's tables."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lowmem_spin.data import Rows
+from lowmem_spin.game import Evaluate, Sampling
+from lowmem_spin.tables import Answer, Scored, Tables
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its standard error; `values` are per row, so that two policies can be compared in pairs."""
+
+    values: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        return float(self.values.mean())
+
+    @property
+    def error(self) -> float:
+        return float(self.values.std(ddof=1) / len(self.values) ** 0.5) if len(self.values) > 1 else float("nan")
+
+    def minus(self, other: "Estimate") -> "Estimate":
+        """The difference on the same rows."""
+        return Estimate(self.values - other.values)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Rows that no iterate learns from."""
+
+    rows: Rows
+    scored: list[int]  # places on which the data's answers are scored and greedy answers are compared
+    health: list[int]  # places that every policy answers by sampling
+    exact_match: bool
+
+
+@dataclass(frozen=True)
+class Health:
+    """What is known of one policy. KL in nats per completion, estimated on the drawing policy's own samples."""
+
+    name: str
+    policy: str
+    chosen_logp: Estimate  # of the data's answers, held out
+    kl_to_base: Estimate  # KL(policy | base)
+    kl_to_previous: Estimate  # KL(policy | previous iterate)
+    kl_from_base: Estimate  # KL(base | policy): how much of the base's behaviour has been given up
+    length: Estimate  # of own samples, tokens
+    truncated: Estimate  # share of own samples that did not end
+    identical: Estimate  # share of own samples equal to the data's answer: it rises as the game is won
+    exact_match: Estimate | None = None  # greedy
+    categories: dict[str, Estimate] = field(default_factory=dict)  # exact_match by category
+    samples: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def sampled_accuracy(self) -> Estimate:
+        """Expected share of samples that equal the data's answer: mean of exp(chosen log-prob), no sampling noise."""
+        return Estimate(np.exp(self.chosen_logp.values))
+
+    def record(self) -> dict[str, Any]:
+        """Flat numbers for metrics.jsonl."""
+        estimates = {name: value for name, value in vars(self).items() if isinstance(value, Estimate)}
+        estimates["sampled_accuracy"] = self.sampled_accuracy
+        estimates |= {f"exact_match/{name}": value for name, value in self.categories.items()}
+        numbers = {name: value.mean for name, value in estimates.items()}
+        numbers |= {f"{name}_se": value.error for name, value in estimates.items()}
+        return {"name": self.name, "policy": self.policy, **numbers, "samples": self.samples}
+
+
+def evaluate(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, greedy: Sampling) -> Health:
+    """Measure one policy, generating and scoring only what the store lacks."""
+    rows, policy = held.rows, stage.policy
+    prompts = [(rows.ids[place], rows.prompt(place)) for place in held.health]
+    own = tables.answers(policy, sampling, prompts, f"{stage.name}: own answers")
+    base_own = tables.answers(tables.base, sampling, prompts, "base: own answers")
+
+    def drift(answers: Sequence[Answer], drawn_from: str, against: str) -> Estimate:
+        scored = [Scored(name, prompt, answer.name, answer.tokens) for (name, prompt), answer in zip(prompts, answers, strict=True)]
+        label = f"{stage.name}: drift"
+        return Estimate(tables.logps(drawn_from, scored, label) - tables.logps(against, scored, label))
+
+    chosen = [Scored(rows.ids[place], rows.prompt(place), "chosen", rows.chosen(place)) for place in held.scored]
+    texts = [rows.completions[place] for place in held.health]
+    match = None
+    categories: dict[str, Estimate] = {}
+    if held.exact_match:
+        match = _exact_match(tables, stage, held, greedy)
+        categories = _by_category(match, [rows.categories[place] for place in held.scored])
+    return Health(
+        name=stage.name,
+        policy=policy,
+        chosen_logp=Estimate(tables.logps(policy, chosen, f"{stage.name}: held-out answers")),
+        kl_to_base=drift(own, policy, tables.base),
+        kl_to_previous=drift(own, policy, stage.previous),
+        kl_from_base=drift(base_own, tables.base, policy),
+        length=Estimate(np.array([len(answer.tokens) for answer in own], float)),
+        truncated=Estimate(np.array([answer.finish_reason == "length" for answer in own], float)),
+        identical=Estimate(np.array([answer.text == text for answer, text in zip(own, texts, strict=True)], float)),
+        exact_match=match,
+        categories=categories,
+        samples=[{"prompt_id": rows.ids[place], "answer": own[n].text} for n, place in enumerate(held.health[:8])],
+    )
+
+
+def _exact_match(tables: Tables, stage: Evaluate, held: Held, greedy: Sampling) -> Estimate:
+    prompts = [(held.rows.ids[place], held.rows.prompt(place)) for place in held.scored]
+    answers = tables.answers(stage.policy, greedy, prompts, f"{stage.name}: held-out tasks")
+    texts = [held.rows.completions[place] for place in held.scored]
+    right = [answer.text == text and answer.finish_reason == "stop" for answer, text in zip(answers, texts, strict=True)]
+    return Estimate(np.array(right, float))
+
+
+def _by_category(match: Estimate, labels: Sequence[str | None]) -> dict[str, Estimate]:
+    names = sorted({label for label in labels if label is not None})
+    return {name: Estimate(match.values[np.array([label == name for label in labels])]) for name in names}

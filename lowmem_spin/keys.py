@@ -1,0 +1,42 @@
+"""Keys: the hash of what was asked for.
+
+A stage is known by its key before it runs, so a finished stage is recognised and never repeated.
+"""
+
+import hashlib
+import json
+import math
+from typing import Any
+
+LENGTH = 20  # hex digits, 80 bits: no collision among any number of stages a person will run
+
+
+def canonical(value: Any) -> Any:
+    """`value` with only JSON types and one spelling each; refuses what has no deterministic form.
+
+    Raises:
+        TypeError: for sets, objects, bytes, NaN and anything else whose text could change between runs.
+    """
+    if isinstance(value, dict):
+        if not all(isinstance(name, str) for name in value):
+            raise TypeError(f"a key needs text names, got {sorted(map(repr, value))}")
+        return {name: canonical(value[name]) for name in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise TypeError(f"{value!r} of type {type(value).__name__} has no deterministic form, so it cannot be in a key")
+
+
+def digest(value: Any) -> str:
+    """A short stable hash of nested dicts, lists, text and finite numbers."""
+    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
+
+
+def number(*parts: Any) -> int:
+    """A 63-bit integer that depends on `parts` alone: a seed, or a place in a shuffled order."""
+    text = json.dumps(canonical(list(parts)), separators=(",", ":"), ensure_ascii=True)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

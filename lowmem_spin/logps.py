@@ -1,0 +1,83 @@
+"""Summed log-probs of completions, without ever holding the full logits.
+
+Only the positions that predict a completion token go through the head, a chunk at a time, and the backward
+pass recomputes each chunk: the peak is one chunk of logits, whatever the batch, the length or the vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_BYTES = 64 * 2**20  # of float32 logits held at once; 64 tokens at a vocabulary of 256k
+
+
+@dataclass
+class Batch:
+    """Right-padded rows. All tensors are (rows, length)."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    completion_mask: Tensor  # 1 on the completion's tokens, its end of turn included
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.completion_mask.to(device))
+
+
+def collate(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> Batch:
+    """Right-pad (prompt ids, completion ids) rows into one batch."""
+    length = max(len(prompt) + len(completion) for prompt, completion in rows)
+    input_ids = torch.full((len(rows), length), pad, dtype=torch.long)
+    attention_mask, completion_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
+    for index, (prompt, completion) in enumerate(rows):
+        end = len(prompt) + len(completion)
+        input_ids[index, :end] = torch.from_numpy(np.concatenate([prompt, completion]).astype(np.int64))
+        attention_mask[index, :end] = 1
+        completion_mask[index, len(prompt) : end] = 1
+    return Batch(input_ids, attention_mask, completion_mask)
+
+
+def completion_logps(model: Any, batch: Batch, chunk_tokens: int | None = None) -> Tensor:
+    """Sum of the log-probs of each row's completion tokens, shape (rows,), float32, differentiable.
+
+    Args:
+        model: a causal language model of transformers, PEFT's wrapper taken off.
+        chunk_tokens: tokens whose logits are held at once; by default as many as fit CHUNK_BYTES.
+    """
+    hidden = model.get_decoder()(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+    ).last_hidden_state
+    predicts = batch.completion_mask[:, 1:].bool()  # the hidden state before a token predicts it
+    tokens = token_logps(
+        hidden[:, :-1][predicts],
+        batch.input_ids[:, 1:][predicts],
+        model.get_output_embeddings(),
+        getattr(model.config, "final_logit_softcapping", None),
+        chunk_tokens,
+    )
+    rows = predicts.nonzero()[:, 0]
+    return torch.zeros(len(predicts), device=tokens.device).index_add(0, rows, tokens)
+
+
+def token_logps(
+    hidden: Tensor, labels: Tensor, head: Any, softcap: float | None = None, chunk_tokens: int | None = None
+) -> Tensor:
+    """log softmax(head(hidden))[label] for hidden (tokens, width) and labels (tokens,), shape (tokens,), float32."""
+    if chunk_tokens is None:
+        chunk_tokens = max(16, CHUNK_BYTES // (4 * head.weight.shape[0]))
+
+    def one_chunk(states: Tensor, wanted: Tensor) -> Tensor:
+        logits = head(states).float()
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        return -F.cross_entropy(logits, wanted, reduction="none")
+
+    chunks = zip(hidden.split(chunk_tokens), labels.split(chunk_tokens), strict=True)
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        return torch.cat([checkpoint(one_chunk, states, wanted, use_reentrant=False) for states, wanted in chunks])  # type: ignore[arg-type]
+    return torch.cat([one_chunk(states, wanted) for states, wanted in chunks])

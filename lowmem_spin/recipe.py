@@ -1,0 +1,288 @@
+"""What a user writes: one YAML file, read into frozen, documented, checked values."""
+
+import difflib
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used. The message is one line: the field, the value, the remedy."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    name_or_path: str
+    """A hub id, or a folder with a model in safetensors, looked for beside the recipe and then from here."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; null is its main branch."""
+    quantization: Literal["nf4", "none"] = "nf4"
+    """nf4: the frozen base in 4 bits through bitsandbytes (QLoRA). none: in `dtype`."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Compute type. auto: bfloat16 on a GPU that has it, float16 on an older one, float32 on a CPU."""
+    chat_template: str | None = None
+    """For a base model that has none: gemma, chatml, zephyr, alpaca, or Jinja text. null: the tokenizer's own."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you have read that code."""
+
+
+class Data(Section):
+    path: str
+    """A hub data set, or a JSONL or Parquet file, looked for beside the recipe and then from here.
+    Columns: `messages`; or `prompt` and `completion`; or `real` as in SPIN's own data."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+    split: str = "train"
+    """Split of a hub data set."""
+    turns: Literal["first", "all"] = "first"
+    """first: one row per conversation, its first answer, as SPIN does. all: one row per answer."""
+    resample: bool = True
+    """true: every iteration draws its own prompts. false: all iterations take the same ones."""
+    max_prompt_length: int = Field(512, ge=1)
+    """In tokens. Rows with longer prompts are counted, reported and left out, never cut."""
+    max_completion_length: int = Field(512, ge=1)
+    """In tokens. The data's longer answers are counted, reported, and end here without an end of turn."""
+
+
+class Loss(Section):
+    name: Literal["dpo"] = "dpo"
+    """dpo: the logistic loss of DPO and SPIN."""
+    beta: float = Field(0.1, gt=0)
+    """Strength of the pull to the reference; small values move further per pair. SPIN's value is 0.1."""
+
+
+def _infinite(value: Any) -> Any:
+    return "inf" if isinstance(value, float) and math.isinf(value) else value
+
+
+class Game(Section):
+    algorithm: Literal["alpha-spin"] = "alpha-spin"
+    """alpha-spin: Algorithm 2 of arXiv 2404.04291. With alpha 1 and history 1 it is SPIN."""
+    iterations: int = Field(3, ge=1)
+    """How many iterates to train (the paper's T + 1)."""
+    alpha: float = Field(0.95, ge=0, le=1)
+    """Weight of the previous iterate in the geometric reference; the base has the rest. 1 is SPIN."""
+    history: Annotated[Annotated[int, Field(ge=1)] | Literal["inf"], BeforeValidator(_infinite)] = 2
+    """How many past iterates play the opponent. inf: all of them, which is fictitious play."""
+    weights: Literal["algorithm", "distinct"] = "algorithm"
+    """Before `history` iterates exist, count the base once per missing one (algorithm) or only once (distinct)."""
+    pairing: Literal["split", "concatenate"] = "split"
+    """split: each prompt is answered by one opponent. concatenate: by every opponent, one row for each."""
+    pairs: Annotated[int, Field(ge=1)] | list[Annotated[int, Field(ge=1)]] = 50000
+    """Rows to train on per iteration, after pairing; or a list with one number per iteration."""
+    init: Literal["previous", "base"] = "previous"
+    """Where an iterate's weights start."""
+    loss: Loss = Loss()
+
+    @property
+    def window(self) -> int | None:
+        """`history` as a number, or None for all of it."""
+        return None if self.history == "inf" else int(self.history)
+
+
+class Generation(Section):
+    engine: Literal["auto", "hf"] = "auto"
+    """hf: transformers, on any device. auto picks the fastest that works here."""
+    temperature: float = Field(1.0, ge=0)
+    """1 samples from the policy itself, as the algorithms assume; 0 is greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Sample from the smallest set of tokens with this much probability."""
+    top_k: int | None = Field(None, ge=1)
+    """Sample from the k likeliest tokens; null is all of them."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Completions end here at the latest, and are then marked as truncated."""
+
+
+class Lora(Section):
+    r: int = Field(16, ge=1)
+    """Rank of the adapters."""
+    lora_alpha: int = Field(32, ge=1)
+    """Scale of the adapters: the update is lora_alpha / r * B A."""
+    dropout: float = Field(0.05, ge=0, lt=1)
+    """Dropout on the adapters' input while training."""
+    target_modules: str | list[str] = "all-linear"
+    """Names of the layers that get an adapter, or all-linear."""
+
+
+class Training(Section):
+    engine: Literal["auto", "hf"] = "auto"
+    """hf: transformers and PEFT, on any device. It scores as well as trains."""
+    lora: Lora = Lora()
+    learning_rate: float = Field(5e-5, gt=0)
+    """Peak learning rate of the adapter."""
+    num_train_epochs: int = Field(1, ge=1)
+    """Passes over an iteration's pairs."""
+    per_device_train_batch_size: int = Field(4, ge=1)
+    """Pairs in one forward. Only its product with gradient_accumulation_steps changes the result."""
+    gradient_accumulation_steps: int = Field(16, ge=1)
+    """Forwards in one optimiser step."""
+    optim: str = "adamw_torch"
+    """Any optimiser name of transformers; paged_adamw_8bit saves memory on a GPU."""
+    lr_scheduler_type: str = "linear"
+    """Any schedule name of transformers."""
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Of the adapter's weights."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients longer than this are shortened; 0 leaves them."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time, the same result."""
+
+    @field_validator("optim", "lr_scheduler_type")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not value.isidentifier():
+            raise ValueError("a name such as adamw_torch or linear is needed")
+        return value
+
+
+class Evaluation(Section):
+    path: str | None = None
+    """Held-out rows with the columns of `data`. null: health is measured on rows set aside from the data."""
+    split: str = "test"
+    """Split of a hub data set."""
+    metric: Literal["exact_match", "none"] = "none"
+    """exact_match: the share of held-out rows whose greedy answer is the row's, to the letter."""
+    category: str = "category"
+    """Column that groups the held-out rows, if they have it."""
+    health_prompts: int = Field(256, ge=1)
+    """Prompts on which every iterate's drift and lengths are measured."""
+    compare_sft: bool = False
+    """Also fine-tune plainly on the same rows for as many steps, as the yardstick."""
+
+
+class Runtime(Section):
+    """Nothing here changes what is computed, only how fast and in how much memory."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    generation_batch_size: int = Field(64, ge=1)
+    """Completions generated, and committed, together."""
+    scoring_batch_size: int = Field(16, ge=1)
+    """Rows scored in one forward."""
+    checkpoint_steps: int = Field(50, ge=1)
+    """Optimiser steps between two checkpoints: what a crash in the middle of training can cost."""
+
+
+class Output(Section):
+    dir: str | None = None
+    """Folder of this run's results; null is runs/ and the recipe's name."""
+    store: str = "runs/store"
+    """Folder that all runs share: completions, log-probs and adapters, each computed once."""
+
+
+class Recipe(Section):
+    """One game: what to play with, how, and where the results go."""
+
+    model: Model
+    data: Data
+    game: Game = Game()
+    generation: Generation = Generation()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    runtime: Runtime = Runtime()
+    output: Output = Output()
+    seed: int = Field(42, ge=0)
+    """Of the prompts drawn, the completions sampled, the adapters' first weights and the row order."""
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> "Recipe":
+        pairs = self.game.pairs
+        if isinstance(pairs, list) and len(pairs) != self.game.iterations:
+            raise ValueError(f"game.pairs: has {len(pairs)} numbers for {self.game.iterations} iterations; give one each")
+        if self.evaluation.metric != "none" and self.evaluation.path is None:
+            raise ValueError("evaluation.metric: exact_match needs held-out rows; give evaluation.path")
+        return self
+
+    def pairs_at(self, t: int) -> int:
+        """Rows to train on in iteration t."""
+        return self.game.pairs[t] if isinstance(self.game.pairs, list) else self.game.pairs
+
+
+BUNDLED = [Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes"]
+
+
+def find(name: str) -> Path:
+    """The recipe file `name`: a path, or the name of one that comes with the package."""
+    path = Path(name)
+    if path.is_dir():
+        raise InputError(f"recipe {name!r} is a folder; give the YAML file in it")
+    shipped = [folder / f"{name.removesuffix('.yaml')}.yaml" for folder in BUNDLED]
+    for candidate in [path, *(shipped if path.name == name else [])]:
+        if candidate.is_file():
+            return candidate
+    raise InputError(f"recipe {name!r}: no such file; `lowmem-spin recipe` shows how one looks")
+
+
+def load(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+    """Read a recipe, apply `a.b=value` overrides, and check it.
+
+    Raises:
+        InputError: one line that names the field, the value and the remedy.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a recipe is a list of `field: value` lines, not {type(content).__name__}")
+    for override in overrides:
+        _override(content, override)
+    output = content.setdefault("output", {})
+    if isinstance(output, dict) and output.get("dir") is None:
+        output["dir"] = f"runs/{path.stem}"
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {explain(error)}") from None
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise InputError(f"--set {override!r}: write it as field=value, for instance game.alpha=0.9")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override!r}: the value is not valid YAML; quote it") from None
+    *parents, last = name.split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+        if not isinstance(content, dict):
+            raise InputError(f"--set {override!r}: {parent} has no fields of its own")
+    content[last] = value
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem of a recipe in one line, and how many more there are."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    places = [str(place) for place in first["loc"] if not str(place).startswith(("constrained-", "list[", "literal["))]
+    places = [place for place in places if place not in ("int", "str")]
+    field = ".".join(places)
+    if first["type"] == "extra_forbidden":
+        line = f"{field}: unknown field{_nearest(places)}"
+    elif first["type"] == "missing":
+        line = f"{field}: missing; add it"
+    elif not places:
+        line = first["msg"].removeprefix("Value error, ")
+    else:
+        line = f"{field}: {first['input']!r} cannot be used: {first['msg'].removeprefix('Value error, ')}"
+    others = len({problem["loc"][:2] for problem in problems}) - 1
+    return line + (f" (and {others} more)" if others else "")
+
+
+def _nearest(places: list[str]) -> str:
+    section: Any = Recipe
+    for place in places[:-1]:
+        section = section.model_fields[place].annotation
+    near = difflib.get_close_matches(places[-1], section.model_fields, n=1)
+    known = f"did you mean {near[0]}?" if near else f"known here: {', '.join(section.model_fields)}"
+    return f"; {known}"

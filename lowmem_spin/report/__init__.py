@@ -1,0 +1,1 @@
+"""What a game found: the final table and picture, from measured results only."""

@@ -1,0 +1,85 @@
+"""The final picture: scores over iterates, drift, and a radar of categories as in the paper's figures 2 to 5."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.projections.polar import PolarAxes
+
+from lowmem_spin.evaluation.health import Estimate, Health
+from lowmem_spin.report.table import Z
+
+COLORS = ["#8a8f98", "#9ecae1", "#4292c6", "#08519c", "#3f007d", "#7a0177", "#ae017e"]  # base grey, then darker
+
+
+def draw(healths: Sequence[Health], title: str, path: Path) -> None:
+    """Write the picture of a finished game."""
+    has_radar = len(healths[0].categories) >= 3
+    figure = Figure(figsize=(13.5 if has_radar else 9, 4.4), layout="constrained")
+    figure.suptitle(title)
+    count = 3 if has_radar else 2
+    _scores(figure.add_subplot(1, count, 1), healths)
+    _drift(figure.add_subplot(1, count, 2), healths)
+    if has_radar:
+        _radar(figure.add_subplot(1, count, 3, projection="polar"), healths)  # type: ignore[arg-type]
+    figure.savefig(path, dpi=140)
+
+
+def _points(axes: Axes, values: Sequence[Estimate], label: str, color: str, marker: str = "o") -> None:
+    places = range(len(values))
+    errors = [Z * value.error for value in values]
+    axes.errorbar(places, [value.mean for value in values], errors, label=label, color=color, marker=marker, capsize=3)
+
+
+def _played(healths: Sequence[Health]) -> tuple[list[Health], list[Health]]:
+    """(base and iterates, yardsticks)"""
+    return [h for h in healths if h.name.startswith(("base", "iterate"))], [h for h in healths if h.name.startswith("plain")]
+
+
+def _name_policies(axes: Axes, played: Sequence[Health]) -> None:
+    axes.set_xticks(range(len(played)), [health.name.replace("iterate ", "it. ") for health in played])
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")
+
+
+def _scores(axes: Axes, healths: Sequence[Health]) -> None:
+    played, yardsticks = _played(healths)
+    kinds = [("sampled accuracy", "#4292c6", [h.sampled_accuracy for h in played], [h.sampled_accuracy for h in yardsticks])]
+    if played[0].exact_match is not None:
+        matches = [[h.exact_match for h in group if h.exact_match is not None] for group in (played, yardsticks)]
+        kinds.insert(0, ("exact match (greedy)", "#08519c", *matches))
+    for label, color, values, marks in kinds:
+        _points(axes, values, label, color)
+        for mark in marks:
+            axes.axhline(mark.mean, color=color, linestyle=":", label=f"plain SFT, {label.split(' (')[0]}")
+    axes.set_ylim(bottom=0)
+    axes.set_title("held-out rows")
+    _name_policies(axes, played)
+
+
+def _drift(axes: Axes, healths: Sequence[Health]) -> None:
+    played, _ = _played(healths)
+    _points(axes, [h.kl_to_base for h in played], "KL(policy | base)", "#7a0177")
+    _points(axes, [h.kl_to_previous for h in played], "KL(policy | previous)", "#f768a1", "s")
+    axes.set_ylabel("nats per completion")
+    axes.set_title("drift, on own samples")
+    _name_policies(axes, played)
+
+
+def _radar(axes: PolarAxes, healths: Sequence[Health]) -> None:
+    names = list(healths[0].categories)
+    angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
+    for index, health in enumerate(healths):
+        values = [health.categories[name].mean for name in names]
+        yardstick = health.name.startswith("plain")
+        color = "#d95f0e" if yardstick else COLORS[min(index, len(COLORS) - 1)]
+        closed = [*values, values[0]], [*angles, angles[0]]
+        axes.plot(closed[1], closed[0], label=health.name, color=color, linestyle=":" if yardstick else "-")
+    axes.set_xticks(angles, names)
+    axes.set_ylim(0, 1)
+    axes.set_yticks([0.25, 0.5, 0.75], ["", ".5", ""])
+    axes.set_title("exact match by category")
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.12, 0.5))

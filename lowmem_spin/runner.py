@@ -1,0 +1,245 @@
+"""Plays a game: each stage of game.py through the store's tables, computing only what is not there."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lowmem_spin import data
+from lowmem_spin.data import Rows
+from lowmem_spin.display import Display
+from lowmem_spin.engines import Machine, machine, open_engine
+from lowmem_spin.evaluation.health import Health, Held, evaluate
+from lowmem_spin.game import Evaluate, Generate, Inputs, Pairs, Score, Stage, Train, play, sampling
+from lowmem_spin.keys import digest
+from lowmem_spin.recipe import Recipe
+from lowmem_spin.report import table
+from lowmem_spin.sources import Source, Sources
+from lowmem_spin.store import Store, read_parquet, write_json, write_parquet
+from lowmem_spin.tables import Answer, Scored, Tables
+
+PACKAGES = ("lowmem-spin", "torch", "transformers", "peft", "bitsandbytes")
+
+
+@dataclass
+class Game:
+    """A recipe made concrete on this machine: its keys, rows and tables."""
+
+    recipe: Recipe
+    inputs: Inputs
+    stages: list[Stage]
+    rows: Rows
+    pool: list[int]  # places of `rows` that may be learned from
+    held: Held
+    tables: Tables
+    store: Store
+    folder: Path
+
+    def places(self, pairs: Pairs) -> list[int]:
+        """The rows of an iteration, in the draw's order."""
+        return [self.pool[place] for place in data.draw([self.rows.ids[place] for place in self.pool], pairs.draw)]
+
+
+def open_game(recipe: Recipe, beside: Path, display: Display) -> Game:
+    """Find model and data, prepare the rows, and name every stage; no model is loaded."""
+    store = Store(Path(recipe.output.store), lambda line: display.say(line, "yellow"))
+    sources = Sources(beside, store.root / "sources.json")
+    model = sources.model(recipe.model.name_or_path, recipe.model.revision)
+    where = machine(recipe)
+    prepare = _Preparer(recipe, model, store, display)
+    train_source = sources.data(recipe.data.path, recipe.data.revision, "data.path")
+    rows, data_key = prepare(train_source, "data.path", recipe.data.split)
+    every = list(range(len(rows)))
+    if recipe.evaluation.path is None:
+        health, pool = data.set_aside(rows.ids, recipe.evaluation.health_prompts)
+        data_key = digest({"rows": data_key, "set aside": len(health)})
+        held = Held(rows, health, health, exact_match=False)
+    else:
+        source = sources.data(recipe.evaluation.path, None, "evaluation.path")
+        held_rows, _ = prepare(source, "evaluation.path", recipe.evaluation.split)
+        health = data.head(held_rows.ids, recipe.evaluation.health_prompts)
+        pool = every
+        held = Held(held_rows, list(range(len(held_rows))), health, recipe.evaluation.metric == "exact_match")
+    identity = {"engine": "hf", "dtype": where.dtype}
+    template = recipe.model.chat_template
+    base = digest({"kind": "base", "model": model.identity, "quantization": recipe.model.quantization, "template": template})
+    inputs = Inputs(base, data_key, identity, identity)
+    tables = Tables(
+        store, base, identity, _lazy_engine(recipe, model, where, display), display,
+        recipe.runtime.generation_batch_size, recipe.runtime.scoring_batch_size,
+    )
+    folder = Path(recipe.output.dir or "runs/game")
+    game = Game(recipe, inputs, list(play(recipe, inputs)), rows, pool, held, tables, store, folder)
+    _write_record(game, where, model, train_source)
+    return game
+
+
+@dataclass
+class _Preparer:
+    """Rows from the store, or read and rendered now."""
+
+    recipe: Recipe
+    model: Source
+    store: Store
+    display: Display
+
+    def __call__(self, source: Source, field: str, split: str) -> tuple[Rows, str]:
+        recipe, category = self.recipe, self.recipe.evaluation.category
+        key = data.data_key(source, self.model, recipe.data, recipe.model.chat_template, category, split)
+        path = self.store.data(key)
+        if not path.exists():
+            with self.display.start_up(f"reading {source.location}"):
+                from lowmem_spin.engines.hf import load_tokenizer
+
+                renderer = data.Renderer(
+                    load_tokenizer(self.model, recipe.model.trust_remote_code), recipe.model.chat_template
+                )
+                write_parquet(path, data.prepare(source, recipe.data, field, split, category, renderer))
+        rows = Rows(read_parquet(path))
+        counts = ", ".join(f"{count:,} {name}" for name, count in rows.counts.items())
+        self.display.say(f"{field}: {source.location}: {counts}")
+        return rows, key
+
+
+def _lazy_engine(recipe: Recipe, model: Source, where: Machine, display: Display) -> Any:
+    opened: list[Any] = []
+
+    def engine() -> Any:
+        if not opened:
+            with display.start_up(f"loading {model.location}"):
+                opened.append(open_engine("hf", recipe, model, where))
+            display.say(f"base {model.location} ({recipe.model.quantization}, {where.dtype}) on {where.device}, engine hf")
+        return opened[0]
+
+    return engine
+
+
+def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
+    """Play the whole game; what the store already has is not computed again."""
+    game = open_game(recipe, beside, display)
+    display.say(f"results in {game.folder}, shared work in {game.store.root}; interrupt whenever you like, run again to go on")
+    healths: list[Health] = []
+    for place, stage in enumerate(game.stages):
+        display.title = f"[{place + 1}/{len(game.stages)}] "
+        match stage:
+            case Generate(pairs=pairs):
+                _negatives(game, pairs)
+            case Score(pairs=pairs, policy=policy):
+                _pair_logps(game, pairs, policy)
+            case Train():
+                _link(game, stage, game.tables.train(stage, lambda stage=stage: _training_pairs(game, stage), stage.name))
+            case Evaluate():
+                greedy = sampling(game.recipe, game.inputs, greedy=True)
+                health = evaluate(game.tables, stage, game.held, sampling(game.recipe, game.inputs), greedy)
+                healths.append(health)
+                display.say(table.line(health, [] if stage.policy == game.inputs.base else game.store.manifest(stage.policy)["metrics"]))
+    with display.timed("report"):
+        _finish(game, healths, display)
+    return healths
+
+
+def _name(game: Game, policy: str) -> str:
+    named = {stage.policy: stage.name for stage in game.stages if isinstance(stage, Train)}
+    return named.get(policy, "base")
+
+
+def _negatives(game: Game, pairs: Pairs) -> list[tuple[int, Answer]]:
+    """(place of the row, the opponent's answer) for every pair of an iteration."""
+    places, negatives = game.places(pairs), []
+    for policy, share in pairs.assign():
+        mine = [places[index] for index in share]
+        prompts = [(game.rows.ids[place], game.rows.prompt(place)) for place in mine]
+        answers = game.tables.answers(policy, pairs.sampling, prompts, f"by {_name(game, policy)}")
+        negatives += zip(mine, answers, strict=True)
+    return negatives
+
+
+def _pair_logps(game: Game, pairs: Pairs, policy: str) -> tuple[Any, Any]:
+    """The policy's log-probs of both sides of every pair: two arrays (rows,)."""
+    rows = game.rows
+    negatives = _negatives(game, pairs)
+    chosen = [Scored(rows.ids[place], rows.prompt(place), "chosen", rows.chosen(place)) for place, _ in negatives]
+    rejected = [Scored(rows.ids[place], rows.prompt(place), answer.name, answer.tokens) for place, answer in negatives]
+    both = game.tables.logps(policy, [*chosen, *rejected], f"by {_name(game, policy)}")
+    return both[: len(chosen)], both[len(chosen) :]
+
+
+def _training_pairs(game: Game, stage: Train) -> list[Any]:
+    from lowmem_spin.training import Pair
+
+    rows = game.rows
+    if stage.loss["name"] == "sft":
+        repeats = stage.pairs.rows // stage.pairs.draw.prompts
+        return [Pair(rows.prompt(place), rows.chosen(place)) for place in game.places(stage.pairs) for _ in range(repeats)]
+    negatives = _negatives(game, stage.pairs)
+    ref_chosen, ref_rejected = 0.0, 0.0
+    for policy, weight in stage.reference.items():  # the geometric mixture, up to a constant that cancels
+        chosen, rejected = _pair_logps(game, stage.pairs, policy)
+        ref_chosen, ref_rejected = ref_chosen + weight * chosen, ref_rejected + weight * rejected
+    return [
+        Pair(rows.prompt(place), rows.chosen(place), answer.tokens, float(good), float(bad))
+        for (place, answer), good, bad in zip(negatives, ref_chosen, ref_rejected, strict=True)
+    ]
+
+
+def _link(game: Game, stage: Train, adapter: Path) -> None:
+    """Put an iterate where people and other tools find it: iterates/0, iterates/1, ..."""
+    kind, _, number = stage.name.partition(" ")
+    if kind != "iterate":
+        return
+    link = game.folder / "iterates" / number
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink():
+        link.unlink()
+    elif link.exists():
+        shutil.rmtree(link)
+    try:
+        link.symlink_to(os.path.relpath(adapter.resolve(), link.parent.resolve()))
+    except OSError:  # a file system without links
+        shutil.copytree(adapter, link)
+
+
+def _write_record(game: Game, where: Machine, model: Source, train: Source) -> None:
+    """The resolved recipe and what it was resolved to, beside the results."""
+    game.folder.mkdir(parents=True, exist_ok=True)
+    resolved = game.recipe.model_dump(mode="json")
+    resolved["model"] |= {"revision": model.revision, "dtype": where.dtype}
+    resolved["data"]["revision"] = train.revision
+    (game.folder / "recipe.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+    policies = {stage.name: stage.policy for stage in game.stages if isinstance(stage, Train)}
+    record = {
+        "policies": {"base": game.inputs.base, **policies},
+        "inputs": vars(game.inputs),
+        "device": where.device,
+        "trust_remote_code": game.recipe.model.trust_remote_code,
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+    write_json(game.folder / "run.json", record)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _finish(game: Game, healths: list[Health], display: Display) -> None:
+    """The table, the picture, and where everything is."""
+    records = "".join(json.dumps(health.record()) + "\n" for health in healths)
+    metrics, picture = game.folder / "metrics.jsonl", game.folder / "iterates.png"
+    if not (metrics.exists() and picture.exists() and metrics.read_text(encoding="utf-8") == records):
+        from lowmem_spin.report.figures import draw
+
+        g = game.recipe.game
+        draw(healths, f"{game.folder.name}: {g.algorithm}, alpha {g.alpha}, history {g.history}, beta {g.loss.beta}", picture)
+        metrics.write_text(records, encoding="utf-8")
+    display.console.print(table.results(healths))
+    display.say(f"picture  {picture}")
+    display.say(f"adapters {game.folder / 'iterates'}/0..{game.recipe.game.iterations - 1}")
+    display.say(f"numbers  {metrics}")

@@ -1,0 +1,106 @@
+"""Where models and data come from, each known by its content: a local path's bytes or a hub commit."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowmem_spin.keys import digest
+from lowmem_spin.recipe import InputError
+from lowmem_spin.store import sha256, write_json
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something to load, and the identity of its content."""
+
+    location: str  # a local path or a hub id
+    revision: str | None  # the commit, for a hub id
+    identity: str
+
+    @property
+    def local(self) -> bool:
+        return self.revision is None
+
+
+class Sources:
+    """Finds models and data, and remembers file hashes and hub commits in the store.
+
+    A hub revision is resolved once per store, so that a game that goes on tomorrow plays with the same files.
+    """
+
+    def __init__(self, beside: Path, memory: Path) -> None:
+        self.beside, self.memory = beside, memory
+        self._known: dict[str, str] = json.loads(memory.read_text()) if memory.exists() else {}
+
+    def model(self, name: str, revision: str | None) -> Source:
+        """A folder with safetensors, or a model on the hub."""
+        field = "model.name_or_path"
+        folder = self._local(name)
+        if folder is None:
+            return self._hub(name, revision, field, "model")
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{field}: {name!r} is no model: it has no config.json")
+        if not list(folder.glob("*.safetensors")):
+            pickled = "; its .bin weights are pickles, which can run code: convert them" if list(folder.glob("*.bin")) else ""
+            raise InputError(f"{field}: {name!r} has no safetensors weights{pickled}")
+        files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md" and path.name[0] != ".")
+        return Source(str(folder), None, digest({path.name: self._file(path) for path in files}))
+
+    def data(self, path: str, revision: str | None, field: str) -> Source:
+        """A JSONL or Parquet file, or a data set on the hub."""
+        file = self._local(path)
+        if file is None:
+            if path.endswith((".jsonl", ".json", ".parquet")) or path.count("/") > 1:
+                raise InputError(f"{field}: no file {path!r}, neither beside the recipe nor from here")
+            return self._hub(path, revision, field, "dataset")
+        if not file.is_file() or file.suffix not in (".jsonl", ".json", ".parquet"):
+            raise InputError(f"{field}: {path!r} is not a .jsonl or .parquet file")
+        return Source(str(file), None, self._file(file))
+
+    def _local(self, name: str) -> Path | None:
+        for candidate in (self.beside / name, Path(name)):
+            if candidate.exists():
+                return candidate
+        return None
+
+    def _file(self, path: Path) -> str:
+        status = path.stat()
+        return self._remembered(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}", lambda: sha256(path))
+
+    def _hub(self, name: str, revision: str | None, field: str, kind: str) -> Source:
+        commit = self._remembered(f"hub|{kind}|{name}|{revision}", lambda: _commit(name, revision, field, kind))
+        return Source(name, commit, commit)
+
+    def _remembered(self, name: str, find: Any) -> str:
+        if name not in self._known:
+            self._known[name] = find()
+            write_json(self.memory, self._known)
+        return self._known[name]
+
+
+def _commit(name: str, revision: str | None, field: str, kind: str) -> str:
+    """The commit of a hub repository, from the hub or from the local cache."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import errors as hub
+
+    command = f"`hf download {name}{' --repo-type dataset' if kind == 'dataset' else ''}`"
+    try:
+        info = HfApi().repo_info(name, revision=revision, repo_type=kind)
+        return str(info.sha)
+    except hub.GatedRepoError:
+        raise InputError(f"{field}: {name!r} is gated: accept its licence on its hub page, then set HF_TOKEN") from None
+    except hub.RevisionNotFoundError:
+        raise InputError(f"{field}: {name!r} has no revision {revision!r}; see its hub page") from None
+    except (hub.RepositoryNotFoundError, hub.HFValidationError):
+        raise InputError(
+            f"{field}: {name!r} is neither a path beside the recipe or here nor on the hub; if it is private, set HF_TOKEN"
+        ) from None
+    except (hub.OfflineModeIsEnabled, hub.HfHubHTTPError, OSError) as unreachable:
+        try:
+            return Path(snapshot_download(name, revision=revision, repo_type=kind, local_files_only=True)).name
+        except (hub.LocalEntryNotFoundError, OSError):
+            why = "offline mode is on" if isinstance(unreachable, hub.OfflineModeIsEnabled) else "the hub cannot be reached"
+            raise InputError(
+                f"{field}: {name!r} is not here as a path or in the hub cache, and {why}; connect, or run {command} first"
+            ) from None

@@ -1,0 +1,242 @@
+"""The shared store: completions, log-probs and adapters, each computed once and known by what was asked.
+
+    store/completions/<key>/*.parquet   one table per (policy, sampling); opens with datasets, DuckDB, pandas
+    store/logps/<key>/*.parquet         one table per (policy, learner)
+    store/adapters/<key>/               a PEFT adapter folder and manifest.json
+    store/data/<key>.parquet            prepared rows
+    store/work/<key>/                   checkpoints of a training in progress
+    store/aside/                        what did not read back, moved out of the way
+
+Writes go to a temporary name and are renamed, so a file is whole or absent. A table has one writer at a time.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from lowmem_spin.recipe import InputError
+
+FORMAT = "1"  # of the store's layout; another number is another store
+COMPLETIONS = pa.schema(
+    {
+        "prompt_id": pa.string(),
+        "sample": pa.int32(),
+        "tokens": pa.list_(pa.int32()),  # with the end of turn, if the policy produced one
+        "text": pa.string(),
+        "finish_reason": pa.string(),  # "stop" or "length"
+        "logp": pa.float64(),  # of the tokens as the generator saw them: a drift alarm, never a training input
+    }
+)
+LOGPS = pa.schema(
+    {
+        "prompt_id": pa.string(),
+        "completion": pa.string(),  # "chosen", or completions-table key / sample number
+        "content": pa.string(),  # hash of the tokens scored: a check, not a key
+        "logp": pa.float64(),  # summed over the completion's tokens
+        "tokens": pa.int32(),
+    }
+)
+IDENTITY = {"completions": ["prompt_id", "sample"], "logps": ["prompt_id", "completion"]}
+SCHEMAS = {"completions": COMPLETIONS, "logps": LOGPS}
+Notice = Callable[[str], None]
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON that is whole or absent."""
+    _atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+
+
+def _atomic(path: Path, write: Callable[[Path], Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write a checksummed Parquet file that is whole or absent."""
+    _atomic(path, lambda temporary: pq.write_table(table, temporary, write_page_checksum=True))
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Read a Parquet file and verify its checksums."""
+    return pq.ParquetFile(path, page_checksum_verification=True).read()
+
+
+def token_arrays(column: pa.ChunkedArray) -> list[np.ndarray]:
+    """A column of token ids as int32 arrays that share its memory: a list of Python ints takes nine times as much."""
+    chunks = [(chunk.offsets.to_numpy(), chunk.values.to_numpy()) for chunk in column.chunks]
+    return [values[start:end] for offsets, values in chunks for start, end in itertools.pairwise(offsets)]
+
+
+class Table:
+    """An append-only table in one folder, a shard per batch.
+
+    Args:
+        maker: hash of the adapter that makes the rows. Shards of another maker are set aside, not mixed in.
+    """
+
+    def __init__(self, store: "Store", kind: str, key: str, asked: dict[str, Any], maker: str) -> None:
+        self.store, self.kind, self.key, self.maker = store, kind, key, maker
+        self.folder = store.root / kind / key
+        self.manifest = {"kind": kind, "asked": asked, "maker": maker}
+        self.schema = SCHEMAS[kind].with_metadata({"maker": maker})
+        self._shards: dict[str, pa.Table] = {}
+
+    def read(self) -> pa.Table:
+        """All committed rows. A shard that does not read back is set aside and its rows count as missing."""
+        names = sorted(path.name for path in self.folder.glob("[!.]*.parquet"))
+        for name in [name for name in self._shards if name not in names]:
+            del self._shards[name]
+        for name in names:
+            if name not in self._shards and (shard := self._read_shard(self.folder / name)) is not None:
+                self._shards[name] = shard
+        return pa.concat_tables([self.schema.empty_table(), *self._shards.values()])
+
+    def _read_shard(self, path: Path) -> pa.Table | None:
+        try:
+            shard = read_parquet(path)
+        except FileNotFoundError:  # merged by its writer since the folder was listed: the next read finds its rows
+            return None
+        except (pa.ArrowInvalid, OSError) as error:
+            self.store.set_aside(path, f"does not read back ({str(error).splitlines()[0]})")
+            return None
+        if (shard.schema.metadata or {}).get(b"maker") != self.maker.encode():
+            self.store.set_aside(path, "was made by another adapter than the one this key has now")
+            return None
+        if not shard.schema.equals(self.schema):
+            self.store.set_aside(path, "has other columns than this version writes")
+            return None
+        return shard
+
+    def append(self, columns: dict[str, list[Any]]) -> None:
+        """Commit rows as one shard."""
+        rows = pa.table(columns, schema=self.schema)
+        if not (self.folder / "manifest.json").exists():
+            write_json(self.folder / "manifest.json", self.manifest)
+        name = f"shard-{uuid.uuid4().hex}.parquet"
+        write_parquet(self.folder / name, rows)
+        self._shards[name] = rows
+
+    def merge(self) -> None:
+        """Put all shards into one file, rows in a canonical order, and their number in the manifest."""
+        rows = self.read().sort_by([(name, "ascending") for name in IDENTITY[self.kind]])
+        old = list(self._shards)
+        if len(old) < 2:
+            return
+        name = f"table-{uuid.uuid4().hex}.parquet"
+        write_parquet(self.folder / name, rows)
+        write_json(self.folder / "manifest.json", {**self.manifest, "rows": rows.num_rows})
+        for shard in old:
+            (self.folder / shard).unlink()
+        self._shards = {name: rows}
+
+
+class Store:
+    """Everything expensive that any run has computed.
+
+    Args:
+        root: folder, made if missing.
+        notice: called with one line when something is set aside or waited for.
+    """
+
+    def __init__(self, root: Path, notice: Notice) -> None:
+        self.root, self.notice = root, notice
+        self._verified: dict[str, str] = {}
+        root.mkdir(parents=True, exist_ok=True)
+        stamp = root / "FORMAT"
+        if not stamp.exists():
+            _atomic(stamp, lambda temporary: temporary.write_text(FORMAT))
+        if (found := stamp.read_text().strip()) != FORMAT:
+            raise InputError(f"output.store: {str(root)!r} has format {found!r}, this version writes {FORMAT!r}; use another folder")
+
+    def table(self, kind: str, key: str, asked: dict[str, Any], maker: str) -> Table:
+        return Table(self, kind, key, asked, maker)
+
+    def set_aside(self, path: Path, why: str) -> None:
+        """Move something that cannot be trusted to aside/, saying so; it will be computed again."""
+        place = self.root / "aside" / f"{path.parent.name}-{path.name}-{uuid.uuid4().hex[:8]}"
+        place.parent.mkdir(exist_ok=True)
+        path.rename(place)
+        self.notice(f"{path} {why}; moved to {place} and computed again")
+
+    @contextlib.contextmanager
+    def writing(self, key: str) -> Iterator[None]:
+        """Hold the one right to write under `key`; released by the system if the process dies."""
+        lock = FileLock(self.root / "locks" / f"{key}.lock")
+        Path(lock.lock_file).parent.mkdir(exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self.notice(f"another process is computing {key}; waiting for it")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def data(self, key: str) -> Path:
+        """Where the prepared rows of this key are, or will be."""
+        return self.root / "data" / f"{key}.parquet"
+
+    def work(self, key: str) -> Path:
+        """Folder for a training in progress."""
+        return self.root / "work" / key
+
+    def adapter(self, key: str) -> Path | None:
+        """Folder of a committed adapter whose bytes are still the ones committed, else None."""
+        folder = self.root / "adapters" / key
+        if not folder.exists():
+            return None
+        if key not in self._verified:
+            expected = json.loads((folder / "manifest.json").read_text())["sha256"]
+            weights = folder / "adapter_model.safetensors"
+            if not weights.exists() or sha256(weights) != expected:
+                self.set_aside(folder, "does not have the bytes that were committed")
+                return None
+            self._verified[key] = expected
+        return folder
+
+    def manifest(self, key: str) -> dict[str, Any]:
+        """What a committed adapter was made from and how training went."""
+        return json.loads((self.root / "adapters" / key / "manifest.json").read_text())
+
+    def maker(self, key: str) -> str:
+        """Hash of a committed adapter's weights."""
+        return self.manifest(key)["sha256"]
+
+    def commit_adapter(self, key: str, folder: Path, manifest: dict[str, Any]) -> Path:
+        """Move a finished adapter folder into the store; if another process was first, adopt its result."""
+        weights = folder / "adapter_model.safetensors"
+        with weights.open("rb") as file:
+            os.fsync(file.fileno())
+        write_json(folder / "manifest.json", {**manifest, "sha256": sha256(weights)})
+        place = self.root / "adapters" / key
+        place.parent.mkdir(exist_ok=True)
+        if not place.exists():
+            folder.rename(place)
+        shutil.rmtree(self.work(key), ignore_errors=True)
+        return place

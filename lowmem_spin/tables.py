@@ -1,0 +1,224 @@
+"""Ask for completions, log-probs and adapters; what the store lacks is computed by an engine and committed."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from lowmem_spin.engines import Generator, Learner, Request
+from lowmem_spin.game import Sampling, Train, logps_asked
+from lowmem_spin.keys import digest, number
+from lowmem_spin.store import Store, Table, token_arrays
+
+
+class Meter(Protocol):
+    """One stage's progress bar."""
+
+    def advance(self, rows: int, tokens: int = 0) -> None: ...
+
+
+class Progress(Protocol):
+    """What a long stage tells whoever watches; see display.py."""
+
+    def stage(self, kind: str, label: str, rows: int) -> AbstractContextManager[Meter]: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One stored completion."""
+
+    tokens: Sequence[int]
+    text: str
+    finish_reason: str
+    table: str  # key of the completions table it is in
+    sample: int = 0
+
+    @property
+    def name(self) -> str:
+        """How the log-probs tables call it."""
+        return f"{self.table}/{self.sample}"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A row to score: a prompt of the data with the data's answer or a generated one."""
+
+    prompt_id: str
+    prompt: Sequence[int]
+    completion: str  # "chosen" or Answer.name
+    tokens: Sequence[int]
+
+    @property
+    def name(self) -> tuple[str, str, str]:
+        """Its place in a log-probs table. The content is a part of it only so that the log-probs of a completion
+        that was lost and came out differently are never taken for the new one's."""
+        return self.prompt_id, self.completion, hashlib.sha256(np.asarray(self.tokens, np.int32).tobytes()).hexdigest()[:16]
+
+
+class Tables:
+    """The memo tables of one base: every question is answered from the store if it can be.
+
+    Args:
+        engine: opens the engine on first use, so that a finished game loads no model.
+    """
+
+    def __init__(
+        self, store: Store, base: str, learner: dict[str, Any], engine: Callable[[], Any], progress: Progress,
+        generation_batch: int, scoring_batch: int,
+    ) -> None:
+        self.store, self.base, self.learner_identity = store, base, learner
+        self._engine, self.progress = engine, progress
+        self.generation_batch, self.scoring_batch = generation_batch, scoring_batch
+        self._open: dict[str, Table] = {}
+
+    def adapter(self, policy: str) -> Path | None:
+        """The policy's adapter folder; None is the base itself."""
+        if policy == self.base:
+            return None
+        folder = self.store.adapter(policy)
+        if folder is None:
+            raise RuntimeError(f"policy {policy} is used before it is trained")
+        return folder
+
+    def _table(self, kind: str, key: str, asked: dict[str, Any], policy: str) -> Table:
+        if key not in self._open:
+            maker = "base" if policy == self.base else self.store.maker(policy)
+            self._open[key] = self.store.table(kind, key, asked, maker)
+        return self._open[key]
+
+    def answers(
+        self, policy: str, sampling: Sampling, prompts: Sequence[tuple[str, Sequence[int]]], label: str
+    ) -> list[Answer]:
+        """The policy's completion of each (prompt id, prompt ids), in order."""
+        asked = sampling.asked(policy)
+        key = digest(asked)
+        table = self._table("completions", key, asked, policy)
+        stored = _answers(table, key)
+        if any(prompt_id not in stored for prompt_id, _ in prompts):
+            with self.store.writing(key):
+                stored = _answers(table, key)
+                self._generate(policy, sampling, table, prompts, stored, label)
+                table.merge()
+                stored = _answers(table, key)
+        return [stored[prompt_id] for prompt_id, _ in prompts]
+
+    def _generate(
+        self, policy: str, sampling: Sampling, table: Table, prompts: Sequence[tuple[str, Sequence[int]]],
+        stored: dict[str, Answer], label: str,
+    ) -> None:
+        # Batches are cut from the stage's whole list, so an interrupted stage goes on with the same ones.
+        wanted = sorted(dict(prompts).items(), key=lambda item: (len(item[1]), item[0]))
+        generator: Generator = self._engine()
+        with self.progress.stage("generate", label, len(wanted)) as meter:
+            for batch in _batches(wanted, self.generation_batch):
+                missing = [item for item in batch if item[0] not in stored]
+                meter.advance(len(batch) - len(missing))
+                if not missing:
+                    continue
+                requests = [Request(prompt, number(table.key, prompt_id, 0)) for prompt_id, prompt in missing]
+                completions = generator.generate(
+                    self.adapter(policy),
+                    requests,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    top_k=sampling.top_k,
+                    max_new_tokens=sampling.max_new_tokens,
+                )
+                table.append(
+                    {
+                        "prompt_id": [prompt_id for prompt_id, _ in missing],
+                        "sample": [0] * len(missing),
+                        "tokens": [completion.tokens for completion in completions],
+                        "text": [completion.text for completion in completions],
+                        "finish_reason": [completion.finish_reason for completion in completions],
+                        "logp": [completion.logp for completion in completions],
+                    }
+                )
+                meter.advance(len(missing), sum(len(completion.tokens) for completion in completions))
+
+    def logps(self, policy: str, rows: Sequence[Scored], label: str) -> np.ndarray:
+        """The policy's summed log-prob of each row, in order, float64."""
+        asked = logps_asked(policy, self.learner_identity)
+        key = digest(asked)
+        table = self._table("logps", key, asked, policy)
+        stored = _logps(table)
+        if any(row.name not in stored for row in rows):
+            with self.store.writing(key):
+                stored = _logps(table)
+                self._score(policy, table, rows, stored, label)
+                table.merge()
+                stored = _logps(table)
+        return np.array([stored[row.name] for row in rows])
+
+    def _score(
+        self, policy: str, table: Table, rows: Sequence[Scored], stored: dict[tuple[str, str, str], float], label: str
+    ) -> None:
+        unique = {row.name: row for row in rows}
+        wanted = sorted(unique.items(), key=lambda item: (len(item[1].prompt) + len(item[1].tokens), item[0]))
+        learner: Learner = self._engine()
+        with self.progress.stage("score", label, len(wanted)) as meter:
+            for shard in _batches(wanted, 16 * self.scoring_batch):
+                missing = [row for name, row in shard if name not in stored]
+                meter.advance(len(shard) - len(missing))
+                values: list[float] = []
+                for batch in _batches(missing, self.scoring_batch):
+                    values += learner.score(self.adapter(policy), [(row.prompt, row.tokens) for row in batch])
+                    meter.advance(len(batch), sum(len(row.prompt) + len(row.tokens) for row in batch))
+                if missing:
+                    table.append(
+                        {
+                            "prompt_id": [row.prompt_id for row in missing],
+                            "completion": [row.completion for row in missing],
+                            "content": [row.name[2] for row in missing],
+                            "logp": values,
+                            "tokens": [len(row.tokens) for row in missing],
+                        }
+                    )
+
+    def train(self, stage: Train, pairs: Callable[[], Sequence[Any]], label: str) -> Path:
+        """The stage's adapter; `pairs` are put together only if it has to be trained."""
+        policy = stage.policy
+        folder = self.store.adapter(policy)
+        if folder is not None:
+            return folder
+        with self.store.writing(policy):
+            folder = self.store.adapter(policy)
+            if folder is None:
+                folder = self._train(stage, pairs(), label)
+        return folder
+
+    def _train(self, stage: Train, pairs: Sequence[Any], label: str) -> Path:
+        work = self.store.work(stage.policy)
+        work.mkdir(parents=True, exist_ok=True)
+        learner: Learner = self._engine()
+        tokens_per_row = sum(pair.tokens for pair in pairs) / len(pairs)
+        with self.progress.stage("train", label, len(pairs) * stage.settings["num_train_epochs"]) as meter:
+            made, metrics = learner.train(
+                self.adapter(stage.init), pairs, stage.loss, stage.settings, work,
+                lambda rows: meter.advance(rows, round(rows * tokens_per_row)),
+            )
+        manifest = {"kind": "train", "name": stage.name, "asked": stage.asked(), "rows": len(pairs), "metrics": metrics}
+        return self.store.commit_adapter(stage.policy, made, manifest)
+
+
+def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _answers(table: Table, key: str) -> dict[str, Answer]:
+    rows = table.read()
+    columns = (rows[name].to_pylist() for name in ("prompt_id", "text", "finish_reason", "sample"))
+    answers = {}
+    for prompt_id, text, reason, sample, tokens in zip(*columns, token_arrays(rows["tokens"]), strict=True):
+        answers[prompt_id] = Answer(tokens, text, reason, key, sample)
+    return answers
+
+
+def _logps(table: Table) -> dict[tuple[str, str, str], float]:
+    rows = table.read()
+    names = zip(*(rows[name].to_pylist() for name in ("prompt_id", "completion", "content")), strict=True)
+    return dict(zip(names, rows["logp"].to_pylist(), strict=True))

@@ -1,0 +1,236 @@
+"""The trainer: pre-tokenised pairs whose reference log-probs are given, on one adapter.
+
+A subclass of transformers' Trainer, so schedules, optimisers, checkpoints and callbacks are the ones people know.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from lowmem_spin.keys import number
+from lowmem_spin.logps import Batch, collate, completion_logps
+from lowmem_spin.losses import LOSSES
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row to learn from. Plain fine-tuning has no rejected side and reads no reference."""
+
+    prompt: Sequence[int]
+    chosen: Sequence[int]
+    rejected: Sequence[int] | None = None
+    ref_chosen_logp: float = 0.0
+    ref_rejected_logp: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through the model: the prompt is read once for each side."""
+        if self.rejected is None:
+            return len(self.prompt) + len(self.chosen)
+        return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + max(len(self.chosen), 0 if self.rejected is None else len(self.rejected))
+
+
+class LengthGrouped(Sampler[int]):
+    """Row order as a pure function of (seed, epoch, effective batch), rows of like length side by side.
+
+    Rows are shuffled, cut into pools of 16 effective batches, sorted by length inside a pool and dealt out as
+    effective batches in shuffled order. The device's batch size plays no part, so neither does it in the result.
+    """
+
+    POOL = 16
+
+    def __init__(self, lengths: Sequence[int], effective_batch: int, seed: int) -> None:
+        self.lengths, self.effective_batch, self.seed, self.epoch = lengths, effective_batch, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        size, pool = self.effective_batch, self.effective_batch * self.POOL
+        order = sorted(range(len(self)), key=lambda row: number(self.seed, self.epoch, row))
+        full = len(order) // size * size  # the short batch is last, so that every other one is whole
+        batches = []
+        for start in range(0, full, pool):
+            rows = sorted(order[start : min(start + pool, full)], key=lambda row: -self.lengths[row])
+            batches += [rows[index : index + size] for index in range(0, len(rows), size)]
+        batches.sort(key=lambda batch: number(self.seed, self.epoch, "batch", batch[0]))
+        tail = sorted(order[full:], key=lambda row: -self.lengths[row])
+        return iter([row for batch in [*batches, tail] for row in batch])
+
+
+class PairTrainer(Trainer):
+    """Trains the active adapter of a PEFT model with a loss of losses.py, or plainly on the chosen side."""
+
+    def __init__(self, pairs: Sequence[Pair], loss: dict[str, Any], pad: int, effective_batch: int, **kwargs: Any) -> None:
+        super().__init__(train_dataset=list(pairs), **kwargs)  # type: ignore[arg-type]
+        self.pairs, self.pad, self.effective_batch = pairs, pad, effective_batch
+        self.loss_options = {name: value for name, value in loss.items() if name != "name"}
+        self.loss_function = None if loss["name"] == "sft" else LOSSES[loss["name"]]
+        self.model_accepts_loss_kwargs = True  # compute_loss itself divides by the pairs of the whole step
+        self._sums: dict[str, float] = defaultdict(float)
+
+    def get_train_dataloader(self) -> DataLoader:
+        order = LengthGrouped([pair.length for pair in self.pairs], self.effective_batch, self.args.seed)
+        loader = DataLoader(
+            self.pairs,  # type: ignore[arg-type]
+            batch_size=self.args.per_device_train_batch_size,
+            sampler=order,
+            collate_fn=self._collate,
+        )
+        return self.accelerator.prepare(loader)
+
+    def _collate(self, pairs: list[Pair]) -> dict[str, Any]:
+        rows = [(pair.prompt, pair.chosen) for pair in pairs]
+        rows += [(pair.prompt, pair.rejected) for pair in pairs if pair.rejected is not None]
+        batch = collate(rows, self.pad)
+        references = [[pair.ref_chosen_logp for pair in pairs], [pair.ref_rejected_logp for pair in pairs]]
+        return {**vars(batch), "references": torch.tensor(references, dtype=torch.float64)}
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], int]:
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return samples, sum(batch["references"].shape[1] for batch in samples)
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """The mean over the step's pairs, so its split into device batches does not matter."""
+        references = inputs.pop("references").float()
+        unwrapped = self.accelerator.unwrap_model(model).get_base_model()
+        logps = completion_logps(unwrapped, Batch(**inputs))
+        chosen = logps[: references.shape[1]]
+        if self.loss_function is None:
+            losses = -chosen
+            self._note({"logps/chosen": chosen})
+        else:
+            rejected = logps[references.shape[1] :]
+            losses = self.loss_function(chosen, rejected, *references, **self.loss_options)
+            self._note_rewards(chosen, rejected, *references)
+        loss = losses.sum() / num_items_in_batch
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower training.learning_rate")
+        return loss
+
+    def _note_rewards(self, chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> None:
+        """Metrics under the names that TRL gives them."""
+        scale = self.loss_options.get("beta", 1.0)
+        good, bad = scale * (chosen - ref_chosen), scale * (rejected - ref_rejected)
+        rewards = {"chosen": good, "rejected": bad, "margins": good - bad, "accuracies": (good > bad).float()}
+        self._note({f"rewards/{name}": value for name, value in rewards.items()})
+        self._note({"logps/chosen": chosen, "logps/rejected": rejected})
+
+    def _note(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self._sums[name] += value.detach().sum().item()
+            self._sums[f"{name}#"] += len(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._sums:
+            means = {name: total / self._sums[f"{name}#"] for name, total in self._sums.items() if name[-1] != "#"}
+            logs = {**logs, **means}
+            self._sums.clear()
+        super().log(logs, start_time)
+
+
+class Steps(TrainerCallback):
+    """Tells the progress display of every optimiser step."""
+
+    def __init__(self, advance: Callable[[int], None], rows_per_step: int) -> None:
+        self.advance, self.rows_per_step = advance, rows_per_step
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.advance(state.global_step * self.rows_per_step)  # what a resumed training has behind it
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.advance(self.rows_per_step)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole: trainer_state.json is written last, so it must parse."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    for checkpoint in found:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            continue
+        return checkpoint
+    return None
+
+
+def train(
+    model: Any,
+    pairs: Sequence[Pair],
+    loss: dict[str, Any],
+    settings: dict[str, Any],
+    work: Path,
+    *,
+    pad: int,
+    device_batch: int,
+    checkpoint_steps: int,
+    gradient_checkpointing: bool,
+    advance: Callable[[int], None],
+) -> list[dict[str, float]]:
+    """Train the active adapter of `model` in place, from the last whole checkpoint in `work` if there is one.
+
+    Args:
+        settings: as in game.Train: schedule, optimiser, effective batch, seed.
+        device_batch: pairs in one forward; lowered to a divisor of the effective batch.
+
+    Returns:
+        One record of metrics per logged step, named as TRL names them.
+    """
+    effective = settings["batch_size"]
+    device_batch = max(size for size in range(1, min(device_batch, effective) + 1) if effective % size == 0)
+    steps = -(-len(pairs) // effective) * settings["num_train_epochs"]
+    device = next(model.parameters()).device
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=device_batch,
+        gradient_accumulation_steps=effective // device_batch,
+        learning_rate=settings["learning_rate"],
+        num_train_epochs=settings["num_train_epochs"],
+        optim=settings["optim"],
+        lr_scheduler_type=settings["lr_scheduler_type"],
+        warmup_steps=round(steps * settings["warmup_ratio"]),
+        weight_decay=settings["weight_decay"],
+        max_grad_norm=settings["max_grad_norm"],
+        gradient_checkpointing=gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if gradient_checkpointing else None,
+        logging_steps=max(1, steps // 50),
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=checkpoint_steps,
+        save_total_limit=2,
+        seed=number(settings["seed"], settings["iteration"]) % 2**31,
+        use_cpu=device.type == "cpu",
+        fp16=device.type == "cuda" and settings["learner"]["dtype"] == "float16",  # for its loss scaling
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=[],
+    )
+    trainer = PairTrainer(
+        pairs, loss, pad, effective, model=model, args=arguments, callbacks=[Steps(advance, effective)]
+    )
+    trainer.remove_callback(_printer())
+    resume = last_checkpoint(work)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    return [record for record in trainer.state.log_history if "loss" in record]
+
+
+def _printer() -> Any:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
