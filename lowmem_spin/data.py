@@ -146,12 +146,12 @@ def prepare(source: Source, data: Data, field: str, split: str, category: str, r
             if len(prompt) > data.max_prompt_length:
                 counts["prompts over the limit, left out"] += 1
                 continue
-            truncated = len(chosen) > data.max_completion_length
+            kept = chosen[: data.max_completion_length]
+            truncated = len(kept) < len(chosen)
             counts["answers over the limit, ended early"] += truncated
-            chosen = chosen[: data.max_completion_length]
-            content = hashlib.sha256(np.asarray([*prompt, -1, *chosen], np.int32).tobytes()).hexdigest()[:20]
+            content = hashlib.sha256(np.asarray([*prompt, -1, *kept], np.int32).tobytes()).hexdigest()[:20]
             seen[content] += 1  # a row that occurs twice is two rows, as in the user's data
-            row = (f"{content}-{seen[content]}" if seen[content] > 1 else content, prompt, chosen, truncated, text, label)
+            row = (f"{content}-{seen[content]}" if seen[content] > 1 else content, prompt, kept, truncated, text, label)
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
     if not columns["id"]:
@@ -196,11 +196,7 @@ def _messages(row: Any, place: str) -> list[Message]:
     if "messages" in row or "real" in row:
         messages = row["messages"] if "messages" in row else row["real"]
     elif "prompt" in row and "completion" in row:
-        prompt, completion = row["prompt"], row["completion"]
-        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        messages = [*prompt, {"role": "assistant", "content": completion}] if isinstance(completion, str) else None
-        if messages is None and isinstance(completion, list):
-            messages = [*prompt, *completion]
+        messages = [*_turn("user", row["prompt"]), *_turn("assistant", row["completion"])]
     else:
         raise InputError(f"{place} has columns {sorted(row)}; needed: messages, or prompt and completion, or real")
     fine = isinstance(messages, list) and all(
@@ -209,6 +205,11 @@ def _messages(row: Any, place: str) -> list[Message]:
     if not fine:
         raise InputError(f"{place}: its messages must be a list of {{role, content}} texts")
     return [{"role": m["role"], "content": m["content"]} for m in messages]
+
+
+def _turn(role: str, content: Any) -> list[Any]:
+    """A text as one message; a list is messages already."""
+    return content if isinstance(content, list) else [{"role": role, "content": content}]
 
 
 def _read(source: Source, field: str, split: str) -> Iterator[tuple[str, Any]]:
@@ -226,7 +227,9 @@ def _read(source: Source, field: str, split: str) -> Iterator[tuple[str, Any]]:
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise InputError(f"{field}: line {index + 1} is not JSON ({error.msg}); one object per line is needed") from None
+                    raise InputError(
+                        f"{field}: line {index + 1} is not JSON ({error.msg}); one object per line is needed"
+                    ) from None
                 yield f"line {index + 1}", row
 
 
@@ -239,5 +242,3 @@ def _read_hub(source: Source, field: str, split: str) -> Iterator[tuple[str, Any
         raise InputError(f"{field}: {source.location!r} split {split!r}: {' '.join(str(error).split())}") from None
     for index, row in enumerate(rows):
         yield f"row {index + 1}", row
-
-

@@ -16,7 +16,7 @@ class TokensPerSecond(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         tokens, elapsed = task.fields["tokens"], task.elapsed or 0
-        return Text(f"{tokens / elapsed:,.0f} tokens/s" if tokens and elapsed else "", style="cyan")
+        return Text(f"{tokens / elapsed:,.0f} tok/s" if tokens and elapsed else "", style="cyan")
 
 
 class _Meter:
@@ -60,9 +60,9 @@ class Display:
     @contextmanager
     def stage(self, kind: str, label: str, rows: int) -> Iterator[_Meter]:
         """One stage under a progress bar with rows, tokens per second and time left."""
-        columns = [TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("rows"), TokensPerSecond()]
-        left = [TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=True)]
-        description = f"{self.title}{kind:<8} {label}"
+        columns = [TextColumn("{task.description}"), BarColumn(10), MofNCompleteColumn(), TokensPerSecond()]
+        left = [TimeRemainingColumn(compact=True, elapsed_when_finished=True)]
+        description = f"{self.title}{kind} {label}"
         with (
             self.timed(kind),
             Progress(*columns, *left, console=self.console, transient=self.console.is_terminal) as progress,

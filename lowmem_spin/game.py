@@ -43,6 +43,7 @@ def opponents(iterates: Sequence[str], base: str, history: int | None, weights: 
 
     Args:
         iterates: theta_0 .. theta_{t-1}, oldest first.
+        base: the policy before the first iterate.
         history: how many past policies play; None is fictitious play, all of theta_0 .. theta_{t-1}.
         weights: "algorithm" counts the base once for every iterate that does not exist yet;
             "distinct" counts each distinct policy once (section 4.1). They differ only for history >= 3.

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from lowmem_spin.store import Tokens
+
 CHUNK_BYTES = 64 * 2**20  # of float32 logits held at once; 64 tokens at a vocabulary of 256k
 
 
@@ -29,7 +31,7 @@ class Batch:
         return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.completion_mask.to(device))
 
 
-def collate(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> Batch:
+def collate(rows: Sequence[tuple[Tokens, Tokens]], pad: int) -> Batch:
     """Right-pad (prompt ids, completion ids) rows into one batch."""
     length = max(len(prompt) + len(completion) for prompt, completion in rows)
     input_ids = torch.full((len(rows), length), pad, dtype=torch.long)
@@ -47,6 +49,7 @@ def completion_logps(model: Any, batch: Batch, chunk_tokens: int | None = None) 
 
     Args:
         model: a causal language model of transformers, PEFT's wrapper taken off.
+        batch: rows on the model's device.
         chunk_tokens: tokens whose logits are held at once; by default as many as fit CHUNK_BYTES.
     """
     hidden = model.get_decoder()(

@@ -14,10 +14,14 @@ class InputError(Exception):
 
 
 class Section(BaseModel):
+    """A part of a recipe: unknown fields are refused, nothing changes after reading."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Model(Section):
+    """The one frozen base that every policy is an adapter on."""
+
     name_or_path: str
     """A hub id, or a folder with a model in safetensors, looked for beside the recipe and then from here."""
     revision: str | None = None
@@ -33,6 +37,8 @@ class Model(Section):
 
 
 class Data(Section):
+    """The human answers to learn from."""
+
     path: str
     """A hub data set, or a JSONL or Parquet file, looked for beside the recipe and then from here.
     Columns: `messages`; or `prompt` and `completion`; or `real` as in SPIN's own data."""
@@ -44,16 +50,18 @@ class Data(Section):
     """first: one row per conversation, its first answer, as SPIN does. all: one row per answer."""
     resample: bool = True
     """true: every iteration draws its own prompts. false: all iterations take the same ones."""
-    max_prompt_length: int = Field(512, ge=1)
+    max_prompt_length: int = Field(default=512, ge=1)
     """In tokens. Rows with longer prompts are counted, reported and left out, never cut."""
-    max_completion_length: int = Field(512, ge=1)
+    max_completion_length: int = Field(default=512, ge=1)
     """In tokens. The data's longer answers are counted, reported, and end here without an end of turn."""
 
 
 class Loss(Section):
+    """What tells the data's answers from the opponents'."""
+
     name: Literal["dpo"] = "dpo"
     """dpo: the logistic loss of DPO and SPIN."""
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(default=0.1, gt=0)
     """Strength of the pull to the reference; small values move further per pair. SPIN's value is 0.1."""
 
 
@@ -62,11 +70,13 @@ def _infinite(value: Any) -> Any:
 
 
 class Game(Section):
+    """Who plays against whom, and what holds the iterates back."""
+
     algorithm: Literal["alpha-spin"] = "alpha-spin"
     """alpha-spin: Algorithm 2 of arXiv 2404.04291. With alpha 1 and history 1 it is SPIN."""
-    iterations: int = Field(3, ge=1)
+    iterations: int = Field(default=3, ge=1)
     """How many iterates to train (the paper's T + 1)."""
-    alpha: float = Field(0.95, ge=0, le=1)
+    alpha: float = Field(default=0.95, ge=0, le=1)
     """Weight of the previous iterate in the geometric reference; the base has the rest. 1 is SPIN."""
     history: Annotated[Annotated[int, Field(ge=1)] | Literal["inf"], BeforeValidator(_infinite)] = 2
     """How many past iterates play the opponent. inf: all of them, which is fictitious play."""
@@ -87,50 +97,56 @@ class Game(Section):
 
 
 class Generation(Section):
+    """How opponents answer."""
+
     engine: Literal["auto", "hf"] = "auto"
     """hf: transformers, on any device. auto picks the fastest that works here."""
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0)
     """1 samples from the policy itself, as the algorithms assume; 0 is greedy."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Sample from the smallest set of tokens with this much probability."""
-    top_k: int | None = Field(None, ge=1)
+    top_k: int | None = Field(default=None, ge=1)
     """Sample from the k likeliest tokens; null is all of them."""
-    max_new_tokens: int = Field(256, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1)
     """Completions end here at the latest, and are then marked as truncated."""
 
 
 class Lora(Section):
-    r: int = Field(16, ge=1)
+    """The shape of the adapters."""
+
+    r: int = Field(default=16, ge=1)
     """Rank of the adapters."""
-    lora_alpha: int = Field(32, ge=1)
+    lora_alpha: int = Field(default=32, ge=1)
     """Scale of the adapters: the update is lora_alpha / r * B A."""
-    dropout: float = Field(0.05, ge=0, lt=1)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
     """Dropout on the adapters' input while training."""
     target_modules: str | list[str] = "all-linear"
     """Names of the layers that get an adapter, or all-linear."""
 
 
 class Training(Section):
+    """How an iterate is trained."""
+
     engine: Literal["auto", "hf"] = "auto"
     """hf: transformers and PEFT, on any device. It scores as well as trains."""
     lora: Lora = Lora()
-    learning_rate: float = Field(5e-5, gt=0)
+    learning_rate: float = Field(default=5e-5, gt=0)
     """Peak learning rate of the adapter."""
-    num_train_epochs: int = Field(1, ge=1)
+    num_train_epochs: int = Field(default=1, ge=1)
     """Passes over an iteration's pairs."""
-    per_device_train_batch_size: int = Field(4, ge=1)
+    per_device_train_batch_size: int = Field(default=4, ge=1)
     """Pairs in one forward. Only its product with gradient_accumulation_steps changes the result."""
-    gradient_accumulation_steps: int = Field(16, ge=1)
+    gradient_accumulation_steps: int = Field(default=16, ge=1)
     """Forwards in one optimiser step."""
     optim: str = "adamw_torch"
     """Any optimiser name of transformers; paged_adamw_8bit saves memory on a GPU."""
     lr_scheduler_type: str = "linear"
     """Any schedule name of transformers."""
-    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
     """Share of the steps in which the learning rate rises."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Of the adapter's weights."""
-    max_grad_norm: float = Field(1.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients longer than this are shortened; 0 leaves them."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time, the same result."""
@@ -144,6 +160,8 @@ class Training(Section):
 
 
 class Evaluation(Section):
+    """How every policy is measured."""
+
     path: str | None = None
     """Held-out rows with the columns of `data`. null: health is measured on rows set aside from the data."""
     split: str = "test"
@@ -152,7 +170,7 @@ class Evaluation(Section):
     """exact_match: the share of held-out rows whose greedy answer is the row's, to the letter."""
     category: str = "category"
     """Column that groups the held-out rows, if they have it."""
-    health_prompts: int = Field(256, ge=1)
+    health_prompts: int = Field(default=256, ge=1)
     """Prompts on which every iterate's drift and lengths are measured."""
     compare_sft: bool = False
     """Also fine-tune plainly on the same rows for as many steps, as the yardstick."""
@@ -163,15 +181,17 @@ class Runtime(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
-    generation_batch_size: int = Field(64, ge=1)
+    generation_batch_size: int = Field(default=64, ge=1)
     """Completions generated, and committed, together."""
-    scoring_batch_size: int = Field(16, ge=1)
+    scoring_batch_size: int = Field(default=16, ge=1)
     """Rows scored in one forward."""
-    checkpoint_steps: int = Field(50, ge=1)
+    checkpoint_steps: int = Field(default=50, ge=1)
     """Optimiser steps between two checkpoints: what a crash in the middle of training can cost."""
 
 
 class Output(Section):
+    """Where results go."""
+
     dir: str | None = None
     """Folder of this run's results; null is runs/ and the recipe's name."""
     store: str = "runs/store"
@@ -189,7 +209,7 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()
     output: Output = Output()
-    seed: int = Field(42, ge=0)
+    seed: int = Field(default=42, ge=0)
     """Of the prompts drawn, the completions sampled, the adapters' first weights and the row order."""
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from lowmem_spin import data
@@ -70,8 +71,13 @@ def open_game(recipe: Recipe, beside: Path, display: Display) -> Game:
     base = digest({"kind": "base", "model": model.identity, "quantization": recipe.model.quantization, "template": template})
     inputs = Inputs(base, data_key, identity, identity)
     tables = Tables(
-        store, base, identity, _lazy_engine(recipe, model, where, display), display,
-        recipe.runtime.generation_batch_size, recipe.runtime.scoring_batch_size,
+        store,
+        base,
+        identity,
+        _lazy_engine(recipe, model, where, display),
+        display,
+        recipe.runtime.generation_batch_size,
+        recipe.runtime.scoring_batch_size,
     )
     folder = Path(recipe.output.dir or "runs/game")
     game = Game(recipe, inputs, list(play(recipe, inputs)), rows, pool, held, tables, store, folder)
@@ -96,9 +102,7 @@ class _Preparer:
             with self.display.start_up(f"reading {source.location}"):
                 from lowmem_spin.engines.hf import load_tokenizer
 
-                renderer = data.Renderer(
-                    load_tokenizer(self.model, recipe.model.trust_remote_code), recipe.model.chat_template
-                )
+                renderer = data.Renderer(load_tokenizer(self.model, recipe.model.trust_remote_code), recipe.model.chat_template)
                 write_parquet(path, data.prepare(source, recipe.data, field, split, category, renderer))
         rows = Rows(read_parquet(path))
         counts = ", ".join(f"{count:,} {name}" for name, count in rows.counts.items())
@@ -137,7 +141,8 @@ def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
                 greedy = sampling(game.recipe, game.inputs, greedy=True)
                 health = evaluate(game.tables, stage, game.held, sampling(game.recipe, game.inputs), greedy)
                 healths.append(health)
-                display.say(table.line(health, [] if stage.policy == game.inputs.base else game.store.manifest(stage.policy)["metrics"]))
+                training = None if stage.policy == game.inputs.base else game.store.manifest(stage.policy)
+                display.say(table.line(health, training))
     with display.timed("report"):
         _finish(game, healths, display)
     return healths
@@ -177,7 +182,7 @@ def _training_pairs(game: Game, stage: Train) -> list[Any]:
         repeats = stage.pairs.rows // stage.pairs.draw.prompts
         return [Pair(rows.prompt(place), rows.chosen(place)) for place in game.places(stage.pairs) for _ in range(repeats)]
     negatives = _negatives(game, stage.pairs)
-    ref_chosen, ref_rejected = 0.0, 0.0
+    ref_chosen, ref_rejected = np.zeros(len(negatives)), np.zeros(len(negatives))
     for policy, weight in stage.reference.items():  # the geometric mixture, up to a constant that cancels
         chosen, rejected = _pair_logps(game, stage.pairs, policy)
         ref_chosen, ref_rejected = ref_chosen + weight * chosen, ref_rejected + weight * rejected

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ LOGPS = pa.schema(
 IDENTITY = {"completions": ["prompt_id", "sample"], "logps": ["prompt_id", "completion"]}
 SCHEMAS = {"completions": COMPLETIONS, "logps": LOGPS}
 Notice = Callable[[str], None]
+Tokens = Sequence[int] | np.ndarray
+"""Token ids of one prompt or completion."""
 
 
 def sha256(path: Path) -> str:
@@ -171,7 +173,9 @@ class Store:
         if not stamp.exists():
             _atomic(stamp, lambda temporary: temporary.write_text(FORMAT))
         if (found := stamp.read_text().strip()) != FORMAT:
-            raise InputError(f"output.store: {str(root)!r} has format {found!r}, this version writes {FORMAT!r}; use another folder")
+            raise InputError(
+                f"output.store: {str(root)!r} has format {found!r}, this version writes {FORMAT!r}; use another folder"
+            )
 
     def table(self, kind: str, key: str, asked: dict[str, Any], maker: str) -> Table:
         return Table(self, kind, key, asked, maker)

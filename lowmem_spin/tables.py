@@ -12,7 +12,7 @@ import numpy as np
 from lowmem_spin.engines import Generator, Learner, Request
 from lowmem_spin.game import Sampling, Train, logps_asked
 from lowmem_spin.keys import digest, number
-from lowmem_spin.store import Store, Table, token_arrays
+from lowmem_spin.store import Store, Table, Tokens, token_arrays
 
 
 class Meter(Protocol):
@@ -31,7 +31,7 @@ class Progress(Protocol):
 class Answer:
     """One stored completion."""
 
-    tokens: Sequence[int]
+    tokens: Tokens
     text: str
     finish_reason: str
     table: str  # key of the completions table it is in
@@ -48,9 +48,9 @@ class Scored:
     """A row to score: a prompt of the data with the data's answer or a generated one."""
 
     prompt_id: str
-    prompt: Sequence[int]
+    prompt: Tokens
     completion: str  # "chosen" or Answer.name
-    tokens: Sequence[int]
+    tokens: Tokens
 
     @property
     def name(self) -> tuple[str, str, str]:
@@ -67,8 +67,14 @@ class Tables:
     """
 
     def __init__(
-        self, store: Store, base: str, learner: dict[str, Any], engine: Callable[[], Any], progress: Progress,
-        generation_batch: int, scoring_batch: int,
+        self,
+        store: Store,
+        base: str,
+        learner: dict[str, Any],
+        engine: Callable[[], Any],
+        progress: Progress,
+        generation_batch: int,
+        scoring_batch: int,
     ) -> None:
         self.store, self.base, self.learner_identity = store, base, learner
         self._engine, self.progress = engine, progress
@@ -90,9 +96,7 @@ class Tables:
             self._open[key] = self.store.table(kind, key, asked, maker)
         return self._open[key]
 
-    def answers(
-        self, policy: str, sampling: Sampling, prompts: Sequence[tuple[str, Sequence[int]]], label: str
-    ) -> list[Answer]:
+    def answers(self, policy: str, sampling: Sampling, prompts: Sequence[tuple[str, Tokens]], label: str) -> list[Answer]:
         """The policy's completion of each (prompt id, prompt ids), in order."""
         asked = sampling.asked(policy)
         key = digest(asked)
@@ -107,8 +111,13 @@ class Tables:
         return [stored[prompt_id] for prompt_id, _ in prompts]
 
     def _generate(
-        self, policy: str, sampling: Sampling, table: Table, prompts: Sequence[tuple[str, Sequence[int]]],
-        stored: dict[str, Answer], label: str,
+        self,
+        policy: str,
+        sampling: Sampling,
+        table: Table,
+        prompts: Sequence[tuple[str, Tokens]],
+        stored: dict[str, Answer],
+        label: str,
     ) -> None:
         # Batches are cut from the stage's whole list, so an interrupted stage goes on with the same ones.
         wanted = sorted(dict(prompts).items(), key=lambda item: (len(item[1]), item[0]))
@@ -198,7 +207,11 @@ class Tables:
         tokens_per_row = sum(pair.tokens for pair in pairs) / len(pairs)
         with self.progress.stage("train", label, len(pairs) * stage.settings["num_train_epochs"]) as meter:
             made, metrics = learner.train(
-                self.adapter(stage.init), pairs, stage.loss, stage.settings, work,
+                self.adapter(stage.init),
+                pairs,
+                stage.loss,
+                stage.settings,
+                work,
                 lambda rows: meter.advance(rows, round(rows * tokens_per_row)),
             )
         manifest = {"kind": "train", "name": stage.name, "asked": stage.asked(), "rows": len(pairs), "metrics": metrics}

@@ -14,19 +14,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from lowmem_spin.keys import number
 from lowmem_spin.logps import Batch, collate, completion_logps
 from lowmem_spin.losses import LOSSES
+from lowmem_spin.store import Tokens
 
 
 @dataclass(frozen=True)
 class Pair:
     """One row to learn from. Plain fine-tuning has no rejected side and reads no reference."""
 
-    prompt: Sequence[int]
-    chosen: Sequence[int]
-    rejected: Sequence[int] | None = None
+    prompt: Tokens
+    chosen: Tokens
+    rejected: Tokens | None = None
     ref_chosen_logp: float = 0.0
     ref_rejected_logp: float = 0.0
 
@@ -120,7 +122,9 @@ class PairTrainer(Trainer):
             self._note_rewards(chosen, rejected, *references)
         loss = losses.sum() / num_items_in_batch
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower training.learning_rate")
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower training.learning_rate"
+            )
         return loss
 
     def _note_rewards(self, chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> None:
@@ -145,16 +149,22 @@ class PairTrainer(Trainer):
 
 
 class Steps(TrainerCallback):
-    """Tells the progress display of every optimiser step."""
+    """Tells the progress display of the rows behind every optimiser step, a resumed training's first ones included."""
 
-    def __init__(self, advance: Callable[[int], None], rows_per_step: int) -> None:
-        self.advance, self.rows_per_step = advance, rows_per_step
+    def __init__(self, advance: Callable[[int], None], rows: int, effective_batch: int) -> None:
+        self.advance, self.rows, self.effective_batch, self.told = advance, rows, effective_batch, 0
+
+    def _tell(self, state: Any) -> None:
+        epochs, steps = divmod(state.global_step, -(-self.rows // self.effective_batch))
+        done = epochs * self.rows + steps * self.effective_batch
+        self.advance(done - self.told)
+        self.told = done
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.advance(state.global_step * self.rows_per_step)  # what a resumed training has behind it
+        self._tell(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.advance(self.rows_per_step)
+        self._tell(state)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -184,9 +194,8 @@ def train(
 ) -> list[dict[str, float]]:
     """Train the active adapter of `model` in place, from the last whole checkpoint in `work` if there is one.
 
-    Args:
-        settings: as in game.Train: schedule, optimiser, effective batch, seed.
-        device_batch: pairs in one forward; lowered to a divisor of the effective batch.
+    `settings` are game.Train's: schedule, optimiser, effective batch, seed. `device_batch`, the pairs in one
+    forward, is lowered to a divisor of the effective batch.
 
     Returns:
         One record of metrics per logged step, named as TRL names them.
@@ -222,15 +231,9 @@ def train(
         label_names=[],
     )
     trainer = PairTrainer(
-        pairs, loss, pad, effective, model=model, args=arguments, callbacks=[Steps(advance, effective)]
+        pairs, loss, pad, effective, model=model, args=arguments, callbacks=[Steps(advance, len(pairs), effective)]
     )
-    trainer.remove_callback(_printer())
+    trainer.remove_callback(PrinterCallback)  # our own display shows progress
     resume = last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     return [record for record in trainer.state.log_history if "loss" in record]
-
-
-def _printer() -> Any:
-    from transformers.trainer_callback import PrinterCallback
-
-    return PrinterCallback

@@ -15,13 +15,14 @@ from typing import Any, Protocol
 
 from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.sources import Source
+from lowmem_spin.store import Tokens
 
 
 @dataclass(frozen=True)
 class Request:
     """One completion to sample. Its noise depends on `seed` alone, never on the batch it is in."""
 
-    prompt: Sequence[int]
+    prompt: Tokens
     seed: int
 
 
@@ -39,7 +40,13 @@ class Generator(Protocol):
     """Samples completions from any policy on the one base."""
 
     def generate(
-        self, adapter: Path | None, requests: Sequence[Request], *, temperature: float, top_p: float, top_k: int | None,
+        self,
+        adapter: Path | None,
+        requests: Sequence[Request],
+        *,
+        temperature: float,
+        top_p: float,
+        top_k: int | None,
         max_new_tokens: int,
     ) -> list[Completion]:
         """One completion per request, in order; `adapter` None is the base."""
@@ -49,12 +56,17 @@ class Generator(Protocol):
 class Learner(Protocol):
     """Scores and trains adapters on the one base, with the same code and types for both."""
 
-    def score(self, adapter: Path | None, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+    def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
         """Summed log-prob of each row's completion given its prompt; `adapter` None is the base."""
         ...
 
     def train(
-        self, init: Path | None, pairs: Sequence[Any], loss: dict[str, Any], settings: dict[str, Any], work: Path,
+        self,
+        init: Path | None,
+        pairs: Sequence[Any],
+        loss: dict[str, Any],
+        settings: dict[str, Any],
+        work: Path,
         advance: Callable[[int], None],
     ) -> tuple[Path, list[dict[str, float]]]:
         """Train from `init`; the folder of the new adapter and the metrics of its logged steps."""

@@ -19,6 +19,7 @@ from lowmem_spin.engines.noise import RowNoise
 from lowmem_spin.logps import collate, completion_logps
 from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.sources import Source
+from lowmem_spin.store import Tokens
 from lowmem_spin.training import Pair, train
 
 SLOT = "default"  # the one adapter that is ever in memory; policies are copied into it
@@ -36,7 +37,9 @@ def load_base(model: Source, quantization: str, where: Machine, trust_remote_cod
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
     if where.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("runtime.device: the driver sees a GPU but this torch build does not; install a CUDA build, or use cpu")
+        raise InputError(
+            "runtime.device: the driver sees a GPU but this torch build does not; install a CUDA build, or use cpu"
+        )
     base = AutoModelForCausalLM.from_pretrained(
         model.location,
         revision=model.revision,
@@ -50,7 +53,7 @@ def load_base(model: Source, quantization: str, where: Machine, trust_remote_cod
         # On AVX512-BF16 processors bitsandbytes repacks these weights at the first no-grad forward, in place, for
         # a kernel without backward: every later gradient would be silently wrong.
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # noqa: B010: torch's annotations refuse a plain bool
     base.requires_grad_(False)
     return base.eval()
 
@@ -113,7 +116,13 @@ class HF:
 
     @torch.no_grad()
     def generate(
-        self, adapter: Path | None, requests: Sequence[Request], *, temperature: float, top_p: float, top_k: int | None,
+        self,
+        adapter: Path | None,
+        requests: Sequence[Request],
+        *,
+        temperature: float,
+        top_p: float,
+        top_k: int | None,
         max_new_tokens: int,
     ) -> list[Completion]:
         """One batch of completions; see engines.Generator."""
@@ -144,13 +153,18 @@ class HF:
         return Completion(kept, text, "length" if stop is None else "stop", logp)
 
     @torch.no_grad()
-    def score(self, adapter: Path | None, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+    def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
         """Summed log-probs of one batch of rows; see engines.Learner."""
         with self._playing(adapter) as policy:
             return completion_logps(policy, collate(rows, self.pad).to(self.device)).tolist()
 
     def train(
-        self, init: Path | None, pairs: Sequence[Pair], loss: dict[str, Any], settings: dict[str, Any], work: Path,
+        self,
+        init: Path | None,
+        pairs: Sequence[Pair],
+        loss: dict[str, Any],
+        settings: dict[str, Any],
+        work: Path,
         advance: Callable[[int], None],
     ) -> tuple[Path, list[dict[str, float]]]:
         """Train the slot from `init`, or from fresh weights on the base; see engines.Learner."""
@@ -163,7 +177,11 @@ class HF:
         self.model.train()
         try:
             metrics = train(
-                self.model, pairs, loss, settings, work,
+                self.model,
+                pairs,
+                loss,
+                settings,
+                work,
                 pad=self.pad,
                 device_batch=self.recipe.training.per_device_train_batch_size,
                 checkpoint_steps=self.recipe.runtime.checkpoint_steps,
@@ -175,7 +193,7 @@ class HF:
             self.model.zero_grad(set_to_none=True)
         folder = work / "adapter"
         shutil.rmtree(folder, ignore_errors=True)
-        self.model.save_pretrained(folder, selected_adapters=[SLOT])
+        self.model.save_pretrained(str(folder), selected_adapters=[SLOT])
         (folder / "README.md").unlink(missing_ok=True)
         return folder, metrics
 

@@ -50,7 +50,7 @@ class RowNoise(LogitsProcessor):
         self.logps = torch.zeros(len(seeds), dtype=torch.float64, device=seeds.device)
         self.alive = torch.ones(len(seeds), dtype=torch.bool, device=seeds.device)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         logps = scores.double().log_softmax(-1)
         noisy = logps
         if self.temperature > 0:
@@ -62,4 +62,4 @@ class RowNoise(LogitsProcessor):
         drawn = noisy.argmax(-1)
         self.logps += torch.where(self.alive, logps.gather(-1, drawn[:, None])[:, 0], 0.0)
         self.alive &= ~torch.isin(drawn, self.ends)
-        return noisy
+        return noisy  # type: ignore[return-value]

@@ -80,7 +80,9 @@ def evaluate(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, gr
     base_own = tables.answers(tables.base, sampling, prompts, "base: own answers")
 
     def drift(answers: Sequence[Answer], drawn_from: str, against: str) -> Estimate:
-        scored = [Scored(name, prompt, answer.name, answer.tokens) for (name, prompt), answer in zip(prompts, answers, strict=True)]
+        scored = [
+            Scored(name, prompt, answer.name, answer.tokens) for (name, prompt), answer in zip(prompts, answers, strict=True)
+        ]
         label = f"{stage.name}: drift"
         return Estimate(tables.logps(drawn_from, scored, label) - tables.logps(against, scored, label))
 

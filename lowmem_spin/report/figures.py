@@ -49,8 +49,8 @@ def _scores(axes: Axes, healths: Sequence[Health]) -> None:
     played, yardsticks = _played(healths)
     kinds = [("sampled accuracy", "#4292c6", [h.sampled_accuracy for h in played], [h.sampled_accuracy for h in yardsticks])]
     if played[0].exact_match is not None:
-        matches = [[h.exact_match for h in group if h.exact_match is not None] for group in (played, yardsticks)]
-        kinds.insert(0, ("exact match (greedy)", "#08519c", *matches))
+        matches, marked = ([h.exact_match for h in group if h.exact_match] for group in (played, yardsticks))
+        kinds.insert(0, ("exact match (greedy)", "#08519c", matches, marked))
     for label, color, values, marks in kinds:
         _points(axes, values, label, color)
         for mark in marks:

@@ -1,7 +1,9 @@
 """The final table: base, iterates, yardstick."""
 
 from collections.abc import Sequence
+from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from lowmem_spin.evaluation.health import Estimate, Health
@@ -9,10 +11,14 @@ from lowmem_spin.evaluation.health import Estimate, Health
 Z = 1.96  # normal quantile of a 95% interval
 
 
-def line(health: Health, metrics: Sequence[dict[str, float]]) -> str:
-    """One line on one policy: how training ended and how far it has drifted."""
+def line(health: Health, training: dict[str, Any] | None) -> str:
+    """One line on one policy: how the last quarter of its training went (`training`: its manifest), and its drift.
+
+    The drift of the chosen and the rejected side is from the reference, in nats per completion.
+    """
     parts = []
-    if metrics:
+    if training is not None:
+        metrics = training["metrics"]
         last = metrics[-max(1, len(metrics) // 4) :]
 
         def late(name: str) -> float:
@@ -20,40 +26,36 @@ def line(health: Health, metrics: Sequence[dict[str, float]]) -> str:
 
         parts.append(f"loss {late('loss'):.3f}")
         if "rewards/margins" in last[0]:
-            parts.append(f"margin {late('rewards/margins'):+.2f}")
-            parts.append(f"log-probs chosen {late('logps/chosen'):.1f} rejected {late('logps/rejected'):.1f}")
-    parts.append(f"held-out {health.chosen_logp.mean:.2f}")
+            drift = [late(f"rewards/{side}") / training["asked"]["loss"]["beta"] for side in ("chosen", "rejected")]
+            parts.append(f"margin {late('rewards/margins'):+.2f}, chosen {drift[0]:+.2f}, rejected {drift[1]:+.2f}")
+    parts.append(f"held-out log-prob {health.chosen_logp.mean:.2f}")
     parts.append(f"KL base {health.kl_to_base.mean:.2f} previous {health.kl_to_previous.mean:.2f}")
     parts.append(f"length {health.length.mean:.1f}, truncated {health.truncated.mean:.1%}")
     return f"{health.name}: " + ", ".join(parts)
 
 
 def results(healths: Sequence[Health]) -> Table:
-    """Base against iterates; every score with the half-width of its 95% interval."""
-    table = Table(title="Held-out results, ± 95% interval; gain is paired with the base")
-    table.add_column("policy")
-    for name in ("exact match", "gain", "sampled accuracy", "gain", "KL to base", "KL to prev.", "length", "cut", "= data"):
-        table.add_column(name, justify="right")
+    """Base against iterates, at most 80 columns wide; scores in percent with the half-width of their 95% interval."""
     base = healths[0]
+    scored = base.exact_match is not None
+    table = Table(title="Held-out results (%, ± 95% interval; gain: paired with the base)", box=box.SIMPLE_HEAD)
+    table.show_edge, table.padding = False, (0, 1, 0, 0)  # type: ignore[assignment]
+    headings = ["exact\nmatch", "gain"] if scored else []
+    headings += ["sampled\naccuracy"] if scored else ["log-prob\nof data"]
+    table.add_column("policy", no_wrap=True)
+    for heading in [*headings, "KL to\nbase", "KL to\nprev.", "length", "cut", "= data"]:
+        table.add_column(heading, justify="right", no_wrap=True)
     for health in healths:
         is_base = health is base
-        match = [_share(health.exact_match), "" if is_base else _gain(health.exact_match, base.exact_match)]
-        sampled = [_share(health.sampled_accuracy), "" if is_base else _gain(health.sampled_accuracy, base.sampled_accuracy)]
+        scores = [f"{health.chosen_logp.mean:.2f} ±{Z * health.chosen_logp.error:.2f}"]
+        if health.exact_match is not None and base.exact_match is not None:
+            gain = "" if is_base else _percent(health.exact_match.minus(base.exact_match), "+")
+            scores = [_percent(health.exact_match), gain, _percent(health.sampled_accuracy)]
         drift = ["", ""] if is_base else [f"{health.kl_to_base.mean:.2f}", f"{health.kl_to_previous.mean:.2f}"]
-        shape = [f"{health.length.mean:.1f}", f"{health.truncated.mean:.1%}", f"{health.identical.mean:.1%}"]
-        table.add_row(health.name, *match, *sampled, *drift, *shape)
-    if base.exact_match is None:
-        for column in (1, 1):
-            table.columns.pop(column)
+        shape = [f"{health.length.mean:.1f}", f"{health.truncated.mean:.1%}", f"{health.identical.mean:.0%}"]
+        table.add_row(health.name, *scores, *drift, *shape)
     return table
 
 
-def _share(estimate: Estimate | None) -> str:
-    return "" if estimate is None else f"{estimate.mean:.3f} ± {Z * estimate.error:.3f}"
-
-
-def _gain(estimate: Estimate | None, base: Estimate | None) -> str:
-    if estimate is None or base is None:
-        return ""
-    difference = estimate.minus(base)
-    return f"{difference.mean:+.3f} ± {Z * difference.error:.3f}"
+def _percent(estimate: Estimate, sign: str = "") -> str:
+    return f"{100 * estimate.mean:{sign}.1f} ±{100 * Z * estimate.error:.1f}"
