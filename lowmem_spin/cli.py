@@ -27,7 +27,11 @@ def run(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
 
     display = Display(Console())
     path = find(recipe)
-    play(load(path, overrides or []), path.parent, display)
+    try:
+        play(load(path, overrides or []), path.parent, display)
+    except KeyboardInterrupt:
+        display.say("interrupted; what is finished is stored, run the same command again to go on", "yellow")
+        raise typer.Exit(130) from None
     display.say(display.time_line())
 
 
@@ -51,7 +55,7 @@ def recipe(
 
 
 def main() -> None:
-    """Run a command; bad input is one line and exit code 2, an interrupt one line and 130."""
+    """Run a command; bad input is one line and exit code 2."""
     import sys
 
     from lowmem_spin.recipe import InputError
@@ -61,9 +65,6 @@ def main() -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; everything finished so far is stored, run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

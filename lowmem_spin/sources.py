@@ -81,13 +81,16 @@ class Sources:
 
 def _commit(name: str, revision: str | None, field: str, kind: str) -> str:
     """The commit of a hub repository, from the hub or from the local cache."""
-    from huggingface_hub import HfApi, snapshot_download
+    import httpx
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub import errors as hub
 
     command = f"`hf download {name}{' --repo-type dataset' if kind == 'dataset' else ''}`"
     try:
-        info = HfApi().repo_info(name, revision=revision, repo_type=kind)
-        return str(info.sha)
+        commit = str(HfApi().repo_info(name, revision=revision, repo_type=kind).sha)
+        if kind == "model":
+            hf_hub_download(name, "config.json", revision=commit)  # a gated model shows its page but not its files
+        return commit
     except hub.GatedRepoError:
         raise InputError(f"{field}: {name!r} is gated: accept its licence on its hub page, then set HF_TOKEN") from None
     except hub.RevisionNotFoundError:
@@ -96,7 +99,7 @@ def _commit(name: str, revision: str | None, field: str, kind: str) -> str:
         raise InputError(
             f"{field}: {name!r} is neither a path beside the recipe or here nor on the hub; if it is private, set HF_TOKEN"
         ) from None
-    except (hub.OfflineModeIsEnabled, hub.HfHubHTTPError, OSError) as unreachable:
+    except (hub.OfflineModeIsEnabled, hub.HfHubHTTPError, httpx.TransportError, OSError) as unreachable:
         try:
             return Path(snapshot_download(name, revision=revision, repo_type=kind, local_files_only=True)).name
         except (hub.LocalEntryNotFoundError, OSError):

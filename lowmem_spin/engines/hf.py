@@ -1,5 +1,6 @@
 """The transformers + PEFT engine: generates, scores and trains on any device, on one frozen base."""
 
+import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,9 @@ from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.sources import Source
 from lowmem_spin.store import Tokens
 from lowmem_spin.training import Pair, train
+
+# It warns that it lacks a CPU kernel which repacks the weights: the one that load_base keeps it from using.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 SLOT = "default"  # the one adapter that is ever in memory; policies are copied into it
 
@@ -53,7 +57,7 @@ def load_base(model: Source, quantization: str, where: Machine, trust_remote_cod
         # On AVX512-BF16 processors bitsandbytes repacks these weights at the first no-grad forward, in place, for
         # a kernel without backward: every later gradient would be silently wrong.
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # noqa: B010: torch's annotations refuse a plain bool
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     base.requires_grad_(False)
     return base.eval()
 

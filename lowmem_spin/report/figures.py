@@ -64,8 +64,9 @@ def _drift(axes: Axes, healths: Sequence[Health]) -> None:
     played, _ = _played(healths)
     _points(axes, [h.kl_to_base for h in played], "KL(policy | base)", "#7a0177")
     _points(axes, [h.kl_to_previous for h in played], "KL(policy | previous)", "#f768a1", "s")
+    _points(axes, [h.kl_from_base for h in played], "KL(base | policy)", "#fa9fb5", "^")
     axes.set_ylabel("nats per completion")
-    axes.set_title("drift, on own samples")
+    axes.set_title("drift")
     _name_policies(axes, played)
 
 

@@ -1,0 +1,149 @@
+"""From rows to token ids: every layout, the one renderer, nothing cut silently, seeded draws."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from lowmem_spin.data import Renderer, Rows, draw, prepare, set_aside
+from lowmem_spin.game import Draw
+from lowmem_spin.recipe import Data, InputError
+from lowmem_spin.sources import Source
+from lowmem_spin.templates import TEMPLATES
+
+QUESTION, ANSWER = {"role": "user", "content": "sort: cab"}, {"role": "assistant", "content": "abc"}
+MORE = [{"role": "user", "content": "and zyx?"}, {"role": "assistant", "content": "xyz"}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(quickstart: Path) -> Any:
+    return AutoTokenizer.from_pretrained(quickstart / "base")
+
+
+def write(path: Path, rows: list[Any]) -> Source:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return Source(str(path), None, "test")
+
+
+def prepared(source: Source, tokenizer: Any, template: str | None = None, **options: Any) -> Rows:
+    data = Data(path="x", **options)
+    return Rows(prepare(source, data, "data.path", "train", "category", Renderer(tokenizer, template)))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [QUESTION, ANSWER, *MORE]},
+        {"prompt": "sort: cab", "completion": "abc"},
+        {"prompt": [QUESTION], "completion": [ANSWER]},
+        {"real": [QUESTION, ANSWER], "generated": [QUESTION, {"role": "assistant", "content": "junk"}]},
+    ],
+)
+def test_every_layout_gives_the_same_row(tmp_path: Path, tokenizer: Any, row: dict[str, Any]) -> None:
+    rows = prepared(write(tmp_path / "d.jsonl", [row]), tokenizer)
+    assert tokenizer.decode(rows.prompt(0)) == "<bos><user>sort: cab<end_of_turn><model>"
+    assert tokenizer.decode(rows.chosen(0)) == "abc<end_of_turn>"
+    assert rows.completions == ["abc"]
+
+
+def test_parquet_reads_as_jsonl_does(tmp_path: Path, tokenizer: Any) -> None:
+    pq.write_table(pa.Table.from_pylist([{"messages": [QUESTION, ANSWER]}]), tmp_path / "d.parquet")
+    rows = prepared(Source(str(tmp_path / "d.parquet"), None, "test"), tokenizer)
+    assert tokenizer.decode(rows.chosen(0)) == "abc<end_of_turn>"
+
+
+def test_all_turns_are_one_row_per_answer(tmp_path: Path, tokenizer: Any) -> None:
+    rows = prepared(write(tmp_path / "d.jsonl", [{"messages": [QUESTION, ANSWER, *MORE]}]), tokenizer, turns="all")
+    assert rows.completions == ["abc", "xyz"]
+    assert tokenizer.decode(rows.prompt(1)).endswith("abc<end_of_turn><user>and zyx?<end_of_turn><model>")
+
+
+@pytest.mark.parametrize("template", [*TEMPLATES, None])
+def test_prompt_and_completion_make_up_the_templates_conversation(
+    tmp_path: Path, quickstart: Path, template: str | None
+) -> None:
+    """Tokenised apart, they spell what the template writes for the whole conversation, up to the end of turn."""
+    tokenizer = AutoTokenizer.from_pretrained(quickstart / "base")
+    rows = prepared(write(tmp_path / "d.jsonl", [{"prompt": "grüße 你好 😀", "completion": " naïve "}]), tokenizer, template)
+    whole = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "grüße 你好 😀"}, {"role": "assistant", "content": " naïve "}], tokenize=False
+    )
+    spelled = tokenizer.decode([*rows.prompt(0), *rows.chosen(0)[:-1]])
+    assert whole.startswith(spelled)
+    assert spelled.endswith("naïve")
+    assert tokenizer.decode(rows.chosen(0)[-1]) in ("<end_of_turn>", "<eos>")
+
+
+def test_long_prompts_are_counted_and_left_out_and_long_answers_lose_their_end(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{"prompt": "p" * size, "completion": "c" * size} for size in (3, 30, 60)]
+    kept = prepared(write(tmp_path / "d.jsonl", rows), tokenizer, max_prompt_length=40, max_completion_length=20)
+    assert kept.counts == {"rows read": 3, "prompts over the limit, left out": 1, "answers over the limit, ended early": 1}
+    assert kept.truncated == [False, True]
+    assert tokenizer.decode(kept.chosen(1)) == "c" * 20  # no end of turn that the data does not have there
+
+
+def test_a_row_that_occurs_twice_is_two_rows(tmp_path: Path, tokenizer: Any) -> None:
+    rows = prepared(write(tmp_path / "d.jsonl", [{"prompt": "p", "completion": "c"}] * 2), tokenizer)
+    assert len(set(rows.ids)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('{"prompt": "p", "completion": "c"}\n{"prompt": \n', "data.path: line 2 is not JSON"),
+        ('{"prompt": "p", "completion": "  "}\n', "data.path: line 1 has an empty answer"),
+        ('{"question": "p"}\n', "data.path: line 1 has columns ['question']; needed: messages, or prompt"),
+        ("", "has no usable row"),
+        ('{"prompt": "' + "p" * 600 + '", "completion": "c"}\n', "every prompt is over data.max_prompt_length 512"),
+        ('{"prompt": 3, "completion": "c"}\n', "line 1: its messages must be a list of {role, content} texts"),
+        ("[1, 2]\n", "line 1 is list, not a row with columns"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, tokenizer: Any, content: str, line: str) -> None:
+    (tmp_path / "d.jsonl").write_text(content)
+    with pytest.raises(InputError) as error:
+        prepared(Source(str(tmp_path / "d.jsonl"), None, "test"), tokenizer)
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_without_template_needs_one(quickstart: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(quickstart / "base")
+    tokenizer.chat_template = None
+    with pytest.raises(InputError, match=r"model\.chat_template: this tokenizer has none; choose one of gemma"):
+        Renderer(tokenizer, None)
+    with pytest.raises(InputError, match="'gema' is unknown"):
+        Renderer(tokenizer, "gema")
+
+
+IDS = [f"row {n}" for n in range(200)]
+
+
+@given(st.integers(0, 200), st.integers(0, 5), st.permutations(range(200)))
+def test_draws_depend_on_seed_round_and_rows_alone(count: int, seed: int, order: list[int]) -> None:
+    asked = Draw("data", seed, 1, count)
+    drawn = [IDS[place] for place in draw(IDS, asked)]
+    assert len(set(drawn)) == count  # without replacement
+    shuffled = [IDS[place] for place in order]
+    assert [shuffled[place] for place in draw(shuffled, asked)] == drawn  # whatever the order of the file
+    assert [IDS[place] for place in draw(IDS, Draw("data", seed, 1, 200))][:count] == drawn  # a head of the larger draw
+
+
+def test_rounds_draw_independently_and_a_fixed_set_does_not() -> None:
+    first, second = (set(draw(IDS, Draw("data", 0, t, 100))) for t in (0, 1))
+    assert 30 < len(first & second) < 70
+    assert draw(IDS, Draw("data", 0, None, 100)) == draw(IDS, Draw("other", 0, None, 100))
+
+
+def test_too_many_pairs_and_rows_set_aside() -> None:
+    with pytest.raises(InputError, match=r"game\.pairs: 201 prompts asked of 200 usable rows"):
+        draw(IDS, Draw("data", 0, 0, 201))
+    kept, learned = set_aside(IDS, 256)
+    assert len(kept) == 20
+    assert sorted([*kept, *learned]) == list(range(200))

@@ -1,0 +1,132 @@
+"""The 4-bit base under the engine: frozen, exact gradients, adapters that swap without a trace."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from games import open_hf, save_slot, shake_slot
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from lowmem_spin.engines import Request
+from lowmem_spin.engines.hf import HF, load_base
+from lowmem_spin.logps import collate, completion_logps
+from lowmem_spin.sources import Source
+from lowmem_spin.training import Pair
+
+ROWS = [([1, 3, 70, 5, 4], [80, 81, 5]), ([1, 3, 71, 72, 73, 5, 4], [90, 5]), ([1, 3, 74, 5, 4], [60, 61, 62])]
+PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": None, "max_new_tokens": 6}
+SETTINGS = {
+    "batch_size": 2,
+    "num_train_epochs": 1,
+    "learning_rate": 1e-3,
+    "optim": "adamw_torch",
+    "lr_scheduler_type": "linear",
+    "warmup_ratio": 0.0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "seed": 1,
+    "iteration": 0,
+    "learner": {"engine": "hf", "dtype": "float32"},
+}
+
+
+def pairs(count: int) -> list[Pair]:
+    return [Pair(prompt, completion, [100 + n, 5], -5.0, -6.0) for n in range(count) for prompt, completion in [ROWS[n % 3]]]
+
+
+@pytest.fixture
+def engine(quickstart: Path) -> HF:
+    engine = open_hf(quickstart / "base")
+    shake_slot(engine)
+    return engine
+
+
+def lora_gradients(engine: HF) -> dict[str, torch.Tensor]:
+    engine.model.zero_grad()
+    completion_logps(engine.model.get_base_model(), collate(ROWS, engine.pad)).sum().backward()
+    return {name: p.grad.clone() for name, p in engine.model.named_parameters() if p.requires_grad and p.grad is not None}
+
+
+def frozen_bytes(engine: HF) -> str:
+    """Hash of everything that is not an adapter: packed 4-bit weights, their scales, embeddings and norms."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(engine.model.state_dict(keep_vars=True).items()):
+        if "lora_" in name:
+            continue
+        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+        if state := getattr(tensor, "quant_state", None):
+            digest.update(state.absmax.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_the_base_is_4_bit_and_adapters_are_float32(engine: HF) -> None:
+    packed = [p for p in engine.model.parameters() if p.dtype == torch.uint8]
+    assert len(packed) == 4 * 7  # every linear layer of every block
+    trainable = {p.dtype for p in engine.model.parameters() if p.requires_grad}
+    assert trainable == {torch.float32}
+
+
+def test_gradients_survive_generating_and_scoring(engine: HF) -> None:
+    """On AVX512-BF16 processors bitsandbytes repacks 4-bit weights in the first no-grad forward and breaks them."""
+    before = lora_gradients(engine)
+    assert min(gradient.abs().max() for gradient in before.values()) > 0
+    engine.generate(None, [Request(ROWS[0][0], 1)], **PLAIN)
+    engine.score(None, ROWS)
+    after = lora_gradients(engine)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_gradients_equal_those_of_the_dequantised_base(engine: HF, quickstart: Path) -> None:
+    """A second route to the same numbers: plain float32 layers that hold what the 4-bit ones stand for."""
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+    )
+    plain = AutoModelForCausalLM.from_pretrained(quickstart / "base", dtype=torch.float32, quantization_config=four_bit)
+    ours = lora_gradients(engine)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    twin = get_peft_model(plain.dequantize(), config)
+    set_peft_model_state_dict(twin, get_peft_model_state_dict(engine.model))
+    completion_logps(twin.get_base_model(), collate(ROWS, engine.pad)).sum().backward()
+    theirs = {name: p.grad for name, p in twin.named_parameters() if p.requires_grad}
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], atol=2e-3, rtol=1e-3)
+
+
+def test_scoring_twice_gives_identical_numbers(quickstart: Path, tmp_path: Path) -> None:
+    engine = open_hf(quickstart / "base", dropout=0.5)  # dropout must be asleep
+    shake_slot(engine)
+    adapter = save_slot(engine, tmp_path)
+    assert engine.score(adapter, ROWS) == engine.score(adapter, ROWS)
+
+
+def test_swapping_adapters_equals_loading_each_alone(engine: HF, quickstart: Path, tmp_path: Path) -> None:
+    first = save_slot(engine, tmp_path / "first")
+    shake_slot(engine, seed=1)
+    second = save_slot(engine, tmp_path / "second")
+    swapped = [engine.score(adapter, ROWS) for adapter in (None, first, second, first, None)]
+    for adapter, values in zip((None, first, second, first, None), swapped, strict=True):
+        assert open_hf(quickstart / "base").score(adapter, ROWS) == values
+    assert len({tuple(values) for values in swapped}) == 3
+
+
+def test_the_base_is_bit_frozen_while_iterates_are_made(engine: HF, tmp_path: Path) -> None:
+    before = frozen_bytes(engine)
+    init = None
+    for t in range(2):
+        engine.generate(init, [Request(ROWS[0][0], 1)], **PLAIN)
+        engine.score(init, ROWS)
+        init, metrics = engine.train(init, pairs(6), {"name": "dpo", "beta": 0.1}, SETTINGS, tmp_path / str(t), print)
+        assert metrics[-1]["loss"] != metrics[0]["loss"]
+    assert frozen_bytes(engine) == before
+
+
+def test_a_saved_iterate_is_what_peft_loads(engine: HF, quickstart: Path, tmp_path: Path) -> None:
+    adapter, _ = engine.train(None, pairs(8), {"name": "dpo", "beta": 0.1}, SETTINGS, tmp_path, print)
+    base = load_base(Source(str(quickstart / "base"), None, ""), "nf4", engine.where)
+    loaded = PeftModel.from_pretrained(base, str(adapter)).eval()
+    with torch.no_grad():
+        theirs = completion_logps(loaded.get_base_model(), collate(ROWS, engine.pad)).tolist()
+    assert engine.score(adapter, ROWS) == theirs

@@ -1,0 +1,154 @@
+"""The whole game through the command line: played, killed, resumed, and recognised when it is finished."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+
+SMALL = {
+    "game.pairs": 96,
+    "game.iterations": 2,
+    "training.per_device_train_batch_size": 8,
+    "evaluation.path": "null",
+    "evaluation.metric": "none",
+    "evaluation.compare_sft": "false",
+    "evaluation.health_prompts": 24,
+    "runtime.generation_batch_size": 16,
+    "runtime.scoring_batch_size": 2,
+    "runtime.checkpoint_steps": 2,
+}
+
+
+def start(folder: Path, **changes: object) -> subprocess.Popen[str]:
+    values = {**SMALL, "output.store": folder / "store", "output.dir": folder / "run"}
+    values |= {name.replace("__", "."): value for name, value in changes.items()}
+    overrides = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
+    command = [sys.executable, "-m", "lowmem_spin.cli", "run", "quickstart", *overrides]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def committed(folder: Path, kind: str) -> dict[str, pa.Table]:
+    """All rows of every table of a kind, shards and merged files alike."""
+    return {
+        table.name: pa.concat_tables([pq.read_table(file) for file in sorted(table.glob("[!.]*.parquet"))])
+        for table in (folder / "store" / kind).iterdir()
+    }
+
+
+def adapters(folder: Path) -> dict[str, Path]:
+    return {path.name: path / "adapter_model.safetensors" for path in (folder / "store" / "adapters").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    output = finish(start(folder))
+    assert "Held-out results" in output
+    return folder
+
+
+def generating(folder: Path) -> bool:
+    return len(list((folder / "store" / "completions").glob("*/shard-*"))) >= 2
+
+
+def scoring(folder: Path) -> bool:
+    return len(list((folder / "store" / "logps").glob("*/shard-*"))) >= 2
+
+
+def training_second(folder: Path) -> bool:
+    checkpoints = list((folder / "store" / "work").glob("*/checkpoint-*/trainer_state.json"))
+    return bool(checkpoints) and bool(list((folder / "store" / "adapters").glob("*")))
+
+
+@pytest.mark.parametrize(
+    ("moment", "how"),
+    [(generating, signal.SIGKILL), (scoring, signal.SIGINT), (training_second, signal.SIGKILL)],
+    ids=["generating, kill -9", "scoring, Ctrl-C", "training, kill -9"],
+)
+def test_an_interrupted_game_goes_on_and_ends_the_same(
+    whole: Path, tmp_path: Path, moment: Callable[[Path], bool], how: signal.Signals
+) -> None:
+    process = start(tmp_path)
+    deadline = time.monotonic() + 120
+    while not moment(tmp_path):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, how)
+    output, _ = process.communicate(timeout=60)
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "run the same command again to go on" in output
+        assert "Traceback" not in output
+    before = {kind: committed(tmp_path, kind) for kind in ("completions", "logps") if (tmp_path / "store" / kind).exists()}
+    assert sum(table.num_rows for tables in before.values() for table in tables.values()) > 0
+    finish(start(tmp_path))
+
+    for kind, identity in (("completions", ["prompt_id", "sample"]), ("logps", ["prompt_id", "completion", "content"])):
+        after, expected = committed(tmp_path, kind), committed(whole, kind)
+        assert after.keys() == expected.keys()
+        for key, table in after.items():
+            rows = {tuple(row[name] for name in identity): row for row in table.to_pylist()}
+            assert len(rows) == table.num_rows  # nothing was committed twice
+            assert rows == {tuple(row[name] for name in identity): row for row in expected[key].to_pylist()}
+            kept = before.get(kind, {}).get(key)
+            assert all(rows[tuple(row[n] for n in identity)] == row for row in (kept.to_pylist() if kept else []))
+    ours, theirs = adapters(tmp_path), adapters(whole)
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        one, two = load_file(ours[key]), load_file(theirs[key])
+        assert max((one[name] - two[name]).abs().max().item() for name in two) <= 1e-6
+
+
+def test_a_finished_game_is_recognised(whole: Path) -> None:
+    files = {path: path.stat().st_mtime_ns for path in (whole / "store").rglob("*") if path.is_file()}
+    began = time.monotonic()
+    output = finish(start(whole))
+    assert time.monotonic() - began < 5
+    assert "generate" not in output
+    assert "start-up" not in output
+    assert {path: path.stat().st_mtime_ns for path in (whole / "store").rglob("*") if path.is_file()} == files
+
+
+def test_the_run_folder_is_small_and_human(whole: Path) -> None:
+    run = whole / "run"
+    assert {path.name for path in run.iterdir()} == {"recipe.yaml", "run.json", "metrics.jsonl", "iterates.png", "iterates"}
+    assert (run / "iterates" / "1" / "adapter_config.json").is_file()
+    policies = json.loads((run / "run.json").read_text())["policies"]
+    assert list(policies) == ["base", "iterate 0", "iterate 1"]
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["name"] for record in records] == ["base", "iterate 0", "iterate 1"]
+    assert records[0]["kl_to_base"] == 0
+
+
+def test_another_alpha_shares_the_first_iteration(whole: Path, tmp_path: Path) -> None:
+    before = set(adapters(whole))
+    finish(start(whole, game__alpha=0.5, output__dir=tmp_path / "run"))
+    assert len(set(adapters(whole)) - before) == 1
+    assert (tmp_path / "run" / "iterates" / "0").resolve() == (whole / "run" / "iterates" / "0").resolve()
+    assert (tmp_path / "run" / "iterates" / "1").resolve() != (whole / "run" / "iterates" / "1").resolve()
+
+
+def test_two_processes_on_one_store_share_the_work(whole: Path, tmp_path: Path) -> None:
+    first, second = start(tmp_path), start(tmp_path, output__dir=tmp_path / "other")
+    finish(first)
+    finish(second)
+    for key, table in committed(tmp_path, "completions").items():
+        assert table.num_rows == committed(whole, "completions")[key].num_rows
+    for key, weights in adapters(tmp_path).items():
+        assert weights.read_bytes() == adapters(whole)[key].read_bytes()

@@ -1,0 +1,92 @@
+"""What the engine draws, against every sequence it could have drawn."""
+
+from collections import Counter
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from games import make_micro_base, open_hf
+from scipy import stats
+
+from lowmem_spin.engines import Request
+from lowmem_spin.engines.hf import HF
+from lowmem_spin.engines.noise import RowNoise, gumbel
+
+PROMPT, END, LENGTH = [1, 3, 4], 2, 3
+DRAWS = 20_000
+PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": None}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> HF:
+    return open_hf(make_micro_base(tmp_path_factory.mktemp("micro")), quantization="none")
+
+
+def sequences() -> list[tuple[int, ...]]:
+    """Everything of at most LENGTH tokens that ends in END or is cut at LENGTH."""
+    others = [token for token in range(7) if token != END]
+    ended = [(*body, END) for size in range(LENGTH) for body in product(others, repeat=size)]
+    return ended + list(product(others, repeat=LENGTH))
+
+
+def test_draws_match_the_enumerated_distribution(engine: HF) -> None:
+    space = sequences()
+    logps = np.array(engine.score(None, [(PROMPT, sequence) for sequence in space]))
+    assert np.exp(logps).sum() == pytest.approx(1, abs=1e-5)  # the space is complete, truncated completions included
+    drawn = engine.generate(None, [Request(PROMPT, seed) for seed in range(DRAWS)], max_new_tokens=LENGTH, **PLAIN)
+    counts = Counter(tuple(completion.tokens) for completion in drawn)
+    assert set(counts) <= set(space)
+    expected = np.exp(logps) * DRAWS
+    rare = expected < 5  # pooled, as the chi-square test needs
+    observed = np.array([counts[sequence] for sequence in space], float)
+    cells = np.array([[*observed[~rare], observed[rare].sum()], [*expected[~rare], expected[rare].sum()]])
+    statistic = ((cells[0] - cells[1]) ** 2 / cells[1]).sum()
+    assert stats.chi2.sf(statistic, cells.shape[1] - 1) > 1e-3
+    place = {sequence: index for index, sequence in enumerate(space)}
+    for completion in drawn[:500]:  # what the generator says of its own draws is what the learner says
+        assert completion.logp == pytest.approx(logps[place[tuple(completion.tokens)]], abs=1e-4)
+        assert completion.finish_reason == ("stop" if completion.tokens[-1] == END else "length")
+
+
+def test_a_row_draws_the_same_in_any_batch(quickstart: Path) -> None:
+    engine = open_hf(quickstart / "base")
+    texts = [f"<bos><user>{skill}: {word}<end_of_turn><model>" for skill in ("sort", "upper") for word in ("abc", "zyxwv", "q")]
+    prompts = [engine.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    requests = [Request(prompts[index % len(prompts)], 1000 + index) for index in range(60)]
+    together = engine.generate(None, requests, max_new_tokens=12, **PLAIN)
+    assert len({tuple(completion.tokens) for completion in together}) > 20
+    backwards = engine.generate(None, requests[::-1], max_new_tokens=12, **PLAIN)[::-1]
+    alone = [engine.generate(None, [request], max_new_tokens=12, **PLAIN)[0] for request in requests]
+    assert [c.tokens for c in backwards] == [c.tokens for c in together]
+    assert [c.tokens for c in alone] == [c.tokens for c in together]
+
+
+def one_step(options: dict[str, object], logits: torch.Tensor, rows: int) -> np.ndarray:
+    """Frequencies of the tokens drawn at one step from these logits."""
+    noise = RowNoise(torch.arange(rows), torch.tensor([0]), prompt_length=1, **options)  # type: ignore[arg-type]
+    drawn = noise(torch.zeros(rows, 1, dtype=torch.long), logits.expand(rows, -1)).argmax(-1)  # type: ignore[arg-type]
+    return np.bincount(drawn.numpy(), minlength=len(logits)) / rows
+
+
+def test_temperature_top_k_and_top_p_shape_the_draw() -> None:
+    logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0])
+    probabilities = logits.softmax(-1).numpy()
+    cooled = one_step({"temperature": 0.5, "top_p": 1.0, "top_k": None}, logits, DRAWS)
+    np.testing.assert_allclose(cooled, (logits / 0.5).softmax(-1).numpy(), atol=0.012)
+    two = one_step({"temperature": 1.0, "top_p": 1.0, "top_k": 2}, logits, DRAWS)
+    np.testing.assert_allclose(two[:2], probabilities[:2] / probabilities[:2].sum(), atol=0.012)
+    assert two[2:].sum() == 0
+    nucleus = one_step({"temperature": 1.0, "top_p": 0.7, "top_k": None}, logits, DRAWS)
+    assert (nucleus > 0).tolist() == [True, True, False, False, False]  # .58 + .21 is the first sum over .7
+    assert one_step({"temperature": 0.0, "top_p": 1.0, "top_k": None}, logits, 10)[0] == 1
+
+
+def test_noise_is_gumbel_and_always_finite() -> None:
+    noise = gumbel(torch.arange(400), step=3, vocabulary=500)
+    assert torch.isfinite(noise).all()
+    assert stats.kstest(noise.flatten().numpy(), "gumbel_r").pvalue > 1e-3
+    other_step, other_rows = gumbel(torch.arange(400), 4, 500), gumbel(torch.arange(400, 800), 3, 500)
+    for other in (other_step, other_rows):
+        assert abs(np.corrcoef(noise.flatten(), other.flatten())[0, 1]) < 0.01

@@ -1,0 +1,144 @@
+"""The store keeps what was committed, refuses what does not read back, and has one writer at a time."""
+
+import hashlib
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import save_file
+
+from lowmem_spin.keys import digest
+from lowmem_spin.recipe import InputError
+from lowmem_spin.store import Store, Table
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def store(tmp_path: Path, said: list[str]) -> Store:
+    return Store(tmp_path / "store", said.append)
+
+
+def table(store: Store, maker: str = "base") -> Table:
+    return store.table("logps", "key", {"asked": 1}, maker)
+
+
+def rows(*names: str) -> dict[str, list[Any]]:
+    count = len(names)
+    return {
+        "prompt_id": list(names),
+        "completion": ["chosen"] * count,
+        "content": ["c"] * count,
+        "logp": [-1.5] * count,
+        "tokens": [3] * count,
+    }
+
+
+def ids(store: Store, maker: str = "base") -> list[str]:
+    return sorted(table(store, maker).read()["prompt_id"].to_pylist())
+
+
+def test_shards_merge_into_one_file_that_other_tools_open(store: Store) -> None:
+    one = table(store)
+    one.append(rows("a", "b"))
+    one.append(rows("c"))
+    assert ids(store) == ["a", "b", "c"]
+    one.merge()
+    (file,) = one.folder.glob("*.parquet")
+    assert pq.read_table(file)["prompt_id"].to_pylist() == ["a", "b", "c"]
+    assert '"rows": 3' in (one.folder / "manifest.json").read_text()
+    assert ids(store) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped bit"])
+def test_a_damaged_shard_is_set_aside_and_the_others_stay(store: Store, said: list[str], damage: str) -> None:
+    table(store).append(rows("kept"))
+    (kept,) = table(store).folder.glob("*.parquet")
+    table(store).append(rows(*(f"row {n}" for n in range(500))))
+    (victim,) = set(table(store).folder.glob("*.parquet")) - {kept}
+    content = bytearray(victim.read_bytes())
+    if damage == "flipped bit":
+        content[len(content) // 3] ^= 1
+    victim.write_bytes({"truncated": content[:-20], "empty": b""}.get(damage, bytes(content)))
+    assert ids(store) == ["kept"]
+    assert len(said) == 1
+    assert "computed again" in said[0]
+    assert len(list((store.root / "aside").iterdir())) == 1
+    assert ids(store) == ["kept"]  # said once: the shard is gone from the table
+
+
+def test_an_unfinished_write_is_invisible(store: Store) -> None:
+    table(store).append(rows("a"))
+    (table(store).folder / ".shard-x.parquet.tmp").write_bytes(b"half a shard")
+    assert ids(store) == ["a"]
+
+
+def test_rows_of_another_adapter_are_not_mixed_in(store: Store, said: list[str]) -> None:
+    table(store, "sha of one").append(rows("a"))
+    assert ids(store, "sha of another") == []
+    assert "another adapter" in said[0]
+
+
+def adapter(store: Store, key: str, value: float) -> Path:
+    work = store.work(key) / "adapter"
+    work.mkdir(parents=True)
+    save_file({"w": np.full(1000, value, np.float32)}, work / "adapter_model.safetensors")
+    return store.commit_adapter(key, work, {"kind": "train"})
+
+
+def test_commits_are_create_only(store: Store) -> None:
+    first = adapter(store, "k", 1.0)
+    content = (first / "adapter_model.safetensors").read_bytes()
+    assert adapter(store, "k", 2.0) == first  # the loser adopts the winner's result
+    assert (first / "adapter_model.safetensors").read_bytes() == content
+    assert not store.work("k").exists()
+
+
+def test_an_adapter_with_a_flipped_byte_is_set_aside(store: Store, said: list[str]) -> None:
+    weights = adapter(store, "k", 1.0) / "adapter_model.safetensors"
+    assert store.adapter("k") is not None
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    fresh = Store(store.root, said.append)
+    assert fresh.adapter("k") is None
+    assert "does not have the bytes" in said[0]
+
+
+def test_one_writer_at_a_time(store: Store, said: list[str]) -> None:
+    order: list[str] = []
+    other = Store(store.root, said.append)
+
+    def second() -> None:
+        with other.writing("k"):
+            order.append("second")
+
+    with store.writing("k"):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        time.sleep(0.3)
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "second"]
+    assert "another process" in said[0]
+
+
+def test_a_store_of_another_version_is_refused(store: Store) -> None:
+    (store.root / "FORMAT").write_text("99")
+    with pytest.raises(InputError, match=r"output\.store.*'99'.*use another folder"):
+        Store(store.root, print)
+
+
+def test_keys_are_stable_and_refuse_what_has_no_fixed_form() -> None:
+    spelled = hashlib.sha256(b'{"a":null,"b":[1,2.5]}').hexdigest()
+    assert digest({"b": [1, 2.5], "a": None}) == digest({"a": None, "b": (1, 2.5)}) == spelled[:20]
+    for value in ({1, 2}, float("nan"), object(), b"bytes", {1: "number as a name"}):
+        with pytest.raises(TypeError):
+            digest({"value": value})

@@ -1,0 +1,179 @@
+"""The trainer: the loss against TRL's, the order against its definition, a resumed training against a whole one."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from games import open_hf, shake_slot
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+
+from lowmem_spin.engines.hf import HF
+from lowmem_spin.logps import collate, completion_logps
+from lowmem_spin.losses import dpo
+from lowmem_spin.training import LengthGrouped, Pair, last_checkpoint
+
+SETTINGS = {
+    "batch_size": 4,
+    "num_train_epochs": 3,
+    "learning_rate": 1e-3,
+    "optim": "adamw_torch",
+    "lr_scheduler_type": "cosine",
+    "warmup_ratio": 0.1,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "seed": 1,
+    "iteration": 0,
+    "learner": {"engine": "hf", "dtype": "float32"},
+}
+LOSS = {"name": "dpo", "beta": 0.3}
+
+
+def some_pairs(count: int) -> list[Pair]:
+    torch.manual_seed(0)
+
+    def tokens(low: int, high: int) -> list[int]:
+        return torch.randint(40, 120, (int(torch.randint(low, high, ())),)).tolist()
+
+    return [Pair([1, 3, *tokens(2, 6), 5, 4], [*tokens(1, 7), 5], [*tokens(1, 7), 5], -9.0, -8.0) for _ in range(count)]
+
+
+class TRL(DPOTrainer):
+    """TRL's trainer, made to take token ids and reference log-probs as they are."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+
+def test_loss_and_gradients_equal_trl(quickstart: Path, tmp_path: Path) -> None:
+    pairs = some_pairs(5)
+    columns = {
+        "prompt_ids": [pair.prompt for pair in pairs],
+        "chosen_ids": [pair.chosen for pair in pairs],
+        "rejected_ids": [pair.rejected for pair in pairs],
+        "ref_chosen_logps": [pair.ref_chosen_logp for pair in pairs],
+        "ref_rejected_logps": [pair.ref_rejected_logp for pair in pairs],
+    }
+    base = AutoModelForCausalLM.from_pretrained(quickstart / "base", dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    torch.manual_seed(2)
+    set_peft_model_state_dict(model, {k: 0.05 * torch.randn_like(v) for k, v in get_peft_model_state_dict(model).items()})
+    arguments = DPOConfig(
+        output_dir=str(tmp_path), beta=0.3, precompute_ref_log_probs=True, use_cpu=True, bf16=False, report_to=[],
+        gradient_checkpointing=False, per_device_train_batch_size=5, remove_unused_columns=False, disable_dropout=True,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(quickstart / "base", padding_side="left")
+    theirs = TRL(model=model, args=arguments, train_dataset=Dataset.from_dict(columns), processing_class=tokenizer)
+    batch = theirs.data_collator([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+    trl_loss = theirs.compute_loss(model, batch)
+    trl_loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+
+    rows = [(p.prompt, p.chosen) for p in pairs] + [(p.prompt, p.rejected) for p in pairs if p.rejected is not None]
+    logps = completion_logps(model.get_base_model(), collate(rows, 0))
+    loss = dpo(logps[:5], logps[5:], torch.full((5,), -9.0), torch.full((5,), -8.0), beta=0.3).mean()
+    loss.backward()
+    assert loss.item() == pytest.approx(trl_loss.item(), abs=1e-5)
+    ours = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert ours.keys() == expected.keys()
+    assert len(ours) == 2 * 4 * 7
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4)
+
+
+def test_the_order_is_a_pure_function_that_groups_by_length() -> None:
+    lengths = torch.randint(1, 500, (1003,), generator=torch.Generator().manual_seed(0)).tolist()
+    order = LengthGrouped(lengths, 32, seed=1)
+    first = list(order)
+    order.set_epoch(1)
+    second = list(order)
+    assert sorted(first) == sorted(second) == list(range(1003))
+    assert first != second
+    order.set_epoch(0)
+    assert list(order) == first != list(LengthGrouped(lengths, 32, seed=2))
+    spreads = [max(batch) - min(batch) for batch in ([lengths[row] for row in first[i : i + 32]] for i in range(0, 992, 32))]
+    assert sum(spreads) / len(spreads) < 60  # of 500: unsorted batches of 32 spread over 470
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def train(engine: HF, work: Path, pairs: list[Pair]) -> dict[str, torch.Tensor]:
+    return weights_of(engine.train(None, pairs, LOSS, SETTINGS, work, lambda rows: None)[0])
+
+
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert ours.keys() == theirs.keys()
+    assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) <= tolerance
+
+
+def test_the_split_over_device_batches_does_not_matter(quickstart: Path, tmp_path: Path) -> None:
+    pairs = some_pairs(14)  # not a multiple of the effective batch: the last step of an epoch is short
+    whole = open_hf(quickstart / "base", per_device_train_batch_size=4, gradient_accumulation_steps=1)
+    split = open_hf(quickstart / "base", per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    assert_equal(train(whole, tmp_path / "whole", pairs), train(split, tmp_path / "split", pairs), 2e-5)
+
+
+def test_a_resumed_training_ends_in_the_same_adapter(quickstart: Path, tmp_path: Path) -> None:
+    pairs = some_pairs(14)  # 12 steps in 3 epochs, dropout on
+    recipe = {"dropout": 0.1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    engine = open_hf(quickstart / "base", **recipe)
+    engine.recipe = engine.recipe.model_copy(
+        update={"runtime": engine.recipe.runtime.model_copy(update={"checkpoint_steps": 3})}
+    )
+    whole = train(engine, tmp_path / "whole", pairs)
+    for steps in (3, 9):
+        work = tmp_path / f"stopped at {steps}"
+        stop_at(engine, work, pairs, steps)
+        shake_slot(engine)  # nothing may be left over from what the slot held
+        assert_equal(train(engine, work, pairs), whole, 0.0)
+    torn = tmp_path / "torn"  # the newest checkpoint lost its last file: the one before it counts
+    shutil.copytree(tmp_path / "whole", torn, ignore=shutil.ignore_patterns("adapter"))
+    (torn / "checkpoint-12" / "trainer_state.json").unlink()
+    found = last_checkpoint(torn)
+    assert found is not None
+    assert found.name == "checkpoint-9"
+    assert_equal(train(engine, torn, pairs), whole, 0.0)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_at(engine: HF, work: Path, pairs: list[Pair], steps: int) -> None:
+    """Train until the checkpoint after `steps` is written, then break off."""
+
+    def advance(rows: int) -> None:
+        if (work / f"checkpoint-{steps}" / "trainer_state.json").exists():
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        engine.train(None, pairs, LOSS, SETTINGS, work, advance)
+
+
+def test_metrics_have_trls_names(quickstart: Path, tmp_path: Path) -> None:
+    engine = open_hf(quickstart / "base")
+    _, metrics = engine.train(None, some_pairs(8), LOSS, SETTINGS, tmp_path, lambda rows: None)
+    names = {"loss", "learning_rate", "grad_norm", "logps/chosen", "logps/rejected"}
+    names |= {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")}
+    assert names <= metrics[0].keys()
+    assert metrics[0]["rewards/margins"] == pytest.approx(
+        metrics[0]["rewards/chosen"] - metrics[0]["rewards/rejected"], abs=1e-4
+    )
+
+
+def test_rows_shown_add_up_to_rows_trained(quickstart: Path, tmp_path: Path) -> None:
+    shown: list[int] = []
+    open_hf(quickstart / "base").train(None, some_pairs(14), LOSS, SETTINGS, tmp_path, shown.append)
+    assert sum(shown) == 14 * 3
