@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 
@@ -60,7 +61,7 @@ class Display:
     @contextmanager
     def stage(self, kind: str, label: str, rows: int) -> Iterator[_Meter]:
         """One stage under a progress bar with rows, tokens per second and time left."""
-        columns = [TextColumn("{task.description}"), BarColumn(10), MofNCompleteColumn(), TokensPerSecond()]
+        columns = [TextColumn("{task.description}"), BarColumn(10), MofNCompleteColumn(), TokensPerSecond(Column(no_wrap=True))]
         left = [TimeRemainingColumn(compact=True, elapsed_when_finished=True)]
         description = f"{self.title}{kind} {label}"
         with (

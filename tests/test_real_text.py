@@ -32,7 +32,7 @@ def summaries() -> Iterator[dict[str, str]]:
 def signature(thing: object) -> str:
     try:
         return str(inspect.signature(thing))  # type: ignore[arg-type]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, AttributeError):
         return "(...)"
 
 

@@ -4,6 +4,7 @@ An engine is one file; `ENGINES` names it without importing it, so its heavy lib
 """
 
 import importlib
+import logging
 import os
 import shutil
 import subprocess
@@ -16,6 +17,9 @@ from typing import Any, Protocol
 from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.sources import Source
 from lowmem_spin.store import Tokens
+
+# Before anything imports it: it warns that a CPU kernel is missing, the very one hf.py keeps it from using.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)

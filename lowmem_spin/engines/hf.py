@@ -1,6 +1,5 @@
 """The transformers + PEFT engine: generates, scores and trains on any device, on one frozen base."""
 
-import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
@@ -23,10 +23,11 @@ from lowmem_spin.sources import Source
 from lowmem_spin.store import Tokens
 from lowmem_spin.training import Pair, train
 
-# It warns that it lacks a CPU kernel which repacks the weights: the one that load_base keeps it from using.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
 SLOT = "default"  # the one adapter that is ever in memory; policies are copied into it
+
+
+transformers.utils.logging.disable_progress_bar()  # one display is enough
+transformers.utils.logging.set_verbosity_error()
 
 
 def load_tokenizer(model: Source, trust_remote_code: bool) -> Any:
@@ -66,8 +67,6 @@ class HF:
     """One base and one adapter slot; every policy is the base alone or with its weights copied into the slot."""
 
     def __init__(self, recipe: Recipe, model: Source, where: Machine) -> None:
-        transformers.utils.logging.disable_progress_bar()
-        transformers.logging.set_verbosity_error()
         self.recipe, self.where = recipe, where
         self.device = torch.device(where.device)
         self.tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
@@ -134,7 +133,7 @@ class HF:
         ids = torch.full((len(requests), width), self.pad)
         mask = torch.zeros_like(ids)
         for row, request in enumerate(requests):
-            ids[row, width - len(request.prompt) :] = torch.as_tensor(request.prompt)
+            ids[row, width - len(request.prompt) :] = torch.tensor(np.asarray(request.prompt))
             mask[row, width - len(request.prompt) :] = 1
         seeds = torch.tensor([request.seed for request in requests], device=self.device)
         ends = torch.tensor(self.ends, device=self.device)

@@ -76,8 +76,8 @@ def evaluate(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, gr
     """Measure one policy, generating and scoring only what the store lacks."""
     rows, policy = held.rows, stage.policy
     prompts = [(rows.ids[place], rows.prompt(place)) for place in held.health]
-    own = tables.answers(policy, sampling, prompts, f"{stage.name}: own answers")
-    base_own = tables.answers(tables.base, sampling, prompts, "base: own answers")
+    own = tables.answers(policy, sampling, prompts, f"{stage.name}: samples")
+    base_own = tables.answers(tables.base, sampling, prompts, "base: samples")
 
     def drift(answers: Sequence[Answer], drawn_from: str, against: str) -> Estimate:
         scored = [
@@ -96,7 +96,7 @@ def evaluate(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, gr
     return Health(
         name=stage.name,
         policy=policy,
-        chosen_logp=Estimate(tables.logps(policy, chosen, f"{stage.name}: held-out answers")),
+        chosen_logp=Estimate(tables.logps(policy, chosen, f"{stage.name}: held-out")),
         kl_to_base=drift(own, policy, tables.base),
         kl_to_previous=drift(own, policy, stage.previous),
         kl_from_base=drift(base_own, tables.base, policy),
@@ -111,7 +111,7 @@ def evaluate(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, gr
 
 def _exact_match(tables: Tables, stage: Evaluate, held: Held, greedy: Sampling) -> Estimate:
     prompts = [(held.rows.ids[place], held.rows.prompt(place)) for place in held.scored]
-    answers = tables.answers(stage.policy, greedy, prompts, f"{stage.name}: held-out tasks")
+    answers = tables.answers(stage.policy, greedy, prompts, f"{stage.name}: held-out")
     texts = [held.rows.completions[place] for place in held.scored]
     right = [answer.text == text and answer.finish_reason == "stop" for answer, text in zip(answers, texts, strict=True)]
     return Estimate(np.array(right, float))

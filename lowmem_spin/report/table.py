@@ -38,7 +38,7 @@ def results(healths: Sequence[Health]) -> Table:
     """Base against iterates, at most 80 columns wide; scores in percent with the half-width of their 95% interval."""
     base = healths[0]
     scored = base.exact_match is not None
-    table = Table(title="Held-out results (%, ± 95% interval; gain: paired with the base)", box=box.SIMPLE_HEAD)
+    table = Table(title="Held-out results: %, ± 95% interval, gain over the base", box=box.SIMPLE_HEAD)
     table.show_edge, table.padding = False, (0, 1, 0, 0)  # type: ignore[assignment]
     headings = ["exact\nmatch", "gain"] if scored else []
     headings += ["sampled\naccuracy"] if scored else ["log-prob\nof data"]

@@ -1,0 +1,30 @@
+"""The house rules that a tool can check: style, types, and who may import whom."""
+
+import importlib.util
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+
+
+@pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "lint-imports", "pyright"])
+def test_the_house_is_tidy(command: str) -> None:
+    name, *arguments = command.split()
+    if name == "pyright" and importlib.util.find_spec("pyright") is None:
+        pytest.skip("pyright is in the dev extra: it fetches itself on first use")
+    result = subprocess.run([BIN / name, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_help_is_instant() -> None:
+    times = []
+    for _ in range(3):
+        began = time.monotonic()
+        subprocess.run([BIN / "lowmem-spin", "--help"], capture_output=True, check=True)
+        times.append(time.monotonic() - began)
+    assert min(times) < 1.0  # 0.3 s on a quiet machine; importing torch alone takes longer than this limit
