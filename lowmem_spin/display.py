@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
+from lowmem_spin.recipe import printable
+
 
 class TokensPerSecond(ProgressColumn):
     """Tokens per second since the stage began, rows that were already stored left out."""
@@ -40,8 +42,7 @@ class Display:
 
     def say(self, line: str, style: str = "") -> None:
         """Print one line of plain text: markup and control characters in it show as they are."""
-        printable = "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
-        self.console.print(escape(printable), style=style, highlight=False, soft_wrap=True)
+        self.console.print(escape(printable(line)), style=style, highlight=False, soft_wrap=True)
 
     @contextmanager
     def start_up(self, label: str) -> Iterator[None]:

@@ -199,10 +199,6 @@ def _link(game: Game, stage: Train, adapter: Path) -> None:
         return
     link = game.folder / "iterates" / number
     link.parent.mkdir(parents=True, exist_ok=True)
-    if link.is_symlink():
-        link.unlink()
-    elif link.exists():
-        shutil.rmtree(link)
     try:
         link.symlink_to(os.path.relpath(adapter.resolve(), link.parent.resolve()))
     except OSError:  # a file system without links
@@ -210,8 +206,9 @@ def _link(game: Game, stage: Train, adapter: Path) -> None:
 
 
 def _write_record(game: Game, where: Machine, model: Source, train: Source) -> None:
-    """The resolved recipe and what it was resolved to, beside the results."""
+    """The resolved recipe and what it was resolved to, beside the results; an earlier game's iterates make way."""
     game.folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(game.folder / "iterates", ignore_errors=True)
     resolved = game.recipe.model_dump(mode="json")
     resolved["model"] |= {"revision": model.revision, "dtype": where.dtype}
     resolved["data"]["revision"] = train.revision

@@ -111,12 +111,20 @@ class Table:
     def read(self) -> pa.Table:
         """All committed rows. A shard that does not read back is set aside and its rows count as missing."""
         names = sorted(path.name for path in self.folder.glob("[!.]*.parquet"))
-        for name in [name for name in self._shards if name not in names]:
-            del self._shards[name]
+        self._shards = {name: shard for name, shard in self._shards.items() if name in names}
         for name in names:
             if name not in self._shards and (shard := self._read_shard(self.folder / name)) is not None:
                 self._shards[name] = shard
-        return pa.concat_tables([self.schema.empty_table(), *self._shards.values()])
+        self._drop_merged()
+        return pa.concat_tables([self.schema.empty_table(), *self._shards.values()], promote_options="default")
+
+    def _drop_merged(self) -> None:
+        """Forget shards whose rows are in a merged file too: its writer was stopped before it could delete them."""
+        for shard in list(self._shards.values()):
+            for name in json.loads((shard.schema.metadata or {}).get(b"merged", b"[]")):
+                if self._shards.pop(name, None) is not None:
+                    with contextlib.suppress(PermissionError, FileNotFoundError):
+                        (self.folder / name).unlink()
 
     def _read_shard(self, path: Path) -> pa.Table | None:
         try:
@@ -129,7 +137,7 @@ class Table:
         if (shard.schema.metadata or {}).get(b"maker") != self.maker.encode():
             self.store.set_aside(path, "was made by another adapter than the one this key has now")
             return None
-        if not shard.schema.equals(self.schema):
+        if not shard.schema.equals(self.schema, check_metadata=False):
             self.store.set_aside(path, "has other columns than this version writes")
             return None
         return shard
@@ -150,11 +158,10 @@ class Table:
         if len(old) < 2:
             return
         name = f"table-{uuid.uuid4().hex}.parquet"
-        write_parquet(self.folder / name, rows)
+        self._shards[name] = rows.replace_schema_metadata({"maker": self.maker, "merged": json.dumps(old)})
+        write_parquet(self.folder / name, self._shards[name])
         write_json(self.folder / "manifest.json", {**self.manifest, "rows": rows.num_rows})
-        for shard in old:
-            (self.folder / shard).unlink()
-        self._shards = {name: rows}
+        self._drop_merged()
 
 
 class Store:

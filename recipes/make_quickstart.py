@@ -149,6 +149,9 @@ def main() -> None:
     pretrain(model, tokenizer, arguments.steps, arguments.batch, {row["prompt"] for row in held_out})
     model.bfloat16().save_pretrained(arguments.out / "base")
     tokenizer.save_pretrained(arguments.out / "base")
+    # The class that every version of transformers knows; version 5 writes its own name for the same thing.
+    config = arguments.out / "base" / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
 
 
 if __name__ == "__main__":

@@ -57,6 +57,18 @@ def test_shards_merge_into_one_file_that_other_tools_open(store: Store) -> None:
     assert ids(store) == ["a", "b", "c"]
 
 
+def test_a_merge_that_was_stopped_before_it_deleted_its_shards_leaves_no_row_twice(store: Store) -> None:
+    one = table(store)
+    for name in "abc":
+        one.append(rows(name))
+    shards = {path: path.read_bytes() for path in one.folder.glob("shard-*")}
+    one.merge()
+    for path, content in shards.items():
+        path.write_bytes(content)
+    assert ids(store) == ["a", "b", "c"]
+    assert not list(one.folder.glob("shard-*"))
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped bit"])
 def test_a_damaged_shard_is_set_aside_and_the_others_stay(store: Store, said: list[str], damage: str) -> None:
     table(store).append(rows("kept"))
