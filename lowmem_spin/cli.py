@@ -54,16 +54,28 @@ def recipe(
         print(yaml.safe_dump(load(find(name), overrides or []).model_dump(mode="json"), sort_keys=False), end="")
 
 
+# What the disk can answer; anything else is a bug and keeps its traceback.
+DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM"}
+
+
 def main() -> None:
-    """Run a command; bad input is one line and exit code 2."""
+    """Run a command; bad input, and a disk that is full or closed, is one line and exit code 2."""
+    import errno
     import sys
 
-    from lowmem_spin.recipe import InputError
+    from lowmem_spin.recipe import InputError, printable
 
     try:
         app()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if errno.errorcode.get(error.errno or 0) not in DISK:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = "make room, or choose another output.store and output.dir; what is finished is kept, run again to go on"
+        print(printable(f"error: cannot write: {where}{error.strerror}; {remedy}"), file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,8 +1,11 @@
 """Ask for completions, log-probs and adapters; what the store lacks is computed by an engine and committed."""
 
+import errno
 import hashlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +16,9 @@ from lowmem_spin.engines import Generator, Learner, Request
 from lowmem_spin.game import Sampling, Train, logps_asked
 from lowmem_spin.keys import digest, number
 from lowmem_spin.store import Store, Table, Tokens, token_arrays
+
+
+ROOM = 2**20  # bytes: a disk with less is full
 
 
 class Meter(Protocol):
@@ -205,7 +211,8 @@ class Tables:
         work.mkdir(parents=True, exist_ok=True)
         learner: Learner = self._engine()
         tokens_per_row = sum(pair.tokens for pair in pairs) / len(pairs)
-        with self.progress.stage("train", label, len(pairs) * stage.settings["num_train_epochs"]) as meter:
+        rows = len(pairs) * stage.settings["num_train_epochs"]
+        with self.progress.stage("train", label, rows) as meter, _naming_a_full_disk(work):
             made, metrics = learner.train(
                 self.adapter(stage.init),
                 pairs,
@@ -216,6 +223,17 @@ class Tables:
             )
         manifest = {"kind": "train", "name": stage.name, "asked": stage.asked(), "rows": len(pairs), "metrics": metrics}
         return self.store.commit_adapter(stage.policy, made, manifest)
+
+
+@contextmanager
+def _naming_a_full_disk(folder: Path) -> Iterator[None]:
+    """torch and safetensors each report a full disk in their own way; say it as the system does."""
+    try:
+        yield
+    except Exception as error:
+        if shutil.disk_usage(folder).free < ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
 
 
 def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
