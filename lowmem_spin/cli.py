@@ -55,7 +55,7 @@ def recipe(
 
 
 # What the disk can answer; anything else is a bug and keeps its traceback.
-DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM"}
+DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR"}
 
 
 def main() -> None:

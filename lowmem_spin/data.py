@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -111,8 +112,12 @@ class Renderer:
     def _texts(self, context: list[Message], answer: str) -> tuple[str, str]:
         """The prompt as the template writes it, and what it writes after the prompt for this answer."""
         render = self.tokenizer.apply_chat_template
-        prompt = render(context, tokenize=False, add_generation_prompt=True)
-        whole = render([*context, {"role": "assistant", "content": answer}], tokenize=False)
+        try:
+            prompt = render(context, tokenize=False, add_generation_prompt=True)
+            whole = render([*context, {"role": "assistant", "content": answer}], tokenize=False)
+        except jinja2.TemplateError as error:
+            roles = ", ".join(message["role"] for message in context)
+            raise InputError(f"model.chat_template: it fails on a conversation of {roles}, assistant: {error}") from None
         if not whole.startswith(prompt):
             raise InputError(
                 "model.chat_template: it writes an answer's conversation differently from its prompt; "
@@ -217,15 +222,20 @@ def _read(source: Source, field: str, split: str) -> Iterator[tuple[str, Any]]:
     if not source.local:
         yield from _read_hub(source, field, split)
     elif source.location.endswith(".parquet"):
-        for index, row in enumerate(pq.read_table(source.location).to_pylist()):
-            yield f"row {index + 1}", row
+        try:
+            rows = pq.read_table(source.location).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{field}: {source.location!r} is not a Parquet file: {error}") from None
+        yield from ((f"row {index + 1}", row) for index, row in enumerate(rows))
     else:
-        with Path(source.location).open(encoding="utf-8") as lines:
+        with Path(source.location).open("rb") as lines:
             for index, line in enumerate(lines):
                 if not line.strip():
                     continue
                 try:
                     row = json.loads(line)
+                except UnicodeDecodeError:
+                    raise InputError(f"{field}: line {index + 1} is not UTF-8; save the file as UTF-8") from None
                 except json.JSONDecodeError as error:
                     raise InputError(
                         f"{field}: line {index + 1} is not JSON ({error.msg}); one object per line is needed"

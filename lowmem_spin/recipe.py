@@ -40,6 +40,9 @@ class Model(Section):
     """Compute type. auto: bfloat16 on a GPU that has it, float16 on an older one, float32 on a CPU."""
     chat_template: str | None = None
     """For a base model that has none: gemma, chatml, zephyr, alpaca, or Jinja text. null: the tokenizer's own."""
+    adapter: str | None = None
+    """A PEFT adapter folder that belongs to the base policy, from an SFT run for instance; the game starts from it.
+    Its rank, scale and layers have to be those of training.lora."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you have read that code."""
 

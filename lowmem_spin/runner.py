@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lowmem_spin.data import Rows
 from lowmem_spin.display import Display
 from lowmem_spin.engines import Machine, machine, open_engine
 from lowmem_spin.evaluation.health import Health, Held, evaluate
-from lowmem_spin.game import Evaluate, Generate, Inputs, Pairs, Score, Stage, Train, play, sampling
+from lowmem_spin.game import Draw, Evaluate, Generate, Inputs, Pairs, Score, Stage, Train, play, sampling
 from lowmem_spin.keys import digest
 from lowmem_spin.recipe import Recipe
 from lowmem_spin.report import table
@@ -41,9 +41,14 @@ class Game:
     store: Store
     folder: Path
 
+    drawn: dict[Draw, list[int]] = field(default_factory=dict)
+
     def places(self, pairs: Pairs) -> list[int]:
         """The rows of an iteration, in the draw's order."""
-        return [self.pool[place] for place in data.draw([self.rows.ids[place] for place in self.pool], pairs.draw)]
+        if pairs.draw not in self.drawn:
+            places = data.draw([self.rows.ids[place] for place in self.pool], pairs.draw)
+            self.drawn[pairs.draw] = [self.pool[place] for place in places]
+        return self.drawn[pairs.draw]
 
 
 def open_game(recipe: Recipe, beside: Path, display: Display) -> Game:
@@ -68,11 +73,14 @@ def open_game(recipe: Recipe, beside: Path, display: Display) -> Game:
         held = Held(held_rows, list(range(len(held_rows))), health, recipe.evaluation.metric == "exact_match")
     identity = {"engine": "hf", "dtype": where.dtype}
     template = recipe.model.chat_template
-    base = digest({"kind": "base", "model": model.identity, "quantization": recipe.model.quantization, "template": template})
+    adapter = sources.adapter(recipe.model.adapter) if recipe.model.adapter else None
+    asked = {"model": model.identity, "adapter": adapter.identity if adapter else None, "template": template}
+    base = digest({"kind": "base", "quantization": recipe.model.quantization, **asked})
     inputs = Inputs(base, data_key, identity, identity)
     tables = Tables(
         store,
         base,
+        Path(adapter.location) if adapter else None,
         identity,
         _lazy_engine(recipe, model, where, display),
         display,
@@ -81,6 +89,9 @@ def open_game(recipe: Recipe, beside: Path, display: Display) -> Game:
     )
     folder = Path(recipe.output.dir or "runs/game")
     game = Game(recipe, inputs, list(play(recipe, inputs)), rows, pool, held, tables, store, folder)
+    for stage in game.stages:
+        if isinstance(stage, Train):
+            game.places(stage.pairs)  # too few rows for a later iteration is said now
     _write_record(game, where, model, train_source)
     return game
 
@@ -94,7 +105,7 @@ class _Preparer:
     store: Store
     display: Display
 
-    def __call__(self, source: Source, field: str, split: str) -> tuple[Rows, str]:
+    def __call__(self, source: Source, name: str, split: str) -> tuple[Rows, str]:
         recipe, category = self.recipe, self.recipe.evaluation.category
         key = data.data_key(source, self.model, recipe.data, recipe.model.chat_template, category, split)
         path = self.store.data(key)
@@ -103,10 +114,10 @@ class _Preparer:
                 from lowmem_spin.engines.hf import load_tokenizer
 
                 renderer = data.Renderer(load_tokenizer(self.model, recipe.model.trust_remote_code), recipe.model.chat_template)
-                write_parquet(path, data.prepare(source, recipe.data, field, split, category, renderer))
+                write_parquet(path, data.prepare(source, recipe.data, name, split, category, renderer))
         rows = Rows(read_parquet(path))
         counts = ", ".join(f"{count:,} {name}" for name, count in rows.counts.items())
-        self.display.say(f"{field}: {source.location}: {counts}")
+        self.display.say(f"{name}: {source.location}: {counts}")
         return rows, key
 
 

@@ -37,6 +37,8 @@ class Sources:
         """A folder with safetensors, or a model on the hub."""
         field = "model.name_or_path"
         folder = self._local(name)
+        if folder is None and _is_path(name):
+            raise InputError(f"{field}: no folder {name!r}, neither beside the recipe nor from here")
         if folder is None:
             return self._hub(name, revision, field, "model")
         if not (folder / "config.json").is_file():
@@ -47,11 +49,23 @@ class Sources:
         files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md" and path.name[0] != ".")
         return Source(str(folder), None, digest({path.name: self._file(path) for path in files}))
 
+    def adapter(self, name: str) -> Source:
+        """A folder with a PEFT adapter in safetensors, known by its bytes."""
+        field, folder = "model.adapter", self._local(name)
+        if folder is None or not (folder / "adapter_config.json").is_file():
+            raise InputError(f"{field}: {name!r} is no adapter: no adapter_config.json there, beside the recipe or from here")
+        weights = folder / "adapter_model.safetensors"
+        if not weights.is_file():
+            raise InputError(
+                f"{field}: {name!r} has no adapter_model.safetensors; pickles are not read, save it again with PEFT"
+            )
+        return Source(str(folder), None, self._file(weights))
+
     def data(self, path: str, revision: str | None, field: str) -> Source:
         """A JSONL or Parquet file, or a data set on the hub."""
         file = self._local(path)
         if file is None:
-            if path.endswith((".jsonl", ".json", ".parquet")) or path.count("/") > 1:
+            if path.endswith((".jsonl", ".json", ".parquet")) or _is_path(path):
                 raise InputError(f"{field}: no file {path!r}, neither beside the recipe nor from here")
             return self._hub(path, revision, field, "dataset")
         if not file.is_file() or file.suffix not in (".jsonl", ".json", ".parquet"):
@@ -77,6 +91,11 @@ class Sources:
             self._known[name] = find()
             write_json(self.memory, self._known)
         return self._known[name]
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be a path: a hub id is owner/name."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 
 def _commit(name: str, revision: str | None, field: str, kind: str) -> str:

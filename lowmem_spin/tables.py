@@ -17,7 +17,6 @@ from lowmem_spin.game import Sampling, Train, logps_asked
 from lowmem_spin.keys import digest, number
 from lowmem_spin.store import Store, Table, Tokens, token_arrays
 
-
 ROOM = 2**20  # bytes: a disk with less is full
 
 
@@ -69,6 +68,7 @@ class Tables:
     """The memo tables of one base: every question is answered from the store if it can be.
 
     Args:
+        base_adapter: folder of the adapter that the base policy has, if it has one.
         engine: opens the engine on first use, so that a finished game loads no model.
     """
 
@@ -76,21 +76,22 @@ class Tables:
         self,
         store: Store,
         base: str,
+        base_adapter: Path | None,
         learner: dict[str, Any],
         engine: Callable[[], Any],
         progress: Progress,
         generation_batch: int,
         scoring_batch: int,
     ) -> None:
-        self.store, self.base, self.learner_identity = store, base, learner
+        self.store, self.base, self.base_adapter, self.learner_identity = store, base, base_adapter, learner
         self._engine, self.progress = engine, progress
         self.generation_batch, self.scoring_batch = generation_batch, scoring_batch
         self._open: dict[str, Table] = {}
 
     def adapter(self, policy: str) -> Path | None:
-        """The policy's adapter folder; None is the base itself."""
+        """The policy's adapter folder; None is the frozen base as it is."""
         if policy == self.base:
-            return None
+            return self.base_adapter
         folder = self.store.adapter(policy)
         if folder is None:
             raise RuntimeError(f"policy {policy} is used before it is trained")

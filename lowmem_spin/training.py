@@ -3,6 +3,7 @@
 A subclass of transformers' Trainer, so schedules, optimisers, checkpoints and callbacks are the ones people know.
 """
 
+import difflib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from lowmem_spin.keys import number
 from lowmem_spin.logps import Batch, collate, completion_logps
 from lowmem_spin.losses import LOSSES
+from lowmem_spin.recipe import InputError, Training
 from lowmem_spin.store import Tokens
 
 
@@ -122,9 +126,8 @@ class PairTrainer(Trainer):
             self._note_rewards(chosen, rejected, *references)
         loss = losses.sum() / num_items_in_batch
         if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower training.learning_rate"
-            )
+            rate, step = self.args.learning_rate, self.state.global_step + 1
+            raise InputError(f"training.learning_rate: {rate} made the loss {loss.item()} at step {step}; lower it")
         return loss
 
     def _note_rewards(self, chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> None:
@@ -165,6 +168,18 @@ class Steps(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._tell(state)
+
+
+def check_names(training: Training) -> None:
+    """Refuse an optimiser or schedule that transformers does not have, before anything is computed."""
+    for field, value, known in (
+        ("optim", training.optim, [name.value for name in OptimizerNames]),
+        ("lr_scheduler_type", training.lr_scheduler_type, [name.value for name in SchedulerType]),
+    ):
+        if value not in known:
+            begins = [name for name in known if name.startswith(value)]
+            near = begins[:3] or difflib.get_close_matches(value, known, n=3, cutoff=0.4) or known[:3]
+            raise InputError(f"training.{field}: {value!r} is unknown to transformers; try {', '.join(near)}")
 
 
 def last_checkpoint(folder: Path) -> Path | None:

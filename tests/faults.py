@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from lowmem_spin import runner
 from lowmem_spin.display import Display
-from lowmem_spin.engines import hf  # noqa: F401: imported here so that no child has to
+from lowmem_spin.engines import hf  # noqa: F401 - imported here so that no child has to
 from lowmem_spin.recipe import find, load
 
 SHORT = [
@@ -50,7 +50,7 @@ class Marked(Display):
     """Leaves the kind of the stage under way where the killer can read it."""
 
     def __init__(self, mark: Path) -> None:
-        super().__init__(Console(file=Path(os.devnull).open("w")))  # noqa: SIM115: as long as the process
+        super().__init__(Console(file=Path(os.devnull).open("w")))  # noqa: SIM115 - as long as the process
         self.mark = mark
         mark.write_text("between stages")
 
@@ -143,7 +143,10 @@ def campaign(folder: Path, kills: int, seconds: float, seed: int) -> dict[str, o
         assert rows(game)[0] == rows(whole)[0]
         worst = max(worst, distance(game, whole))
         games += 1
-        print(f"{games} games, {where.total()} kills {dict(where)}, lost {lost}, redone {redone}, adapters {worst:.1e}", flush=True)
+        print(
+            f"{games} games, {where.total()} kills {dict(where)}, lost {lost}, redone {redone}, adapters {worst:.1e}",
+            flush=True,
+        )
     return {"games": games, "kills": where, "lost": lost, "redone": redone, "distance": worst}
 
 

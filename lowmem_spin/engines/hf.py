@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from lowmem_spin.data import Renderer
@@ -21,7 +22,7 @@ from lowmem_spin.logps import collate, completion_logps
 from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.sources import Source
 from lowmem_spin.store import Tokens
-from lowmem_spin.training import Pair, train
+from lowmem_spin.training import Pair, check_names, train
 
 SLOT = "default"  # the one adapter that is ever in memory; policies are copied into it
 
@@ -32,7 +33,18 @@ transformers.utils.logging.set_verbosity_error()
 
 def load_tokenizer(model: Source, trust_remote_code: bool) -> Any:
     """The tokenizer of a model, from the hub or a folder."""
-    return AutoTokenizer.from_pretrained(model.location, revision=model.revision, trust_remote_code=trust_remote_code)
+    with _naming_the_model(model):
+        return AutoTokenizer.from_pretrained(model.location, revision=model.revision, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def _naming_the_model(model: Source) -> Iterator[None]:
+    """What transformers says of a folder that is no model, in one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise InputError(f"model.name_or_path: {model.location!r} does not load as a model: {why}") from error
 
 
 def load_base(model: Source, quantization: str, where: Machine, trust_remote_code: bool = False) -> Any:
@@ -45,15 +57,16 @@ def load_base(model: Source, quantization: str, where: Machine, trust_remote_cod
         raise InputError(
             "runtime.device: the driver sees a GPU but this torch build does not; install a CUDA build, or use cpu"
         )
-    base = AutoModelForCausalLM.from_pretrained(
-        model.location,
-        revision=model.revision,
-        dtype=dtype,
-        device_map={"": where.device},
-        quantization_config=four_bit if quantization == "nf4" else None,
-        use_safetensors=True,  # a pickle can run code
-        trust_remote_code=trust_remote_code,
-    )
+    with _naming_the_model(model):
+        base = AutoModelForCausalLM.from_pretrained(
+            model.location,
+            revision=model.revision,
+            dtype=dtype,
+            device_map={"": where.device},
+            quantization_config=four_bit if quantization == "nf4" else None,
+            use_safetensors=True,  # a pickle can run code
+            trust_remote_code=trust_remote_code,
+        )
     for module in base.modules():
         # On AVX512-BF16 processors bitsandbytes repacks these weights at the first no-grad forward, in place, for
         # a kernel without backward: every later gradient would be silently wrong.
@@ -71,6 +84,7 @@ class HF:
 
     def __init__(self, recipe: Recipe, model: Source, where: Machine) -> None:
         self.recipe, self.where = recipe, where
+        check_names(recipe.training)
         self.device = torch.device(where.device)
         self.tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
         self.end_token = Renderer(self.tokenizer, recipe.model.chat_template).end_token
@@ -115,10 +129,29 @@ class HF:
 
     def _fill_slot(self, adapter: Path) -> None:
         self.in_slot = None
-        result = set_peft_model_state_dict(self.model, load_peft_weights(str(adapter), device="cpu"), adapter_name=SLOT)
-        if result.unexpected_keys:
-            raise InputError(f"adapter {str(adapter)!r} was made for another base: it has {result.unexpected_keys[0]}")
+        weights = load_peft_weights(str(adapter), device="cpu")
+        self._check_fit(adapter, weights)
+        set_peft_model_state_dict(self.model, weights, adapter_name=SLOT)
         self.in_slot = adapter
+
+    def _check_fit(self, adapter: Path, weights: dict[str, torch.Tensor]) -> None:
+        """Refuse an adapter of another shape or base; PEFT would load the part that fits and leave the rest."""
+        slot = {name: tuple(weight.shape) for name, weight in get_peft_model_state_dict(self.model).items()}
+        given = {name: tuple(weight.shape) for name, weight in weights.items()}
+        for name in sorted(slot.keys() | given.keys()):
+            if slot.get(name) != given.get(name):
+                raise InputError(
+                    f"model.adapter: {str(adapter)!r} was made for another base or other layers: {name} has shape "
+                    f"{given.get(name, 'none')} there and {slot.get(name, 'none')} here; check training.lora and model"
+                )
+        config = PeftConfig.from_pretrained(str(adapter)).to_dict()
+        if config.get("use_rslora") or config.get("use_dora"):
+            raise InputError(f"model.adapter: {str(adapter)!r} uses rsLoRA or DoRA; only plain LoRA can be played")
+        scale = config.get("lora_alpha")
+        if scale != self.recipe.training.lora.lora_alpha:
+            raise InputError(
+                f"training.lora.lora_alpha: {self.recipe.training.lora.lora_alpha}, but {str(adapter)!r} has {scale}; use that"
+            )
 
     @torch.no_grad()
     def generate(

@@ -1,0 +1,147 @@
+"""What the world does to a store overnight; each fault ends in the right result or in one clear line."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from faults import SHORT, adapters, distance, rows
+
+ROOT = Path(__file__).parent.parent
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    changes = [*SHORT, f"output.store={folder / 'store'}", f"output.dir={folder / 'run'}", *overrides]
+    return [sys.executable, "-m", "lowmem_spin.cli", "run", "quickstart", *(f"--set={change}" for change in changes)]
+
+
+def play(folder: Path, *overrides: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(folder, *overrides), capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+
+
+def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    result = play(folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    """A finished game that a test may harm."""
+    shutil.copytree(whole, tmp_path / "copy", symlinks=True)
+    return tmp_path / "copy"
+
+
+def assert_same_game(folder: Path, whole: Path) -> None:
+    assert rows(folder)[0] == rows(whole)[0]
+    assert distance(folder, whole) <= 1e-6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has imported torch")
+def test_a_short_campaign_loses_and_redoes_nothing() -> None:
+    script = [sys.executable, str(ROOT / "tests" / "faults.py"), "--kills", "8", "--seed", "5"]
+    result = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_damaged_tables_are_made_again_and_nothing_else_is(copy: Path, whole: Path) -> None:
+    for kind, harm in (("completions", lambda content: content[:-30]), ("logps", _flip)):
+        victim = max((copy / "store" / kind).glob("*/*.parquet"), key=lambda file: file.stat().st_size)
+        victim.write_bytes(harm(victim.read_bytes()))
+    before = {path: path.stat().st_mtime_ns for path in (copy / "store" / "adapters").rglob("*")}
+    result = play(copy)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("computed again") == 2
+    assert_same_game(copy, whole)
+    assert {path: path.stat().st_mtime_ns for path in (copy / "store" / "adapters").rglob("*")} == before
+
+
+def _flip(content: bytes) -> bytes:
+    middle = len(content) // 3
+    return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
+
+
+def test_an_adapter_with_a_flipped_byte_is_trained_again_from_what_is_stored(copy: Path, whole: Path) -> None:
+    victim = next((copy / "store" / "adapters").glob("*/adapter_model.safetensors"))
+    victim.write_bytes(_flip(victim.read_bytes()))
+    result = play(copy)
+    assert result.returncode == 0, result.stderr
+    assert "does not have the bytes that were committed" in result.stdout.replace("\n", " ")
+    assert "generate" not in result.stdout
+    assert_same_game(copy, whole)
+
+
+def test_a_clock_that_jumps_changes_nothing(copy: Path) -> None:
+    for years, path in enumerate(sorted((copy / "store").rglob("*"))):
+        moment = time.time() + (-1) ** years * 86400 * 365 * (1 + years % 7)
+        os.utime(path, (moment, moment), follow_symlinks=False)
+    result = play(copy)
+    assert result.returncode == 0, result.stderr
+    assert "generate" not in result.stdout
+    assert "train iterate" not in result.stdout
+
+
+def test_a_store_of_another_version_is_one_line(copy: Path) -> None:
+    (copy / "store" / "FORMAT").write_text("2")
+    assert_one_line(play(copy), "output.store", "has format '2', this version writes '1'; use another folder")
+
+
+def test_a_limit_on_file_size_is_one_line_and_loses_nothing(tmp_path: Path, whole: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+
+    assert_one_line(play(tmp_path, preexec_fn=limit), "cannot write", "run again to go on")
+    assert play(tmp_path).returncode == 0
+    assert_same_game(tmp_path, whole)
+
+
+@contextmanager
+def mounted(folder: Path, *arguments: str) -> Iterator[None]:
+    folder.mkdir(exist_ok=True)
+    if os.geteuid() != 0 or subprocess.run(["mount", *arguments, folder], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("size", ["64k", "1m"], ids=["in generation", "in training"])
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, whole: Path, size: str) -> None:
+    disk = tmp_path / "disk"
+    with mounted(disk, "-t", "tmpfs", "-o", f"size={size}", "tmpfs"):
+        full = play(disk, f"output.dir={tmp_path / 'run'}")
+        assert_one_line(full, "No space left on device", "run again to go on")
+        before = rows(disk)[0]
+        assert size == "64k" or before
+        subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
+        more = play(disk, f"output.dir={tmp_path / 'run'}")
+        assert more.returncode == 0, more.stderr
+        after = rows(disk)[0]
+        assert all(after[name] == row for name, row in before.items())
+        assert_same_game(disk, whole)
+
+
+def test_a_read_only_store_shows_a_finished_game_and_refuses_a_new_one_in_one_line(copy: Path) -> None:
+    store = copy / "store"
+    with mounted(store, "--bind", str(store)):
+        subprocess.run(["mount", "-o", "remount,bind,ro", store], check=True)
+        finished = play(copy)
+        assert finished.returncode == 0, finished.stderr
+        assert "Held-out results" in finished.stdout
+        assert_one_line(play(copy, "seed=1"), "Read-only file system")
+    assert adapters(copy)
