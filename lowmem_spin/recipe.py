@@ -207,6 +207,8 @@ class Output(Section):
     """Folder of this run's results; null is runs/ and the recipe's name."""
     store: str = "runs/store"
     """Folder that all runs share: completions, log-probs and adapters, each computed once."""
+    report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = "none"
+    """Tracker to log to as well, in output.dir and offline unless its own settings say otherwise."""
 
 
 class Recipe(Section):

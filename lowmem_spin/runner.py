@@ -23,6 +23,7 @@ from lowmem_spin.report import table
 from lowmem_spin.sources import Source, Sources
 from lowmem_spin.store import Store, read_parquet, write_json, write_parquet
 from lowmem_spin.tables import Answer, Scored, Tables
+from lowmem_spin.trackers import Tracker
 
 PACKAGES = ("lowmem-spin", "torch", "transformers", "peft", "bitsandbytes")
 
@@ -138,6 +139,7 @@ def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
     """Play the whole game; what the store already has is not computed again."""
     game = open_game(recipe, beside, display)
     display.say(f"results in {game.folder}, shared work in {game.store.root}; interrupt whenever you like, run again to go on")
+    tracker = _tracker(game)
     healths: list[Health] = []
     for place, stage in enumerate(game.stages):
         display.title = f"[{place + 1}/{len(game.stages)}] "
@@ -154,9 +156,16 @@ def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
                 healths.append(health)
                 training = None if stage.policy == game.inputs.base else game.store.manifest(stage.policy)
                 display.say(table.line(health, training))
+                tracker.policy(health, training["metrics"] if training else [])
     with display.timed("report"):
+        tracker.close()
         _finish(game, healths, display)
     return healths
+
+
+def _tracker(game: Game) -> Tracker:
+    trained = [stage.policy for stage in game.stages if isinstance(stage, Train)]
+    return Tracker(game.recipe.output.report_to, game.folder, digest(trained), game.recipe.model_dump(mode="json"))
 
 
 def _name(game: Game, policy: str) -> str:

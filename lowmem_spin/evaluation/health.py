@@ -62,14 +62,17 @@ class Health:
         """Expected share of samples that equal the data's answer: mean of exp(chosen log-prob), no sampling noise."""
         return Estimate(np.exp(self.chosen_logp.values))
 
-    def record(self) -> dict[str, Any]:
-        """Flat numbers for metrics.jsonl."""
+    def numbers(self) -> dict[str, float]:
+        """Every estimate by name, with its standard error beside it as name_se."""
         estimates = {name: value for name, value in vars(self).items() if isinstance(value, Estimate)}
         estimates["sampled_accuracy"] = self.sampled_accuracy
         estimates |= {f"exact_match/{name}": value for name, value in self.categories.items()}
         numbers = {name: value.mean for name, value in estimates.items()}
-        numbers |= {f"{name}_se": value.error for name, value in estimates.items()}
-        return {"name": self.name, "policy": self.policy, **numbers, "samples": self.samples}
+        return numbers | {f"{name}_se": value.error for name, value in estimates.items()}
+
+    def record(self) -> dict[str, Any]:
+        """One line of metrics.jsonl."""
+        return {"name": self.name, "policy": self.policy, **self.numbers(), "samples": self.samples}
 
 
 def evaluate(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, greedy: Sampling) -> Health:
