@@ -129,6 +129,8 @@ def _lazy_engine(recipe: Recipe, model: Source, where: Machine, display: Display
         if not opened:
             with display.start_up(f"loading {model.location}"):
                 opened.append(open_engine("hf", recipe, model, where))
+            if recipe.model.trust_remote_code:
+                display.say(f"trust_remote_code is on: code that came with {model.location} runs here", "yellow")
             display.say(f"base {model.location} ({recipe.model.quantization}, {where.dtype}) on {where.device}, engine hf")
         return opened[0]
 

@@ -30,7 +30,7 @@ def rows(tmp_path: Path) -> Path:
     return path
 
 
-def play(tmp_path: Path, base: Path, rows: Path, **sections: dict[str, Any]) -> None:
+def play(tmp_path: Path, base: Path, rows: Path, console: Console | None = None, **sections: dict[str, Any]) -> None:
     content: dict[str, Any] = {
         "model": {"name_or_path": str(base)},
         "data": {"path": str(rows)},
@@ -41,8 +41,7 @@ def play(tmp_path: Path, base: Path, rows: Path, **sections: dict[str, Any]) -> 
     }
     for name, section in sections.items():
         content[name] = {**content.get(name, {}), **section}
-    with Path("/dev/null").open("w") as nowhere:
-        run(Recipe.model_validate(content), tmp_path, Display(Console(file=nowhere)))
+    run(Recipe.model_validate(content), tmp_path, Display(console or Console(quiet=True)))
 
 
 def pickled(base: Path) -> None:
@@ -74,7 +73,7 @@ def test_models_that_are_none(tmp_path: Path, base: Path, rows: Path, harm: Any,
 
 def expect(tmp_path: Path, base: Path, rows: Path, line: str, field: str, **sections: dict[str, Any]) -> None:
     with pytest.raises(InputError) as error:
-        play(tmp_path, base, rows, **sections)
+        play(tmp_path, base, rows, None, **sections)
     assert str(error.value).startswith(field)
     assert line in str(error.value)
     assert "\n" not in str(error.value)
@@ -123,7 +122,7 @@ def test_adapters_of_another_base_shape_or_scale(tmp_path: Path, base: Path, row
     sections: dict[str, Any] = {"model": {"adapter": str(adapter)}, "training": {"lora": lora}}
     expect(tmp_path, base, rows, "has 16; use that", "training.lora.lora_alpha", **sections)
     lora["lora_alpha"] = 16
-    play(tmp_path, base, rows, **sections)  # and the one that fits is the base policy, which the game starts from
+    play(tmp_path, base, rows, None, **sections)  # and the one that fits is the base policy, which the game starts from
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     chosen = engine.score(adapter, [(engine.tokenizer("<bos><user>sort: 1<end_of_turn><model>")["input_ids"], [5])])
     assert chosen != engine.score(None, [(engine.tokenizer("<bos><user>sort: 1<end_of_turn><model>")["input_ids"], [5])])
@@ -142,3 +141,16 @@ def test_a_store_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     assert process.returncode == 2
     assert "store" in output
     assert len(output.splitlines()) == 1
+
+
+def test_what_data_contains_steers_no_terminal_and_names_no_file(tmp_path: Path, base: Path, rows: Path) -> None:
+    evil = "../../evil\x1b[31m$x_1$"
+    content = [{"prompt": f"sort: {n}", "completion": "\x1b[2Jabc", "category": f"{evil}{n % 3}"} for n in range(40)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in content))
+    out = tmp_path / "out.txt"
+    with out.open("w") as file:
+        play(tmp_path, base, rows, console=Console(file=file), evaluation={"path": str(rows), "metric": "exact_match"})
+    assert "\x1b" not in out.read_text()
+    assert not list(tmp_path.parent.rglob("*evil*"))
+    record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert f"exact_match/{evil}0" in record  # kept as it is where it is only data

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 
 from lowmem_spin.evaluation.health import Estimate, Health
+from lowmem_spin.recipe import printable
 from lowmem_spin.report.table import Z
 
 COLORS = ["#8a8f98", "#9ecae1", "#4292c6", "#08519c", "#3f007d", "#7a0177", "#ae017e"]  # base grey, then darker
@@ -18,13 +19,18 @@ def draw(healths: Sequence[Health], title: str, path: Path) -> None:
     """Write the picture of a finished game."""
     has_radar = len(healths[0].categories) >= 3
     figure = Figure(figsize=(13.5 if has_radar else 9, 4.4), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
     count = 3 if has_radar else 2
     _scores(figure.add_subplot(1, count, 1), healths)
     _drift(figure.add_subplot(1, count, 2), healths)
     if has_radar:
         _radar(figure.add_subplot(1, count, 3, projection="polar"), healths)  # type: ignore[arg-type]
     figure.savefig(path, dpi=140)
+
+
+def _plain(text: str) -> str:
+    """Text from a person's data as it is: no formulas, nothing unprintable."""
+    return printable(text).replace("$", r"\$")
 
 
 def _points(axes: Axes, values: Sequence[Estimate], label: str, color: str, marker: str = "o") -> None:
@@ -79,7 +85,7 @@ def _radar(axes: PolarAxes, healths: Sequence[Health]) -> None:
         color = "#d95f0e" if yardstick else COLORS[min(index, len(COLORS) - 1)]
         closed = [*values, values[0]], [*angles, angles[0]]
         axes.plot(closed[1], closed[0], label=health.name, color=color, linestyle=":" if yardstick else "-")
-    axes.set_xticks(angles, names)
+    axes.set_xticks(angles, [_plain(name) for name in names])
     axes.set_ylim(0, 1)
     axes.set_yticks([0.25, 0.5, 0.75], ["", ".5", ""])
     axes.set_title("exact match by category")
