@@ -14,7 +14,7 @@ import yaml
 from lowmem_spin import data
 from lowmem_spin.data import Rows
 from lowmem_spin.display import Display
-from lowmem_spin.engines import Machine, machine, open_engine
+from lowmem_spin.engines import Generator, Learner, Machine, engine_name, machine, open_engine
 from lowmem_spin.evaluation.health import Health, Held, evaluate
 from lowmem_spin.game import Draw, Evaluate, Generate, Inputs, Pairs, Score, Stage, Train, play, sampling
 from lowmem_spin.keys import digest
@@ -72,18 +72,19 @@ def open_game(recipe: Recipe, beside: Path, display: Display) -> Game:
         health = data.head(held_rows.ids, recipe.evaluation.health_prompts)
         pool = every
         held = Held(held_rows, list(range(len(held_rows))), health, recipe.evaluation.metric == "exact_match")
-    identity = {"engine": "hf", "dtype": where.dtype}
+    generator = {"engine": engine_name(recipe.generation.engine), "dtype": where.dtype}
+    learner = {"engine": engine_name(recipe.training.engine), "dtype": where.dtype}
     template = recipe.model.chat_template
     adapter = sources.adapter(recipe.model.adapter) if recipe.model.adapter else None
     asked = {"model": model.identity, "adapter": adapter.identity if adapter else None, "template": template}
     base = digest({"kind": "base", "quantization": recipe.model.quantization, **asked})
-    inputs = Inputs(base, data_key, identity, identity)
+    inputs = Inputs(base, data_key, generator, learner)
     tables = Tables(
         store,
         base,
         Path(adapter.location) if adapter else None,
-        identity,
-        _lazy_engine(recipe, model, where, display),
+        learner,
+        _Engines(recipe, model, where, display),
         display,
         recipe.runtime.generation_batch_size,
         recipe.runtime.scoring_batch_size,
@@ -122,19 +123,32 @@ class _Preparer:
         return rows, key
 
 
-def _lazy_engine(recipe: Recipe, model: Source, where: Machine, display: Display) -> Any:
-    opened: list[Any] = []
+@dataclass
+class _Engines:
+    """The engines a recipe asks for, each opened on first use; one engine that does both is opened once."""
 
-    def engine() -> Any:
-        if not opened:
-            with display.start_up(f"loading {model.location}"):
-                opened.append(open_engine("hf", recipe, model, where))
+    recipe: Recipe
+    model: Source
+    where: Machine
+    display: Display
+    opened: dict[str, Any] = field(default_factory=dict)
+
+    def generator(self) -> Generator:
+        return self._open(engine_name(self.recipe.generation.engine))
+
+    def learner(self) -> Learner:
+        return self._open(engine_name(self.recipe.training.engine))
+
+    def _open(self, name: str) -> Any:
+        recipe, model, where = self.recipe, self.model, self.where
+        if name not in self.opened:
             if recipe.model.trust_remote_code:
-                display.say(f"trust_remote_code is on: code that came with {model.location} runs here", "yellow")
-            display.say(f"base {model.location} ({recipe.model.quantization}, {where.dtype}) on {where.device}, engine hf")
-        return opened[0]
-
-    return engine
+                self.display.say(f"trust_remote_code is on: code that came with {model.location} runs here", "yellow")
+            with self.display.start_up(f"loading {model.location}"):
+                self.opened[name] = open_engine(name, recipe, model, where)
+            base = f"base {model.location} ({recipe.model.quantization}, {where.dtype})"
+            self.display.say(f"{base} on {where.device}, engine {name}")
+        return self.opened[name]
 
 
 def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
@@ -177,13 +191,12 @@ def _name(game: Game, policy: str) -> str:
 
 def _negatives(game: Game, pairs: Pairs) -> list[tuple[int, Answer]]:
     """(place of the row, the opponent's answer) for every pair of an iteration."""
-    places, negatives = game.places(pairs), []
-    for policy, share in pairs.assign():
-        mine = [places[index] for index in share]
-        prompts = [(game.rows.ids[place], game.rows.prompt(place)) for place in mine]
-        answers = game.tables.answers(policy, pairs.sampling, prompts, f"by {_name(game, policy)}")
-        negatives += zip(mine, answers, strict=True)
-    return negatives
+    places = game.places(pairs)
+    shares = [(policy, [places[index] for index in share]) for policy, share in pairs.assign()]
+    asked = [(policy, [(game.rows.ids[place], game.rows.prompt(place)) for place in mine]) for policy, mine in shares]
+    label = "by " + ", ".join(_name(game, policy) for policy, _ in shares)
+    answers = game.tables.answers(asked, pairs.sampling, label)
+    return [pair for (_, mine), given in zip(shares, answers, strict=True) for pair in zip(mine, given, strict=True)]
 
 
 def _pair_logps(game: Game, pairs: Pairs, policy: str) -> tuple[Any, Any]:

@@ -5,14 +5,14 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from lowmem_spin.engines import Generator, Learner, Request
+from lowmem_spin.engines import Completion, Generator, Learner, Request
 from lowmem_spin.game import Sampling, Train, logps_asked
 from lowmem_spin.keys import digest, number
 from lowmem_spin.store import Store, Table, Tokens, token_arrays
@@ -20,10 +20,22 @@ from lowmem_spin.store import Store, Table, Tokens, token_arrays
 ROOM = 2**20  # bytes: a disk with less is full
 
 
+Prompt = tuple[str, Tokens]
+"""Prompt id and token ids."""
+
+
 class Meter(Protocol):
     """One stage's progress bar."""
 
     def advance(self, rows: int, tokens: int = 0) -> None: ...
+
+
+class Engines(Protocol):
+    """The game's engines, opened when first asked for."""
+
+    def generator(self) -> Generator: ...
+
+    def learner(self) -> Learner: ...
 
 
 class Progress(Protocol):
@@ -69,7 +81,7 @@ class Tables:
 
     Args:
         base_adapter: folder of the adapter that the base policy has, if it has one.
-        engine: opens the engine on first use, so that a finished game loads no model.
+        engines: opened on first use, so that a finished game loads no model.
     """
 
     def __init__(
@@ -78,13 +90,13 @@ class Tables:
         base: str,
         base_adapter: Path | None,
         learner: dict[str, Any],
-        engine: Callable[[], Any],
+        engines: Engines,
         progress: Progress,
         generation_batch: int,
         scoring_batch: int,
     ) -> None:
         self.store, self.base, self.base_adapter, self.learner_identity = store, base, base_adapter, learner
-        self._engine, self.progress = engine, progress
+        self.engines, self.progress = engines, progress
         self.generation_batch, self.scoring_batch = generation_batch, scoring_batch
         self._open: dict[str, Table] = {}
 
@@ -103,58 +115,55 @@ class Tables:
             self._open[key] = self.store.table(kind, key, asked, maker)
         return self._open[key]
 
-    def answers(self, policy: str, sampling: Sampling, prompts: Sequence[tuple[str, Tokens]], label: str) -> list[Answer]:
-        """The policy's completion of each (prompt id, prompt ids), in order."""
-        asked = sampling.asked(policy)
-        key = digest(asked)
-        table = self._table("completions", key, asked, policy)
-        stored = _answers(table, key)
-        if any(prompt_id not in stored for prompt_id, _ in prompts):
-            with self.store.writing(key):
-                stored = _answers(table, key)
-                self._generate(policy, sampling, table, prompts, stored, label)
-                table.merge()
-                stored = _answers(table, key)
-        return [stored[prompt_id] for prompt_id, _ in prompts]
+    def answers(self, asked: Sequence[tuple[str, Sequence[Prompt]]], sampling: Sampling, label: str) -> list[list[Answer]]:
+        """For each (policy, prompts), the policy's completion of each prompt, in order."""
+        tables: dict[str, Table] = {}
+        for policy, _ in asked:
+            names = sampling.asked(policy)
+            tables[policy] = self._table("completions", digest(names), names, policy)
+        stored = {policy: _answers(table) for policy, table in tables.items()}
+        if any(prompt_id not in stored[policy] for policy, prompts in asked for prompt_id, _ in prompts):
+            with ExitStack() as held:
+                for key in sorted(table.key for table in tables.values()):  # in one order, so that no two wait for each other
+                    held.enter_context(self.store.writing(key))
+                stored = {policy: _answers(table) for policy, table in tables.items()}
+                self._generate(asked, sampling, tables, stored, label)
+                for table in tables.values():
+                    table.merge()
+                stored = {policy: _answers(table) for policy, table in tables.items()}
+        return [[stored[policy][prompt_id] for prompt_id, _ in prompts] for policy, prompts in asked]
 
     def _generate(
         self,
-        policy: str,
+        asked: Sequence[tuple[str, Sequence[Prompt]]],
         sampling: Sampling,
-        table: Table,
-        prompts: Sequence[tuple[str, Tokens]],
-        stored: dict[str, Answer],
+        tables: dict[str, Table],
+        stored: dict[str, dict[str, Answer]],
         label: str,
     ) -> None:
         # Batches are cut from the stage's whole list, so an interrupted stage goes on with the same ones.
-        wanted = sorted(dict(prompts).items(), key=lambda item: (len(item[1]), item[0]))
-        generator: Generator = self._engine()
-        with self.progress.stage("generate", label, len(wanted)) as meter:
-            for batch in _batches(wanted, self.generation_batch):
-                missing = [item for item in batch if item[0] not in stored]
+        groups = [
+            [(policy, *prompt) for prompt in sorted(dict(prompts).items(), key=lambda item: (len(item[1]), item[0]))]
+            for policy, prompts in asked
+        ]
+        generator = self.engines.generator()
+        if generator.mixes_policies:
+            groups = [[item for group in groups for item in group]]
+        batches = [batch for group in groups for batch in _batches(group, self.generation_batch)]
+        with self.progress.stage("generate", label, sum(map(len, batches))) as meter:
+            for batch in batches:
+                missing = [item for item in batch if item[1] not in stored[item[0]]]
                 meter.advance(len(batch) - len(missing))
-                if not missing:
-                    continue
-                requests = [Request(prompt, number(table.key, prompt_id, 0)) for prompt_id, prompt in missing]
-                completions = generator.generate(
-                    self.adapter(policy),
-                    requests,
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    top_k=sampling.top_k,
-                    max_new_tokens=sampling.max_new_tokens,
-                )
-                table.append(
-                    {
-                        "prompt_id": [prompt_id for prompt_id, _ in missing],
-                        "sample": [0] * len(missing),
-                        "tokens": [completion.tokens for completion in completions],
-                        "text": [completion.text for completion in completions],
-                        "finish_reason": [completion.finish_reason for completion in completions],
-                        "logp": [completion.logp for completion in completions],
-                    }
-                )
-                meter.advance(len(missing), sum(len(completion.tokens) for completion in completions))
+                if missing:
+                    completions = generator.generate(
+                        [
+                            Request(self.adapter(policy), prompt, number(tables[policy].key, prompt_id, 0))
+                            for policy, prompt_id, prompt in missing
+                        ],
+                        sampling,
+                    )
+                    _append(tables, missing, completions)
+                    meter.advance(len(missing), sum(len(completion.tokens) for completion in completions))
 
     def logps(self, policy: str, rows: Sequence[Scored], label: str) -> np.ndarray:
         """The policy's summed log-prob of each row, in order, float64."""
@@ -175,7 +184,7 @@ class Tables:
     ) -> None:
         unique = {row.name: row for row in rows}
         wanted = sorted(unique.items(), key=lambda item: (len(item[1].prompt) + len(item[1].tokens), item[0]))
-        learner: Learner = self._engine()
+        learner = self.engines.learner()
         with self.progress.stage("score", label, len(wanted)) as meter:
             for shard in _batches(wanted, 16 * self.scoring_batch):
                 missing = [row for name, row in shard if name not in stored]
@@ -210,7 +219,7 @@ class Tables:
     def _train(self, stage: Train, pairs: Sequence[Any], label: str) -> Path:
         work = self.store.work(stage.policy)
         work.mkdir(parents=True, exist_ok=True)
-        learner: Learner = self._engine()
+        learner = self.engines.learner()
         tokens_per_row = sum(pair.tokens for pair in pairs) / len(pairs)
         rows = len(pairs) * stage.settings["num_train_epochs"]
         with self.progress.stage("train", label, rows) as meter, _naming_a_full_disk(work):
@@ -241,12 +250,28 @@ def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _answers(table: Table, key: str) -> dict[str, Answer]:
+def _append(tables: dict[str, Table], rows: Sequence[tuple[str, str, Tokens]], completions: Sequence[Completion]) -> None:
+    """Commit one batch of completions, a shard for each policy in it."""
+    for policy in dict.fromkeys(policy for policy, _, _ in rows):
+        mine = [(row[1], completion) for row, completion in zip(rows, completions, strict=True) if row[0] == policy]
+        tables[policy].append(
+            {
+                "prompt_id": [prompt_id for prompt_id, _ in mine],
+                "sample": [0] * len(mine),
+                "tokens": [completion.tokens for _, completion in mine],
+                "text": [completion.text for _, completion in mine],
+                "finish_reason": [completion.finish_reason for _, completion in mine],
+                "logp": [completion.logp for _, completion in mine],
+            }
+        )
+
+
+def _answers(table: Table) -> dict[str, Answer]:
     rows = table.read()
     columns = (rows[name].to_pylist() for name in ("prompt_id", "text", "finish_reason", "sample"))
     answers = {}
     for prompt_id, text, reason, sample, tokens in zip(*columns, token_arrays(rows["tokens"]), strict=True):
-        answers[prompt_id] = Answer(tokens, text, reason, key, sample)
+        answers[prompt_id] = Answer(tokens, text, reason, table.key, sample)
     return answers
 
 

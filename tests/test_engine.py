@@ -11,12 +11,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from lowmem_spin.engines import Request
 from lowmem_spin.engines.hf import HF, load_base
+from lowmem_spin.game import Sampling
 from lowmem_spin.logps import collate, completion_logps
 from lowmem_spin.sources import Source
 from lowmem_spin.training import Pair
 
 ROWS = [([1, 3, 70, 5, 4], [80, 81, 5]), ([1, 3, 71, 72, 73, 5, 4], [90, 5]), ([1, 3, 74, 5, 4], [60, 61, 62])]
-PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": None, "max_new_tokens": 6}
+PLAIN = Sampling(1.0, 1.0, None, 12, 0, {})
 SETTINGS = {
     "batch_size": 2,
     "num_train_epochs": 1,
@@ -72,7 +73,7 @@ def test_gradients_survive_generating_and_scoring(engine: HF) -> None:
     """On AVX512-BF16 processors bitsandbytes repacks 4-bit weights in the first no-grad forward and breaks them."""
     before = lora_gradients(engine)
     assert min(gradient.abs().max() for gradient in before.values()) > 0
-    engine.generate(None, [Request(ROWS[0][0], 1)], **PLAIN)
+    engine.generate([Request(None, ROWS[0][0], 1)], PLAIN)
     engine.score(None, ROWS)
     after = lora_gradients(engine)
     assert before.keys() == after.keys()
@@ -116,7 +117,7 @@ def test_the_base_is_bit_frozen_while_iterates_are_made(engine: HF, tmp_path: Pa
     before = frozen_bytes(engine)
     init = None
     for t in range(2):
-        engine.generate(init, [Request(ROWS[0][0], 1)], **PLAIN)
+        engine.generate([Request(init, ROWS[0][0], 1)], PLAIN)
         engine.score(init, ROWS)
         init, metrics = engine.train(init, pairs(6), {"name": "dpo", "beta": 0.1}, SETTINGS, tmp_path / str(t), print)
         assert metrics[-1]["loss"] != metrics[0]["loss"]

@@ -1,6 +1,7 @@
 """What the engine draws, against every sequence it could have drawn."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from scipy import stats
 from lowmem_spin.engines import Request
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.noise import RowNoise, gumbel
+from lowmem_spin.game import Sampling
 
 PROMPT, END, LENGTH = [1, 3, 4], 2, 3
 DRAWS = 20_000
-PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": None}
+PLAIN = Sampling(1.0, 1.0, None, 12, 0, {})
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def test_draws_match_the_enumerated_distribution(engine: HF) -> None:
     space = sequences()
     logps = np.array(engine.score(None, [(PROMPT, sequence) for sequence in space]))
     assert np.exp(logps).sum() == pytest.approx(1, abs=1e-5)  # the space is complete, truncated completions included
-    drawn = engine.generate(None, [Request(PROMPT, seed) for seed in range(DRAWS)], max_new_tokens=LENGTH, **PLAIN)
+    drawn = engine.generate([Request(None, PROMPT, seed) for seed in range(DRAWS)], replace(PLAIN, max_new_tokens=LENGTH))
     counts = Counter(tuple(completion.tokens) for completion in drawn)
     assert set(counts) <= set(space)
     expected = np.exp(logps) * DRAWS
@@ -54,11 +56,11 @@ def test_a_row_draws_the_same_in_any_batch(quickstart: Path) -> None:
     engine = open_hf(quickstart / "base")
     texts = [f"<bos><user>{skill}: {word}<end_of_turn><model>" for skill in ("sort", "upper") for word in ("abc", "zyxwv", "q")]
     prompts = [engine.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    requests = [Request(prompts[index % len(prompts)], 1000 + index) for index in range(60)]
-    together = engine.generate(None, requests, max_new_tokens=12, **PLAIN)
+    requests = [Request(None, prompts[index % len(prompts)], 1000 + index) for index in range(60)]
+    together = engine.generate(requests, PLAIN)
     assert len({tuple(completion.tokens) for completion in together}) > 20
-    backwards = engine.generate(None, requests[::-1], max_new_tokens=12, **PLAIN)[::-1]
-    alone = [engine.generate(None, [request], max_new_tokens=12, **PLAIN)[0] for request in requests]
+    backwards = engine.generate(requests[::-1], PLAIN)[::-1]
+    alone = [engine.generate([request], PLAIN)[0] for request in requests]
     assert [c.tokens for c in backwards] == [c.tokens for c in together]
     assert [c.tokens for c in alone] == [c.tokens for c in together]
 

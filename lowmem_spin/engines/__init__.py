@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+from lowmem_spin.game import Sampling
 from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.sources import Source
 from lowmem_spin.store import Tokens
@@ -26,6 +27,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 class Request:
     """One completion to sample. Its noise depends on `seed` alone, never on the batch it is in."""
 
+    adapter: Path | None  # None is the frozen base
     prompt: Tokens
     seed: int
 
@@ -43,17 +45,11 @@ class Completion:
 class Generator(Protocol):
     """Samples completions from any policy on the one base."""
 
-    def generate(
-        self,
-        adapter: Path | None,
-        requests: Sequence[Request],
-        *,
-        temperature: float,
-        top_p: float,
-        top_k: int | None,
-        max_new_tokens: int,
-    ) -> list[Completion]:
-        """One completion per request, in order; `adapter` None is the base."""
+    mixes_policies: bool
+    """Whether a batch may have requests of several policies; else all of a batch have the same."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One completion per request, in order."""
         ...
 
 
@@ -110,6 +106,11 @@ def _cuda_capability() -> float | None:
     command = ["nvidia-smi", *which, "--query-gpu=compute_cap", "--format=csv,noheader"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return float(answer.stdout.split()[0]) if answer.returncode == 0 and answer.stdout.strip() else None
+
+
+def engine_name(asked: str) -> str:
+    """The engine that `auto` stands for here."""
+    return "hf" if asked == "auto" else asked
 
 
 def open_engine(name: str, recipe: Recipe, model: Source, where: Machine) -> Any:

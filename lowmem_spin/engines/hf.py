@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from lowmem_spin.data import Renderer
 from lowmem_spin.engines import Completion, Machine, Request
 from lowmem_spin.engines.noise import RowNoise
+from lowmem_spin.game import Sampling
 from lowmem_spin.logps import collate, completion_logps
 from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.sources import Source
@@ -153,18 +154,12 @@ class HF:
                 f"training.lora.lora_alpha: {self.recipe.training.lora.lora_alpha}, but {str(adapter)!r} has {scale}; use that"
             )
 
+    mixes_policies = False
+
     @torch.no_grad()
-    def generate(
-        self,
-        adapter: Path | None,
-        requests: Sequence[Request],
-        *,
-        temperature: float,
-        top_p: float,
-        top_k: int | None,
-        max_new_tokens: int,
-    ) -> list[Completion]:
-        """One batch of completions; see engines.Generator."""
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One batch of completions of one policy; see engines.Generator."""
+        (adapter,) = {request.adapter for request in requests}
         width = max(len(request.prompt) for request in requests)
         ids = torch.full((len(requests), width), self.pad)
         mask = torch.zeros_like(ids)
@@ -173,9 +168,13 @@ class HF:
             mask[row, width - len(request.prompt) :] = 1
         seeds = torch.tensor([request.seed for request in requests], device=self.device)
         ends = torch.tensor(self.ends, device=self.device)
-        noise = RowNoise(seeds, ends, temperature, top_p, top_k, width)
+        noise = RowNoise(seeds, ends, sampling.temperature, sampling.top_p, sampling.top_k, width)
         settings = GenerationConfig(
-            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=self.ends, pad_token_id=self.pad, use_cache=True
+            do_sample=False,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=self.ends,
+            pad_token_id=self.pad,
+            use_cache=True,
         )
         with self._playing(adapter) as policy, warnings.catch_warnings():
             warnings.simplefilter("ignore")

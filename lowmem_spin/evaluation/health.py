@@ -79,8 +79,8 @@ def evaluate(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, gr
     """Measure one policy, generating and scoring only what the store lacks."""
     rows, policy = held.rows, stage.policy
     prompts = [(rows.ids[place], rows.prompt(place)) for place in held.health]
-    own = tables.answers(policy, sampling, prompts, f"{stage.name}: samples")
-    base_own = tables.answers(tables.base, sampling, prompts, "base: samples")
+    (own,) = tables.answers([(policy, prompts)], sampling, f"{stage.name}: samples")
+    (base_own,) = tables.answers([(tables.base, prompts)], sampling, "base: samples")
 
     def drift(answers: Sequence[Answer], drawn_from: str, against: str) -> Estimate:
         scored = [
@@ -114,7 +114,7 @@ def evaluate(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, gr
 
 def _exact_match(tables: Tables, stage: Evaluate, held: Held, greedy: Sampling) -> Estimate:
     prompts = [(held.rows.ids[place], held.rows.prompt(place)) for place in held.scored]
-    answers = tables.answers(stage.policy, greedy, prompts, f"{stage.name}: held-out")
+    (answers,) = tables.answers([(stage.policy, prompts)], greedy, f"{stage.name}: held-out")
     texts = [held.rows.completions[place] for place in held.scored]
     right = [answer.text == text and answer.finish_reason == "stop" for answer, text in zip(answers, texts, strict=True)]
     return Estimate(np.array(right, float))
