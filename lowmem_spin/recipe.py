@@ -110,8 +110,9 @@ class Game(Section):
 class Generation(Section):
     """How opponents answer."""
 
-    engine: Literal["auto", "hf"] = "auto"
-    """hf: transformers, on any device. auto picks the fastest that works here."""
+    engine: Literal["auto", "hf", "vllm"] = "auto"
+    """hf: transformers, on any device. vllm: all opponents in one batch, each request with its own adapter.
+    auto is hf, until vllm has been measured on a GPU."""
     temperature: float = Field(default=1.0, ge=0)
     """1 samples from the policy itself, as the algorithms assume; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)

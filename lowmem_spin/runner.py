@@ -73,6 +73,8 @@ def open_game(recipe: Recipe, beside: Path, display: Display) -> Game:
         pool = every
         held = Held(held_rows, list(range(len(held_rows))), health, recipe.evaluation.metric == "exact_match")
     generator = {"engine": engine_name(recipe.generation.engine), "dtype": where.dtype}
+    if generator["engine"] == "vllm" and recipe.model.quantization != "none":
+        generator["weights"] = "dequantized"
     learner = {"engine": engine_name(recipe.training.engine), "dtype": where.dtype}
     template = recipe.model.chat_template
     adapter = sources.adapter(recipe.model.adapter) if recipe.model.adapter else None
@@ -84,7 +86,7 @@ def open_game(recipe: Recipe, beside: Path, display: Display) -> Game:
         base,
         Path(adapter.location) if adapter else None,
         learner,
-        _Engines(recipe, model, where, display),
+        _Engines(recipe, model, where, store.root / "weights", display),
         display,
         recipe.runtime.generation_batch_size,
         recipe.runtime.scoring_batch_size,
@@ -130,6 +132,7 @@ class _Engines:
     recipe: Recipe
     model: Source
     where: Machine
+    shelf: Path
     display: Display
     opened: dict[str, Any] = field(default_factory=dict)
 
@@ -145,7 +148,7 @@ class _Engines:
             if recipe.model.trust_remote_code:
                 self.display.say(f"trust_remote_code is on: code that came with {model.location} runs here", "yellow")
             with self.display.start_up(f"loading {model.location}"):
-                self.opened[name] = open_engine(name, recipe, model, where)
+                self.opened[name] = open_engine(name, recipe, model, where, self.shelf)
             base = f"base {model.location} ({recipe.model.quantization}, {where.dtype})"
             self.display.say(f"{base} on {where.device}, engine {name}")
         return self.opened[name]

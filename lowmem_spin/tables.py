@@ -164,6 +164,7 @@ class Tables:
                     )
                     _append(tables, missing, completions)
                     meter.advance(len(missing), sum(len(completion.tokens) for completion in completions))
+        generator.rest()
 
     def logps(self, policy: str, rows: Sequence[Scored], label: str) -> np.ndarray:
         """The policy's summed log-prob of each row, in order, float64."""

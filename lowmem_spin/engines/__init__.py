@@ -4,6 +4,7 @@ An engine is one file; `ENGINES` names it without importing it, so its heavy lib
 """
 
 import importlib
+import importlib.util
 import logging
 import os
 import shutil
@@ -52,6 +53,10 @@ class Generator(Protocol):
         """One completion per request, in order."""
         ...
 
+    def rest(self) -> None:
+        """Nothing to generate for a while."""
+        ...
+
 
 class Learner(Protocol):
     """Scores and trains adapters on the one base, with the same code and types for both."""
@@ -73,7 +78,7 @@ class Learner(Protocol):
         ...
 
 
-ENGINES = {"hf": "lowmem_spin.engines.hf:HF"}
+ENGINES = {"hf": "lowmem_spin.engines.hf:HF", "vllm": "lowmem_spin.engines.vllm:VLLM"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,9 @@ def engine_name(asked: str) -> str:
     return "hf" if asked == "auto" else asked
 
 
-def open_engine(name: str, recipe: Recipe, model: Source, where: Machine) -> Any:
-    """Import and open an engine: loads the base."""
+def open_engine(name: str, recipe: Recipe, model: Source, where: Machine, shelf: Path) -> Any:
+    """Import and open an engine: loads the base. What it derives from the base once goes to `shelf`."""
+    if name == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise InputError("generation.engine: 'vllm' is not installed; `pip install 'lowmem-spin[gpu]'`, or use hf")
     module, _, attribute = ENGINES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)(recipe, model, where)
+    return getattr(importlib.import_module(module), attribute)(recipe, model, where, shelf)

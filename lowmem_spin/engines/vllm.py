@@ -1,0 +1,169 @@
+"""The vLLM engine: one resident base serves every policy of a batch as a LoRA, each request with its own seed.
+
+It lives in its own process, so that its memory is its own and its death is survivable, and it stays up for the
+whole run; new iterates are loaded into it by path. Written to the API that vLLM 0.20 and 0.32 share.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lowmem_spin.engines import Completion, Machine, Request
+from lowmem_spin.engines.hf import end_tokens, load_tokenizer
+from lowmem_spin.engines.worker import Worker
+from lowmem_spin.game import Sampling
+from lowmem_spin.keys import digest
+from lowmem_spin.recipe import Recipe
+from lowmem_spin.sources import Source
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can hold
+REMEDY = "lower runtime.generation_batch_size, or use generation.engine hf"
+
+
+class Server:
+    """What runs in the worker process: a vLLM engine and the adapters it has been given."""
+
+    def __init__(self, options: dict[str, Any], on_cpu: bool) -> None:
+        from vllm import LLM  # pyright: ignore
+
+        self.llm = LLM(**options)
+        self.on_cpu = on_cpu
+        self.asleep = False
+        self.adapters: dict[str, Any] = {}
+
+    def generate(self, requests: list[tuple[str | None, list[int], int]], options: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """(tokens, finish reason, log-prob) for each (adapter, prompt, seed), in order."""
+        self._wake()
+        if self.on_cpu:
+            # The CPU build applies the last adapter to base rows of a batch in which every slot is filled.
+            groups = [[n for n, request in enumerate(requests) if (request[0] is None) == plain] for plain in (True, False)]
+        else:
+            groups = [list(range(len(requests)))]
+        results: dict[int, tuple[Any, ...]] = {}
+        for places in filter(None, groups):
+            results |= zip(places, self._generate([requests[place] for place in places], options), strict=True)
+        return [results[place] for place in range(len(requests))]
+
+    def _generate(self, requests: list[tuple[str | None, list[int], int]], options: dict[str, Any]) -> list[tuple[Any, ...]]:
+        from vllm import SamplingParams  # pyright: ignore
+
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": prompt} for _, prompt, _ in requests],
+            [SamplingParams(**options, seed=seed) for _, _, seed in requests],
+            lora_request=[self._adapter(adapter) for adapter, _, _ in requests],
+            use_tqdm=False,
+        )
+        answers = [output.outputs[0] for output in outputs]
+        return [(list(answer.token_ids), answer.finish_reason, answer.cumulative_logprob) for answer in answers]
+
+    def _adapter(self, path: str | None) -> Any:
+        from vllm.lora.request import LoRARequest  # pyright: ignore
+
+        if path is None:
+            return None
+        if path not in self.adapters:
+            # A number is never given twice: vLLM would serve the old weights under it. The folder's name is its key.
+            self.adapters[path] = LoRARequest(Path(path).name, len(self.adapters) + 1, path)
+            self.llm.llm_engine.add_lora(self.adapters[path])  # a bad one raises here and leaves the engine alive
+        return self.adapters[path]
+
+    def sleep(self) -> None:
+        """Weights to RAM, key-value cache dropped: the card is the learner's until the next batch."""
+        if not self.on_cpu and not self.asleep:
+            self.llm.sleep(level=1)
+            self.asleep = True
+
+    def _wake(self) -> None:
+        if self.asleep:
+            self.llm.wake_up()
+            self.asleep = False
+
+    def version(self) -> str:
+        """Of vLLM."""
+        import vllm  # pyright: ignore
+
+        return vllm.__version__  # pyright: ignore
+
+
+class VLLM:
+    """A generator whose batches mix policies."""
+
+    mixes_policies = True
+
+    def __init__(self, recipe: Recipe, model: Source, where: Machine, shelf: Path) -> None:
+        self.recipe, self.model, self.where, self.shelf = recipe, model, where, shelf
+        self.tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
+        self.ends = end_tokens(model, self.tokenizer, recipe.model.chat_template)
+        folder, revision = model.location, model.revision
+        if recipe.model.quantization != "none":
+            folder, revision = str(self._dequantized()), None
+        options = {
+            "model": folder,
+            "revision": revision,
+            "skip_tokenizer_init": True,
+            "dtype": where.dtype,
+            "trust_remote_code": recipe.model.trust_remote_code,
+            "max_model_len": recipe.data.max_prompt_length + recipe.generation.max_new_tokens,
+            "max_num_seqs": recipe.runtime.generation_batch_size,
+            "enable_lora": True,
+            "max_lora_rank": next(rank for rank in RANKS if rank >= recipe.training.lora.r),
+            "max_loras": 4,
+            "max_cpu_loras": 16,
+            "enforce_eager": where.device == "cpu",
+            "disable_log_stats": True,
+        }
+        if where.device == "cuda":
+            options |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.6}
+        self.worker = self._worker("lowmem_spin.engines.vllm:Server", (options, where.device == "cpu"), "vllm.log")
+
+    def _dequantized(self) -> Path:
+        identity = {"model": self.model.identity, "quantization": self.recipe.model.quantization, "dtype": self.where.dtype}
+        folder = self.shelf / digest({"kind": "weights", "version": 1, **identity})
+        if not folder.exists():
+            arguments = (self.model, self.recipe.model.quantization, self.where, self.recipe.model.trust_remote_code, folder)
+            self._worker("lowmem_spin.engines.weights:Writer", arguments, "weights.log").close()
+        return folder
+
+    def _worker(self, target: str, arguments: tuple[Any, ...], log: str) -> Worker:
+        environment = {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # its own child would outlive a kill -9
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
+        return Worker("vllm", target, arguments, environment, self.shelf.parent / "logs" / log, REMEDY)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One batch of completions of any policies; see engines.Generator."""
+        options = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k or 0,
+            "max_tokens": sampling.max_new_tokens,
+            "stop_token_ids": self.ends,
+            "detokenize": False,
+            "logprobs": 0,  # of the drawn token alone
+        }
+        asked = [
+            (
+                str(request.adapter.resolve()) if request.adapter else None,
+                [int(token) for token in request.prompt],
+                request.seed,
+            )
+            for request in requests
+        ]
+        results = self.worker.call("generate", asked, options)
+        return [self._completion(*result) for result in results]
+
+    def _completion(self, tokens: list[int], reason: str, logp: float) -> Completion:
+        stopped = reason == "stop"
+        text = self.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=False)
+        return Completion(tokens, text, "stop" if stopped else "length", logp)
+
+    def rest(self) -> None:
+        """Leave the card to the learner."""
+        self.worker.call("sleep")
+
+    def close(self) -> None:
+        """End the worker process."""
+        self.worker.close()

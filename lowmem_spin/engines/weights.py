@@ -1,0 +1,53 @@
+"""The 4-bit base written out once, dequantised, so that another engine serves the function that QLoRA trains."""
+
+import shutil
+import uuid
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn.modules import Linear4bit
+from safetensors.torch import save_file
+
+from lowmem_spin.engines import Machine
+from lowmem_spin.sources import Source
+
+
+def dequantized(model: Any) -> dict[str, torch.Tensor]:
+    """The state of a 4-bit model with every packed weight unpacked to its quant_state's dtype, on the CPU."""
+    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    plain: dict[str, torch.Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Linear4bit):
+            weight: Any = module.weight
+            plain[f"{name}.weight"] = dequantize_4bit(weight.data, weight.quant_state).cpu().contiguous()
+    kept = set(model.state_dict()) & set(state)  # persistent, and each tied weight once
+    for name in kept - set(plain):
+        plain[name] = state[name].detach().cpu().contiguous()
+    return plain
+
+
+class Writer:
+    """Writes the dequantised base into `folder`, whole or not at all."""
+
+    def __init__(self, model: Source, quantization: str, where: Machine, trust_remote_code: bool, folder: Path) -> None:
+        from lowmem_spin.engines.hf import load_base
+
+        base = load_base(model, quantization, where, trust_remote_code)
+        temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+        temporary.mkdir(parents=True)
+        save_file(dequantized(base), temporary / "model.safetensors", metadata={"format": "pt"})
+        config = deepcopy(base.config)
+        del config.quantization_config
+        config.save_pretrained(temporary)
+        base.generation_config.save_pretrained(temporary)
+        if folder.exists():
+            shutil.rmtree(temporary)
+        else:
+            temporary.rename(folder)
+
+    def done(self) -> bool:
+        """Something to call: by then the folder is there."""
+        return True
