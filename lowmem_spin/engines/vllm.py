@@ -97,7 +97,7 @@ class VLLM:
         folder, revision = model.location, model.revision
         if recipe.model.quantization != "none":
             folder, revision = str(self._dequantized()), None
-        options = {
+        options: dict[str, Any] = {
             "model": folder,
             "revision": revision,
             "skip_tokenizer_init": True,
@@ -109,11 +109,14 @@ class VLLM:
             "max_lora_rank": next(rank for rank in RANKS if rank >= recipe.training.lora.r),
             "max_loras": 4,
             "max_cpu_loras": 16,
-            "enforce_eager": where.device == "cpu",
             "disable_log_stats": True,
         }
         if where.device == "cuda":
             options |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.6}
+        else:
+            # The CPU build fails on a seeded request whose prompt it splits ("CPU Generator does not use offset").
+            options |= {"enforce_eager": True, "enable_chunked_prefill": False}
+            options["max_num_batched_tokens"] = max(8192, options["max_model_len"])
         self.worker = self._worker("lowmem_spin.engines.vllm:Server", (options, where.device == "cpu"), "vllm.log")
 
     def _dequantized(self) -> Path:
