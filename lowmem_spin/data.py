@@ -40,7 +40,6 @@ class Rows:
         self.ids: list[str] = self.table["id"].to_pylist()
         self.categories: list[str | None] = self.table["category"].to_pylist()
         self.completions: list[str] = self.table["completion"].to_pylist()
-        self.truncated: list[bool] = self.table["truncated"].to_pylist()
         self.counts: dict[str, int] = json.loads((self.table.schema.metadata or {}).get(b"counts", b"{}"))
         self._prompts, self._chosen = token_arrays(self.table["prompt"]), token_arrays(self.table["chosen"])
 
@@ -77,10 +76,13 @@ def head(ids: Sequence[str], count: int) -> list[int]:
     return sorted(range(len(ids)), key=lambda place: (number("head", ids[place]), ids[place]))[:count]
 
 
-def data_key(source: Source, model: Source, data: Data, template: str | None, category: str, split: str) -> str:
-    """Key of the prepared rows: what they are read from and everything that shapes their token ids."""
+def data_key(source: Source, model: Source, data: Data, template: str | None, split: str) -> str:
+    """Key of the prepared rows: what they are read from and everything that shapes their token ids.
+
+    The category labels are not in it: they change no row.
+    """
     limits = data.model_dump(include={"turns", "max_prompt_length", "max_completion_length"})
-    asked = {"source": source.identity, "split": None if source.local else split, "category": category}
+    asked = {"source": source.identity, "split": None if source.local else split}
     rendered = {"model": model.identity, "template": TEMPLATES.get(template or "", template)}
     return digest({"kind": "data", "version": VERSIONS["data"], **asked, **rendered, **limits})
 
@@ -139,7 +141,7 @@ def prepare(source: Source, data: Data, field: str, split: str, category: str, r
     """Read, render and filter a data set.
 
     Rows with over-long prompts are counted and left out; over-long answers are counted and lose their end of
-    turn, for they do not end there. The counts are in the table's metadata and end up in the report.
+    turn, for they do not end there. The counts are in the table's metadata.
     """
     counts: Counter[str] = Counter()
     seen: Counter[str] = Counter()
@@ -157,6 +159,7 @@ def prepare(source: Source, data: Data, field: str, split: str, category: str, r
             content = hashlib.sha256(np.asarray([*prompt, -1, *kept], np.int32).tobytes()).hexdigest()[:20]
             seen[content] += 1  # a row that occurs twice is two rows, as in the user's data
             row = (f"{content}-{seen[content]}" if seen[content] > 1 else content, prompt, kept, truncated, text, label)
+            row = tuple(np.asarray(value, np.int32) if isinstance(value, list) else value for value in row)  # a ninth of lists
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
     if not columns["id"]:
@@ -245,10 +248,11 @@ def _read(source: Source, field: str, split: str) -> Iterator[tuple[str, Any]]:
 
 def _read_hub(source: Source, field: str, split: str) -> Iterator[tuple[str, Any]]:
     import datasets
+    from datasets.exceptions import DatasetsError
 
     try:
         rows = datasets.load_dataset(source.location, revision=source.revision, split=split)
-    except ValueError as error:
-        raise InputError(f"{field}: {source.location!r} split {split!r}: {' '.join(str(error).split())}") from None
+    except (ValueError, OSError, DatasetsError) as error:
+        raise InputError(f"{field}: {source.location!r} split {split!r}: {' '.join(str(error).split())}") from error
     for index, row in enumerate(rows):
         yield f"row {index + 1}", row

@@ -147,7 +147,8 @@ class Pairs:
         return sum(len(places) for _, places in self.assign())
 
     def identity(self) -> dict[str, Any]:
-        tables = {digest(self.sampling.asked(policy)): weight for policy, weight in self.opponents.items()}
+        # Every opponent answers everything when concatenated: their weights mean nothing then.
+        tables = {digest(self.sampling.asked(p)): 1.0 if self.concatenate else w for p, w in self.opponents.items()}
         return {"draw": self.draw.identity(), "opponents": tables, "concatenate": self.concatenate}
 
 
@@ -189,7 +190,8 @@ class Train:
         pairs = self.pairs.identity()
         if self.loss["name"] == "sft":  # no opponents: only the data's answers, as often as they occur in pairs
             pairs = {"draw": pairs["draw"], "repeats": self.pairs.rows // self.pairs.draw.prompts}
-        asked = {"pairs": pairs, "reference": self.reference, "init": self.init, "loss": self.loss}
+        tables = {digest(logps_asked(policy, self.settings["learner"])): w for policy, w in self.reference.items()}
+        asked = {"pairs": pairs, "reference": tables, "init": self.init, "loss": self.loss}
         return {"kind": "train", "version": VERSIONS["train"], **asked, "settings": self.settings}
 
 
@@ -200,7 +202,6 @@ class Evaluate:
     name: str
     policy: str
     previous: str
-    pairs: Pairs | None = None  # what it was trained on, if it was
 
 
 Stage = Generate | Score | Train | Evaluate
@@ -222,7 +223,7 @@ def play(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
         for policy in anchor:
             yield Score(t, pairs, policy)
         yield train
-        yield Evaluate(train.name, train.policy, previous, pairs)
+        yield Evaluate(train.name, train.policy, previous)
         iterates.append(train.policy)
     if recipe.evaluation.compare_sft:
         yield from _plain_sft(recipe, inputs)

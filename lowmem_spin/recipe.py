@@ -147,7 +147,8 @@ class Training(Section):
     num_train_epochs: int = Field(default=1, ge=1)
     """Passes over an iteration's pairs."""
     per_device_train_batch_size: int = Field(default=4, ge=1)
-    """Pairs in one forward. Only its product with gradient_accumulation_steps changes the result."""
+    """Pairs in one forward. Only its product with gradient_accumulation_steps matters to
+    the result, dropout's draws aside."""
     gradient_accumulation_steps: int = Field(default=16, ge=1)
     """Forwards in one optimiser step."""
     optim: str = "adamw_torch"

@@ -21,7 +21,7 @@ from lowmem_spin.keys import digest
 from lowmem_spin.recipe import Recipe
 from lowmem_spin.report import table
 from lowmem_spin.sources import Source, Sources
-from lowmem_spin.store import Store, read_parquet, write_json, write_parquet
+from lowmem_spin.store import Store, write_json, write_parquet
 from lowmem_spin.tables import Answer, Scored, Tables
 from lowmem_spin.trackers import Tracker
 
@@ -62,13 +62,14 @@ def open_game(recipe: Recipe, beside: Path, display: Display) -> Game:
     train_source = sources.data(recipe.data.path, recipe.data.revision, "data.path")
     rows, data_key = prepare(train_source, "data.path", recipe.data.split)
     every = list(range(len(rows)))
+    held_source: Source | None = None
     if recipe.evaluation.path is None:
         health, pool = data.set_aside(rows.ids, recipe.evaluation.health_prompts)
         data_key = digest({"rows": data_key, "set aside": len(health)})
         held = Held(rows, health, health, exact_match=False)
     else:
-        source = sources.data(recipe.evaluation.path, None, "evaluation.path")
-        held_rows, _ = prepare(source, "evaluation.path", recipe.evaluation.split)
+        held_source = sources.data(recipe.evaluation.path, None, "evaluation.path")
+        held_rows, _ = prepare(held_source, "evaluation.path", recipe.evaluation.split)
         health = data.head(held_rows.ids, recipe.evaluation.health_prompts)
         pool = every
         held = Held(held_rows, list(range(len(held_rows))), health, recipe.evaluation.metric == "exact_match")
@@ -96,7 +97,7 @@ def open_game(recipe: Recipe, beside: Path, display: Display) -> Game:
     for stage in game.stages:
         if isinstance(stage, Train):
             game.places(stage.pairs)  # too few rows for a later iteration is said now
-    _write_record(game, where, model, train_source)
+    _write_record(game, where, model, train_source, held_source)
     return game
 
 
@@ -111,15 +112,17 @@ class _Preparer:
 
     def __call__(self, source: Source, name: str, split: str) -> tuple[Rows, str]:
         recipe, category = self.recipe, self.recipe.evaluation.category
-        key = data.data_key(source, self.model, recipe.data, recipe.model.chat_template, category, split)
-        path = self.store.data(key)
-        if not path.exists():
+        key = data.data_key(source, self.model, recipe.data, recipe.model.chat_template, split)
+        path = self.store.data(digest([key, category]))
+        rows = self.store.read(path)
+        if rows is None:
             with self.display.start_up(f"reading {source.location}"):
                 from lowmem_spin.engines.hf import load_tokenizer
 
                 renderer = data.Renderer(load_tokenizer(self.model, recipe.model.trust_remote_code), recipe.model.chat_template)
-                write_parquet(path, data.prepare(source, recipe.data, name, split, category, renderer))
-        rows = Rows(read_parquet(path))
+                rows = data.prepare(source, recipe.data, name, split, category, renderer)
+                write_parquet(path, rows)
+        rows = Rows(rows)
         counts = ", ".join(f"{count:,} {name}" for name, count in rows.counts.items())
         self.display.say(f"{name}: {source.location}: {counts}")
         return rows, key
@@ -144,6 +147,8 @@ class _Engines:
 
     def _open(self, name: str) -> Any:
         recipe, model, where = self.recipe, self.model, self.where
+        for other in self.opened.keys() - {name}:
+            self.opened[other].rest()  # one card, two tenants: while one works the other is out of the way
         if name not in self.opened:
             if recipe.model.trust_remote_code:
                 self.display.say(f"trust_remote_code is on: code that came with {model.location} runs here", "yellow")
@@ -239,17 +244,24 @@ def _link(game: Game, stage: Train, adapter: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
     try:
         link.symlink_to(os.path.relpath(adapter.resolve(), link.parent.resolve()))
+    except FileExistsError:  # the same game in another process was first
+        return
     except OSError:  # a file system without links
-        shutil.copytree(adapter, link)
+        shutil.copytree(adapter, link, dirs_exist_ok=True)
 
 
-def _write_record(game: Game, where: Machine, model: Source, train: Source) -> None:
+def _write_record(game: Game, where: Machine, model: Source, train: Source, held: Source | None) -> None:
     """The resolved recipe and what it was resolved to, beside the results; an earlier game's iterates make way."""
     game.folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(game.folder / "iterates", ignore_errors=True)
     resolved = game.recipe.model_dump(mode="json")
     resolved["model"] |= {"revision": model.revision, "dtype": where.dtype}
     resolved["data"]["revision"] = train.revision
+    for section, name, place in (("model", "name_or_path", model), ("data", "path", train), ("evaluation", "path", held)):
+        if place is not None and place.local:  # relative to the recipe it came from, which this copy is not beside
+            resolved[section][name] = str(Path(place.location).resolve())
+    if resolved["model"]["adapter"] is not None:
+        resolved["model"]["adapter"] = str(game.tables.base_adapter and game.tables.base_adapter.resolve())
     (game.folder / "recipe.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
     policies = {stage.name: stage.policy for stage in game.stages if isinstance(stage, Train)}
     record = {

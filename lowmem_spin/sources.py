@@ -59,7 +59,7 @@ class Sources:
             raise InputError(
                 f"{field}: {name!r} has no adapter_model.safetensors; pickles are not read, save it again with PEFT"
             )
-        return Source(str(folder), None, self._file(weights))
+        return Source(str(folder), None, digest([self._file(weights), self._file(folder / "adapter_config.json")]))
 
     def data(self, path: str, revision: str | None, field: str) -> Source:
         """A JSONL or Parquet file, or a data set on the hub."""
@@ -88,7 +88,10 @@ class Sources:
 
     def _remembered(self, name: str, find: Any) -> str:
         if name not in self._known:
-            self._known[name] = find()
+            found = find()
+            if self.memory.exists():  # another process may have learned something else meanwhile
+                self._known = json.loads(self.memory.read_text())
+            self._known.setdefault(name, found)
             write_json(self.memory, self._known)
         return self._known[name]
 

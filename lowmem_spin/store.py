@@ -127,12 +127,8 @@ class Table:
                         (self.folder / name).unlink()
 
     def _read_shard(self, path: Path) -> pa.Table | None:
-        try:
-            shard = read_parquet(path)
-        except FileNotFoundError:  # merged by its writer since the folder was listed: the next read finds its rows
-            return None
-        except (pa.ArrowInvalid, OSError) as error:
-            self.store.set_aside(path, f"does not read back ({str(error).splitlines()[0]})")
+        shard = self.store.read(path)
+        if shard is None:  # damaged, or merged by its writer since the folder was listed: the next read finds its rows
             return None
         if (shard.schema.metadata or {}).get(b"maker") != self.maker.encode():
             self.store.set_aside(path, "was made by another adapter than the one this key has now")
@@ -187,11 +183,24 @@ class Store:
     def table(self, kind: str, key: str, asked: dict[str, Any], maker: str) -> Table:
         return Table(self, kind, key, asked, maker)
 
+    def read(self, path: Path) -> pa.Table | None:
+        """A Parquet file that may be missing; one that does not read back is set aside and counts as missing."""
+        try:
+            return read_parquet(path)
+        except FileNotFoundError:
+            return None
+        except (pa.ArrowInvalid, OSError) as error:
+            self.set_aside(path, f"does not read back ({str(error).splitlines()[0]})")
+            return None
+
     def set_aside(self, path: Path, why: str) -> None:
         """Move something that cannot be trusted to aside/, saying so; it will be computed again."""
         place = self.root / "aside" / f"{path.parent.name}-{path.name}-{uuid.uuid4().hex[:8]}"
         place.parent.mkdir(exist_ok=True)
-        path.rename(place)
+        try:
+            path.rename(place)
+        except FileNotFoundError:  # another process has moved it
+            return
         self.notice(f"{path} {why}; moved to {place} and computed again")
 
     @contextlib.contextmanager

@@ -141,9 +141,10 @@ class Tables:
         stored: dict[str, dict[str, Answer]],
         label: str,
     ) -> None:
-        # Batches are cut from the stage's whole list, so an interrupted stage goes on with the same ones.
+        # Batches are cut from the stage's whole list, so an interrupted stage goes on with the same ones. The longest
+        # come first: a batch that does not fit in memory fails at once and not after hours.
         groups = [
-            [(policy, *prompt) for prompt in sorted(dict(prompts).items(), key=lambda item: (len(item[1]), item[0]))]
+            [(policy, *prompt) for prompt in sorted(dict(prompts).items(), key=lambda item: (-len(item[1]), item[0]))]
             for policy, prompts in asked
         ]
         generator = self.engines.generator()
@@ -164,7 +165,6 @@ class Tables:
                     )
                     _append(tables, missing, completions)
                     meter.advance(len(missing), sum(len(completion.tokens) for completion in completions))
-        generator.rest()
 
     def logps(self, policy: str, rows: Sequence[Scored], label: str) -> np.ndarray:
         """The policy's summed log-prob of each row, in order, float64."""
@@ -184,7 +184,7 @@ class Tables:
         self, policy: str, table: Table, rows: Sequence[Scored], stored: dict[tuple[str, str, str], float], label: str
     ) -> None:
         unique = {row.name: row for row in rows}
-        wanted = sorted(unique.items(), key=lambda item: (len(item[1].prompt) + len(item[1].tokens), item[0]))
+        wanted = sorted(unique.items(), key=lambda item: (-len(item[1].prompt) - len(item[1].tokens), item[0]))
         learner = self.engines.learner()
         with self.progress.stage("score", label, len(wanted)) as meter:
             for shard in _batches(wanted, 16 * self.scoring_batch):

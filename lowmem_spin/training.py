@@ -52,7 +52,7 @@ class LengthGrouped(Sampler[int]):
     """Row order as a pure function of (seed, epoch, effective batch), rows of like length side by side.
 
     Rows are shuffled, cut into pools of 16 effective batches, sorted by length inside a pool and dealt out as
-    effective batches in shuffled order. The device's batch size plays no part, so neither does it in the result.
+    effective batches in shuffled order. The device's batch size plays no part, so it changes nothing but dropout's draws.
     """
 
     POOL = 16

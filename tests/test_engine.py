@@ -1,18 +1,21 @@
 """The 4-bit base under the engine: frozen, exact gradients, adapters that swap without a trace."""
 
 import hashlib
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from games import open_hf, save_slot, shake_slot
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GraniteConfig, GraniteForCausalLM
 
 from lowmem_spin.engines import Request
 from lowmem_spin.engines.hf import HF, load_base
 from lowmem_spin.game import Sampling
 from lowmem_spin.logps import collate, completion_logps
+from lowmem_spin.recipe import InputError
 from lowmem_spin.sources import Source
 from lowmem_spin.training import Pair
 
@@ -131,3 +134,44 @@ def test_a_saved_iterate_is_what_peft_loads(engine: HF, quickstart: Path, tmp_pa
     with torch.no_grad():
         theirs = completion_logps(loaded.get_base_model(), collate(ROWS, engine.pad)).tolist()
     assert engine.score(adapter, ROWS) == theirs
+
+
+def test_a_models_own_generation_settings_do_not_change_what_is_sampled(engine: HF, quickstart: Path, tmp_path: Path) -> None:
+    """A repetition penalty in generation_config.json would make the opponents another policy than the scored one."""
+    folder = Path(shutil.copytree(quickstart / "base", tmp_path / "base"))
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "repetition_penalty": 1.5, "suppress_tokens": [90]}))
+    requests = [Request(None, prompt, seed) for seed, (prompt, _) in enumerate(ROWS * 8)]
+    plain, penalised = engine.generate(requests, PLAIN), open_hf(folder).generate(requests, PLAIN)
+    assert [c.tokens for c in penalised] == [c.tokens for c in plain]
+    scored = engine.score(None, [(request.prompt, c.tokens) for request, c in zip(requests, plain, strict=True)])
+    assert [c.logp for c in plain] == pytest.approx(scored, abs=1e-3)
+
+
+def test_a_model_that_rescales_its_logits_is_refused(quickstart: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(quickstart / "base")
+    tokenizer.save_pretrained(tmp_path)
+    config = GraniteConfig(
+        vocab_size=288, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, logits_scaling=8.0, pad_token_id=0, bos_token_id=1, eos_token_id=2, initializer_range=0.5,
+    )  # fmt: skip
+    GraniteForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="GraniteForCausalLM changes its logits after the head"):
+        open_hf(tmp_path, quantization="none")
+
+
+def test_an_adapter_with_other_scales_is_refused(engine: HF, tmp_path: Path) -> None:
+    adapter = save_slot(engine, tmp_path)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "alpha_pattern": {"q_proj": 64}}))
+    with pytest.raises(InputError, match="uses alpha_pattern; only plain LoRA can be played"):
+        engine.score(adapter, ROWS)
+
+
+def test_what_is_not_a_number_is_not_kept(engine: HF) -> None:
+    with torch.no_grad():
+        next(p for name, p in engine.model.named_parameters() if name.endswith("norm.weight")).fill_(float("inf"))
+    with pytest.raises(InputError, match=r"model\.dtype: float32 gives log-probs that are not finite"):
+        engine.score(None, ROWS)
+    with pytest.raises(InputError, match="not finite"):
+        engine.generate([Request(None, ROWS[0][0], 1)], PLAIN)

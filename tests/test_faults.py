@@ -70,6 +70,28 @@ def test_damaged_tables_are_made_again_and_nothing_else_is(copy: Path, whole: Pa
     assert {path: path.stat().st_mtime_ns for path in (copy / "store" / "adapters").rglob("*")} == before
 
 
+def test_damaged_rows_are_prepared_again(copy: Path, whole: Path) -> None:
+    for victim in (copy / "store" / "data").glob("*.parquet"):
+        victim.write_bytes(_flip(victim.read_bytes()))
+    result = play(copy)
+    assert result.returncode == 0, result.stderr
+    assert "generate" not in result.stdout
+    assert_same_game(copy, whole)
+
+
+def test_the_resolved_recipe_plays_from_where_it_is(whole: Path, tmp_path: Path) -> None:
+    again = [sys.executable, "-m", "lowmem_spin.cli", "run", str(whole / "run" / "recipe.yaml")]
+    result = subprocess.run(again, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "generate" not in result.stdout
+
+
+def test_new_category_labels_cost_no_training(copy: Path) -> None:
+    before = set(adapters(copy))
+    assert play(copy, "evaluation.category=skill").returncode == 0
+    assert set(adapters(copy)) == before
+
+
 def _flip(content: bytes) -> bytes:
     middle = len(content) // 3
     return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]

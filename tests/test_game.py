@@ -7,7 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowmem_spin.game import Evaluate, Generate, Inputs, Score, Stage, Train, mixture, opponents, play, reference, shares
+from lowmem_spin.game import (
+    VERSIONS,
+    Evaluate,
+    Generate,
+    Inputs,
+    Score,
+    Stage,
+    Train,
+    mixture,
+    opponents,
+    play,
+    reference,
+    shares,
+)
 from lowmem_spin.recipe import Recipe
 
 B, T0, T1, T2 = "b", "th0", "th1", "th2"
@@ -91,6 +104,14 @@ def test_keys_name_what_was_asked_and_nothing_else() -> None:
     split["runtime"] |= {"scoring_batch_size": 7}
     other = [stage.policy for stage in play(Recipe.model_validate(split), INPUTS) if isinstance(stage, Train)]
     assert other == [stage.policy for stage in trained()]
+
+
+def test_a_new_version_of_a_stage_kind_makes_new_iterates(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [stage.policy for stage in trained()]
+    for kind in ("generate", "score", "train"):
+        with monkeypatch.context() as patch:
+            patch.setitem(VERSIONS, kind, 99)
+            assert not set(before) & {stage.policy for stage in trained()}, kind
 
 
 def test_concatenate_trains_on_the_rows_asked_for() -> None:

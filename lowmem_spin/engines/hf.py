@@ -13,7 +13,7 @@ import transformers
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from lowmem_spin.data import Renderer
 from lowmem_spin.engines import Completion, Machine, Request
@@ -43,7 +43,7 @@ def end_tokens(model: Source, tokenizer: Any, template: str | None) -> list[int]
     try:
         own = GenerationConfig.from_pretrained(model.location, revision=model.revision or "main").eos_token_id
     except OSError:  # a model without generation_config.json
-        own = None
+        own = AutoConfig.from_pretrained(model.location, revision=model.revision or "main").eos_token_id
     ends = {Renderer(tokenizer, template).end_token, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
     return sorted(end for end in ends if end is not None)
 
@@ -83,8 +83,29 @@ def load_base(model: Source, quantization: str, where: Machine, trust_remote_cod
         # a kernel without backward: every later gradient would be silently wrong.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    # Its own penalties and suppressed tokens would change what is sampled: opponents are the policy itself.
+    base.generation_config = GenerationConfig()
     base.requires_grad_(False)
     return base.eval()
+
+
+def _finite(logps: torch.Tensor, where: Machine) -> list[float]:
+    """Refuse to keep what is not a number, as an overflow in half precision gives."""
+    if not torch.isfinite(logps).all():
+        raise InputError(f"model.dtype: {where.dtype} gives log-probs that are not finite on this model; use another dtype")
+    return logps.tolist()
+
+
+@contextmanager
+def _naming_memory(field: str, value: int) -> Iterator[None]:
+    """A GPU that is too small for a batch, in one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        raise InputError(
+            f"{field}: a batch of {value} does not fit in this GPU's memory; lower it and run again to go on"
+        ) from None
 
 
 class HF:
@@ -103,6 +124,7 @@ class HF:
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
         self.model = self._with_slot(base)
         self.in_slot: Path | None = None
+        self._check_head()
 
     def _with_slot(self, base: Any) -> PeftModel:
         lora = self.recipe.training.lora
@@ -122,6 +144,22 @@ class HF:
         if wrong:
             raise TypeError(f"adapters must be float32, small updates vanish in {wrong}")
         return model
+
+    def _check_head(self) -> None:
+        """Refuse a model that does more to its logits than logps.py knows of: every score would be wrong."""
+        row = ([self.pad, *self.ends[:1]], list(range(min(4, self.tokenizer.vocab_size))))
+        with torch.no_grad(), self._playing(None) as policy:
+            batch = collate([row], self.pad).to(self.device)
+            ours = completion_logps(policy, batch)[0]
+            logits = policy(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits[0].float()
+        wanted = batch.input_ids[0, 2:, None]
+        theirs = logits[1:-1].log_softmax(-1).gather(-1, wanted).sum()
+        if not torch.isclose(ours, theirs, rtol=1e-2, atol=1e-2):
+            name = type(policy).__name__
+            raise InputError(
+                f"model.name_or_path: {name} changes its logits after the head in a way that is not supported "
+                f"(log-prob {ours.item():.3f} without, {theirs.item():.3f} with); use another architecture"
+            )
 
     @contextmanager
     def _playing(self, adapter: Path | None) -> Iterator[Any]:
@@ -153,8 +191,9 @@ class HF:
                     f"{given.get(name, 'none')} there and {slot.get(name, 'none')} here; check training.lora and model"
                 )
         config = PeftConfig.from_pretrained(str(adapter)).to_dict()
-        if config.get("use_rslora") or config.get("use_dora"):
-            raise InputError(f"model.adapter: {str(adapter)!r} uses rsLoRA or DoRA; only plain LoRA can be played")
+        special = [name for name in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern") if config.get(name)]
+        if special:
+            raise InputError(f"model.adapter: {str(adapter)!r} uses {special[0]}; only plain LoRA can be played")
         scale = config.get("lora_alpha")
         if scale != self.recipe.training.lora.lora_alpha:
             raise InputError(
@@ -183,12 +222,13 @@ class HF:
             pad_token_id=self.pad,
             use_cache=True,
         )
-        with self._playing(adapter) as policy, warnings.catch_warnings():
+        small = _naming_memory("runtime.generation_batch_size", len(requests))
+        with small, self._playing(adapter) as policy, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             output = policy.generate(
                 ids.to(self.device), attention_mask=mask.to(self.device), generation_config=settings, logits_processor=[noise]
             )
-        drawn, logps = output[:, width:].tolist(), noise.logps.tolist()
+        drawn, logps = output[:, width:].tolist(), _finite(noise.logps, self.where)
         return [self._completion(tokens, logp) for tokens, logp in zip(drawn, logps, strict=True)]
 
     def _completion(self, tokens: list[int], logp: float) -> Completion:
@@ -200,8 +240,9 @@ class HF:
     @torch.no_grad()
     def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
         """Summed log-probs of one batch of rows; see engines.Learner."""
-        with self._playing(adapter) as policy:
-            return completion_logps(policy, collate(rows, self.pad).to(self.device)).tolist()
+        with _naming_memory("runtime.scoring_batch_size", len(rows)), self._playing(adapter) as policy:
+            logps = completion_logps(policy, collate(rows, self.pad).to(self.device))
+        return _finite(logps, self.where)
 
     def train(
         self,
@@ -220,19 +261,21 @@ class HF:
             self._fill_slot(init)
         self.in_slot = None
         self.model.train()
+        device_batch = self.recipe.training.per_device_train_batch_size
         try:
-            metrics = train(
-                self.model,
-                pairs,
-                loss,
-                settings,
-                work,
-                pad=self.pad,
-                device_batch=self.recipe.training.per_device_train_batch_size,
-                checkpoint_steps=self.recipe.runtime.checkpoint_steps,
-                gradient_checkpointing=self.recipe.training.gradient_checkpointing,
-                advance=advance,
-            )
+            with _naming_memory("training.per_device_train_batch_size", device_batch):
+                metrics = train(
+                    self.model,
+                    pairs,
+                    loss,
+                    settings,
+                    work,
+                    pad=self.pad,
+                    device_batch=device_batch,
+                    checkpoint_steps=self.recipe.runtime.checkpoint_steps,
+                    gradient_checkpointing=self.recipe.training.gradient_checkpointing,
+                    advance=advance,
+                )
         finally:
             self.model.eval()
             self.model.zero_grad(set_to_none=True)

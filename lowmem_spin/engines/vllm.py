@@ -101,6 +101,7 @@ class VLLM:
             "model": folder,
             "revision": revision,
             "skip_tokenizer_init": True,
+            "generation_config": "vllm",  # the model's own settings are not the policy's
             "dtype": where.dtype,
             "trust_remote_code": recipe.model.trust_remote_code,
             "max_model_len": recipe.data.max_prompt_length + recipe.generation.max_new_tokens,

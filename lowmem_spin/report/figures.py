@@ -53,15 +53,19 @@ def _name_policies(axes: Axes, played: Sequence[Health]) -> None:
 
 def _scores(axes: Axes, healths: Sequence[Health]) -> None:
     played, yardsticks = _played(healths)
-    kinds = [("sampled accuracy", "#4292c6", [h.sampled_accuracy for h in played], [h.sampled_accuracy for h in yardsticks])]
-    if played[0].exact_match is not None:
+    if played[0].exact_match is None:
+        kinds = [
+            ("log-prob of the data's answers", "#08519c", [h.chosen_logp for h in played], [h.chosen_logp for h in yardsticks])
+        ]
+    else:
         matches, marked = ([h.exact_match for h in group if h.exact_match] for group in (played, yardsticks))
-        kinds.insert(0, ("exact match (greedy)", "#08519c", matches, marked))
+        sampled = [h.sampled_accuracy for h in played], [h.sampled_accuracy for h in yardsticks]
+        kinds = [("exact match (greedy)", "#08519c", matches, marked), ("sampled accuracy", "#4292c6", *sampled)]
+        axes.set_ylim(bottom=0)
     for label, color, values, marks in kinds:
         _points(axes, values, label, color)
         for mark in marks:
             axes.axhline(mark.mean, color=color, linestyle=":", label=f"plain SFT, {label.split(' (')[0]}")
-    axes.set_ylim(bottom=0)
     axes.set_title("held-out rows")
     _name_policies(axes, played)
 
