@@ -54,6 +54,23 @@ def recipe(
         print(yaml.safe_dump(load(find(name), overrides or []).model_dump(mode="json"), sort_keys=False), end="")
 
 
+@app.command()
+def doctor(store: Annotated[str, typer.Option(help="Folder whose disk to look at.")] = "runs/store") -> None:
+    """Say what this machine has and which engines a game would use, and test each for real."""
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from lowmem_spin import doctor as examine
+    from lowmem_spin.display import Display
+
+    display = Display(Console())
+    for what, found in [*examine.facts(Path(store)), *examine.choices()]:
+        display.say(f"{what:<20}{found}")
+    for engine, verdict in examine.self_tests():
+        display.say(f"{engine + ' self-test':<20}{verdict}")
+
+
 # What the disk can answer; anything else is a bug and keeps its traceback.
 DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR"}
 

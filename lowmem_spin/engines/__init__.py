@@ -103,14 +103,21 @@ def machine(recipe: Recipe) -> Machine:
 
 
 def _cuda_capability() -> float | None:
-    """Compute capability of the first visible GPU, asked of the driver; None without one."""
+    """Compute capability of the first visible GPU that this torch could use; None without one."""
+    answer = None if "+cpu" in version("torch") else driver("compute_cap")
+    return None if answer is None else float(answer[0])
+
+
+def driver(fields: str) -> list[str] | None:
+    """What the NVIDIA driver says of the first visible GPU, field by field; None if there is no answer."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if shutil.which("nvidia-smi") is None or visible == "" or "+cpu" in version("torch"):
+    if shutil.which("nvidia-smi") is None or visible == "":
         return None
     which = ["--id", visible.split(",")[0]] if visible else []
-    command = ["nvidia-smi", *which, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    command = ["nvidia-smi", *which, f"--query-gpu={fields}", "--format=csv,noheader"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    return float(answer.stdout.split()[0]) if answer.returncode == 0 and answer.stdout.strip() else None
+    lines = answer.stdout.splitlines()
+    return [value.strip() for value in lines[0].split(",")] if answer.returncode == 0 and lines else None
 
 
 def engine_name(asked: str) -> str:
