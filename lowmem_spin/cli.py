@@ -55,6 +55,31 @@ def recipe(
 
 
 @app.command()
+def plan(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
+    """Say how much memory each stage needs and on which cards it fits. Runs nothing."""
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from lowmem_spin.budget import read_shape
+    from lowmem_spin.display import Display
+    from lowmem_spin.recipe import find, load
+    from lowmem_spin.report.plan import memory, verdicts
+    from lowmem_spin.sources import Sources
+
+    display = Display(Console())
+    path = find(recipe)
+    asked = load(path, overrides or [])
+    sources = Sources(path.parent, Path(asked.output.store) / "sources.json")
+    shape = read_shape(sources.model(asked.model.name_or_path, asked.model.revision))
+    dtype = "bfloat16" if asked.model.dtype == "auto" else asked.model.dtype
+    display.console.print(memory(asked, shape, dtype))
+    for line in verdicts(asked, shape, dtype):
+        display.say(line)
+    display.say("By the documented model of budget.py; its allowances for a GPU are not measured yet.")
+
+
+@app.command()
 def doctor(store: Annotated[str, typer.Option(help="Folder whose disk to look at.")] = "runs/store") -> None:
     """Say what this machine has and which engines a game would use, and test each for real."""
     from pathlib import Path

@@ -1,0 +1,180 @@
+"""The memory of each stage, from the model's config alone: does it fit, and what to change if it does not.
+
+Worst case: rows as long as the recipe allows, batches full. Each term says what it counts; `tests/test_budget.py`
+holds them against real models on a CPU. What a GPU adds (context, fragmentation) is an allowance, not yet measured.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.sources import Source
+
+GIB = 2**30
+CARDS = {"24 GB": 24e9, "16 GB": 16e9, "15 GB (T4)": 15e9}
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits, an 8-bit scale per 64, a float32 scale per 256 of those
+CONTEXT = 0.6 * GIB  # what CUDA takes before the first tensor; an allowance
+FRAGMENTATION = 1.1  # of everything else; an allowance
+LOGITS_BYTES = 3 * 64 * 2**20  # a chunk of logits, their float32 copy and its gradient (logps.CHUNK_BYTES)
+WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
+OPTIMISER_BYTES = 8  # AdamW: two float32 numbers a weight; the 8-bit ones take a quarter
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Gemma- or Llama-like decoder: sizes in numbers of parameters or of values per token."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> "Shape":
+        """From config.json.
+
+        Raises:
+            InputError: the config lacks a size that decoders like these have.
+        """
+        try:
+            heads = config["num_attention_heads"]
+            return cls(
+                layers=config["num_hidden_layers"],
+                hidden=config["hidden_size"],
+                intermediate=config["intermediate_size"],
+                heads=heads,
+                kv_heads=config.get("num_key_value_heads") or heads,
+                head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+                vocabulary=config["vocab_size"],
+                tied=config.get("tie_word_embeddings", config.get("model_type", "").startswith("gemma")),
+            )
+        except KeyError as missing:
+            raise InputError(f"model.name_or_path: its config has no {missing}, so its memory cannot be planned") from None
+
+    @property
+    def linears(self) -> list[tuple[int, int]]:
+        """(inputs, outputs) of one layer's linear maps: q, k, v, o, gate, up, down."""
+        h, q, kv, i = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim, self.intermediate
+        return [(h, q), (h, kv), (h, kv), (q, h), (h, i), (h, i), (i, h)]
+
+    @property
+    def body(self) -> int:
+        """Parameters of all linear maps: what is quantized."""
+        return self.layers * sum(a * b for a, b in self.linears)
+
+    @property
+    def rest(self) -> int:
+        """Parameters that stay in the compute type: embedding, head, norms."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden * (2 * self.layers + 1)
+
+    def lora(self, r: int) -> int:
+        """Parameters of an adapter of rank r on all linear maps."""
+        return self.layers * r * sum(a + b for a, b in self.linears)
+
+    def weights(self, quantization: str, width: int) -> float:
+        """Bytes of the frozen base."""
+        return self.body * (NF4_BYTES if quantization == "nf4" else width) + self.rest * width
+
+    def kv(self, width: int) -> int:
+        """Bytes of the key-value cache per token."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * width
+
+    def saved(self, width: int, dropout: bool) -> int:
+        """Bytes that one layer keeps for its backward pass, per token, without checkpointing.
+
+        The frozen path keeps the norms' and the activation's inputs, the rotated queries and keys, the values and
+        the attention's output; every adapter keeps its own float32 input (and, with dropout, a mask of it), and
+        the r values between A and B are left out, as small.
+        """
+        h, q, kv, i = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim, self.intermediate
+        frozen = width * (2 * q + 2 * kv + 3 * i) + 4 * (4 * h)
+        adapters = sum(inputs for inputs, _ in self.linears) * (4 + (4 if dropout else 0))
+        return frozen + adapters
+
+
+def read_shape(model: Source) -> Shape:
+    """The shape of a local or hub model, without importing torch."""
+    if model.local:
+        path = Path(model.location) / "config.json"
+    else:
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(model.location, "config.json", revision=model.revision))
+    config = json.loads(path.read_text())
+    return Shape.of(config.get("text_config", config))
+
+
+Terms = dict[str, float]
+"""{what: bytes}"""
+
+
+def stages(recipe: Recipe, shape: Shape, dtype: str) -> dict[str, Terms]:
+    """Bytes of every term of generating, scoring and training on the transformers engine, worst case."""
+    width, r = WIDTH[dtype], recipe.training.lora.r
+    prompt, new = recipe.data.max_prompt_length, recipe.generation.max_new_tokens
+    longest = prompt + max(new, recipe.data.max_completion_length)
+    resident = {
+        "frozen base": shape.weights(recipe.model.quantization, width),
+        "adapter": shape.lora(r) * 4.0,
+        "unpacked layer": max(a * b for a, b in shape.linears) * width * (2.0 if recipe.model.quantization == "nf4" else 0.0),
+    }
+    rows, scored = recipe.runtime.generation_batch_size, recipe.runtime.scoring_batch_size * longest
+    trained = 2 * recipe.training.per_device_train_batch_size * longest  # both sides of every pair
+    layer = trained * shape.saved(width, recipe.training.lora.dropout > 0)
+    checkpoints = trained * shape.hidden * width * shape.layers
+    activations = checkpoints + layer if recipe.training.gradient_checkpointing else shape.layers * layer
+    return {
+        "generate": resident
+        | {
+            "key-value cache": float(rows * (prompt + new) * shape.kv(width)),
+            "prompt activations": float(rows * prompt * 3 * shape.intermediate * width),
+            "sampling": rows * shape.vocabulary * 8.0 * 5,  # float64 log-probs, noise and their temporaries
+        },
+        "score": resident
+        | {"activations": float(scored * (3 * shape.intermediate + 4 * shape.hidden) * width), "logits": float(LOGITS_BYTES)},
+        "train": resident
+        | {
+            "gradients": shape.lora(r) * 4.0,
+            "optimiser": shape.lora(r) * OPTIMISER_BYTES * (0.25 if "8bit" in recipe.training.optim else 1.0),
+            "activations": float(activations),
+            "logits": float(LOGITS_BYTES),
+        },
+    }
+
+
+def peak(terms: Terms) -> float:
+    """Bytes of a stage on a GPU, allowances included."""
+    return CONTEXT + FRAGMENTATION * sum(terms.values())
+
+
+def advice(recipe: Recipe, shape: Shape, dtype: str, limit: float) -> Iterator[str]:
+    """For each stage that does not fit in `limit` bytes, what to change, or that nothing in the recipe helps."""
+    knobs = {
+        "generate": ("runtime", "generation_batch_size"),
+        "score": ("runtime", "scoring_batch_size"),
+        "train": ("training", "per_device_train_batch_size"),
+    }
+    for stage, (section, field) in knobs.items():
+        if peak(stages(recipe, shape, dtype)[stage]) <= limit:
+            continue
+        size = getattr(getattr(recipe, section), field)
+        fitting = [
+            n for n in range(size - 1, 0, -1) if peak(stages(_with(recipe, section, field, n), shape, dtype)[stage]) <= limit
+        ]
+        if fitting:
+            yield f"{stage}: set {section}.{field} to {fitting[0]}"
+        elif stage == "train" and not recipe.training.gradient_checkpointing:
+            yield "train: set training.gradient_checkpointing to true"
+        else:
+            yield f"{stage}: too large at any batch size; shorten data.max_prompt_length or take a smaller model"
+
+
+def _with(recipe: Recipe, section: str, field: str, value: int) -> Recipe:
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={field: value})})
