@@ -51,6 +51,7 @@ class Answer:
     tokens: Tokens
     text: str
     finish_reason: str
+    logp: float  # as the generator saw it
     table: str  # key of the completions table it is in
     sample: int = 0
 
@@ -269,10 +270,10 @@ def _append(tables: dict[str, Table], rows: Sequence[tuple[str, str, Tokens]], c
 
 def _answers(table: Table) -> dict[str, Answer]:
     rows = table.read()
-    columns = (rows[name].to_pylist() for name in ("prompt_id", "text", "finish_reason", "sample"))
+    columns = (rows[name].to_pylist() for name in ("prompt_id", "text", "finish_reason", "logp", "sample"))
     answers = {}
-    for prompt_id, text, reason, sample, tokens in zip(*columns, token_arrays(rows["tokens"]), strict=True):
-        answers[prompt_id] = Answer(tokens, text, reason, table.key, sample)
+    for prompt_id, text, reason, logp, sample, tokens in zip(*columns, token_arrays(rows["tokens"]), strict=True):
+        answers[prompt_id] = Answer(tokens, text, reason, logp, table.key, sample)
     return answers
 
 

@@ -152,3 +152,8 @@ def test_two_processes_on_one_store_share_the_work(whole: Path, tmp_path: Path) 
         assert table.num_rows == committed(whole, "completions")[key].num_rows
     for key, weights in adapters(tmp_path).items():
         assert weights.read_bytes() == adapters(whole)[key].read_bytes()
+
+
+def test_generator_and_learner_agree_on_what_was_drawn(whole: Path) -> None:
+    records = [json.loads(line) for line in (whole / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(record["engine_gap"] < 1e-4 for record in records)  # the same engine, float32

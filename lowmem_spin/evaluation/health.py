@@ -52,6 +52,7 @@ class Health:
     kl_from_base: Estimate  # KL(base | policy): how much of the base's behaviour has been given up
     length: Estimate  # of own samples, tokens
     truncated: Estimate  # share of own samples that did not end
+    engine_gap: Estimate  # |generator's - learner's log-prob| of own samples: far from 0, opponents are not the policy scored
     identical: Estimate  # share of own samples equal to the data's answer: it rises as the game is won
     exact_match: Estimate | None = None  # greedy
     categories: dict[str, Estimate] = field(default_factory=dict)  # exact_match by category
@@ -82,12 +83,14 @@ def evaluate(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, gr
     (own,) = tables.answers([(policy, prompts)], sampling, f"{stage.name}: samples")
     (base_own,) = tables.answers([(tables.base, prompts)], sampling, "base: samples")
 
-    def drift(answers: Sequence[Answer], drawn_from: str, against: str) -> Estimate:
+    def logps(answers: Sequence[Answer], by: str) -> np.ndarray:
         scored = [
             Scored(name, prompt, answer.name, answer.tokens) for (name, prompt), answer in zip(prompts, answers, strict=True)
         ]
-        label = f"{stage.name}: drift"
-        return Estimate(tables.logps(drawn_from, scored, label) - tables.logps(against, scored, label))
+        return tables.logps(by, scored, f"{stage.name}: drift")
+
+    def drift(answers: Sequence[Answer], drawn_from: str, against: str) -> Estimate:
+        return Estimate(logps(answers, drawn_from) - logps(answers, against))
 
     chosen = [Scored(rows.ids[place], rows.prompt(place), "chosen", rows.chosen(place)) for place in held.scored]
     texts = [rows.completions[place] for place in held.health]
@@ -105,6 +108,7 @@ def evaluate(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, gr
         kl_from_base=drift(base_own, tables.base, policy),
         length=Estimate(np.array([len(answer.tokens) for answer in own], float)),
         truncated=Estimate(np.array([answer.finish_reason == "length" for answer in own], float)),
+        engine_gap=Estimate(np.abs(np.array([answer.logp for answer in own]) - logps(own, policy))),
         identical=Estimate(np.array([answer.text == text for answer, text in zip(own, texts, strict=True)], float)),
         exact_match=match,
         categories=categories,

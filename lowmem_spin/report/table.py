@@ -8,6 +8,7 @@ from rich.table import Table
 
 from lowmem_spin.evaluation.health import Estimate, Health
 
+ALARM = 0.05  # nats per completion between the generator's and the learner's log-probs: worth a look above this
 Z = 1.96  # normal quantile of a 95% interval
 
 
@@ -31,6 +32,8 @@ def line(health: Health, training: dict[str, Any] | None) -> str:
     parts.append(f"held-out log-prob {health.chosen_logp.mean:.2f}")
     parts.append(f"KL base {health.kl_to_base.mean:.2f} previous {health.kl_to_previous.mean:.2f}")
     parts.append(f"length {health.length.mean:.1f}, truncated {health.truncated.mean:.1%}")
+    if health.engine_gap.mean > ALARM:
+        parts.append(f"generator and learner differ by {health.engine_gap.mean:.3f} nats on own samples")
     return f"{health.name}: " + ", ".join(parts)
 
 
