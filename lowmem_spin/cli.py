@@ -19,6 +19,8 @@ Overrides = Annotated[
 @app.command()
 def run(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
     """Play a game. Interrupting is safe: running again goes on where it stopped."""
+    import signal
+
     from rich.console import Console
 
     from lowmem_spin.display import Display
@@ -26,6 +28,7 @@ def run(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
     from lowmem_spin.runner import run as play
 
     display = Display(Console())
+    signal.signal(signal.SIGINT, display.interrupt)
     path = find(recipe)
     try:
         play(load(path, overrides or []), path.parent, display)

@@ -23,10 +23,11 @@ class TokensPerSecond(ProgressColumn):
 
 
 class _Meter:
-    def __init__(self, progress: Progress, task: int) -> None:
-        self.progress, self.task, self.tokens = progress, task, 0
+    def __init__(self, display: "Display", progress: Progress, task: int) -> None:
+        self.display, self.progress, self.task, self.tokens = display, progress, task, 0
 
     def advance(self, rows: int, tokens: int = 0) -> None:
+        self.display.stop_if_interrupted()
         self.tokens += tokens
         self.progress.update(self.task, advance=rows, tokens=self.tokens)  # type: ignore[arg-type]
 
@@ -39,6 +40,18 @@ class Display:
         self.seconds: dict[str, float] = defaultdict(float)
         self.began = time.perf_counter()
         self.title = ""
+        self.interrupted = False
+
+    def interrupt(self, *_: object) -> None:
+        """Ctrl-C, as a signal handler. Python drops an exception that is raised inside a destructor or a foreign
+        library's callback, and the interrupt with it; so it is remembered, and raised again at the next batch."""
+        self.interrupted = True
+        raise KeyboardInterrupt
+
+    def stop_if_interrupted(self) -> None:
+        """Raise the interrupt that was dropped, if one was."""
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def say(self, line: str, style: str = "") -> None:
         """Print one line of plain text: markup and control characters in it show as they are."""
@@ -64,12 +77,13 @@ class Display:
         """One stage under a progress bar with rows, tokens per second and time left."""
         columns = [TextColumn("{task.description}"), BarColumn(10), MofNCompleteColumn(), TokensPerSecond(Column(no_wrap=True))]
         left = [TimeRemainingColumn(compact=True, elapsed_when_finished=True)]
+        self.stop_if_interrupted()
         description = f"{self.title}{kind} {label}"
         with (
             self.timed(kind),
             Progress(*columns, *left, console=self.console, transient=self.console.is_terminal) as progress,
         ):
-            yield _Meter(progress, progress.add_task(escape(description), total=rows, tokens=0))
+            yield _Meter(self, progress, progress.add_task(escape(description), total=rows, tokens=0))
 
     def time_line(self) -> str:
         """Where the wall time of this run went, in seconds."""

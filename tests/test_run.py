@@ -6,13 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 from safetensors.torch import load_file
+
+from lowmem_spin.display import Display
 
 SMALL = {
     "game.pairs": 96,
@@ -157,3 +161,19 @@ def test_two_processes_on_one_store_share_the_work(whole: Path, tmp_path: Path) 
 def test_generator_and_learner_agree_on_what_was_drawn(whole: Path) -> None:
     records = [json.loads(line) for line in (whole / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(record["engine_gap"] < 1e-4 for record in records)  # the same engine, float32
+
+
+def test_an_interrupt_that_python_drops_is_raised_at_the_next_batch() -> None:
+    display = Display(Console(quiet=True))
+
+    class Unlucky:
+        def __del__(self) -> None:
+            display.interrupt()
+
+    with warnings.catch_warnings(), display.stage("score", "rows", 2) as meter:
+        warnings.simplefilter("ignore")
+        meter.advance(1)
+        unlucky = Unlucky()
+        del unlucky  # Python prints the exception of a destructor and goes on
+        with pytest.raises(KeyboardInterrupt):
+            meter.advance(1)
