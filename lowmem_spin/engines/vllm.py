@@ -78,12 +78,6 @@ class Server:
             self.llm.wake_up()
             self.asleep = False
 
-    def version(self) -> str:
-        """Of vLLM."""
-        import vllm  # pyright: ignore
-
-        return vllm.__version__  # pyright: ignore
-
 
 class VLLM:
     """A generator whose batches mix policies."""

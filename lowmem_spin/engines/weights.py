@@ -47,7 +47,3 @@ class Writer:
             shutil.rmtree(temporary)
         else:
             temporary.rename(folder)
-
-    def done(self) -> bool:
-        """Something to call: by then the folder is there."""
-        return True
