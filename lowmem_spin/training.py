@@ -20,7 +20,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from lowmem_spin.keys import number
-from lowmem_spin.logps import Batch, collate, completion_logps
+from lowmem_spin.logps import Batch, States, collate, completion_logps, decoder_states
 from lowmem_spin.losses import LOSSES
 from lowmem_spin.recipe import InputError, Training
 from lowmem_spin.store import Tokens
@@ -82,9 +82,11 @@ class LengthGrouped(Sampler[int]):
 class PairTrainer(Trainer):
     """Trains the active adapter of a PEFT model with a loss of losses.py, or plainly on the chosen side."""
 
-    def __init__(self, pairs: Sequence[Pair], loss: dict[str, Any], pad: int, effective_batch: int, **kwargs: Any) -> None:
+    def __init__(
+        self, pairs: Sequence[Pair], loss: dict[str, Any], pad: int, effective_batch: int, states: States, **kwargs: Any
+    ) -> None:
         super().__init__(train_dataset=list(pairs), **kwargs)  # type: ignore[arg-type]
-        self.pairs, self.pad, self.effective_batch = pairs, pad, effective_batch
+        self.pairs, self.pad, self.effective_batch, self.states = pairs, pad, effective_batch, states
         self.loss_options = {name: value for name, value in loss.items() if name != "name"}
         self.loss_function = None if loss["name"] == "sft" else LOSSES[loss["name"]]
         self.model_accepts_loss_kwargs = True  # compute_loss itself divides by the pairs of the whole step
@@ -115,7 +117,7 @@ class PairTrainer(Trainer):
         """The mean over the step's pairs, so its split into device batches does not matter."""
         references = inputs.pop("references").float()
         unwrapped = self.accelerator.unwrap_model(model).get_base_model()
-        logps = completion_logps(unwrapped, Batch(**inputs))
+        logps = completion_logps(unwrapped, Batch(**inputs), self.states)
         chosen = logps[: references.shape[1]]
         if self.loss_function is None:
             losses = -chosen
@@ -206,6 +208,7 @@ def train(
     checkpoint_steps: int,
     gradient_checkpointing: bool,
     advance: Callable[[int], None],
+    states: States = decoder_states,
 ) -> list[dict[str, float]]:
     """Train the active adapter of `model` in place, from the last whole checkpoint in `work` if there is one.
 
@@ -246,7 +249,7 @@ def train(
         label_names=[],
     )
     trainer = PairTrainer(
-        pairs, loss, pad, effective, model=model, args=arguments, callbacks=[Steps(advance, len(pairs), effective)]
+        pairs, loss, pad, effective, states, model=model, args=arguments, callbacks=[Steps(advance, len(pairs), effective)]
     )
     trainer.remove_callback(PrinterCallback)  # our own display shows progress
     resume = last_checkpoint(work)

@@ -12,7 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GraniteConfig, GraniteForCausalLM
 
 from lowmem_spin.engines import Request
-from lowmem_spin.engines.hf import HF, load_base
+from lowmem_spin.engines.hf import HF
+from lowmem_spin.engines.models import load_base
 from lowmem_spin.game import Sampling
 from lowmem_spin.logps import collate, completion_logps
 from lowmem_spin.recipe import InputError

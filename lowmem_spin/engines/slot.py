@@ -1,0 +1,219 @@
+"""One frozen base and one adapter slot: how policies are scored and trained, whatever computes the forward."""
+
+import gc
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import load_peft_weights
+
+from lowmem_spin.engines import Machine
+from lowmem_spin.engines.models import end_tokens, load_base, load_tokenizer
+from lowmem_spin.logps import States, collate, completion_logps, decoder_states
+from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.sources import Source
+from lowmem_spin.store import Tokens
+from lowmem_spin.training import Pair, check_names, train
+
+SLOT = "default"  # the one adapter that is ever in memory; policies are copied into it
+
+
+def finite(logps: torch.Tensor, where: Machine) -> list[float]:
+    """Refuse to keep what is not a number, as an overflow in half precision gives."""
+    if not torch.isfinite(logps).all():
+        raise InputError(f"model.dtype: {where.dtype} gives log-probs that are not finite on this model; use another dtype")
+    return logps.tolist()
+
+
+class BatchTooLargeError(InputError, MemoryError):
+    """A batch that does not fit in memory."""
+
+
+@contextmanager
+def naming_memory(field: str, value: int) -> Iterator[None]:
+    """A GPU that is too small for a batch, in one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        raise BatchTooLargeError(
+            f"{field}: a batch of {value} does not fit in this GPU's memory; lower it and run again to go on"
+        ) from None
+
+
+class SlotLearner:
+    """Scores and trains; every policy is the base alone or with its weights copied into the slot.
+
+    A subclass may load the base, set the mode and compute the forward in its own way; the rest is shared, so that
+    what is scored is what is trained.
+    """
+
+    def __init__(self, recipe: Recipe, model: Source, where: Machine, *_: Any) -> None:
+        self.recipe, self.where = recipe, where
+        check_names(recipe.training)
+        self.device = torch.device(where.device)
+        self.tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
+        self.ends = end_tokens(model, self.tokenizer, recipe.model.chat_template)
+        self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
+        self.model = self._with_slot(self._load(model))
+        wrong = {parameter.dtype for parameter in self.model.parameters() if parameter.requires_grad} - {torch.float32}
+        if wrong:
+            raise TypeError(f"adapters must be float32, small updates vanish in {wrong}")
+        self.in_slot: Path | None = None
+        self._check_head()
+
+    states: States = staticmethod(decoder_states)
+    checkpoints_itself = False
+    """Whether gradient checkpointing is set by _mode, and not by transformers' trainer."""
+
+    def _load(self, model: Source) -> Any:
+        return load_base(model, self.recipe.model.quantization, self.where, self.recipe.model.trust_remote_code)
+
+    def _mode(self, training: bool) -> None:
+        """Ready the model for training, or for scoring: then nothing random is left in it."""
+        self.model.train(training)
+
+    def _with_slot(self, base: Any) -> PeftModel:
+        lora = self.recipe.training.lora
+        config = LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.lora_alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+        try:
+            return get_peft_model(base, config, adapter_name=SLOT)
+        except ValueError as error:
+            raise InputError(f"training.lora.target_modules: {lora.target_modules!r}: {str(error).splitlines()[0]}") from None
+
+    def _check_head(self) -> None:
+        """Refuse a model that does more to its logits than logps.py knows of: every score would be wrong."""
+        row = ([self.pad, *self.ends[:1]], list(range(min(4, self.tokenizer.vocab_size))))
+        with torch.no_grad(), self._playing(None) as policy:
+            batch = collate([row], self.pad).to(self.device)
+            ours = completion_logps(policy, batch, self.states)[0]
+            logits = policy(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits[0].float()
+        wanted = batch.input_ids[0, 2:, None]
+        theirs = logits[1:-1].log_softmax(-1).gather(-1, wanted).sum()
+        if not torch.isclose(ours, theirs, rtol=1e-2, atol=1e-2):
+            name = type(policy).__name__
+            raise InputError(
+                f"model.name_or_path: {name} changes its logits after the head in a way that is not supported "
+                f"(log-prob {ours.item():.3f} without, {theirs.item():.3f} with); use another architecture"
+            )
+
+    @contextmanager
+    def _playing(self, adapter: Path | None) -> Iterator[Any]:
+        """The base model acting as a policy, with nothing random in it."""
+        self._mode(training=False)
+        if adapter is None:
+            with self.model.disable_adapter():
+                yield self.model.get_base_model()
+            return
+        if self.in_slot != adapter:
+            self._fill_slot(adapter)
+        yield self.model.get_base_model()
+
+    def _fill_slot(self, adapter: Path) -> None:
+        self.in_slot = None
+        weights = load_peft_weights(str(adapter), device="cpu")
+        self._check_fit(adapter, weights)
+        set_peft_model_state_dict(self.model, weights, adapter_name=SLOT)
+        self.in_slot = adapter
+
+    def _check_fit(self, adapter: Path, weights: dict[str, torch.Tensor]) -> None:
+        """Refuse an adapter of another shape or base; PEFT would load the part that fits and leave the rest."""
+        slot = {name: tuple(weight.shape) for name, weight in get_peft_model_state_dict(self.model).items()}
+        given = {name: tuple(weight.shape) for name, weight in weights.items()}
+        for name in sorted(slot.keys() | given.keys()):
+            if slot.get(name) != given.get(name):
+                raise InputError(
+                    f"model.adapter: {str(adapter)!r} was made for another base or other layers: {name} has shape "
+                    f"{given.get(name, 'none')} there and {slot.get(name, 'none')} here; check training.lora and model"
+                )
+        config = PeftConfig.from_pretrained(str(adapter)).to_dict()
+        special = [name for name in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern") if config.get(name)]
+        if special:
+            raise InputError(f"model.adapter: {str(adapter)!r} uses {special[0]}; only plain LoRA can be played")
+        scale = config.get("lora_alpha")
+        if scale != self.recipe.training.lora.lora_alpha:
+            raise InputError(
+                f"training.lora.lora_alpha: {self.recipe.training.lora.lora_alpha}, but {str(adapter)!r} has {scale}; use that"
+            )
+
+    @torch.no_grad()
+    def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
+        """Summed log-probs of one batch of rows; see engines.Learner."""
+        # In half precision training computes under autocast, for its loss scaling; so does scoring, then.
+        half = torch.autocast("cuda", torch.float16, enabled=self.device.type == "cuda" and self.where.dtype == "float16")
+        size, logps = self.recipe.runtime.scoring_batch_size, []
+        with naming_memory("runtime.scoring_batch_size", size), self._playing(adapter) as policy, half:
+            for start in range(0, len(rows), size):  # a worker that was started again takes smaller batches
+                batch = collate(rows[start : start + size], self.pad).to(self.device)
+                logps += finite(completion_logps(policy, batch, self.states), self.where)
+        return logps
+
+    def train(
+        self,
+        init: Path | None,
+        pairs: Sequence[Pair],
+        loss: dict[str, Any],
+        settings: dict[str, Any],
+        work: Path,
+        advance: Callable[[int], None],
+    ) -> tuple[Path, list[dict[str, float]]]:
+        """Train the slot from `init`, or from fresh weights on the base; see engines.Learner."""
+        if init is None:
+            torch.manual_seed(settings["seed"])
+            self._reset_slot()
+        else:
+            self._fill_slot(init)
+        self.in_slot = None
+        self._mode(training=True)
+        device_batch = self.recipe.training.per_device_train_batch_size
+        try:
+            with naming_memory("training.per_device_train_batch_size", device_batch):
+                metrics = train(
+                    self.model,
+                    pairs,
+                    loss,
+                    settings,
+                    work,
+                    pad=self.pad,
+                    device_batch=device_batch,
+                    checkpoint_steps=self.recipe.runtime.checkpoint_steps,
+                    gradient_checkpointing=self.recipe.training.gradient_checkpointing and not self.checkpoints_itself,
+                    states=self.states,
+                    advance=advance,
+                )
+        finally:
+            self._mode(training=False)
+            self.model.zero_grad(set_to_none=True)
+        folder = work / "adapter"
+        shutil.rmtree(folder, ignore_errors=True)
+        self.model.save_pretrained(str(folder), selected_adapters=[SLOT])
+        (folder / "README.md").unlink(missing_ok=True)
+        return folder, metrics
+
+    def rest(self) -> None:
+        """Give cached memory back, for whoever works next."""
+        if self.where.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Let go of the model."""
+        del self.model
+        gc.collect()
+        self.rest()
+
+    def _reset_slot(self) -> None:
+        """Fresh LoRA weights: A random, B zero, so the slot starts as the base."""
+        for module in self.model.modules():
+            if hasattr(module, "reset_lora_parameters"):
+                module.reset_lora_parameters(SLOT, init_lora_weights=True)  # type: ignore[operator]

@@ -1,0 +1,56 @@
+"""The Unsloth engine: scores and trains on an NVIDIA GPU, in a process of its own; see kernels.py for what runs there."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lowmem_spin.engines import Machine
+from lowmem_spin.engines.worker import Resident, Worker
+from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.sources import Source
+from lowmem_spin.store import Tokens
+
+REMEDY = "lower training.per_device_train_batch_size or runtime.scoring_batch_size, or use training.engine hf"
+
+
+class Unsloth:
+    """A learner; see engines.Learner."""
+
+    def __init__(self, recipe: Recipe, model: Source, where: Machine, shelf: Path, say: Callable[[str], None]) -> None:
+        if where.device != "cuda":
+            raise InputError("training.engine: 'unsloth' needs an NVIDIA GPU and none is used here; use hf")
+
+        def start(bounded: Recipe) -> Worker:
+            environment = {
+                "UNSLOTH_COMPILE_LOCATION": str(shelf.parent / "unsloth"),  # else it writes into the working directory
+                "UNSLOTH_DISABLE_STATISTICS": "1",  # nothing is asked of a network
+            }
+            arguments = (bounded, model, where)
+            log = shelf.parent / "logs" / "unsloth.log"
+            return Worker("unsloth", "lowmem_spin.engines.kernels:Kernels", arguments, environment, log, REMEDY)
+
+        self.worker = Resident(start, recipe, say)
+
+    def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
+        """Summed log-probs of one batch of rows; see engines.Learner."""
+        return self.worker.call("score", adapter, rows)
+
+    def train(
+        self,
+        init: Path | None,
+        pairs: Sequence[Any],
+        loss: dict[str, Any],
+        settings: dict[str, Any],
+        work: Path,
+        advance: Callable[[int], None],
+    ) -> tuple[Path, list[dict[str, float]]]:
+        """Train from `init`; see engines.Learner."""
+        return self.worker.call("train", init, pairs, loss, settings, work, report=advance)
+
+    def rest(self) -> None:
+        """Empty the cache; when this returns, the memory is free."""
+        self.worker.call("rest")
+
+    def close(self) -> None:
+        """End the worker process."""
+        self.worker.close()

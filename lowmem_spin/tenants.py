@@ -1,0 +1,127 @@
+"""One GPU, two tenants: the engines of a game, each opened when first needed and kept, for a whole sweep if it is one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from lowmem_spin import doctor
+from lowmem_spin.budget import read_shape, tenancy
+from lowmem_spin.display import Display
+from lowmem_spin.engines import Generator, Learner, Machine, machine, open_engine
+from lowmem_spin.keys import digest
+from lowmem_spin.recipe import Recipe
+from lowmem_spin.sources import Source
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a recipe gets on this machine: where it computes and with which engines."""
+
+    where: Machine
+    generator: str
+    learner: str
+
+    def identities(self, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What of the generator and of the learner is a part of keys: everything that may change a result."""
+        generator = {"engine": self.generator, "dtype": self.where.dtype}
+        if self.generator == "vllm" and recipe.model.quantization != "none":
+            generator["weights"] = recipe.generation.weights
+        return generator, {"engine": self.learner, "dtype": self.where.dtype}
+
+
+def choose(recipe: Recipe, store: Path, display: Display | None) -> Choices:
+    """Resolve `auto`; with a display, an engine that was never tested here is tested now."""
+    where = machine(recipe)
+    asked = {"generation": recipe.generation.engine, "training": recipe.training.engine}
+    if where.device == "cpu":
+        names = {role: "hf" if name == "auto" else name for role, name in asked.items()}
+        return Choices(where, names["generation"], names["training"])
+    names = {}
+    for role, name in asked.items():
+        choice = doctor.choose(role, name, store, None if display is None else _test(display))
+        names[role] = choice.engine
+        if display and name == "auto":
+            display.say(f"{role}.engine: auto is {choice.engine}: {choice.why}")
+    return Choices(where, names["generation"], names["training"])
+
+
+def _test(display: Display) -> Callable[[str, Path], None]:
+    def test(name: str, store: Path) -> None:
+        with display.start_up(f"testing {name} on this machine, once"):
+            doctor.test_apart(name, store)
+
+    return test
+
+
+@dataclass
+class Pool:
+    """Engines that are open, by name."""
+
+    opened: dict[str, Any] = field(default_factory=dict)
+    signatures: dict[str, str] = field(default_factory=dict)
+
+    def rest(self, names: set[str], residency: str) -> None:
+        """These have nothing to do for a while: they give way, and end if there is room for one process only."""
+        for name in names:
+            if residency == "exit":
+                self.opened.pop(name).close()
+            else:
+                self.opened[name].rest()
+
+
+@dataclass
+class Tenants:
+    """The engines of one game; those that another game of the sweep has opened alike are taken over."""
+
+    recipe: Recipe
+    model: Source
+    choices: Choices
+    shelf: Path
+    display: Display
+    pool: Pool
+
+    def generator(self) -> Generator:
+        return self._open(self.choices.generator)
+
+    def learner(self) -> Learner:
+        return self._open(self.choices.learner)
+
+    def _open(self, name: str) -> Any:
+        pool, signature = self.pool, self._signature()
+        if name in pool.opened and pool.signatures[name] != signature:
+            pool.opened.pop(name).close()
+        where = self._settled()
+        pool.rest(pool.opened.keys() - {name}, where.residency)
+        if name not in pool.opened:
+            recipe, location = self.recipe, self.model.location
+            if recipe.model.trust_remote_code:
+                self.display.say(f"trust_remote_code is on: code that came with {location} runs here", "yellow")
+            with self.display.start_up(f"loading {location}"):
+                pool.opened[name] = open_engine(name, recipe, self.model, where, self.shelf, self._warn)
+            pool.signatures[name] = signature
+            base = f"base {location} ({recipe.model.quantization}, {where.dtype})"
+            self.display.say(f"{base} on {where.device}, engine {name}")
+        return pool.opened[name]
+
+    def _warn(self, line: str) -> None:
+        self.display.say(line, "yellow")
+
+    def _signature(self) -> str:
+        """Everything that an engine is opened with."""
+        r, t = self.recipe, self.recipe.training
+        lengths = [r.data.max_prompt_length, r.data.max_completion_length, r.generation.max_new_tokens]
+        knobs = [t.per_device_train_batch_size, t.gradient_checkpointing, t.optim, t.lr_scheduler_type]
+        opened_with = [self.model.identity, r.model.model_dump(), t.lora.model_dump(), r.runtime.model_dump(), lengths, knobs]
+        return digest({"opened with": opened_with, "choices": [self.choices.generator, self.choices.learner]})
+
+    def _settled(self) -> Machine:
+        """The machine with each tenant's part of it, if there are two on a GPU."""
+        where, recipe = self.choices.where, self.recipe
+        if where.device == "cpu" or self.choices.generator != "vllm":
+            return where
+        free = float(psutil.virtual_memory().available)
+        settled = tenancy(recipe, read_shape(self.model), where.dtype, where.limit, free)
+        return replace(where, residency=settled.residency, generator_share=settled.generator_bytes / where.total)

@@ -1,0 +1,159 @@
+"""Worker processes and what happens when they die; residency; which engine auto stands for. Real processes, no GPU."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowmem_spin import doctor
+from lowmem_spin.budget import CARDS, Shape, idle, peak, served, stages, tenancy
+from lowmem_spin.engines.worker import Resident, Worker, WorkerDiedError
+from lowmem_spin.recipe import InputError, Recipe
+
+RECIPE = Recipe.model_validate(
+    {
+        "model": {"name_or_path": "m"},
+        "data": {"path": "d"},
+        "training": {"per_device_train_batch_size": 1, "gradient_checkpointing": True},
+        "runtime": {"scoring_batch_size": 16},
+    }
+)
+GEMMA_2B = Shape(18, 2048, 16384, 8, 1, 256, 256000, True)
+
+
+class Served:
+    """What runs in the process: it dies of any batch larger than `limit`."""
+
+    def __init__(self, batch: int, limit: int) -> None:
+        self.batch, self.limit = batch, limit
+
+    def work(self, rows: int, advance: Any) -> int:
+        for row in range(rows):
+            if row == 3 and self.batch > self.limit:
+                os.kill(os.getpid(), signal.SIGKILL)
+            advance(1)
+        return self.batch
+
+    def refuse(self) -> None:
+        raise InputError("data.path: no")
+
+    def overflow(self) -> None:
+        raise MemoryError("too large")
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+def resident(folder: Path, limit: int, said: list[str]) -> Resident:
+    def start(recipe: Recipe) -> Worker:
+        arguments = (recipe.runtime.scoring_batch_size, limit)
+        return Worker("test", "test_worker:Served", arguments, {}, folder / "log", "lower the batch")
+
+    return Resident(start, RECIPE, said.append)
+
+
+def test_a_worker_that_dies_at_work_is_started_once_more_with_half_the_batch(tmp_path: Path) -> None:
+    said: list[str] = []
+    reported: list[int] = []
+    worker = resident(tmp_path, 8, said)
+    assert worker.call("work", 5, report=reported.append) == 8
+    assert sum(reported) == 5  # rows done twice are told once
+    assert said == [
+        "the test worker was killed by SIGKILL; lower the batch, and run again to go on; "
+        f"its log is {tmp_path / 'log'}; starting it again, with half the batch"
+    ]
+    os.kill(worker.call("pid"), signal.SIGKILL)
+    with pytest.raises(WorkerDiedError, match="killed by SIGKILL; lower the batch"):
+        worker.call("pid")
+    assert len(said) == 1
+
+
+def test_one_that_is_still_too_large_ends_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(WorkerDiedError, match="killed by SIGKILL") as error:
+        resident(tmp_path, 4, []).call("work", 5, report=lambda rows: None)
+    assert "\n" not in str(error.value)
+
+
+def test_a_refusal_leaves_the_worker_alive_and_a_full_memory_does_not(tmp_path: Path) -> None:
+    worker = resident(tmp_path, 16, said := [])
+    before = worker.call("pid")
+    with pytest.raises(InputError, match=r"^data\.path: no$"):
+        worker.call("refuse")
+    assert worker.call("pid") == before
+    with pytest.raises(WorkerDiedError, match="too large"):
+        worker.call("overflow")
+    assert len(said) == 1  # it was started again, and overflowed again
+
+
+def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
+    """Also when the parent is killed -9 and can close nothing: a vLLM engine left behind would hold the GPU."""
+    if (child := os.fork()) == 0:
+        (tmp_path / "pid").write_text(str(resident(tmp_path, 16, []).call("pid")))
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0]:
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker outlived its parent")
+
+
+def test_auto_takes_the_first_residency_that_fits() -> None:
+    """Against the three inequalities, over all sizes of card: both at once; one awake, one asleep; one at a time."""
+    needed = peak(served(RECIPE, GEMMA_2B, "bfloat16"))
+    found = stages(RECIPE, GEMMA_2B, "bfloat16")
+    working = max(peak(found["score"]), peak(found["train"]))
+    waiting = idle(RECIPE, GEMMA_2B, "bfloat16")
+    seen = set()
+    for gigabytes in range(4, 64):
+        limit = gigabytes * 1e9
+        if needed + working <= limit:
+            wanted = "resident"
+        elif needed + waiting <= limit and working + 0.6 * 2**30 <= limit:
+            wanted = "sleep"
+        elif needed <= limit:
+            wanted = "exit"
+        else:
+            with pytest.raises(InputError, match=r"^runtime\.residency: with exit, vllm needs"):
+                tenancy(RECIPE, GEMMA_2B, "bfloat16", limit, 64e9)
+            continue
+        settled = tenancy(RECIPE, GEMMA_2B, "bfloat16", limit, 64e9)
+        seen.add(settled.residency)
+        assert settled.residency == wanted
+        left = {"resident": working, "sleep": waiting, "exit": 0.0}[wanted]
+        assert needed <= settled.generator_bytes <= limit - left + 1
+    assert seen == {"resident", "sleep", "exit"}
+    small = tenancy(RECIPE, GEMMA_2B, "bfloat16", CARDS["24 GB"], 1e9)
+    assert small.residency != "sleep"  # its weights would not fit in so little RAM
+
+
+def test_auto_is_the_gpus_engine_only_where_it_has_passed_its_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU and the packages are pretended here, the verdicts are real files."""
+    tested: list[str] = []
+
+    def test(verdict: str | None) -> Any:
+        def run(name: str, store: Path) -> None:
+            tested.append(name)
+            if verdict:
+                doctor.record(name, store, verdict)
+
+        return run
+
+    assert doctor.choose("generation", "auto", tmp_path, test("works")).engine == "hf"  # no GPU here
+    monkeypatch.setattr(doctor, "cuda_capability", lambda: 8.9)
+    monkeypatch.setattr(doctor, "installed", lambda name: name == "vllm")
+    assert doctor.choose("training", "auto", tmp_path, test("works")).why.startswith("unsloth is not installed")
+    assert doctor.choose("generation", "auto", tmp_path, None).engine == "vllm" and not tested
+    assert doctor.choose("generation", "auto", tmp_path, test("fails: no kernel image")).engine == "hf"
+    again = doctor.choose("generation", "auto", tmp_path, test("works"))
+    assert (again.engine, tested) == ("hf", ["vllm"])  # tested once; its failure is remembered
+    assert "no kernel image" in again.why
+    doctor.record("vllm", tmp_path, "works: 3 of 3")
+    assert doctor.choose("generation", "auto", tmp_path, test(None)).engine == "vllm"
+    monkeypatch.setattr(doctor, "cuda_capability", lambda: 6.0)
+    assert doctor.choose("generation", "auto", tmp_path, None).engine == "hf"
+    assert doctor.choose("generation", "vllm", tmp_path, None).engine == "vllm"
