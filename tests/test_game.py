@@ -3,10 +3,12 @@
 from fractions import Fraction
 from itertools import product
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lowmem_spin.counting import GAME_KINDS, Held, Work, needs
 from lowmem_spin.game import (
     VERSIONS,
     Evaluate,
@@ -19,6 +21,7 @@ from lowmem_spin.game import (
     opponents,
     play,
     reference,
+    sampling,
     shares,
 )
 from lowmem_spin.recipe import Recipe
@@ -139,10 +142,41 @@ def _halves(stage: Generate | Score) -> list[tuple[object, ...]]:
 
 
 def test_a_sweep_shares_what_it_can() -> None:
-    """4 alphas, h in {1, 2}, 3 iterations, the same prompts each time: passes of the prompt set, shared of independent."""
-    games = [work_of(list(play(recipe(a, h, resample=False), INPUTS))) for a in (0.8, 0.9, 0.95, 1.0) for h in (1, 2)]
+    """4 alphas, h in {1, 2}, 3 iterations, the same prompts each time: passes of the prompt set, shared of independent.
+
+    counting.py, which `plan` shows, has to come to the same numbers.
+    """
+    plays = [list(play(recipe(a, h, resample=False), INPUTS)) for a in (0.8, 0.9, 0.95, 1.0) for h in (1, 2)]
+    games = [work_of(stages) for stages in plays]
     counts = {}
     for kind in ("generate", "score", "train"):
         each = [game[kind] for game in games]
         counts[kind] = (len(set().union(*each)) / 2, sum(map(len, each)) / 2)  # independent runs reuse nothing
     assert counts == {"generate": (8, 24), "score": (26, 72), "train": (17, 24)}
+    assert counted(plays) == counts
+
+
+def counted(plays: list[list[Stage]]) -> dict[str, tuple[float, float]]:
+    work, held = Work(), Held(np.arange(2000, 2010), np.arange(2000, 2010), None)
+    for stages in plays:
+        for _, asked in needs(stages, lambda draw: np.arange(draw.prompts), held, sampling(recipe(), INPUTS), B, {}):
+            work.add(asked)
+    return {kind: (work.shared(kind) / 1000, work.independent[kind] / 1000) for kind in GAME_KINDS}
+
+
+@pytest.mark.parametrize("histories", [(1,), (2,), ("inf",), (1, 2, "inf")])
+def test_counting_agrees_with_the_independent_count(histories: tuple[int | str, ...]) -> None:
+    """Rows cut in sixths for this: with h = inf the third iteration has thirds, and counts in halves would not do."""
+    plays = [list(play(recipe(a, h, resample=False, pairs=1200), INPUTS)) for a in (0.5, 1.0) for h in histories]
+    rows: dict[str, set[tuple[object, ...]]] = {"generate": set(), "score": set(), "train": set()}
+    for stages in plays:
+        for stage in stages:
+            if isinstance(stage, Train):
+                rows["train"] |= {(stage.policy, row) for row in range(1200)}
+            if isinstance(stage, Generate):
+                rows["generate"] |= {(policy, row) for policy, share in stage.pairs.assign() for row in share}
+            if isinstance(stage, Score):
+                rejected = {(stage.policy, policy, row) for policy, share in stage.pairs.assign() for row in share}
+                rows["score"] |= rejected | {(stage.policy, "chosen", row) for row in range(1200)}
+    for kind, (shared, _) in counted(plays).items():
+        assert shared * 1000 == len(rows[kind])
