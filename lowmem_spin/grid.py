@@ -1,0 +1,94 @@
+"""The points of a sweep: one recipe, some of its fields varied."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lowmem_spin.recipe import InputError, Recipe, load
+
+Axes = dict[str, list[Any]]
+"""{field: values}"""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One game of a sweep."""
+
+    name: str
+    values: dict[str, Any]  # the varied fields and the seed
+    recipe: Recipe
+
+
+def axes(alpha: str | None, history: str | None, grid: Sequence[str]) -> Axes:
+    """What is varied, from the command line: `--alpha 0.9,1 --history 1,inf --grid training.learning_rate=1e-5,5e-5`.
+
+    Raises:
+        InputError: a value is missing, or a field is varied twice.
+    """
+    asked = [f"{name}={values}" for name, values in (("game.alpha", alpha), ("game.history", history)) if values is not None]
+    found: Axes = {}
+    for text in [*asked, *grid]:
+        name, equals, values = text.partition("=")
+        if not equals or not name or not values.strip():
+            raise InputError(f"--grid {text!r}: write it as field=value,value, for instance game.loss.beta=0.05,0.1")
+        if name in found:
+            raise InputError(f"--grid {text!r}: {name} is varied twice; give all its values at once")
+        if name == "seed":
+            raise InputError(f"--grid {text!r}: use --seeds for several seeds")
+        found[name] = _values(text, values)
+    return found
+
+
+def _values(text: str, values: str) -> list[Any]:
+    """Comma-separated YAML values; each counts once."""
+    try:
+        read = yaml.safe_load(f"[{values}]")
+    except yaml.YAMLError:
+        raise InputError(f"--grid {text!r}: the values are not valid YAML; quote them") from None
+    if any(value is None for value in read):
+        raise InputError(f"--grid {text!r}: a value is empty; write it as field=value,value")
+    return [value for place, value in enumerate(read) if value not in read[:place]]
+
+
+def points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int, folder: Path | None = None) -> list[Point]:
+    """Every combination, each a whole recipe that has been checked; results go to points/<name> in `folder`.
+
+    Raises:
+        InputError: a combination is no recipe; the line says which.
+    """
+    if seeds < 1:
+        raise InputError(f"--seeds {seeds}: at least 1 is needed")
+    base = load(path, overrides)
+    folder = folder or sweep_folder(base)
+    found = []
+    for combination in itertools.product(*varied.values(), range(base.seed, base.seed + seeds)):
+        values = dict(zip([*varied, "seed"], combination, strict=True))
+        name = "_".join(f"{_short(field, varied)}-{_plain(value)}" for field, value in values.items())
+        changed = [f"{field}={_yaml(value)}" for field, value in values.items()]
+        place = f"output.dir={_yaml(str(folder / 'points' / name))}"
+        found.append(Point(name, values, load(path, [*overrides, *changed, place])))
+    return found
+
+
+def sweep_folder(recipe: Recipe) -> Path:
+    """Where a sweep of this recipe goes: beside its run."""
+    return Path(f"{recipe.output.dir}-sweep")
+
+
+def _short(field: str, varied: Axes) -> str:
+    """The last part of a field's name, unless another field ends the same."""
+    last = field.split(".")[-1]
+    return last if sum(other.split(".")[-1] == last for other in varied) <= 1 else field
+
+
+def _plain(value: Any) -> str:
+    """A value as a part of a file's name."""
+    return "".join(character if character.isalnum() or character in ".+-" else "_" for character in str(value))
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).removesuffix("\n...\n").strip()
