@@ -1,5 +1,6 @@
 """The command line. Heavy imports are inside the commands, so that help is instant."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -60,8 +61,6 @@ def recipe(
 @app.command()
 def plan(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
     """Say how much memory each stage needs and on which cards it fits. Runs nothing."""
-    from pathlib import Path
-
     from rich.console import Console
 
     from lowmem_spin.budget import read_shape
@@ -85,8 +84,6 @@ def plan(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None
 @app.command()
 def doctor(store: Annotated[str, typer.Option(help="Folder whose disk to look at.")] = "runs/store") -> None:
     """Say what this machine has and which engines a game would use, and test each for real."""
-    from pathlib import Path
-
     from rich.console import Console
 
     from lowmem_spin import doctor as examine
@@ -97,6 +94,55 @@ def doctor(store: Annotated[str, typer.Option(help="Folder whose disk to look at
         display.say(f"{what:<20}{found}")
     for engine, verdict in examine.self_tests():
         display.say(f"{engine + ' self-test':<20}{verdict}")
+
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `lowmem-spin run` wrote.", show_default=False)]
+Iterate = Annotated[
+    str | None, typer.Option(metavar="K", help="An iterate's number, or base. Without it, the last one trained.")
+]
+
+
+@app.command()
+def chat(
+    run: RunFolder,
+    iterate: Iterate = None,
+    versus: Annotated[str | None, typer.Option(metavar="K", help="A second policy that answers beside it.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Instead of the recipe's; 0 is greedy.")] = None,
+) -> None:
+    """Talk to an iterate, or to two side by side. Reads lines from a pipe too; /reset forgets, /quit ends."""
+    from rich.console import Console
+
+    from lowmem_spin import runs
+    from lowmem_spin.display import Display
+
+    display = Display(Console(stderr=True))
+    game = runs.read(run)
+    store = runs.open_store(game, display.say)
+    policies = [runs.policy(game, store, iterate)]
+    policies += [runs.policy(game, store, versus, "--versus")] if versus is not None else []
+    base = runs.model(game, store)
+    with display.start_up(f"loading {base.location}"):
+        from lowmem_spin.living.chat import lines, open_voices, talk
+
+        voices = open_voices(game, policies, base, temperature)
+    display.say(f"{' and '.join(policy.name for policy in policies)} of {run}; /reset forgets, /quit ends")
+    talk(voices, lines(), Console(), display.say)
+
+
+@app.command()
+def gc(
+    store: Annotated[Path, typer.Option(help="Folder that the runs share.")] = Path("runs/store"),
+    runs: Annotated[Path, typer.Option(help="Folder with every run that is to be kept, at any depth.")] = Path("runs"),
+    delete: Annotated[bool, typer.Option("--delete", help="Free it; without this, nothing is touched.")] = False,
+    aside: Annotated[bool, typer.Option("--aside", help="Free what was set aside as damaged, too.")] = False,
+) -> None:
+    """Show what in the store no run uses any more, and free it if asked to."""
+    from rich.console import Console
+
+    from lowmem_spin.display import Display
+    from lowmem_spin.report import unused
+
+    unused.show(store, runs, delete, aside, Display(Console()))
 
 
 # What the disk can answer; anything else is a bug and keeps its traceback.

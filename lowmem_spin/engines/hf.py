@@ -3,7 +3,7 @@
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +172,10 @@ class HF:
         if self.in_slot != adapter:
             self._fill_slot(adapter)
         yield self.model.get_base_model()
+
+    def playing(self, adapter: Path | None) -> AbstractContextManager[Any]:
+        """The transformers model acting as a policy, for whoever generates in a way of their own."""
+        return self._playing(adapter)
 
     def _fill_slot(self, adapter: Path) -> None:
         self.in_slot = None
