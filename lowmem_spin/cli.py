@@ -1,5 +1,6 @@
 """The command line. Heavy imports are inside the commands, so that help is instant."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -96,6 +97,14 @@ def doctor(store: Annotated[str, typer.Option(help="Folder whose disk to look at
         display.say(f"{engine + ' self-test':<20}{verdict}")
 
 
+class Dtype(StrEnum):
+    """What a merged model may be rounded to."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `lowmem-spin run` wrote.", show_default=False)]
 Iterate = Annotated[
     str | None, typer.Option(metavar="K", help="An iterate's number, or base. Without it, the last one trained.")
@@ -127,6 +136,61 @@ def chat(
         voices = open_voices(game, policies, base, temperature)
     display.say(f"{' and '.join(policy.name for policy in policies)} of {run}; /reset forgets, /quit ends")
     talk(voices, lines(), Console(), display.say)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    to: Annotated[Path, typer.Option(help="A new folder.", show_default=False)],
+    iterate: Iterate = None,
+    merge: Annotated[bool, typer.Option("--merge", help="One model instead of the adapter.")] = False,
+    dtype: Annotated[Dtype | None, typer.Option(help="Of the merged model; bfloat16 without it.", show_default=False)] = None,
+) -> None:
+    """Write an iterate to a folder that PEFT loads, or merged into one that transformers and vLLM load."""
+    from rich.console import Console
+
+    from lowmem_spin import runs
+    from lowmem_spin.display import Display
+    from lowmem_spin.recipe import InputError
+
+    if dtype is not None and not merge:
+        raise InputError(f"--dtype {dtype.value}: an adapter keeps its own; add --merge, or leave it out")
+    display = Display(Console(stderr=True))
+    game = runs.read(run)
+    store = runs.open_store(game, display.say)
+    policy, base = runs.policy(game, store, iterate), runs.model(game, store)
+    with display.start_up(f"exporting {policy.name}"):
+        from lowmem_spin.living.export import export as write
+
+        write(game, policy, base, to, (dtype or Dtype.bfloat16).value if merge else None)
+    display.say(f"{policy.name} of {run} is in {to}")
+
+
+@app.command()
+def serve(
+    run: RunFolder,
+    extra: Annotated[list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Further options of `vllm serve`.")] = None,
+    host: Annotated[str, typer.Option(help="Address to answer on; the default is this machine only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    only_print: Annotated[bool, typer.Option("--print", help="Print the command and do not run it.")] = False,
+) -> None:
+    """Serve the base and every iterate with vLLM, each under its own model name, as an OpenAI-compatible API."""
+    from rich.console import Console
+
+    from lowmem_spin import runs
+    from lowmem_spin.display import Display
+    from lowmem_spin.living import serve as server
+
+    display = Display(Console(stderr=True))
+    game = runs.read(run)
+    store = runs.open_store(game, display.say)
+    if not only_print:
+        server.check(host, port)
+    with display.start_up("preparing the base"):
+        environment, command = server.prepare(game, store, host, port, extra or [])
+    print(server.line(environment, command), flush=True)
+    if not only_print:
+        server.start(environment, command)
 
 
 @app.command()

@@ -250,9 +250,7 @@ def _link(game: Game, stage: Train, adapter: Path) -> None:
         shutil.copytree(adapter, link, dirs_exist_ok=True)
 
 
-def _write_record(
-    game: Game, where: Machine, model: Source, train: Source, held: Source | None, data_files: list[str]
-) -> None:
+def _write_record(game: Game, where: Machine, model: Source, train: Source, held: Source | None, data_files: list[str]) -> None:
     """The resolved recipe and what it was resolved to, beside the results; an earlier game's iterates make way."""
     game.folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(game.folder / "iterates", ignore_errors=True)

@@ -86,7 +86,9 @@ class Voice:
         prompt = torch.tensor([self.renderer.prompt(conversation)], device=engine.device)
         width, limit = prompt.shape[1], getattr(engine.model.config, "max_position_embeddings", None)
         if limit is not None and width + self.sampling.max_new_tokens > limit:
-            return f"the conversation has {width} tokens and an answer may have {self.sampling.max_new_tokens}, of {limit}; /reset"
+            return (
+                f"the conversation has {width} tokens and an answer may have {self.sampling.max_new_tokens}, of {limit}; /reset"
+            )
         seeds = torch.tensor([number(self.sampling.seed, self.policy.key, self.asked)], device=engine.device)
         ends = torch.tensor(engine.ends, device=engine.device)
         noise = RowNoise(seeds, ends, self.sampling.temperature, self.sampling.top_p, self.sampling.top_k, width)

@@ -22,9 +22,12 @@ def show(root: Path, top: Path, delete: bool, aside: bool, display: Display) -> 
     """
     if not (root / "FORMAT").is_file():
         raise InputError(f"--store: {str(root)!r} is no store; give the output.store of your recipes")
+    store = Store(root, display.say)
     folders = gc.run_folders(top, root)
     if not folders:
-        raise InputError(f"--runs: no run below {str(top)!r}, so all of {str(root)!r} is unused; delete that folder if you mean it")
+        raise InputError(
+            f"--runs: no run below {str(top)!r}, so all of {str(root)!r} is unused; delete that folder if you mean it"
+        )
     try:
         items = gc.unused(root, gc.used(folders))
     except InputError as error:
@@ -36,7 +39,7 @@ def show(root: Path, top: Path, delete: bool, aside: bool, display: Display) -> 
     display.console.print(_table(items))
     doomed = [item for item in items if aside or item.kind != "aside"] if delete else []
     freed = 0
-    for item, gone in gc.collect(Store(root, display.say), doomed):
+    for item, gone in gc.collect(store, doomed):
         freed += item.size if gone else 0
         if not gone:
             display.say(f"kept {item.path}: a process is computing it", "yellow")
