@@ -7,24 +7,19 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import PeftModel
-from transformers import GenerationConfig
-
 from lowmem_spin.data import Renderer
-from lowmem_spin.engines.hf import end_tokens, load_base, load_tokenizer
-from lowmem_spin.engines.weights import dequantized
-from lowmem_spin.living import card
 from lowmem_spin.recipe import InputError
 from lowmem_spin.runs import Policy, Run, here
 from lowmem_spin.sources import Source
 from lowmem_spin.store import write_json
 
 
-def check_free(to: Path) -> None:
-    """Refuse a place where something is already."""
+def _check(policy: Policy, to: Path, merged: bool) -> None:
+    """Refuse a place where something is already, and an adapter that there is none of."""
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
         raise InputError(f"--to: {str(to)!r} is there already and not empty; give a new folder")
+    if not merged and policy.adapter is None:
+        raise InputError("--iterate base: it has no adapter of its own to export; add --merge for the model itself")
 
 
 def export(run: Run, policy: Policy, base: Source, to: Path, dtype: str | None) -> None:
@@ -32,9 +27,10 @@ def export(run: Run, policy: Policy, base: Source, to: Path, dtype: str | None) 
 
     `dtype` is the merged model's; None exports the adapter alone.
     """
-    check_free(to)
-    if dtype is None and policy.adapter is None:
-        raise InputError("--iterate base: it has no adapter of its own to export; add --merge for the model itself")
+    _check(policy, to, merged=dtype is not None)
+    from lowmem_spin.engines.hf import end_tokens, load_tokenizer
+    from lowmem_spin.living import card
+
     temporary = to.resolve().with_name(f".{to.resolve().name}.{uuid.uuid4().hex}")
     temporary.mkdir(parents=True)
     try:
@@ -61,6 +57,12 @@ def _write_adapter(adapter: Path, base: Source, folder: Path) -> None:
 
 def _write_merged(run: Run, adapter: Path | None, base: Source, ends: list[int], dtype: str, folder: Path) -> None:
     """Base and adapter as one model: unpacked from its 4 bits, summed in float32 and rounded once."""
+    import torch
+    from peft import PeftModel
+    from transformers import GenerationConfig
+
+    from lowmem_spin.engines.hf import load_base
+
     asked = run.recipe.model
     model = _unpacked(load_base(base, asked.quantization, here(run), asked.trust_remote_code))
     if adapter is not None:
@@ -72,6 +74,10 @@ def _write_merged(run: Run, adapter: Path | None, base: Source, ends: list[int],
 
 def _unpacked(base: Any) -> Any:
     """The same model without quantization, in float32 on the CPU."""
+    import torch
+
+    from lowmem_spin.engines.weights import dequantized
+
     config = deepcopy(base.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
