@@ -136,6 +136,11 @@ class Renderer:
         for prompt, completion, answer in zip(prompts, completions, answers, strict=True):
             yield prompt, [*completion, self.end_token], answer
 
+    def prompt(self, conversation: list[Message]) -> list[int]:
+        """Ids of a conversation that waits for its answer, as the rows have them."""
+        ((prompt, _, _),) = self([(conversation, "answer")])
+        return prompt
+
 
 def prepare(source: Source, data: Data, field: str, split: str, category: str, renderer: Renderer) -> pa.Table:
     """Read, render and filter a data set.

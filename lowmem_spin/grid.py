@@ -81,7 +81,7 @@ def sweep_folder(recipe: Recipe) -> Path:
 
 def _short(field: str, varied: Axes) -> str:
     """The last part of a field's name, unless another field ends the same."""
-    last = field.split(".")[-1]
+    last = field.rsplit(".", maxsplit=1)[-1]
     return last if sum(other.split(".")[-1] == last for other in varied) <= 1 else field
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -278,7 +279,7 @@ def find(name: str) -> Path:
     raise InputError(f"recipe {name!r}: no such file; `lowmem-spin recipe` shows how one looks")
 
 
-def load(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply `a.b=value` overrides, and check it.
 
     Raises:

@@ -20,7 +20,7 @@ from lowmem_spin.game import Draw, Evaluate, Generate, Inputs, Pairs, Score, Sta
 from lowmem_spin.keys import digest
 from lowmem_spin.recipe import Recipe
 from lowmem_spin.report import table
-from lowmem_spin.sources import Source, Sources
+from lowmem_spin.sources import Source, Sources, base_key
 from lowmem_spin.store import Store, write_json, write_parquet
 from lowmem_spin.tables import Answer, Scored, Tables
 from lowmem_spin.tenants import Pool, Tenants, choose
@@ -75,10 +75,8 @@ def open_game(recipe: Recipe, beside: Path, display: Display, engines: Pool) -> 
         pool = every
         held = Held(held_rows, list(range(len(held_rows))), health, recipe.evaluation.metric == "exact_match")
     generator, learner = choices.identities(recipe)
-    template = recipe.model.chat_template
     adapter = sources.adapter(recipe.model.adapter) if recipe.model.adapter else None
-    asked = {"model": model.identity, "adapter": adapter.identity if adapter else None, "template": template}
-    base = digest({"kind": "base", "quantization": recipe.model.quantization, **asked})
+    base = base_key(recipe.model, model, adapter)
     inputs = Inputs(base, data_key, generator, learner)
     tables = Tables(
         store,
@@ -95,7 +93,7 @@ def open_game(recipe: Recipe, beside: Path, display: Display, engines: Pool) -> 
     for stage in game.stages:
         if isinstance(stage, Train):
             game.places(stage.pairs)  # too few rows for a later iteration is said now
-    _write_record(game, choices.where, model, train_source, held_source)
+    _write_record(game, choices.where, model, train_source, held_source, prepare.used)
     return game
 
 
@@ -107,11 +105,13 @@ class _Preparer:
     model: Source
     store: Store
     display: Display
+    used: list[str] = field(default_factory=list)  # names of the store's data files
 
     def __call__(self, source: Source, name: str, split: str) -> tuple[Rows, str]:
         recipe, category = self.recipe, self.recipe.evaluation.category
         key = data.data_key(source, self.model, recipe.data, recipe.model.chat_template, split)
         path = self.store.data(digest([key, category]))
+        self.used.append(path.stem)
         rows = self.store.read(path)
         if rows is None:
             with self.display.start_up(f"reading {source.location}"):
@@ -217,7 +217,7 @@ def _link(game: Game, stage: Train, adapter: Path) -> None:
         shutil.copytree(adapter, link, dirs_exist_ok=True)
 
 
-def _write_record(game: Game, where: Machine, model: Source, train: Source, held: Source | None) -> None:
+def _write_record(game: Game, where: Machine, model: Source, train: Source, held: Source | None, data_files: list[str]) -> None:
     """The resolved recipe and what it was resolved to, beside the results; an earlier game's iterates make way."""
     game.folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(game.folder / "iterates", ignore_errors=True)
@@ -234,6 +234,8 @@ def _write_record(game: Game, where: Machine, model: Source, train: Source, held
     record = {
         "policies": {"base": game.inputs.base, **policies},
         "inputs": vars(game.inputs),
+        "model": model.identity,
+        "data": data_files,
         "device": where.device,
         "trust_remote_code": game.recipe.model.trust_remote_code,
         "versions": {name: _version(name) for name in PACKAGES},

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.keys import digest
-from lowmem_spin.recipe import InputError
+from lowmem_spin.recipe import InputError, Model
 from lowmem_spin.store import sha256, write_json
 
 
@@ -21,6 +21,12 @@ class Source:
     @property
     def local(self) -> bool:
         return self.revision is None
+
+
+def base_key(asked: Model, model: Source, adapter: Source | None) -> str:
+    """Key of the base policy: its weights, their quantization, its adapter if it has one, and its template."""
+    named = {"model": model.identity, "adapter": adapter.identity if adapter else None, "template": asked.chat_template}
+    return digest({"kind": "base", "quantization": asked.quantization, **named})
 
 
 class Sources:

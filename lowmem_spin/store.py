@@ -206,8 +206,7 @@ class Store:
     @contextlib.contextmanager
     def writing(self, key: str) -> Iterator[None]:
         """Hold the one right to write under `key`; released by the system if the process dies."""
-        lock = FileLock(self.root / "locks" / f"{key}.lock")
-        Path(lock.lock_file).parent.mkdir(exist_ok=True)
+        lock = self._lock(key)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -217,6 +216,25 @@ class Store:
             yield
         finally:
             lock.release()
+
+    def _lock(self, key: str) -> FileLock:
+        (self.root / "locks").mkdir(exist_ok=True)
+        return FileLock(self.root / "locks" / f"{key}.lock")
+
+    def free(self, path: Path) -> bool:
+        """Delete what is stored at `path`, unless a process is computing under its key: then False.
+
+        It moves out of the way first: a half-deleted adapter would not read.
+        """
+        try:
+            with self._lock(path.stem).acquire(timeout=0):
+                place = self.root / "aside" / f"freed-{path.name}-{uuid.uuid4().hex[:8]}"
+                place.parent.mkdir(exist_ok=True)
+                path.rename(place)
+        except Timeout:
+            return False
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+        return True
 
     def data(self, key: str) -> Path:
         """Where the prepared rows of this key are, or will be."""

