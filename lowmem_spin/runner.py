@@ -41,6 +41,7 @@ class Game:
     tables: Tables
     store: Store
     folder: Path
+    engines: "_Engines"
 
     drawn: dict[Draw, list[int]] = field(default_factory=dict)
 
@@ -82,18 +83,19 @@ def open_game(recipe: Recipe, beside: Path, display: Display) -> Game:
     asked = {"model": model.identity, "adapter": adapter.identity if adapter else None, "template": template}
     base = digest({"kind": "base", "quantization": recipe.model.quantization, **asked})
     inputs = Inputs(base, data_key, generator, learner)
+    engines = _Engines(recipe, model, where, store.root / "weights", display)
     tables = Tables(
         store,
         base,
         Path(adapter.location) if adapter else None,
         learner,
-        _Engines(recipe, model, where, store.root / "weights", display),
+        engines,
         display,
         recipe.runtime.generation_batch_size,
         recipe.runtime.scoring_batch_size,
     )
     folder = Path(recipe.output.dir or "runs/game")
-    game = Game(recipe, inputs, list(play(recipe, inputs)), rows, pool, held, tables, store, folder)
+    game = Game(recipe, inputs, list(play(recipe, inputs)), rows, pool, held, tables, store, folder, engines)
     for stage in game.stages:
         if isinstance(stage, Train):
             game.places(stage.pairs)  # too few rows for a later iteration is said now
@@ -158,6 +160,12 @@ class _Engines:
             self.display.say(f"{base} on {where.device}, engine {name}")
         return self.opened[name]
 
+    def close(self) -> None:
+        """End every engine and give its memory back, for what else this process still has to do."""
+        for engine in self.opened.values():
+            engine.close()
+        self.opened.clear()
+
 
 def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
     """Play the whole game; what the store already has is not computed again."""
@@ -167,24 +175,30 @@ def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
     healths: list[Health] = []
     for place, stage in enumerate(game.stages):
         display.title = f"[{place + 1}/{len(game.stages)}] "
-        match stage:
-            case Generate(pairs=pairs):
-                _negatives(game, pairs)
-            case Score(pairs=pairs, policy=policy):
-                _pair_logps(game, pairs, policy)
-            case Train():
-                _link(game, stage, game.tables.train(stage, lambda stage=stage: _training_pairs(game, stage), stage.name))
-            case Evaluate():
-                greedy = sampling(game.recipe, game.inputs, greedy=True)
-                health = evaluate(game.tables, stage, game.held, sampling(game.recipe, game.inputs), greedy)
-                healths.append(health)
-                training = None if stage.policy == game.inputs.base else game.store.manifest(stage.policy)
-                display.say(table.line(health, training))
-                tracker.policy(health, training["metrics"] if training else [])
+        if isinstance(stage, Evaluate):
+            greedy = sampling(game.recipe, game.inputs, greedy=True)
+            health = evaluate(game.tables, stage, game.held, sampling(game.recipe, game.inputs), greedy)
+            healths.append(health)
+            training = None if stage.policy == game.inputs.base else game.store.manifest(stage.policy)
+            display.say(table.line(health, training))
+            tracker.policy(health, training["metrics"] if training else [])
+        else:
+            step(game, stage)
     with display.timed("report"):
         tracker.close()
         _finish(game, healths, display)
     return healths
+
+
+def step(game: Game, stage: Generate | Score | Train) -> None:
+    """Make sure that the store has what this stage makes."""
+    match stage:
+        case Generate(pairs=pairs):
+            _negatives(game, pairs)
+        case Score(pairs=pairs, policy=policy):
+            _pair_logps(game, pairs, policy)
+        case Train():
+            _link(game, stage, game.tables.train(stage, lambda: training_pairs(game, stage), stage.name))
 
 
 def _tracker(game: Game) -> Tracker:
@@ -217,7 +231,8 @@ def _pair_logps(game: Game, pairs: Pairs, policy: str) -> tuple[Any, Any]:
     return both[: len(chosen)], both[len(chosen) :]
 
 
-def _training_pairs(game: Game, stage: Train) -> list[Any]:
+def training_pairs(game: Game, stage: Train) -> list[Any]:
+    """What a stage learns from: training.Pair with both sides and their reference log-probs."""
     from lowmem_spin.training import Pair
 
     rows = game.rows

@@ -1,5 +1,6 @@
 """The transformers + PEFT engine: generates, scores and trains on any device, on one frozen base."""
 
+import gc
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -289,6 +290,12 @@ class HF:
         """Give cached memory back, for whoever works next."""
         if self.where.device == "cuda":
             torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Let go of the base and the memory it took."""
+        del self.model
+        gc.collect()  # PEFT's wrappers refer to each other
+        self.rest()
 
     def _reset_slot(self) -> None:
         """Fresh LoRA weights: A random, B zero, so the slot starts as the base."""
