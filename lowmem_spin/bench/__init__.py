@@ -68,10 +68,12 @@ def bench(asked: Asked, console: Console) -> Found:
     root = asked.store / "bench"
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="game-", dir=root) as work:
-        return _bench(asked, root, Path(work), console)
+        return bench_in(Path(work), asked, console)
 
 
-def _bench(asked: Asked, root: Path, work: Path, console: Console) -> Found:
+def bench_in(work: Path, asked: Asked, console: Console) -> Found:
+    """The same in a folder that stays, with the game's rows, results and store. It has to be empty: what a store
+    already has is not computed, and so not measured."""
     name, recipe, where = _recipe(asked, work)
     shape = Shape.of(checkpoint.config_of(name))
     card = Card()
@@ -80,7 +82,7 @@ def _bench(asked: Asked, root: Path, work: Path, console: Console) -> Found:
         for line in advice(recipe, shape, where.dtype, asked.vram * 1e9):
             display.say(f"by budget.py this does not fit in {asked.vram:g} GB: {line}", "yellow")
     with display.start_up("making the base"):
-        folder = checkpoint.make(root, name, where.dtype, display.say)
+        folder = checkpoint.make(asked.store / "bench", name, where.dtype, display.say)
         checkpoint.write_rows(work / "rows.jsonl", SPARE * asked.pairs, asked.prompt_length, asked.completion_length)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name_or_path": str(folder.resolve())})})
     game = open_game(recipe, work, display)

@@ -7,8 +7,6 @@ from typing import Any
 
 from lowmem_spin.bench.measure import Card, Cost, Peak
 from lowmem_spin.engines import Machine
-from lowmem_spin.engines.hf import end_tokens, load_tokenizer
-from lowmem_spin.engines.vllm import RANKS
 from lowmem_spin.engines.worker import Worker
 from lowmem_spin.game import Generate, Train
 from lowmem_spin.recipe import InputError
@@ -55,6 +53,9 @@ def trl(bout: Bout) -> list[Cost]:
 
 def vllm(bout: Bout) -> list[Cost]:
     """vLLM answers what all opponents of the last iteration were asked."""
+    from lowmem_spin.engines.hf import end_tokens, load_tokenizer
+    from lowmem_spin.engines.vllm import RANKS
+
     game, recipe, on_cpu = bout.game, bout.game.recipe, bout.where.device == "cpu"
     pairs = [stage for stage in game.stages if isinstance(stage, Generate)][-1].pairs
     places = game.places(pairs)
