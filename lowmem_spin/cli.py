@@ -217,6 +217,30 @@ def gc(
     unused.show(store, runs, delete, aside, Display(Console()))
 
 
+@app.command()
+def bench(
+    model: Annotated[str | None, typer.Option(help="gemma-2b, llama-8b or tiny; by default tiny without a GPU.")] = None,
+    vram: Annotated[float | None, typer.Option(help="Gigabytes of the card to keep to.")] = None,
+    pairs: Annotated[int, typer.Option(help="Rows to train on per iteration.")] = 128,
+    prompt_length: Annotated[int, typer.Option(help="Tokens of every prompt.")] = 256,
+    completion_length: Annotated[int, typer.Option(help="Tokens of every completion.")] = 256,
+    versus: Annotated[str, typer.Option(metavar="RIVAL,...", help="Also do the same work with: trl, vllm.")] = "",
+    store: Annotated[str, typer.Option(help="Folder that remembers the rates, and has room for the base.")] = "runs/store",
+    overrides: Overrides = None,
+) -> None:
+    """Measure speed and memory of each stage on this machine with random weights. Downloads nothing."""
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from lowmem_spin.bench import Asked
+    from lowmem_spin.bench import bench as measure
+
+    names = [name.strip() for name in versus.split(",") if name.strip()]
+    asked = Asked(model, vram, pairs, prompt_length, completion_length, names, overrides or [], Path(store))
+    measure(asked, Console())
+
+
 # What the disk can answer; anything else is a bug and keeps its traceback.
 DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR"}
 

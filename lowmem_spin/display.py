@@ -23,21 +23,25 @@ class TokensPerSecond(ProgressColumn):
 
 
 class _Meter:
-    def __init__(self, display: "Display", progress: Progress, task: int) -> None:
-        self.display, self.progress, self.task, self.tokens = display, progress, task, 0
+    def __init__(self, display: "Display", progress: Progress, task: int, kind: str) -> None:
+        self.display, self.progress, self.task, self.kind, self.tokens = display, progress, task, kind, 0
 
     def advance(self, rows: int, tokens: int = 0) -> None:
         self.display.stop_if_interrupted()
         self.tokens += tokens
+        self.display.tokens[self.kind] += tokens
+        self.display.rows[self.kind] += rows if tokens else 0
         self.progress.update(self.task, advance=rows, tokens=self.tokens)  # type: ignore[arg-type]
 
 
 class Display:
-    """Prints lines, shows stages and adds up their seconds by kind."""
+    """Prints lines, shows stages and adds up their seconds, tokens and rows by kind; stored rows count for nothing."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.seconds: dict[str, float] = defaultdict(float)
+        self.tokens: dict[str, int] = defaultdict(int)
+        self.rows: dict[str, int] = defaultdict(int)
         self.began = time.perf_counter()
         self.title = ""
         self.interrupted = False
@@ -83,7 +87,7 @@ class Display:
             self.timed(kind),
             Progress(*columns, *left, console=self.console, transient=self.console.is_terminal) as progress,
         ):
-            yield _Meter(self, progress, progress.add_task(escape(description), total=rows, tokens=0))
+            yield _Meter(self, progress, progress.add_task(escape(description), total=rows, tokens=0), kind)
 
     def time_line(self) -> str:
         """Where the wall time of this run went, in seconds."""

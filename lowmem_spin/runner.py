@@ -134,24 +134,30 @@ def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
     healths: list[Health] = []
     for place, stage in enumerate(game.stages):
         display.title = f"[{place + 1}/{len(game.stages)}] "
-        match stage:
-            case Generate(pairs=pairs):
-                _negatives(game, pairs)
-            case Score(pairs=pairs, policy=policy):
-                _pair_logps(game, pairs, policy)
-            case Train():
-                _link(game, stage, game.tables.train(stage, lambda stage=stage: _training_pairs(game, stage), stage.name))
-            case Evaluate():
-                greedy = sampling(game.recipe, game.inputs, greedy=True)
-                health = evaluate(game.tables, stage, game.held, sampling(game.recipe, game.inputs), greedy)
-                healths.append(health)
-                training = None if stage.policy == game.inputs.base else game.store.manifest(stage.policy)
-                display.say(table.line(health, training))
-                tracker.policy(health, training["metrics"] if training else [])
+        if isinstance(stage, Evaluate):
+            greedy = sampling(game.recipe, game.inputs, greedy=True)
+            health = evaluate(game.tables, stage, game.held, sampling(game.recipe, game.inputs), greedy)
+            healths.append(health)
+            training = None if stage.policy == game.inputs.base else game.store.manifest(stage.policy)
+            display.say(table.line(health, training))
+            tracker.policy(health, training["metrics"] if training else [])
+        else:
+            step(game, stage)
     with display.timed("report"):
         tracker.close()
         _finish(game, healths, display)
     return healths
+
+
+def step(game: Game, stage: Generate | Score | Train) -> None:
+    """Make sure that the store has what this stage makes."""
+    match stage:
+        case Generate(pairs=pairs):
+            _negatives(game, pairs)
+        case Score(pairs=pairs, policy=policy):
+            _pair_logps(game, pairs, policy)
+        case Train():
+            _link(game, stage, game.tables.train(stage, lambda: training_pairs(game, stage), stage.name))
 
 
 def _tracker(game: Game) -> Tracker:
@@ -184,7 +190,8 @@ def _pair_logps(game: Game, pairs: Pairs, policy: str) -> tuple[Any, Any]:
     return both[: len(chosen)], both[len(chosen) :]
 
 
-def _training_pairs(game: Game, stage: Train) -> list[Any]:
+def training_pairs(game: Game, stage: Train) -> list[Any]:
+    """What a stage learns from: training.Pair with both sides and their reference log-probs."""
     from lowmem_spin.training import Pair
 
     rows = game.rows

@@ -63,6 +63,11 @@ class Pool:
     opened: dict[str, Any] = field(default_factory=dict)
     signatures: dict[str, str] = field(default_factory=dict)
 
+    def close(self) -> None:
+        """End every engine and give its memory back, for what else this process still has to do."""
+        while self.opened:
+            self.opened.popitem()[1].close()
+
     def rest(self, names: set[str], residency: str) -> None:
         """These have nothing to do for a while: they give way, and end if there is room for one process only."""
         for name in names:

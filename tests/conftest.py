@@ -23,9 +23,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     wanted = config.getoption("-m")
     for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        if "slow" in item.keywords and "slow" not in str(wanted):
+        if item.get_closest_marker("slow") and "slow" not in str(wanted):
             item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
 
 

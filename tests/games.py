@@ -15,15 +15,18 @@ from lowmem_spin.sources import Source
 CPU = Machine("cpu", "float32")
 
 
-def open_hf(folder: Path, quantization: str = "nf4", dropout: float = 0.0, **training: Any) -> HF:
-    recipe = Recipe.model_validate(
+def recipe_on(folder: Path, quantization: str = "nf4", dropout: float = 0.0, **training: Any) -> Recipe:
+    return Recipe.model_validate(
         {
             "model": {"name_or_path": str(folder), "quantization": quantization},
             "data": {"path": "unused.jsonl"},
             "training": {"lora": {"r": 8, "lora_alpha": 16, "dropout": dropout}, **training},
         }
     )
-    return HF(recipe, Source(str(folder), None, "test"), CPU)
+
+
+def open_hf(folder: Path, quantization: str = "nf4", dropout: float = 0.0, **training: Any) -> HF:
+    return HF(recipe_on(folder, quantization, dropout, **training), Source(str(folder), None, "test"), CPU)
 
 
 def shake_slot(engine: HF, seed: int = 0, scale: float = 0.05) -> None:

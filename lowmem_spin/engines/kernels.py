@@ -37,8 +37,6 @@ class Kernels(SlotLearner):
     checkpoints_itself = True
 
     def __init__(self, recipe: Recipe, model: Source, where: Machine) -> None:
-        if where.limit < where.total:
-            torch.cuda.set_per_process_memory_fraction(where.limit / where.total)
         self.checkpointing = "unsloth" if recipe.training.gradient_checkpointing else False
         super().__init__(recipe, model, where)
 

@@ -56,6 +56,8 @@ class SlotLearner:
         self.recipe, self.where = recipe, where
         check_names(recipe.training)
         self.device = torch.device(where.device)
+        if where.limit < where.total:
+            torch.cuda.set_per_process_memory_fraction(where.limit / where.total)
         self.tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
         self.ends = end_tokens(model, self.tokenizer, recipe.model.chat_template)
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]

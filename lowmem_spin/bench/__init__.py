@@ -1,0 +1,219 @@
+"""The benchmark: a short real game on a base with random weights, measured stage by stage, with nothing to download."""
+
+import resource
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from lowmem_spin import calibration
+from lowmem_spin.bench import checkpoint, rivals, table
+from lowmem_spin.bench.measure import Card, Cost, Stopwatch
+from lowmem_spin.budget import Shape, advice, peak, stages
+from lowmem_spin.calibration import Record
+from lowmem_spin.engines import Machine, machine
+from lowmem_spin.game import Evaluate
+from lowmem_spin.recipe import InputError, Recipe, load
+from lowmem_spin.runner import Game, open_game, step
+from lowmem_spin.sources import Sources
+from lowmem_spin.tenants import Pool
+
+SPARE = 20  # times as many rows as pairs: two iterations then share few prompts, and each computes nearly all of its rows
+BATCHES = {"gemma-2b": (64, 8, 4), "llama-8b": (32, 4, 1), "tiny": (64, 32, 8)}  # completions, scored rows, trained pairs
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to measure."""
+
+    model: str | None  # None: gemma-2b on a GPU, tiny without
+    vram: float | None  # gigabytes of the card to keep to; None is all of it
+    pairs: int  # per iteration
+    prompt_length: int  # tokens
+    completion_length: int
+    versus: list[str]
+    overrides: list[str]  # recipe values, field=value
+    store: Path
+
+    def __post_init__(self) -> None:
+        if self.model is not None:
+            checkpoint.config_of(self.model)
+        if self.vram is not None and not 0 < self.vram < float("inf"):
+            raise InputError(f"--vram: {self.vram:g} cannot be used; give the card's gigabytes, for instance 24")
+        for name, value in (
+            ("pairs", self.pairs),
+            ("prompt-length", self.prompt_length),
+            ("completion-length", self.completion_length),
+        ):
+            if value < 1:
+                raise InputError(f"--{name}: {value} cannot be used; give 1 or more")
+        rivals.check(self.versus)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured."""
+
+    device: str
+    ours: list[Cost]
+    theirs: list[Cost]
+    missing: list[str]  # a sentence for each rival that did not play
+    predicted: dict[str, float]  # peak bytes by kind of stage; empty on a CPU
+
+
+def bench(asked: Asked, console: Console) -> Found:
+    """Play, measure, compare, print, and remember the rates in the store's bench.json."""
+    root = asked.store / "bench"
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="game-", dir=root) as work:
+        return bench_in(Path(work), asked, console)
+
+
+def bench_in(work: Path, asked: Asked, console: Console) -> Found:
+    """The same in a folder that stays, with the game's rows, results and store. It has to be empty: what a store
+    already has is not computed, and so not measured."""
+    name, recipe, where = _recipe(asked, work)
+    shape = Shape.of(checkpoint.config_of(name))
+    card = Card()
+    display = Stopwatch(console, card)
+    if asked.vram is not None:
+        for line in advice(recipe, shape, where.dtype, asked.vram * 1e9):
+            display.say(f"by budget.py this does not fit in {asked.vram:g} GB: {line}", "yellow")
+    with display.start_up("making the base"):
+        folder = checkpoint.make(asked.store / "bench", name, where.dtype, display.say)
+        checkpoint.write_rows(work / "rows.jsonl", SPARE * asked.pairs, asked.prompt_length, asked.completion_length)
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name_or_path": str(folder.resolve())})})
+    engines = Pool()
+    game = open_game(recipe, work, display, engines)
+    for stage in game.stages:
+        if not isinstance(stage, Evaluate):
+            step(game, stage)
+    engines.close()
+    ours = display.costs(_engines(game))
+    device = calibration.device_name(where.device)
+    calibration.record(asked.store, *(_record(cost, device, name, shape, recipe, where) for cost in ours))
+    predicted = _predicted(recipe, shape, where, ours)
+    display.say(f"{name}, random weights, {recipe.model.quantization}, {where.dtype}, on {device}", "bold")
+    console.print(table.costs(ours, predicted))
+    _explain(asked, where, ours, display)
+    with display.timed("rivals"):
+        theirs, missing = _versus(asked, game, where, card)
+    for line in missing:
+        display.say(line, "yellow")
+    if theirs:
+        hampered = ["trl"] if where.device == "cpu" else []
+        display.say("the same work by others, each in a process of its own", "bold")
+        console.print(table.rivals(ours, theirs, hampered))
+        if any(cost.by in hampered for cost in theirs):
+            display.say("trl needs a GPU for its Triton kernel, which was interpreted here: its speed says nothing about it")
+    display.say(f"rates are in {asked.store / 'bench.json'}, for plans on this device")
+    display.say(display.time_line())
+    return Found(device, ours, theirs, missing, predicted)
+
+
+def _recipe(asked: Asked, work: Path) -> tuple[str, Recipe, Machine]:
+    """The model's name, the game to play, and where; written as a recipe so that `--set` works as everywhere."""
+    name = asked.model or "tiny"
+    recipe = _load(asked, name, work)
+    where = machine(recipe)
+    if asked.model is None and where.device == "cuda":
+        name = "gemma-2b"
+        recipe = _load(asked, name, work)
+    longest, room = asked.prompt_length + asked.completion_length, checkpoint.config_of(name)["max_position_embeddings"]
+    if longest > room:
+        raise InputError(f"--completion-length: with the prompt {longest} tokens, but {name} reads {room}; shorten one of them")
+    return name, recipe, where
+
+
+def _load(asked: Asked, name: str, work: Path) -> Recipe:
+    completions, scored, trained = BATCHES[name]
+    device_batch = min(trained, asked.pairs)
+    content: dict[str, Any] = {
+        "model": {"name_or_path": name},
+        "data": {
+            "path": str((work / "rows.jsonl").resolve()),
+            "max_prompt_length": asked.prompt_length,
+            "max_completion_length": asked.completion_length,
+        },
+        "game": {"iterations": 2, "alpha": 0.95, "history": 2, "pairs": asked.pairs},
+        "generation": {"max_new_tokens": asked.completion_length},
+        "training": {
+            "learning_rate": 1e-6,  # the weights hardly move: completions stay as long as they may be
+            "per_device_train_batch_size": device_batch,
+            "gradient_accumulation_steps": max(1, 16 // device_batch),
+            "gradient_checkpointing": True,
+        },
+        "evaluation": {"health_prompts": 1},  # is not played
+        "runtime": {
+            "generation_batch_size": min(completions, max(1, asked.pairs // 2)),  # a batch has one policy on some engines
+            "scoring_batch_size": min(scored, asked.pairs),
+        },
+        "output": {"dir": str(work / "run"), "store": str(work / "store")},
+    }
+    if asked.vram is not None:
+        content["runtime"]["vram_gb"] = asked.vram
+    (work / "recipe.yaml").write_text(yaml.safe_dump(content))
+    return load(work / "recipe.yaml", asked.overrides)
+
+
+def _engines(game: Game) -> dict[str, str]:
+    learner = game.inputs.learner["engine"]
+    return {"generate": game.inputs.generator["engine"], "score": learner, "train": learner}
+
+
+def _record(cost: Cost, device: str, name: str, shape: Shape, recipe: Recipe, where: Machine) -> Record:
+    batches = {
+        "generate": recipe.runtime.generation_batch_size,
+        "score": recipe.runtime.scoring_batch_size,
+        "train": recipe.training.per_device_train_batch_size,
+    }
+    return Record(
+        device=device,
+        engine=cost.by,
+        kind=cost.work,  # type: ignore[arg-type]
+        dtype=where.dtype,
+        model=name,
+        parameters=shape.body + shape.rest,
+        gradient_checkpointing=recipe.training.gradient_checkpointing,
+        batch=batches[cost.work],
+        rows=cost.rows,
+        tokens=cost.tokens,
+        seconds=cost.seconds,
+    )
+
+
+def _predicted(recipe: Recipe, shape: Shape, where: Machine, ours: list[Cost]) -> dict[str, float]:
+    """Peak bytes by kind. On a CPU there is none, and none for vllm, which takes what it is given."""
+    if where.device == "cpu":
+        return {}
+    terms = stages(recipe, shape, where.dtype)
+    return {cost.work: peak(terms[cost.work]) for cost in ours if cost.by != "vllm"}
+
+
+def _explain(asked: Asked, where: Machine, ours: list[Cost], display: Stopwatch) -> None:
+    lengths = f"prompts of {asked.prompt_length} tokens and completions of {asked.completion_length}"
+    display.say(f"{lengths}: random weights never end one by themselves, so every length is its cap")
+    generated = next(cost for cost in ours if cost.work == "generate")
+    if generated.tokens != generated.rows * asked.completion_length:
+        display.say(f"but {generated.rows * asked.completion_length - generated.tokens} tokens are missing", "yellow")
+    if where.device == "cpu":
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
+        display.say(f"no GPU: resident memory of this process peaked at {resident / 1e9:.2f} GB, libraries and all;")
+        display.say("budget.py's figures are for a GPU and are not compared with it")
+
+
+def _versus(asked: Asked, game: Game, where: Machine, card: Card) -> tuple[list[Cost], list[str]]:
+    theirs: list[Cost] = []
+    missing: list[str] = []
+    model = Sources(Path(), game.store.root / "sources.json").model(game.recipe.model.name_or_path, None)
+    limit = None if asked.vram is None else asked.vram * 1e9
+    for name in asked.versus:
+        outcome = rivals.challenge(name, rivals.Bout(game, model, where, card, limit, asked.store / "bench" / "logs"))
+        if isinstance(outcome, str):
+            missing.append(outcome)
+        else:
+            theirs += outcome
+    return theirs, missing

@@ -1,0 +1,127 @@
+"""TRL's DPOTrainer on the same pairs, in a worker process: QLoRA with the reference log-probs computed before."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import TrainerCallback
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+
+from lowmem_spin.engines import Machine
+from lowmem_spin.engines.models import load_base, load_tokenizer
+from lowmem_spin.recipe import Recipe
+from lowmem_spin.sources import Source
+
+Outcome = tuple[int, int, float, int | None]
+"""Rows, tokens, seconds, peak bytes of torch's allocator (None on a CPU)."""
+Sides = tuple[list[int], list[int], list[int]]
+"""Token ids of a pair's prompt, chosen and rejected side."""
+
+
+class _Trainer(DPOTrainer):
+    """TRL's trainer, which takes token ids as they are and times its scoring pass after one batch to warm up."""
+
+    seconds = 0.0
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        first = self.data_collator([dataset[0]])
+        self.compute_ref_log_probs(self.model, {key: value.to(self.accelerator.device) for key, value in first.items()})
+        _forget_peak()
+        began = time.perf_counter()
+        scored = super()._precompute_ref_logps(dataset, name, batch_size)
+        self.seconds = time.perf_counter() - began
+        return scored
+
+
+class _Steps(TrainerCallback):
+    def __init__(self) -> None:
+        self.ends = [time.perf_counter()]
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+
+class Rival:
+    """Loads the same base and, like any user of TRL, lets it add and cast the adapter."""
+
+    def __init__(self, recipe: Recipe, model: Source, where: Machine, pairs: Sequence[Sides], work: str, limit: float | None):
+        self.pairs, self.work = pairs, work
+        self.tokens = sum(2 * len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs)
+        self.recipe, self.model, self.where = recipe, model, where
+        if where.device == "cuda" and limit is not None:
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
+        self.base = load_base(model, recipe.model.quantization, where)
+        self.trainer: _Trainer | None = None
+
+    def score(self) -> Outcome:
+        """Both sides of every pair under the base: what TRL calls precomputing."""
+        training, lora = self.recipe.training, self.recipe.training.lora
+        arguments = DPOConfig(
+            output_dir=self.work,
+            beta=self.recipe.game.loss.beta,
+            max_length=None,
+            precompute_ref_log_probs=True,
+            precompute_ref_batch_size=max(1, self.recipe.runtime.scoring_batch_size // 2),  # in pairs; ours is in rows
+            per_device_train_batch_size=training.per_device_train_batch_size,
+            gradient_accumulation_steps=training.gradient_accumulation_steps,
+            learning_rate=training.learning_rate,
+            num_train_epochs=training.num_train_epochs,
+            optim=training.optim,
+            gradient_checkpointing=training.gradient_checkpointing,
+            bf16=self.where.dtype == "bfloat16" and self.where.device == "cuda",
+            fp16=self.where.dtype == "float16",
+            use_cpu=self.where.device == "cpu",
+            disable_dropout=False,  # ours trains with dropout too
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+        self.trainer = _Trainer(
+            model=self.base,
+            args=arguments,
+            train_dataset=Dataset.from_dict(
+                dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), zip(*self.pairs, strict=True), strict=True))
+            ),
+            processing_class=load_tokenizer(self.model, False),
+            peft_config=LoraConfig(
+                r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+            ),
+        )
+        return 2 * len(self.pairs), self.tokens, self.trainer.seconds, _peak()
+
+    def train(self) -> Outcome:
+        """One training; its first step, which compiles, is left out if there is another."""
+        if self.trainer is None:
+            raise RuntimeError("TRL scores before it trains")
+        _forget_peak()
+        steps = _Steps()
+        self.trainer.add_callback(steps)
+        self.trainer.train()
+        counted = [end - start for start, end in zip(steps.ends, steps.ends[1:], strict=False)]
+        skipped = 1 if len(counted) > 1 else 0
+        training = self.recipe.training
+        effective = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        rows = len(self.pairs) * training.num_train_epochs - skipped * min(effective, len(self.pairs))
+        tokens = round(rows * self.tokens / len(self.pairs))
+        return rows, tokens, sum(counted[skipped:]), _peak()
+
+
+def _forget_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak() -> int | None:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

@@ -1,0 +1,130 @@
+"""The same work by other tools, each in a process of its own. One that is not here, or fails, gets a sentence."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lowmem_spin.bench.measure import Card, Cost, Peak
+from lowmem_spin.engines import Machine
+from lowmem_spin.engines.worker import Worker
+from lowmem_spin.game import Generate, Train
+from lowmem_spin.recipe import InputError
+from lowmem_spin.runner import Game, training_pairs
+from lowmem_spin.sources import Source
+
+REMEDY = "the benchmark goes on without it"
+
+
+class Bout:
+    """A played game, its base, and the machine: what a rival needs to do the same work.
+
+    The game's engines have been closed. `limit` is the bytes of the card that may be used, None for all of it;
+    `logs` is the folder for the workers' output.
+    """
+
+    def __init__(self, game: Game, model: Source, where: Machine, card: Card, limit: float | None, logs: Path) -> None:
+        self.game, self.model, self.where, self.card, self.limit, self.logs = game, model, where, card, limit, logs
+
+    def worker(self, name: str, target: str, arguments: tuple[Any, ...], environment: dict[str, str]) -> Worker:
+        return Worker(name, target, arguments, environment, self.logs / f"rival-{name}.log", REMEDY)
+
+    def cost(self, work: str, by: str, call: Callable[[], tuple[Any, ...]]) -> Cost:
+        with self.card.watch(f"{by} {work}"):
+            rows, tokens, seconds, *torch = call()
+        device = self.card.peaks[f"{by} {work}"].device
+        return Cost(work, by, rows, tokens, seconds, Peak(device, torch[0] if torch else None))
+
+
+def trl(bout: Bout) -> list[Cost]:
+    """TRL scores and trains on the pairs of the last iteration."""
+    recipe = bout.game.recipe
+    last = [stage for stage in bout.game.stages if isinstance(stage, Train)][-1]
+    work = str(bout.game.store.root / "work" / "trl")
+    sides = [[list(map(int, side)) for side in (p.prompt, p.chosen, p.rejected)] for p in training_pairs(bout.game, last)]
+    arguments = (recipe, bout.model, bout.where, sides, work, bout.limit)
+    environment = {"TRITON_INTERPRET": "1"} if bout.where.device == "cpu" else {}
+    worker = bout.worker("trl", "lowmem_spin.bench.rival_trl:Rival", arguments, environment)
+    try:
+        return [bout.cost(work, "trl", lambda work=work: worker.call(work)) for work in ("score", "train")]
+    finally:
+        worker.close()
+
+
+def vllm(bout: Bout) -> list[Cost]:
+    """vLLM answers what all opponents of the last iteration were asked."""
+    from lowmem_spin.engines.models import end_tokens, load_tokenizer
+    from lowmem_spin.engines.vllm import RANKS
+
+    game, recipe, on_cpu = bout.game, bout.game.recipe, bout.where.device == "cpu"
+    pairs = [stage for stage in game.stages if isinstance(stage, Generate)][-1].pairs
+    places = game.places(pairs)
+    requests: list[tuple[str | None, list[int]]] = []
+    for policy, share in pairs.assign():
+        adapter = game.tables.adapter(policy)
+        folder = None if adapter is None else str(adapter.resolve())
+        requests += [(folder, game.rows.prompt(places[index]).tolist()) for index in share]
+    loras = len({folder for folder, _ in requests} - {None})
+    options: dict[str, Any] = {
+        "model": str(_plain_base(bout)),
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "dtype": bout.where.dtype,
+        "max_model_len": recipe.data.max_prompt_length + recipe.generation.max_new_tokens,
+        "enable_lora": True,
+        "max_lora_rank": next(rank for rank in RANKS if rank >= recipe.training.lora.r),
+        "max_loras": max(1, loras),
+        "disable_log_stats": True,
+    }
+    if on_cpu:
+        options["enforce_eager"] = True
+    elif bout.limit is not None:
+        total = bout.card.total()
+        options["gpu_memory_utilization"] = 0.9 * (1.0 if total is None else min(1.0, bout.limit / total))
+    ends = end_tokens(bout.model, load_tokenizer(bout.model, False), recipe.model.chat_template)
+    sampling = {
+        **{"temperature": recipe.generation.temperature, "top_p": recipe.generation.top_p},
+        **{"max_tokens": recipe.generation.max_new_tokens, "stop_token_ids": ends, "detokenize": False, "seed": None},
+    }
+    environment = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
+    worker = bout.worker("vllm", "lowmem_spin.bench.rival_vllm:Rival", (options,), environment)
+    try:
+        return [bout.cost("generate", "vllm", lambda: worker.call("generate", requests, sampling))]
+    finally:
+        worker.close()
+
+
+def _plain_base(bout: Bout) -> Path:
+    """The base as vLLM can serve it: unpacked from its 4 bits, if it has them."""
+    quantization = bout.game.recipe.model.quantization
+    if quantization == "none":
+        return Path(bout.model.location)
+    folder = bout.game.store.root / "work" / "plain base"
+    arguments = (bout.model, quantization, bout.where, False, folder)
+    bout.worker("weights", "lowmem_spin.engines.weights:Writer", arguments, {}).close()
+    return folder
+
+
+RIVALS: dict[str, Callable[[Bout], list[Cost]]] = {"trl": trl, "vllm": vllm}
+
+
+def check(names: list[str]) -> None:
+    """Refuse a rival that is unknown, before anything is computed."""
+    for name in names:
+        if name not in RIVALS:
+            raise InputError(f"--versus: {name!r} is unknown; known: {', '.join(RIVALS)}")
+
+
+def challenge(name: str, bout: Bout) -> list[Cost] | str:
+    """What the rival's work cost, or why there is none."""
+    if find_spec(name) is None:
+        return f"{name}: not installed"
+    try:
+        return RIVALS[name](bout)
+    except InputError as error:  # its worker failed or died
+        return f"{name}: {error}"

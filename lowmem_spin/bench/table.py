@@ -1,0 +1,53 @@
+"""What a benchmark found, as tables at most 80 columns wide."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+from lowmem_spin.bench.measure import Cost
+
+HEADINGS = ["stage", "by", "rows", "tokens", "seconds", "tok/s", "GB of\ncard", "GB of\ntorch"]
+
+
+def costs(measured: Sequence[Cost], predicted: dict[str, float]) -> Table:
+    """A line for each kind of stage; `predicted` are budget.py's peaks in bytes, where it can be held to them."""
+    rows = [[*_numbers(cost), *_prediction(cost, predicted.get(cost.work))] for cost in measured]
+    return _table([*HEADINGS, "GB by\nbudget", "error"], rows)
+
+
+def rivals(ours: Sequence[Cost], theirs: Sequence[Cost], hampered: Sequence[str]) -> Table:
+    """A line for each work of a rival; the last column is how many times as many tokens a second we do.
+
+    `hampered` rivals get no such number: what they did says nothing about their speed.
+    """
+    rates = {cost.work: cost.rate for cost in ours}
+    rows = [[*_numbers(cost), "" if cost.by in hampered else f"{rates[cost.work] / cost.rate:.2f}x"] for cost in theirs]
+    return _table([*HEADINGS, "ours to\ntheirs"], rows)
+
+
+def _table(headings: list[str], rows: list[list[str]]) -> Table:
+    """Columns that nothing is known for are left out."""
+    known = [place for place in range(len(headings)) if any(row[place] for row in rows)]
+    table = Table(box=box.SIMPLE_HEAD)
+    table.show_edge, table.padding = False, (0, 1, 0, 0)  # type: ignore[assignment]
+    for place in known:
+        table.add_column(headings[place], justify="left" if place < 2 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[place] for place in known))
+    return table
+
+
+def _numbers(cost: Cost) -> list[str]:
+    counts = [f"{cost.rows:,}", f"{cost.tokens:,}", f"{cost.seconds:.2f}", f"{cost.rate:,.0f}"]
+    return [cost.work, cost.by, *counts, _gigabytes(cost.peak.device), _gigabytes(cost.peak.torch)]
+
+
+def _gigabytes(value: float | None) -> str:
+    return "" if value is None else f"{value / 1e9:.2f}"
+
+
+def _prediction(cost: Cost, predicted: float | None) -> list[str]:
+    if predicted is None or not cost.peak.device:
+        return ["", ""]
+    return [_gigabytes(predicted), f"{(predicted - cost.peak.device) / cost.peak.device:+.0%}"]

@@ -1,0 +1,125 @@
+"""How long a stage takes: from what `lowmem-spin bench` measured on this device, or else from its FLOP.
+
+Measurements are in `<store>/bench.json`, a list of records, newest last. A measured rate is carried to another
+model in proportion to the FLOP that a token costs.
+"""
+
+import datetime
+import math
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from lowmem_spin.engines import driver
+from lowmem_spin.recipe import InputError, explain
+from lowmem_spin.store import write_json
+
+Kind = Literal["generate", "score", "train"]
+
+UTILISATION = 0.4  # of the peak, where nothing was measured: what well-fed training on one GPU commonly reaches
+PEAK = {  # dense half-precision FLOP/s with float32 accumulation, by a part of the driver's name for the card
+    "4090": 165e12,
+    "3090": 71e12,
+    "T4": 65e12,
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+}
+UNKNOWN_GPU = PEAK["3090"]
+CPU_CORE = 5e10  # float32 FLOP/s of one core with AVX2, rough
+
+
+class Record(BaseModel):
+    """One kind of stage as measured: `tokens` are those that the progress bar counts for it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    device: str
+    engine: str
+    kind: Kind
+    dtype: str
+    model: str
+    parameters: int = Field(ge=1)
+    gradient_checkpointing: bool
+    batch: int = Field(ge=1)  # completions, rows or pairs in one forward
+    rows: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    seconds: float = Field(gt=0)
+    date: str = Field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+
+
+_RECORDS = TypeAdapter(list[Record])
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Everything measured so far; empty where nothing was."""
+
+    records: tuple[Record, ...] = ()
+
+    def seconds(
+        self, kind: Kind, tokens: int, parameters: int, device: str, engine: str, gradient_checkpointing: bool = False
+    ) -> tuple[float, bool]:
+        """(seconds that `tokens` tokens of a stage take, whether this device and engine were measured).
+
+        Of several measurements the one of the model nearest in size counts, and the newest of those. Tokens are
+        counted as the progress bars do: generated ones, scored rows with their prompts, both sides of trained pairs.
+        """
+        work = tokens * flop(kind, parameters, gradient_checkpointing)
+        fitting = [r for r in self.records if (r.device, r.engine, r.kind) == (device, engine, kind)]
+        if not fitting:
+            return work / (UTILISATION * peak_flops(device)), False
+        record = min(reversed(fitting), key=lambda r: abs(math.log(r.parameters / parameters)))
+        measured = record.tokens * flop(kind, record.parameters, record.gradient_checkpointing)
+        return record.seconds * work / measured, True
+
+
+def flop(kind: Kind, parameters: int, gradient_checkpointing: bool = False) -> float:
+    """FLOP per token: 2 a parameter forward and 2 for the gradient of the activations; checkpointing repeats the
+    forward. A frozen base needs no gradient of its weights, so training is 4 or 6 a parameter, not the 6 or 8 of
+    full fine-tuning. Attention's own, under a tenth at 1,000 tokens, and the adapters' are left out."""
+    if kind != "train":
+        return 2.0 * parameters
+    return (6.0 if gradient_checkpointing else 4.0) * parameters
+
+
+def peak_flops(device: str) -> float:
+    """FLOP/s that the maker of a device promises; a rough guess for a CPU or an unknown card."""
+    if device.endswith("cores"):
+        return CPU_CORE * int(device.split()[-2])
+    return next((flops for name, flops in PEAK.items() if name in device), UNKNOWN_GPU)
+
+
+def device_name(kind: str) -> str:
+    """What the first GPU ("cuda") or this machine's processor ("cpu") is called in records."""
+    if kind == "cuda":
+        return (driver("name") or ["unknown GPU"])[0]
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def load(store: Path) -> Calibration:
+    """What was measured into this store.
+
+    Raises:
+        InputError: bench.json is there but is not what `record` writes.
+    """
+    path = store / "bench.json"
+    if not path.exists():
+        return Calibration()
+    try:
+        return Calibration(tuple(_RECORDS.validate_json(path.read_bytes())))
+    except ValidationError as error:
+        raise InputError(f"{path}: {explain(error)}; delete it and run `lowmem-spin bench` again") from None
+
+
+def record(store: Path, *records: Record) -> None:
+    """Add measurements to the store's bench.json."""
+    known = [*load(store).records, *records]
+    write_json(store / "bench.json", [one.model_dump() for one in known])

@@ -1,0 +1,82 @@
+"""vLLM on the GPU: the same answers as transformers', sleep that frees the card, and waking without a trace."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from games import recipe_on
+
+from lowmem_spin.engines import Machine, Request, driver, open_engine
+from lowmem_spin.game import Sampling
+from lowmem_spin.sources import Source
+
+pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+GREEDY = Sampling(0.0, 1.0, None, 12, 0, {})
+AGREE = {"float32": 1.0, "bfloat16": 0.9, "float16": 0.95}  # share of rows; near-ties fall either way in half precision
+ASLEEP = 0.25  # of what it takes awake: the context, and buffers for adapters
+
+
+def used() -> int:
+    """MiB of the card that are taken."""
+    return int((driver("memory.used") or ["0"])[0].split()[0])
+
+
+@pytest.fixture(scope="module")
+def before() -> int:
+    return used()
+
+
+@pytest.fixture(scope="module")
+def vllm(before: int, quickstart: Path, where: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = quickstart / "base"
+    shelf = tmp_path_factory.mktemp("store") / "weights"
+    engine = open_engine(
+        "vllm",
+        recipe_on(folder),
+        Source(str(folder), None, "test"),
+        replace(where, residency="sleep", generator_share=0.3),
+        shelf,
+        print,
+    )
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def asked(adapters: list[Path], rows: list[Any]) -> list[Request]:
+    policies = [None, *adapters]
+    return [Request(policies[n % 4], prompt, 1000 + n) for n, (prompt, _) in enumerate(rows)]
+
+
+def test_a_mixed_batch_answers_as_transformers_does(vllm: Any, asked: list[Request], quickstart: Path, where: Machine) -> None:
+    folder = quickstart / "base"
+    hf = open_engine("hf", recipe_on(folder), Source(str(folder), None, "test"), where, folder, print)
+    expected: dict[int, list[int]] = {}
+    for adapter in {request.adapter for request in asked}:
+        places = [place for place, request in enumerate(asked) if request.adapter == adapter]
+        answers = hf.generate([asked[place] for place in places], GREEDY)
+        expected |= {place: answer.tokens for place, answer in zip(places, answers, strict=True)}
+    hf.close()
+    found = vllm.generate(asked, GREEDY)
+    for adapter in {request.adapter for request in asked}:
+        places = [place for place, request in enumerate(asked) if request.adapter == adapter]
+        same = sum(found[place].tokens == expected[place] for place in places)
+        assert same / len(places) >= AGREE[where.dtype], adapter
+
+
+def test_sleeping_frees_the_card_and_waking_changes_nothing(
+    vllm: Any, asked: list[Request], before: int, where: Machine
+) -> None:
+    first = [answer.tokens for answer in vllm.generate(asked, GREEDY)]
+    awake = used() - before
+    vllm.rest()
+    asleep = used() - before
+    assert [answer.tokens for answer in vllm.generate(asked, GREEDY)] == first
+    vllm.rest()
+    vllm.rest()  # asleep already
+    assert [answer.tokens for answer in vllm.generate(asked, GREEDY)] == first
+    if where.device == "cuda":
+        assert asleep < ASLEEP * awake

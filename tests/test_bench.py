@@ -1,0 +1,215 @@
+"""The benchmark: models in their real shapes, counts that the store confirms, and rates that carry over by FLOP."""
+
+import json
+import sys
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from lowmem_spin import calibration, cli
+from lowmem_spin.bench import Asked, Found, bench_in, checkpoint, rivals, table
+from lowmem_spin.bench.measure import Cost, Peak
+from lowmem_spin.budget import Shape, read_shape
+from lowmem_spin.calibration import Calibration, Record
+from lowmem_spin.recipe import InputError
+from lowmem_spin.sources import Source
+
+PROMPT, COMPLETION, PAIRS = 24, 10, 12
+KNOWN = {"gemma-2b": 2_506_172_416, "llama-8b": 8_030_261_248}  # of google/gemma-2b and meta-llama/Meta-Llama-3-8B
+SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "head_dim": 32}
+
+
+@pytest.mark.parametrize("name", checkpoint.CONFIGS)
+def test_a_base_has_the_parameters_of_its_shape(name: str) -> None:
+    model = checkpoint.skeleton(checkpoint.config_of(name))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    shape = Shape.of(checkpoint.config_of(name))
+    assert count == shape.body + shape.rest
+    assert count == KNOWN.get(name, count)
+
+
+def test_tiny_is_the_shipped_base(quickstart: Path) -> None:
+    assert Shape.of(checkpoint.config_of("tiny")) == read_shape(Source(str(quickstart / "base"), None, ""))
+
+
+@pytest.mark.parametrize("name", ["gemma-2b", "llama-8b"])
+def test_what_is_written_loads_whole_and_never_ends_a_completion(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tied and untied, in several shards: no weight left to transformers to make up, and no chance of an end."""
+    monkeypatch.setitem(checkpoint.CONFIGS, name, {**checkpoint.CONFIGS[name], **SMALL, "num_key_value_heads": 1})
+    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 50_000)
+    folder = checkpoint.make(tmp_path, name, "float32", lambda line: None)
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, loading = loaded
+    assert not any(loading.values())
+    with torch.no_grad():
+        chances = model(torch.tensor([[1, 3, 70, 71, 5, 4]])).logits[0, -1].softmax(-1)
+    ends = chances[checkpoint.SPECIAL["eos_token_id"]]
+    assert ends.max() < 1e-11  # a million tokens are still far from one; the real sizes are less likely by far
+    assert chances.max() < 10 * chances.median()  # and no token is drawn over and over
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Path]:
+    folder = tmp_path_factory.mktemp("bench")
+    (folder / "work").mkdir()
+    changes = ["training.num_train_epochs=2", "training.gradient_accumulation_steps=2", "runtime.device=cpu"]
+    asked = Asked("tiny", 24.0, PAIRS, PROMPT, COMPLETION, [], changes, folder / "store")
+    return bench_in(folder / "work", asked, Console(quiet=True)), folder
+
+
+def rows_of(folder: Path, kind: str) -> pa.Table:
+    return pa.concat_tables([pq.read_table(file) for file in sorted((folder / "work" / "store" / kind).glob("*/*.parquet"))])
+
+
+def test_counted_rows_and_tokens_are_those_in_the_store(played: tuple[Found, Path]) -> None:
+    found, folder = played
+    counted = {cost.work: (cost.rows, cost.tokens) for cost in found.ours}
+    lengths = [len(tokens) for tokens in rows_of(folder, "completions")["tokens"].to_pylist()]
+    assert set(lengths) == {COMPLETION}
+    assert counted["generate"] == (len(lengths), sum(lengths))
+    scored = rows_of(folder, "logps")["tokens"].to_pylist()
+    assert counted["score"] == (len(scored), sum(scored) + len(scored) * PROMPT)
+    manifests = [json.loads(path.read_text()) for path in (folder / "work" / "store" / "adapters").glob("*/manifest.json")]
+    trained = sum(manifest["rows"] for manifest in manifests)
+    assert trained == 2 * PAIRS  # two iterations, and neither evaluation nor plain fine-tuning
+    assert counted["train"] == (2 * trained, 2 * trained * 2 * (PROMPT + COMPLETION))  # two epochs, two sides
+
+
+def test_seconds_are_within_the_games_and_all_is_remembered(played: tuple[Found, Path]) -> None:
+    found, folder = played
+    assert all(cost.seconds > 0 for cost in found.ours)
+    assert found.predicted == {}  # a CPU is not held against the budget of a GPU
+    known = calibration.load(folder / "store")
+    assert [record.kind for record in known.records] == ["generate", "score", "train"]
+    for cost in found.ours:
+        parameters = known.records[0].parameters
+        again = known.seconds(cost.work, cost.tokens, parameters, found.device, "hf", gradient_checkpointing=True)  # type: ignore[arg-type]
+        assert again == (pytest.approx(cost.seconds), True)
+
+
+def test_a_rival_that_is_not_here_or_fails_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bout: Any = None  # nothing of it may be touched
+    with monkeypatch.context() as without:
+        without.setattr(rivals, "find_spec", lambda name: None)
+        assert [rivals.challenge(name, bout) for name in ("trl", "vllm")] == ["trl: not installed", "vllm: not installed"]
+
+    def failing(bout: Any) -> list[Cost]:
+        raise InputError("the trl worker was killed by SIGKILL")
+
+    monkeypatch.setitem(rivals.RIVALS, "trl", failing)
+    assert rivals.challenge("trl", bout) == "trl: the trl worker was killed by SIGKILL"
+
+
+@pytest.mark.slow
+def test_trl_does_the_same_work(tmp_path: Path) -> None:
+    """For real, in its own process, with its Triton kernel interpreted."""
+    asked = Asked("tiny", None, 8, 16, 8, ["trl"], ["runtime.device=cpu"], tmp_path / "store")
+    found = bench_in(tmp_path, asked, Console(quiet=True))
+    assert found.missing == []
+    work = {cost.work: (cost.rows, cost.tokens) for cost in found.theirs}
+    assert work == {"score": (16, 16 * 24), "train": (8, 16 * 24)}
+
+
+def test_the_table_shows_rates_ratios_and_the_budgets_error() -> None:
+    def shown(drawn: Any) -> list[list[str]]:
+        console = Console(width=80, record=True, file=StringIO())
+        console.print(drawn)
+        lines = console.export_text().splitlines()
+        assert max(map(len, lines)) <= 80
+        return [line.split() for line in lines]
+
+    ours = Cost("train", "hf", 10, 1000, 2.0, Peak(4_000_000_000, 3_000_000_000))
+    theirs = Cost("train", "trl", 10, 1000, 4.0, Peak(5_000_000_000, None))
+    line = ["train", "hf", "10", "1,000", "2.00", "500", "4.00", "3.00", "5.00", "+25%"]
+    assert line in shown(table.costs([ours], {"train": 5e9}))
+    assert ["train", "trl", "10", "1,000", "4.00", "250", "5.00", "2.00x"] in shown(table.rivals([ours], [theirs], []))
+    assert ["train", "trl", "10", "1,000", "4.00", "250", "5.00"] in shown(table.rivals([ours], [theirs], ["trl"]))
+
+
+def record(**changes: Any) -> Record:
+    values = {
+        **{"device": "card", "engine": "hf", "kind": "score", "dtype": "bfloat16", "model": "m", "parameters": 10**9},
+        **{"gradient_checkpointing": False, "batch": 4, "rows": 10, "tokens": 1000, "seconds": 2.0},
+    }
+    return Record(**{**values, **changes})
+
+
+def test_calibration_is_kept_and_scales_with_flop(tmp_path: Path) -> None:
+    calibration.record(tmp_path, record(seconds=9.0), record(kind="train", gradient_checkpointing=True, seconds=6.0))
+    calibration.record(tmp_path, record(), record(parameters=8 * 10**9, seconds=100.0))
+    known = calibration.load(tmp_path)
+    assert known.seconds("score", 1000, 10**9, "card", "hf") == (2.0, True)  # the newest of the same size
+    assert known.seconds("score", 3000, 2 * 10**9, "card", "hf") == (12.0, True)  # thrice the tokens, twice the model
+    assert known.seconds("score", 1000, 4 * 10**9, "card", "hf") == (50.0, True)  # from the one nearest in size
+    assert known.seconds("train", 1000, 10**9, "card", "hf", gradient_checkpointing=True) == (6.0, True)
+    assert known.seconds("train", 1000, 10**9, "card", "hf") == (4.0, True)  # no second forward: 4 of 6
+    assert not known.seconds("score", 1000, 10**9, "card", "vllm")[1]
+    assert not known.seconds("score", 1000, 10**9, "other card", "hf")[1]
+
+
+def test_without_a_measurement_the_makers_figure_decides() -> None:
+    """33,000 tokens through 1e9 parameters are 6.6e13 FLOP: a second of an RTX 4090's 1.65e14 at 40%."""
+    seconds, measured = Calibration().seconds("score", 33_000, 10**9, "NVIDIA GeForce RTX 4090", "hf")
+    assert (seconds, measured) == (pytest.approx(1.0), False)
+    slower = [Calibration().seconds("train", 33_000, 10**9, f"NVIDIA {card}", "hf")[0] for card in ("H100 PCIe", "A100", "T4")]
+    assert slower == sorted(slower)
+    assert Calibration().seconds("score", 33_000, 10**9, calibration.device_name("cpu"), "hf")[0] > seconds
+
+
+@given(
+    kind=st.sampled_from(["generate", "score", "train"]),
+    tokens=st.lists(st.integers(1, 10**9), min_size=2, max_size=2).map(sorted),
+    parameters=st.lists(st.integers(10**6, 10**11), min_size=2, max_size=2).map(sorted),
+    known=st.sampled_from([Calibration(), Calibration((record(), record(kind="train"), record(kind="generate")))]),
+)
+def test_more_work_never_takes_less(kind: Any, tokens: list[int], parameters: list[int], known: Calibration) -> None:
+    (few, many), (small, large) = tokens, parameters
+    least = known.seconds(kind, few, small, "card", "hf")[0]
+    assert 0 < least <= known.seconds(kind, many, small, "card", "hf")[0] * (1 + 1e-9)
+    assert least <= known.seconds(kind, few, large, "card", "hf")[0] * (1 + 1e-9)
+    assert least <= known.seconds(kind, few, small, "card", "hf", gradient_checkpointing=True)[0] * (1 + 1e-9)
+
+
+def test_a_damaged_calibration_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bench.json").write_text('[{"device": "card"}]')
+    with pytest.raises(InputError, match=r"bench\.json: 0\.engine: missing.*run `lowmem-spin bench` again") as error:
+        calibration.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--model", "nope"], "--model: 'nope' is not a benchmark's model; known: gemma-2b, llama-8b, tiny"),
+        (["--vram", "0"], "--vram: 0 cannot be used; give the card's gigabytes, for instance 24"),
+        (["--vram", "nan"], "--vram: nan cannot be used"),
+        (["--pairs", "0"], "--pairs: 0 cannot be used; give 1 or more"),
+        (["--versus", "axolotl"], "--versus: 'axolotl' is unknown; known: trl, vllm"),
+        (["--model", "tiny", "--prompt-length", "1000"], "with the prompt 1256 tokens, but tiny reads 1024; shorten one"),
+        (["--model", "tiny", "--prompt-length", "3"], "--prompt-length: 3 is too short for the chat template; use 5"),
+        (["--model", "tiny", "--set", "training.optimm=x"], "unknown field; did you mean optim?"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lowmem-spin", "bench", "--store", str(tmp_path), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert line in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("bench/game-*"))
