@@ -161,30 +161,40 @@ class _Engines:
 
 def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
     """Play the whole game; what the store already has is not computed again."""
+    counted = dict(display.seconds)
     game = open_game(recipe, beside, display)
     display.say(f"results in {game.folder}, shared work in {game.store.root}; interrupt whenever you like, run again to go on")
     tracker = _tracker(game)
     healths: list[Health] = []
-    for place, stage in enumerate(game.stages):
-        display.title = f"[{place + 1}/{len(game.stages)}] "
-        match stage:
-            case Generate(pairs=pairs):
-                _negatives(game, pairs)
-            case Score(pairs=pairs, policy=policy):
-                _pair_logps(game, pairs, policy)
-            case Train():
-                _link(game, stage, game.tables.train(stage, lambda stage=stage: _training_pairs(game, stage), stage.name))
-            case Evaluate():
-                greedy = sampling(game.recipe, game.inputs, greedy=True)
-                health = evaluate(game.tables, stage, game.held, sampling(game.recipe, game.inputs), greedy)
-                healths.append(health)
-                training = None if stage.policy == game.inputs.base else game.store.manifest(stage.policy)
-                display.say(table.line(health, training))
-                tracker.policy(health, training["metrics"] if training else [])
-    with display.timed("report"):
-        tracker.close()
-        _finish(game, healths, display)
+    try:
+        for place, stage in enumerate(game.stages):
+            display.title = f"[{place + 1}/{len(game.stages)}] "
+            _play(game, stage, healths, tracker, display)
+            _keep_time(game, display, counted)
+        with display.timed("report"):
+            tracker.close()
+            _finish(game, healths, display)
+    finally:
+        _keep_time(game, display, counted)
     return healths
+
+
+def _play(game: Game, stage: Stage, healths: list[Health], tracker: Tracker, display: Display) -> None:
+    """One stage; an evaluation's result is appended to `healths`, logged and said."""
+    match stage:
+        case Generate(pairs=pairs):
+            _negatives(game, pairs)
+        case Score(pairs=pairs, policy=policy):
+            _pair_logps(game, pairs, policy)
+        case Train():
+            _link(game, stage, game.tables.train(stage, lambda: _training_pairs(game, stage), stage.name))
+        case Evaluate():
+            greedy = sampling(game.recipe, game.inputs, greedy=True)
+            health = evaluate(game.tables, stage, game.held, sampling(game.recipe, game.inputs), greedy)
+            healths.append(health)
+            training = None if stage.policy == game.inputs.base else game.store.manifest(stage.policy)
+            display.say(table.line(health, training))
+            tracker.policy(health, training["metrics"] if training else [])
 
 
 def _tracker(game: Game) -> Tracker:
@@ -271,7 +281,26 @@ def _write_record(game: Game, where: Machine, model: Source, train: Source, held
         "trust_remote_code": game.recipe.model.trust_remote_code,
         "versions": {name: _version(name) for name in PACKAGES},
     }
-    write_json(game.folder / "run.json", record)
+    write_json(game.folder / "run.json", {**record, "seconds": _earlier_seconds(game.folder / "run.json", record["policies"])})
+
+
+def _earlier_seconds(path: Path, policies: dict[str, str]) -> dict[str, float]:
+    """Seconds by kind that earlier runs of the same game have spent."""
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # a first run, or a record that somebody has damaged: it is written anew
+        return {}
+    return earlier.get("seconds", {}) if earlier.get("policies") == policies else {}
+
+
+def _keep_time(game: Game, display: Display, counted: dict[str, float]) -> None:
+    """Add to run.json the seconds that are not `counted` yet. What the store already had cost this folder nothing."""
+    path = game.folder / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    for kind, seconds in display.seconds.items():
+        record["seconds"][kind] = round(record["seconds"].get(kind, 0.0) + seconds - counted.get(kind, 0.0), 3)
+        counted[kind] = seconds
+    write_json(path, record)
 
 
 def _version(package: str) -> str | None:
@@ -283,7 +312,7 @@ def _version(package: str) -> str | None:
 
 def _finish(game: Game, healths: list[Health], display: Display) -> None:
     """The table, the picture, and where everything is."""
-    records = "".join(json.dumps(health.record()) + "\n" for health in healths)
+    records = "".join(json.dumps(health.record(healths[0])) + "\n" for health in healths)
     metrics, picture = game.folder / "metrics.jsonl", game.folder / "iterates.png"
     if not (metrics.exists() and picture.exists() and metrics.read_text(encoding="utf-8") == records):
         from lowmem_spin.report.figures import draw
