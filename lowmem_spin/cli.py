@@ -99,6 +99,30 @@ def doctor(store: Annotated[str, typer.Option(help="Folder whose disk to look at
         display.say(f"{engine + ' self-test':<20}{verdict}")
 
 
+@app.command()
+def report(folder: Annotated[str, typer.Argument(metavar="RUN_OR_SWEEP", help="The folder of a run or of a sweep.")]) -> None:
+    """Write what a run or a sweep found as one HTML page, a Markdown table and pictures. Loads no model."""
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from lowmem_spin.display import Display
+    from lowmem_spin.report.page import write_all
+    from lowmem_spin.report.results import Sweep, read
+    from lowmem_spin.report.summary import sweep_table
+
+    display = Display(Console())
+    results = read(Path(folder))
+    for line in results.missing:
+        display.say(line, "yellow")
+    paths = write_all(results)
+    if isinstance(results, Sweep):
+        display.console.print(sweep_table(results))
+    display.say(f"page     {paths[0]}")
+    display.say(f"table    {paths[1]}")
+    display.say(f"pictures {results.folder}/report_*.png")
+
+
 # What the disk can answer; anything else is a bug and keeps its traceback.
 DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR"}
 

@@ -313,14 +313,18 @@ def _version(package: str) -> str | None:
 def _finish(game: Game, healths: list[Health], display: Display) -> None:
     """The table, the picture, and where everything is."""
     records = "".join(json.dumps(health.record(healths[0])) + "\n" for health in healths)
-    metrics, picture = game.folder / "metrics.jsonl", game.folder / "iterates.png"
-    if not (metrics.exists() and picture.exists() and metrics.read_text(encoding="utf-8") == records):
+    metrics, picture, page = (game.folder / name for name in ("metrics.jsonl", "iterates.png", "report.html"))
+    if not (metrics.exists() and picture.exists() and page.exists() and metrics.read_text(encoding="utf-8") == records):
         from lowmem_spin.report.figures import draw
+        from lowmem_spin.report.page import write_page
+        from lowmem_spin.report.results import read
 
         g = game.recipe.game
         draw(healths, f"{game.folder.name}: {g.algorithm}, alpha {g.alpha}, history {g.history}, beta {g.loss.beta}", picture)
         metrics.write_text(records, encoding="utf-8")
+        write_page(read(game.folder))
     display.console.print(table.results(healths))
     display.say(f"picture  {picture}")
+    display.say(f"report   {page}")
     display.say(f"adapters {game.folder / 'iterates'}/0..{game.recipe.game.iterations - 1}")
     display.say(f"numbers  {metrics}")

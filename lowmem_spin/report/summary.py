@@ -104,7 +104,7 @@ def sweep_table(sweep: Sweep) -> Table:
         cells = _naming(sweep, configuration)
         if configuration.runs:
             cells += [show(configuration.value(sweep.score), sweep.score), _against(sweep, configuration)]
-            cells += [show(configuration.value("kl_to_base"), "kl_to_base"), _best(configuration, sweep.score)]
+            cells += [f"{configuration.value('kl_to_base').mean:.2f}", _policy(configuration.best(sweep.score))]
         table.add_row(*(escape(printable(cell)) for cell in cells))
     return table
 
@@ -136,9 +136,12 @@ def _against(sweep: Sweep, configuration: Configuration) -> str:
 
 def _best(configuration: Configuration, score: str) -> str:
     place = configuration.best(score)
-    name = "base" if place == 0 else f"iterate {place - 1}"
-    last = " (the last)" if place == configuration.iterates - 1 else f", {show(configuration.value(score, place), score)}"
-    return name + last
+    last = place == configuration.iterates - 1
+    return _policy(place) + (" (the last)" if last else f", {show(configuration.value(score, place), score)}")
+
+
+def _policy(place: int) -> str:
+    return "base" if place == 0 else f"iterate {place - 1}"
 
 
 def verdict(run: Run) -> list[str]:
@@ -146,13 +149,21 @@ def verdict(run: Run) -> list[str]:
     score = MATCH if MATCH in run.base.values else "chosen_logp"
     unit = "exact match, in percent" if score == MATCH else "log-prob of the data's answers, in nats"
     best = max(run.played, key=lambda policy: policy.score.mean)
-    lines = [f"{best.name} has the highest {unit}: {show(best.score, score)}."]
-    if best is not run.base:
-        lines[0] = lines[0].removesuffix(".") + f", {show(_gain(run, best), score, '+')} over the base."
-    for other in [run.last, *run.yardsticks]:
-        if other is not best:
-            lines.append(f"{other.name} {_compared(other, best, score)}.")
-    return lines
+    gain = "" if best is run.base else f", {show(_gain(run, best), score, '+')} over the base"
+    lines = [f"Of the base and the iterates, {best.name} has the highest {unit}: {show(best.score, score)}{gain}."]
+    others = [policy for policy in [run.last, *run.yardsticks] if policy is not best]
+    return lines + [f"{other.name} {_compared(other, best, score)}." for other in others]
+
+
+def sweep_verdict(sweep: Sweep) -> list[str]:
+    """Which configuration is ahead, and how many of the others might as well be."""
+    if not sweep.finished:
+        return ["No point is finished yet."]
+    best, others = sweep.best, [configuration for configuration in sweep.finished if configuration is not sweep.best]
+    close = [c for c in others if c.same_as(best) or within_noise(c.against(best, sweep.score))]
+    name = NAMES[sweep.score].replace(", %", ", in percent")
+    lines = [f"{best.label} ends with the highest {name}: {show(best.value(sweep.score), sweep.score)}."]
+    return lines + [f"{len(close)} of the {len(others)} others are within noise of it."] * bool(others)
 
 
 def _compared(policy: Policy, best: Policy, score: str) -> str:
@@ -167,7 +178,7 @@ def _markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]|~#$!])", r"\\\1", html.escape(printable(text), quote=False))
 
 
-def hours(seconds: Sequence[float]) -> str:
+def duration(seconds: Sequence[float]) -> str:
     """A time as a person says it."""
     total = sum(seconds)
     return f"{total / 3600:.2f} h" if total >= 3600 else f"{total / 60:.1f} min" if total >= 60 else f"{total:.1f} s"
