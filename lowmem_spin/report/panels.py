@@ -44,6 +44,8 @@ def run_panels(run: Run) -> list[Panel]:
 def sweep_panels(sweep: Sweep) -> list[Panel]:
     """A sweep's pictures: one line per configuration."""
     shown = drawn(sweep)
+    if not shown:
+        return []
     looks = {c.label: (COLORS[i % len(COLORS)], DASHES[i // len(COLORS)]) for i, c in enumerate(shown)}
     counts = {len(configuration.runs) > 1: None for configuration in shown}
     captions = {True: "from the lowest to the highest seed", False: "where there is one seed, 95% intervals over held-out rows"}
@@ -76,7 +78,7 @@ def _places(count: int) -> list[str]:
 
 def _shades(count: int) -> list[str]:
     """Grey for the base, then from light to dark for the iterates."""
-    shades = colormaps["plasma"](np.linspace(0.75, 0.2, max(1, count - 1)))
+    shades = colormaps["plasma"](np.linspace(0.8, 0.32, max(1, count - 1)))
     return [GREY, *("#" + "".join(f"{round(255 * part):02x}" for part in shade[:3]) for shade in shades)][:count]
 
 
@@ -137,6 +139,7 @@ def _heatmaps(sweep: Sweep) -> list[Panel]:
         rest = {n: v for n, v in configuration.setting.items() if n not in ("game.alpha", "game.history")}
         cell = plain(configuration.setting["game.alpha"]), plain(configuration.setting["game.history"])
         groups.setdefault(", ".join(f"{n} {plain(v)}" for n, v in rest.items()), {})[cell] = configuration
+    groups = {title: cells for title, cells in groups.items() if any(c.runs for c in cells.values())}
     names = [f"heatmap_{place}" if len(groups) > 1 else "heatmap" for place in range(len(groups))]
     return [
         _heatmap(sweep, name, title, cells, [plain(a) for a in alphas], [plain(h) for h in histories])
@@ -159,16 +162,11 @@ def _heatmap(
     dark = np.nanmin(grid) + 0.6 * (np.nanmax(grid) - np.nanmin(grid))  # viridis is dark below
     for (alpha, history), configuration in cells.items():
         value = grid[histories.index(history), alphas.index(alpha)]
-        text = configuration.points[0].status if np.isnan(value) else show(configuration.value(sweep.score), sweep.score)
+        states = " ".join(dict.fromkeys(point.status for point in configuration.points))
+        text = states if np.isnan(value) else show(configuration.value(sweep.score), sweep.score)
         ink = INK if np.isnan(value) else ("#ffffff" if value < dark else "#000000")
-        axes.text(
-            alphas.index(alpha) + 0.5,
-            histories.index(history) + 0.5,
-            text.replace(" ", "\n"),
-            color=ink,
-            ha="center",
-            va="center",
-        )
+        middle = alphas.index(alpha) + 0.5, histories.index(history) + 0.5
+        axes.text(*middle, text.replace(" ", "\n"), color=ink, ha="center", va="center")
     axes.set_xticks(np.arange(len(alphas)) + 0.5, alphas)
     axes.set_yticks(np.arange(len(histories)) + 0.5, histories)
     axes.set_xlabel("alpha")

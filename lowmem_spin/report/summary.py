@@ -14,6 +14,7 @@ from rich.table import Table
 from lowmem_spin.recipe import printable
 from lowmem_spin.report.results import MATCH, Configuration, Policy, Run, Sweep, plain
 from lowmem_spin.report.statistics import Value, within_noise
+from lowmem_spin.report.table import ALARM
 
 NAMES = {
     MATCH: "exact match, %",
@@ -47,7 +48,7 @@ class Grid:
 def show(value: Value, name: str, sign: str = "") -> str:
     """A number with the half-width of its 95% interval, shares in percent."""
     scale, digits = (100, 1) if name in SHARES else (1, 2)
-    mean = f"{scale * value.mean:{sign}.{digits}f}"
+    mean = f"{round(scale * value.mean, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: there is no -0.00
     return mean if math.isnan(value.half) else f"{mean} ±{scale * value.half:.{digits}f}"
 
 
@@ -152,7 +153,10 @@ def verdict(run: Run) -> list[str]:
     gain = "" if best is run.base else f", {show(_gain(run, best), score, '+')} over the base"
     lines = [f"Of the base and the iterates, {best.name} has the highest {unit}: {show(best.score, score)}{gain}."]
     others = [policy for policy in [run.last, *run.yardsticks] if policy is not best]
-    return lines + [f"{other.name} {_compared(other, best, score)}." for other in others]
+    lines += [f"{other.name} {_compared(other, best, score)}." for other in others]
+    gaps = [(policy.name, policy.values["engine_gap"].mean) for policy in run.policies if "engine_gap" in policy.values]
+    alarm = "{}: generator and learner differ by {:.3f} nats on its own samples; opponents are not quite the policy scored."
+    return lines + [alarm.format(name, gap) for name, gap in gaps if gap > ALARM]
 
 
 def sweep_verdict(sweep: Sweep) -> list[str]:
