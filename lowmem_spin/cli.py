@@ -108,7 +108,8 @@ def report(folder: Annotated[str, typer.Argument(metavar="RUN_OR_SWEEP", help="T
 
     from lowmem_spin.display import Display
     from lowmem_spin.report.page import write_all
-    from lowmem_spin.report.results import Sweep, read
+    from lowmem_spin.report.reading import read
+    from lowmem_spin.report.results import Sweep
     from lowmem_spin.report.summary import sweep_table
 
     display = Display(Console())

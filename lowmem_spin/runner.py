@@ -317,7 +317,7 @@ def _finish(game: Game, healths: list[Health], display: Display) -> None:
     if not (metrics.exists() and picture.exists() and page.exists() and metrics.read_text(encoding="utf-8") == records):
         from lowmem_spin.report.figures import draw
         from lowmem_spin.report.page import write_page
-        from lowmem_spin.report.results import read
+        from lowmem_spin.report.reading import read
 
         g = game.recipe.game
         draw(healths, f"{game.folder.name}: {g.algorithm}, alpha {g.alpha}, history {g.history}, beta {g.loss.beta}", picture)

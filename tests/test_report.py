@@ -20,7 +20,8 @@ from scipy import stats
 from lowmem_spin.display import Display
 from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.report.page import write_all
-from lowmem_spin.report.results import Run, Sweep, read
+from lowmem_spin.report.reading import read
+from lowmem_spin.report.results import Run, Sweep
 from lowmem_spin.report.statistics import Value, difference, over, quantile, within_noise
 from lowmem_spin.report.summary import sweep_table
 from lowmem_spin.runner import run
