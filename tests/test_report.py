@@ -124,6 +124,7 @@ def check_offline(page: Page) -> None:
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     links = [value for _, name, value in page.attributes if name in ("href", "src", "xlink:href")]
     assert all(link.startswith(("#", "./")) for link in links)
+    assert page.tags.count("style") == 1  # the page's; one in a figure would hold for the whole page
     ids = [value for _, name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
     referred = set(re.findall(r"url\(#([^)]+)\)", " ".join(value for _, _, value in page.attributes)))
@@ -211,6 +212,20 @@ def test_the_prompts_shown_are_those_of_the_rows(played: Path, game: Path) -> No
     samples = records(played)[0]["samples"]
     assert len({sample["prompt_id"] for sample in samples}) == 8
     assert all(given[sample["prompt"]] == sample["data"] for sample in samples)
+
+
+def test_the_seconds_of_a_game_add_up_over_its_runs(game: Path) -> None:
+    before = json.loads((game / "run.json").read_text())
+    (game / "report.html").unlink()
+    again = Recipe.model_validate(yaml.safe_load((game / "recipe.yaml").read_text()))
+    run(again, game.parent, Display(Console(quiet=True)))
+    after = json.loads((game / "run.json").read_text())
+    assert after["policies"] == before["policies"]
+    assert {kind: after["seconds"][kind] for kind in ("generate", "score", "train")} == {
+        kind: before["seconds"][kind] for kind in ("generate", "score", "train")
+    }
+    assert after["seconds"]["report"] > before["seconds"]["report"] > 0
+    assert (game / "report.html").is_file()
 
 
 def test_the_same_results_give_the_same_bytes(played: Path) -> None:

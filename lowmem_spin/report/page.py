@@ -173,7 +173,12 @@ def _provenance(runs: Sequence[Run], seeds: Sequence[Any]) -> Grid:
         ["engines", every(engines)],
         ["data", every([field(run.recipe, "data.path") for run in runs])],
         ["seeds", every(seeds)],
-        ["time", f"{duration(list(seconds.values()))}: {parts}" if seconds else "not recorded"],
+        [
+            "time",
+            f"{duration(list(seconds.values()))}: {parts}; what the store already had is not counted"
+            if seconds
+            else "not recorded",
+        ],
         ["versions", ", ".join(sorted(versions)) or "not recorded"],
     ]
     return Grid(["", ""], rows, 2)

@@ -105,7 +105,10 @@ def sweep_table(sweep: Sweep) -> Table:
         cells = _naming(sweep, configuration)
         if configuration.runs:
             cells += [show(configuration.value(sweep.score), sweep.score), _against(sweep, configuration)]
-            cells += [f"{configuration.value('kl_to_base').mean:.2f}", _policy(configuration.best(sweep.score))]
+            cells += [
+                show(Value(configuration.value("kl_to_base").mean, math.nan), "kl_to_base"),
+                _policy(configuration.best(sweep.score)),
+            ]
         table.add_row(*(escape(printable(cell)) for cell in cells))
     return table
 
