@@ -40,6 +40,59 @@ def run(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
     display.say(display.time_line())
 
 
+Alphas = Annotated[str | None, typer.Option("--alpha", metavar="A,B,...", help="Values of game.alpha.")]
+Histories = Annotated[str | None, typer.Option("--history", metavar="H,I,...", help="Values of game.history, inf among them.")]
+Grid = Annotated[list[str] | None, typer.Option(metavar="FIELD=V,W", help="Values of any other field; again for more.")]
+Seeds = Annotated[int, typer.Option(help="Games per combination, each with a seed of its own.")]
+
+
+@app.command()
+def sweep(
+    recipe: RecipeName = "quickstart",
+    alpha: Alphas = None,
+    history: Histories = None,
+    grid: Grid = None,
+    seeds: Seeds = 1,
+    overrides: Overrides = None,
+    max_hours: Annotated[
+        float | None, typer.Option(help="Stop then, with what is finished stored; run again to go on.")
+    ] = None,
+) -> None:
+    """Play a recipe with some of its values varied. What the games have in common is computed once."""
+    import math
+    import signal
+    import time
+
+    from rich.console import Console
+
+    from lowmem_spin import grid as points
+    from lowmem_spin.display import Display, TimeIsUpError
+    from lowmem_spin.recipe import InputError, find, load
+    from lowmem_spin.sweep import Entry, Sweep, play, show
+
+    if max_hours is not None and not (math.isfinite(max_hours) and max_hours > 0):
+        raise InputError(f"--max-hours {max_hours}: cannot be used; give the hours to play, for instance 11.5")
+    display = Display(Console())
+    signal.signal(signal.SIGINT, display.interrupt)
+    display.deadline = None if max_hours is None else time.perf_counter() + 3600 * max_hours
+    path, varied = find(recipe), points.axes(alpha, history, grid or [])
+    base = load(path, overrides or [])
+    entries = [Entry(point) for point in points.points(path, overrides or [], varied, seeds)]
+    game = Sweep(path.stem, points.sweep_folder(base), varied, list(range(base.seed, base.seed + seeds)), entries)
+    display.say(f"{len(entries)} games, results in {game.folder}; interrupt whenever you like, run again to go on")
+    try:
+        play(game, path.parent, display)
+    except TimeIsUpError:
+        display.say(f"{max_hours:g} hours are over; what is finished is stored, run the same command again to go on", "yellow")
+    except KeyboardInterrupt:
+        display.say("interrupted; what is finished is stored, run the same command again to go on", "yellow")
+        raise typer.Exit(130) from None
+    show(game, display)
+    display.say(display.time_line())
+    if any(entry.status == "failed" for entry in entries):
+        raise typer.Exit(1)
+
+
 @app.command()
 def recipe(
     name: RecipeName = "quickstart",
@@ -239,6 +292,31 @@ def bench(
     names = [name.strip() for name in versus.split(",") if name.strip()]
     asked = Asked(model, vram, pairs, prompt_length, completion_length, names, overrides or [], Path(store))
     measure(asked, Console())
+
+
+@app.command()
+def report(folder: Annotated[str, typer.Argument(metavar="RUN_OR_SWEEP", help="The folder of a run or of a sweep.")]) -> None:
+    """Write what a run or a sweep found as one HTML page, a Markdown table and pictures. Loads no model."""
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from lowmem_spin.display import Display
+    from lowmem_spin.report.page import write_all
+    from lowmem_spin.report.reading import read
+    from lowmem_spin.report.results import Sweep
+    from lowmem_spin.report.summary import sweep_table
+
+    display = Display(Console())
+    results = read(Path(folder))
+    for line in results.missing:
+        display.say(line, "yellow")
+    paths = write_all(results)
+    if isinstance(results, Sweep):
+        display.console.print(sweep_table(results))
+    display.say(f"page     {paths[0]}")
+    display.say(f"table    {paths[1]}")
+    display.say(f"pictures {results.folder}/report_*.png")
 
 
 # What the disk can answer; anything else is a bug and keeps its traceback.

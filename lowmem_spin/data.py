@@ -32,8 +32,14 @@ SCHEMA = pa.schema(
 )
 
 
+SHOWN = 8  # held-out prompts that a report shows with every policy's answer
+
+
 class Rows:
-    """Prepared rows: prompt and chosen token ids by place, ids, categories, and what was left out."""
+    """Prepared rows: prompt and chosen token ids by place, ids, categories, and what was left out.
+
+    `shown` has the text of the first prompts in `head`'s order by row id, for people to read; nothing is computed from it.
+    """
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table.combine_chunks()
@@ -41,6 +47,7 @@ class Rows:
         self.categories: list[str | None] = self.table["category"].to_pylist()
         self.completions: list[str] = self.table["completion"].to_pylist()
         self.counts: dict[str, int] = json.loads((self.table.schema.metadata or {}).get(b"counts", b"{}"))
+        self.shown: dict[str, str] = json.loads((self.table.schema.metadata or {}).get(b"shown", b"{}"))
         self._prompts, self._chosen = token_arrays(self.table["prompt"]), token_arrays(self.table["chosen"])
 
     def __len__(self) -> int:
@@ -150,10 +157,11 @@ def prepare(source: Source, data: Data, field: str, split: str, category: str, r
     """
     counts: Counter[str] = Counter()
     seen: Counter[str] = Counter()
+    shown: list[tuple[int, str, str]] = []
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for batch in _batches(_conversations(source, data, field, split, category), 1000):
         rendered = renderer([(context, answer) for context, answer, _ in batch])
-        for (prompt, chosen, text), (_, _, label) in zip(rendered, batch, strict=True):
+        for (prompt, chosen, text), (context, _, label) in zip(rendered, batch, strict=True):
             counts["rows read"] += 1
             if len(prompt) > data.max_prompt_length:
                 counts["prompts over the limit, left out"] += 1
@@ -167,11 +175,22 @@ def prepare(source: Source, data: Data, field: str, split: str, category: str, r
             row = tuple(np.asarray(value, np.int32) if isinstance(value, list) else value for value in row)  # a ninth of lists
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
+            shown = sorted([*shown, (number("head", columns["id"][-1]), columns["id"][-1], _plain(context))])[:SHOWN]
     if not columns["id"]:
         longest = f": every prompt is over data.max_prompt_length {data.max_prompt_length}" if counts else ""
         raise InputError(f"{field}: {source.location!r} has no usable row{longest}")
-    metadata = {"counts": json.dumps({name: count for name, count in counts.items() if count})}
+    metadata = {
+        "counts": json.dumps({name: count for name, count in counts.items() if count}),
+        "shown": json.dumps({row: text for _, row, text in shown}),
+    }
     return pa.table(columns, schema=SCHEMA.with_metadata(metadata))
+
+
+def _plain(context: list[Message]) -> str:
+    """A conversation as a person reads it; a single question is just its text."""
+    if len(context) == 1:
+        return context[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in context)
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -22,6 +22,10 @@ class TokensPerSecond(ProgressColumn):
         return Text(f"{tokens / elapsed:,.0f} tok/s" if tokens and elapsed else "", style="cyan")
 
 
+class TimeIsUpError(KeyboardInterrupt):
+    """The hours that were given are over. Raised where all that was computed is stored."""
+
+
 class _Meter:
     def __init__(self, display: "Display", progress: Progress, task: int, kind: str) -> None:
         self.display, self.progress, self.task, self.kind, self.tokens = display, progress, task, kind, 0
@@ -33,6 +37,9 @@ class _Meter:
         self.display.rows[self.kind] += rows if tokens else 0
         self.progress.update(self.task, advance=rows, tokens=self.tokens)  # type: ignore[arg-type]
 
+    def saved(self) -> None:
+        self.display.stop_if_late()
+
 
 class Display:
     """Prints lines, shows stages and adds up their seconds, tokens and rows by kind; stored rows count for nothing."""
@@ -43,7 +50,9 @@ class Display:
         self.tokens: dict[str, int] = defaultdict(int)
         self.rows: dict[str, int] = defaultdict(int)
         self.began = time.perf_counter()
-        self.title = ""
+        self.title = ""  # before the name of every stage
+        self.name = ""  # before a line on one game of several
+        self.deadline: float | None = None  # on time.perf_counter's clock, which no change of the date moves
         self.interrupted = False
 
     def interrupt(self, *_: object) -> None:
@@ -56,6 +65,11 @@ class Display:
         """Raise the interrupt that was dropped, if one was."""
         if self.interrupted:
             raise KeyboardInterrupt
+
+    def stop_if_late(self) -> None:
+        """Raise that the time is up, if it is; called where nothing would be lost."""
+        if self.deadline is not None and time.perf_counter() > self.deadline:
+            raise TimeIsUpError
 
     def say(self, line: str, style: str = "") -> None:
         """Print one line of plain text: markup and control characters in it show as they are."""

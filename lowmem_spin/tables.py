@@ -29,6 +29,10 @@ class Meter(Protocol):
 
     def advance(self, rows: int, tokens: int = 0) -> None: ...
 
+    def saved(self) -> None:
+        """All that was computed so far is stored: a good moment to stop."""
+        ...
+
 
 class Engines(Protocol):
     """The game's engines, opened when first asked for."""
@@ -166,6 +170,7 @@ class Tables:
                     )
                     _append(tables, missing, completions)
                     meter.advance(len(missing), sum(len(completion.tokens) for completion in completions))
+                    meter.saved()
 
     def logps(self, policy: str, rows: Sequence[Scored], label: str) -> np.ndarray:
         """The policy's summed log-prob of each row, in order, float64."""
@@ -205,6 +210,7 @@ class Tables:
                             "tokens": [len(row.tokens) for row in missing],
                         }
                     )
+                    meter.saved()
 
     def train(self, stage: Train, pairs: Callable[[], Sequence[Any]], label: str) -> Path:
         """The stage's adapter; `pairs` are put together only if it has to be trained."""
@@ -231,7 +237,7 @@ class Tables:
                 stage.loss,
                 stage.settings,
                 work,
-                lambda rows: meter.advance(rows, round(rows * tokens_per_row)),
+                lambda rows: meter.advance(rows, round(rows * tokens_per_row)) if rows else meter.saved(),
             )
         manifest = {"kind": "train", "name": stage.name, "asked": stage.asked(), "rows": len(pairs), "metrics": metrics}
         return self.store.commit_adapter(stage.policy, made, manifest)

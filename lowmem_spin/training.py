@@ -154,7 +154,8 @@ class PairTrainer(Trainer):
 
 
 class Steps(TrainerCallback):
-    """Tells the progress display of the rows behind every optimiser step, a resumed training's first ones included."""
+    """Tells the progress display of the rows behind every optimiser step, a resumed training's first ones included,
+    and, as 0 rows, that a checkpoint was written."""
 
     def __init__(self, advance: Callable[[int], None], rows: int, effective_batch: int) -> None:
         self.advance, self.rows, self.effective_batch, self.told = advance, rows, effective_batch, 0
@@ -162,7 +163,8 @@ class Steps(TrainerCallback):
     def _tell(self, state: Any) -> None:
         epochs, steps = divmod(state.global_step, -(-self.rows // self.effective_batch))
         done = epochs * self.rows + steps * self.effective_batch
-        self.advance(done - self.told)
+        if done > self.told:
+            self.advance(done - self.told)
         self.told = done
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -170,6 +172,9 @@ class Steps(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._tell(state)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.advance(0)
 
 
 def check_names(training: Training) -> None:

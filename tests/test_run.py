@@ -131,7 +131,8 @@ def test_a_finished_game_is_recognised(whole: Path) -> None:
 
 def test_the_run_folder_is_small_and_human(whole: Path) -> None:
     run = whole / "run"
-    assert {path.name for path in run.iterdir()} == {"recipe.yaml", "run.json", "metrics.jsonl", "iterates.png", "iterates"}
+    files = {"recipe.yaml", "run.json", "metrics.jsonl", "iterates.png", "report.html", "iterates"}
+    assert {path.name for path in run.iterdir()} == files
     assert (run / "iterates" / "1" / "adapter_config.json").is_file()
     policies = json.loads((run / "run.json").read_text())["policies"]
     assert list(policies) == ["base", "iterate 0", "iterate 1"]

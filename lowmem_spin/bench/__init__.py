@@ -16,10 +16,10 @@ from lowmem_spin.budget import Shape, advice, peak, stages
 from lowmem_spin.calibration import Record
 from lowmem_spin.engines import Machine, machine
 from lowmem_spin.game import Evaluate
+from lowmem_spin.opening import Game, Shared, open_game
 from lowmem_spin.recipe import InputError, Recipe, load
-from lowmem_spin.runner import Game, open_game, step
+from lowmem_spin.runner import step
 from lowmem_spin.sources import Sources
-from lowmem_spin.tenants import Pool
 
 SPARE = 20  # times as many rows as pairs: two iterations then share few prompts, and each computes nearly all of its rows
 BATCHES = {"gemma-2b": (64, 8, 4), "llama-8b": (32, 4, 1), "tiny": (64, 32, 8)}  # completions, scored rows, trained pairs
@@ -86,12 +86,12 @@ def bench_in(work: Path, asked: Asked, console: Console) -> Found:
         folder = checkpoint.make(asked.store / "bench", name, where.dtype, display.say)
         checkpoint.write_rows(work / "rows.jsonl", SPARE * asked.pairs, asked.prompt_length, asked.completion_length)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name_or_path": str(folder.resolve())})})
-    engines = Pool()
-    game = open_game(recipe, work, display, engines)
+    shared = Shared()
+    game = open_game(recipe, work, display, shared)
     for stage in game.stages:
         if not isinstance(stage, Evaluate):
             step(game, stage)
-    engines.close()
+    shared.engines.close()
     ours = display.costs(_engines(game))
     device = calibration.device_name(where.device)
     calibration.record(asked.store, *(_record(cost, device, name, shape, recipe, where) for cost in ours))

@@ -9,8 +9,9 @@ from lowmem_spin.bench.measure import Card, Cost, Peak
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.worker import Worker
 from lowmem_spin.game import Generate, Train
+from lowmem_spin.opening import Game
 from lowmem_spin.recipe import InputError
-from lowmem_spin.runner import Game, training_pairs
+from lowmem_spin.runner import training_pairs
 from lowmem_spin.sources import Source
 
 REMEDY = "the benchmark goes on without it"

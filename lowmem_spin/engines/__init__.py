@@ -74,7 +74,10 @@ class Learner(Protocol):
         work: Path,
         advance: Callable[[int], None],
     ) -> tuple[Path, list[dict[str, float]]]:
-        """Train from `init`; the folder of the new adapter and the metrics of its logged steps."""
+        """Train from `init`; the folder of the new adapter and the metrics of its logged steps.
+
+        `advance` is told of the rows behind every optimiser step, and of 0 rows when a checkpoint has been written.
+        """
         ...
 
 

@@ -160,7 +160,9 @@ class _Once:
 
     def __call__(self, number: int) -> None:
         self.done += number
-        if self.done > self.passed:
+        if number == 0:
+            self.report(0)
+        elif self.done > self.passed:
             self.report(self.done - self.passed)
             self.passed = self.done
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.data import Rows
+from lowmem_spin.data import SHOWN, Rows
 from lowmem_spin.game import Evaluate, Sampling
 from lowmem_spin.tables import Answer, Scored, Tables
 
@@ -71,9 +71,16 @@ class Health:
         numbers = {name: value.mean for name, value in estimates.items()}
         return numbers | {f"{name}_se": value.error for name, value in estimates.items()}
 
-    def record(self) -> dict[str, Any]:
-        """One line of metrics.jsonl."""
-        return {"name": self.name, "policy": self.policy, **self.numbers(), "samples": self.samples}
+    @property
+    def score(self) -> Estimate:
+        """What policies are compared by: exact match where it is measured, else the log-prob of the data's answers."""
+        return self.chosen_logp if self.exact_match is None else self.exact_match
+
+    def record(self, base: "Health") -> dict[str, Any]:
+        """One line of metrics.jsonl; `gain` is the score's difference from the base's on the same rows."""
+        gain = self.score.minus(base.score)
+        names = {"name": self.name, "policy": self.policy}
+        return {**names, **self.numbers(), "gain": gain.mean, "gain_se": gain.error, "samples": self.samples}
 
 
 def evaluate(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, greedy: Sampling) -> Health:
@@ -112,8 +119,16 @@ def evaluate(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, gr
         identical=Estimate(np.array([answer.text == text for answer, text in zip(own, texts, strict=True)], float)),
         exact_match=match,
         categories=categories,
-        samples=[{"prompt_id": rows.ids[place], "answer": own[n].text} for n, place in enumerate(held.health[:8])],
+        samples=[_sample(rows, place, answer) for place, answer in zip(held.health[:SHOWN], own, strict=False)],
     )
+
+
+def _sample(rows: Rows, place: int, answer: Answer) -> dict[str, str]:
+    """One of the policy's own answers beside the data's; the prompt's text if the store kept it."""
+    row = rows.ids[place]
+    prompt = {"prompt": rows.shown[row]} if row in rows.shown else {}
+    given = {"data": rows.completions[place], "answer": answer.text, "finish_reason": answer.finish_reason}
+    return {"prompt_id": row, **prompt, **given}
 
 
 def _exact_match(tables: Tables, stage: Evaluate, held: Held, greedy: Sampling) -> Estimate:

@@ -10,7 +10,7 @@ from matplotlib.projections.polar import PolarAxes
 
 from lowmem_spin.evaluation.health import Estimate, Health
 from lowmem_spin.recipe import printable
-from lowmem_spin.report.table import Z
+from lowmem_spin.report.statistics import Z
 
 COLORS = ["#8a8f98", "#9ecae1", "#4292c6", "#08519c", "#3f007d", "#7a0177", "#ae017e"]  # base grey, then darker
 
@@ -81,16 +81,24 @@ def _drift(axes: Axes, healths: Sequence[Health]) -> None:
 
 
 def _radar(axes: PolarAxes, healths: Sequence[Health]) -> None:
-    names = list(healths[0].categories)
-    angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
+    series = []
     for index, health in enumerate(healths):
-        values = [health.categories[name].mean for name in names]
         yardstick = health.name.startswith("plain")
         color = "#d95f0e" if yardstick else COLORS[min(index, len(COLORS) - 1)]
-        closed = [*values, values[0]], [*angles, angles[0]]
-        axes.plot(closed[1], closed[0], label=health.name, color=color, linestyle=":" if yardstick else "-")
-    axes.set_xticks(angles, [_plain(name) for name in names])
-    axes.set_ylim(0, 1)
-    axes.set_yticks([0.25, 0.5, 0.75], ["", ".5", ""])
+        means = {_plain(name): value.mean for name, value in health.categories.items()}
+        series.append((health.name, means, color, ":" if yardstick else "-"))
+    radar(axes, series)
     axes.set_title("exact match by category")
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.12, 0.5))
+
+
+def radar(axes: PolarAxes, series: Sequence[tuple[str, dict[str, float], str, str]]) -> None:
+    """Shares from 0 to 1 by category: a closed line for each (label, {category: share}, color, line style)."""
+    names = list(series[0][1])
+    angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
+    for label, means, color, style in series:
+        values = [means[name] for name in names]
+        axes.plot([*angles, angles[0]], [*values, values[0]], label=label, color=color, linestyle=style)
+    axes.set_xticks(angles, names)
+    axes.set_ylim(0, 1)
+    axes.set_yticks([0.25, 0.5, 0.75], ["", ".5", ""])

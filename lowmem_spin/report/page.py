@@ -1,0 +1,190 @@
+"""The report as files: one HTML page with everything in it, a Markdown table, and the pictures as PNGs.
+
+Model text and data are hostile: jinja2 escapes every value, and what would steer a terminal or reorder a line shows as its
+escape. The page fetches nothing and runs nothing.
+"""
+
+import os
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+
+from lowmem_spin.recipe import printable
+from lowmem_spin.report.panels import DRAWN, Panel, drawn, run_panels, sweep_panels
+from lowmem_spin.report.results import Run, Sweep, field, plain
+from lowmem_spin.report.summary import Grid, duration, points_grid, run_grid, sweep_grid, sweep_verdict, verdict
+from lowmem_spin.report.svg import inline, style
+
+RUN_LEGEND = (
+    "± is the half-width of a 95% interval over held-out rows; it says nothing about another seed. Gain: score minus the "
+    "base's on the same rows. KL in nats per completion. = data: own samples that equal the data's answer."
+)
+SWEEP_LEGEND = (
+    "The last iterate of each configuration. ± is the half-width of a 95% interval: over seeds, by Student's t, where there "
+    "are several (two seeds bound little: 12.7 standard errors); else over held-out rows, which says nothing about another "
+    "seed. Differences from the best are taken seed by seed where both have two or more, and are within noise if their "
+    "interval holds 0. The best is chosen by these same numbers, which flatters it."
+)
+
+
+def write_page(results: Run | Sweep) -> Path:
+    """Write report.html beside the results."""
+    with style():
+        panels = run_panels(results) if isinstance(results, Run) else sweep_panels(results)
+        return _write_page(results, panels)
+
+
+def write_all(results: Run | Sweep) -> list[Path]:
+    """Write report.html, report.md and a PNG for each picture beside the results."""
+    with style():
+        panels = run_panels(results) if isinstance(results, Run) else sweep_panels(results)
+        paths = [_write_page(results, panels), results.folder / "report.md"]
+        for panel in panels:
+            paths.append(results.folder / f"report_{panel.name}.png")
+            panel.figure.savefig(paths[-1], dpi=160, facecolor="white", metadata={"Software": None})
+    grids = [run_grid(results)] if isinstance(results, Run) else [sweep_grid(results), points_grid(results)]
+    legend = RUN_LEGEND if isinstance(results, Run) else SWEEP_LEGEND
+    pictures = "\n".join(f"![{panel.name}](report_{panel.name}.png)" for panel in panels)
+    paths[1].write_text("\n".join([*(grid.markdown() for grid in grids), legend, "", pictures, ""]), encoding="utf-8")
+    return paths
+
+
+def _write_page(results: Run | Sweep, panels: Sequence[Panel]) -> Path:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown)
+    template = environment.from_string(files("lowmem_spin.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
+    content = _run(results) if isinstance(results, Run) else _sweep(results)
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for panel in panels:
+        drawing = Markup(inline(panel.figure, f"{panel.name}-", panel.caption))  # noqa: S704 ElementTree has escaped it
+        parts.setdefault(panel.part, []).append({"svg": drawing, "caption": panel.caption})
+    path = results.folder / "report.html"
+    path.write_text(template.render(parts=list(parts.items()), **content), encoding="utf-8")
+    return path
+
+
+def _shown(value: Any) -> Any:
+    """Text as a person may see it: lines and tabs are kept, what else is unprintable shows as its escape."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return "\n".join("\t".join(printable(part) for part in line.split("\t")) for line in value.split("\n"))
+
+
+def _run(run: Run) -> dict[str, Any]:
+    return {
+        "title": run.folder.resolve().name,
+        "subtitle": _game(run.recipe),
+        "verdict": verdict(run),
+        "results": run_grid(run),
+        "legend": RUN_LEGEND,
+        "points": None,
+        "links": {},
+        "missing": run.missing,
+        "left_out": "",
+        "samples": _samples([(policy.name, policy.samples) for policy in run.policies]),
+        "samples_note": "The first held-out prompts, each answered by every policy with the sampling of the game.",
+        "provenance": _provenance([run], [field(run.recipe, "seed")]),
+        "keys": [("", _keys(run))],
+        "recipes": [("", run.recipe_text)],
+    }
+
+
+def _sweep(sweep: Sweep) -> dict[str, Any]:
+    runs = list(sweep.runs.values())
+    firsts = [(c.label, next(iter(c.runs.values()))) for c in sweep.finished]
+    links = {p.name: link for p in sweep.plan.points if (link := _link(sweep.folder, p.dir)) is not None}
+    shown, count = drawn(sweep), len(sweep.finished)
+    return {
+        "title": f"{sweep.folder.resolve().name}: sweep of {sweep.plan.recipe}",
+        "subtitle": "; ".join(f"{axis}: {', '.join(map(plain, values))}" for axis, values in sweep.plan.axes.items()),
+        "verdict": sweep_verdict(sweep),
+        "results": sweep_grid(sweep),
+        "legend": SWEEP_LEGEND,
+        "points": points_grid(sweep),
+        "links": links,
+        "missing": sweep.missing,
+        "left_out": f"Drawn are the best {DRAWN} of {count} configurations." if len(shown) < count else "",
+        "samples": _samples(
+            [("base", runs[0].base.samples), *((label, run.last.samples) for label, run in firsts)] if runs else []
+        ),
+        "samples_note": "The first held-out prompts, answered by the last iterate of each configuration's first seed.",
+        "provenance": _provenance(runs, sweep.plan.seeds),
+        "keys": [(name, _keys(run)) for name, run in sweep.runs.items()],
+        "recipes": [(name, run.recipe_text) for name, run in sweep.runs.items()],
+    }
+
+
+def _game(recipe: dict[str, Any]) -> str:
+    names = ["model.name_or_path", "game.algorithm", "game.alpha", "game.history", "game.loss.beta", "game.iterations", "seed"]
+    values = {name.rpartition(".")[2]: field(recipe, name) for name in names}
+    model = str(values.pop("name_or_path"))
+    return ", ".join([Path(model).name, str(values.pop("algorithm")), *(f"{name} {plain(v)}" for name, v in values.items())])
+
+
+def _link(folder: Path, point: str) -> str | None:
+    """The point's own page relative to the sweep's, if it has one."""
+    page = folder / point / "report.html"
+    return "./" + quote(Path(os.path.relpath(page, folder)).as_posix()) if page.is_file() else None
+
+
+def _samples(answers: Sequence[tuple[str, list[dict[str, str]]]]) -> list[dict[str, Any]]:
+    """The same prompts side by side: each with the data's answer and every policy's."""
+    if not answers:
+        return []
+    by_policy = [(name, {sample["prompt_id"]: sample for sample in samples}) for name, samples in answers]
+    found = []
+    for first in answers[0][1]:
+        prompt = first["prompt_id"]
+        rows = [("the data", first["data"])] if "data" in first else []
+        rows += [(name, _answer(samples[prompt])) for name, samples in by_policy if prompt in samples]
+        found.append({"prompt": first.get("prompt", f"prompt {prompt} (its text was not kept)"), "answers": rows})
+    return found
+
+
+def _answer(sample: dict[str, str]) -> str:
+    return sample["answer"] + (" … (truncated)" if sample.get("finish_reason") == "length" else "")
+
+
+def _provenance(runs: Sequence[Run], seeds: Sequence[Any]) -> Grid:
+    """Where and with what the results were made; what differs between a sweep's points is listed."""
+
+    def every(values: Sequence[Any]) -> str:
+        return ", ".join(dict.fromkeys(plain(value) for value in values if value is not None)) or "not recorded"
+
+    seconds: dict[str, float] = {}
+    for run in runs:
+        for kind, value in run.seconds.items():
+            seconds[kind] = seconds.get(kind, 0.0) + value
+    parts = ", ".join(f"{kind} {duration([value])}" for kind, value in seconds.items())
+    engines = [
+        f"{role} {plain(field(run.record, f'inputs.{role}.engine'))}" for run in runs for role in ("generator", "learner")
+    ]
+    versions = {f"{name} {v}" for run in runs for name, v in run.record.get("versions", {}).items() if v is not None}
+    rows = [
+        ["model", every([field(run.recipe, "model.name_or_path") for run in runs])],
+        ["revision", every([field(run.recipe, "model.revision") for run in runs])],
+        ["quantization", every([field(run.recipe, "model.quantization") for run in runs])],
+        ["dtype", every([field(run.recipe, "model.dtype") for run in runs])],
+        ["device", every([run.record.get("device") for run in runs])],
+        ["engines", every(engines)],
+        ["data", every([field(run.recipe, "data.path") for run in runs])],
+        ["seeds", every(seeds)],
+        [
+            "time",
+            f"{duration(list(seconds.values()))}: {parts}; what the store already had is not counted"
+            if seconds
+            else "not recorded",
+        ],
+        ["versions", ", ".join(sorted(versions)) or "not recorded"],
+    ]
+    return Grid(["", ""], rows, 2)
+
+
+def _keys(run: Run) -> Grid:
+    """Every policy's key, and the hash of its weights where the store's manifest was found."""
+    rows = [[name, key, run.trainings.get(name, {}).get("sha256", "")] for name, key in run.record["policies"].items()]
+    return Grid(["policy", "key", "sha256 of the adapter"], rows, 3)

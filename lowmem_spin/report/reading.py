@@ -1,0 +1,159 @@
+"""A run's or a sweep's folder read back and checked; what does not read back is one line that says so."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from lowmem_spin.keys import digest
+from lowmem_spin.recipe import InputError
+from lowmem_spin.report.results import MATCH, Plan, Policy, Run, Sweep, field
+from lowmem_spin.report.statistics import Value
+
+MEASURED = (
+    "chosen_logp",
+    "sampled_accuracy",
+    "kl_to_base",
+    "kl_to_previous",
+    "kl_from_base",
+    "length",
+    "truncated",
+    "identical",
+)
+
+
+def read(folder: Path) -> Run | Sweep:
+    """Read a run's or a sweep's folder.
+
+    Raises:
+        InputError: it is neither, or what it holds does not read back.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{str(folder)!r} is no folder; give the folder of a run or a sweep")
+    if (folder / "sweep.json").is_file():
+        return _sweep(folder)
+    if (folder / "run.json").is_file():
+        return _run(folder)
+    raise InputError(f"{str(folder)!r} is neither a run nor a sweep: it has no run.json and no sweep.json")
+
+
+def _sweep(folder: Path) -> Sweep:
+    path = folder / "sweep.json"
+    try:
+        plan = Plan.model_validate(_json(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path}: {place}: {first['msg']}; run the sweep again to write it anew") from None
+    finished = [point for point in plan.points if point.status == "finished"]
+    return Sweep(folder, plan, {point.name: _run(folder / point.dir) for point in finished})
+
+
+def _run(folder: Path) -> Run:
+    record = _json(folder / "run.json")
+    if not isinstance(record, dict) or not _texts(record.get("policies")):
+        raise InputError(f"{folder / 'run.json'}: it names no policies; run the recipe again to write it anew")
+    text = _text(folder / "recipe.yaml")
+    try:
+        recipe = yaml.safe_load(text)
+    except yaml.YAMLError:
+        recipe = None
+    if not isinstance(recipe, dict):
+        raise InputError(f"{folder / 'recipe.yaml'}: not a recipe; run the recipe again to write it anew")
+    policies = _policies(folder / "metrics.jsonl", record["policies"])
+    trainings, missing = _trainings(folder, recipe, record["policies"])
+    return Run(folder, recipe, text, record, policies, trainings, missing)
+
+
+def _policies(path: Path, keys: dict[str, str]) -> list[Policy]:
+    """The records of metrics.jsonl, which have to be those of the game in run.json, all of them."""
+    again = "run the recipe again to finish the game"
+    policies = []
+    for number, line in enumerate(_text(path, again).removesuffix("\n").split("\n"), 1):
+        try:
+            policies.append(_policy(json.loads(line)))
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise InputError(f"{path}: line {number} is not a whole record of a policy; {again}") from None
+    expected = ["plain SFT" if name.startswith("SFT ") else name for name in keys]
+    if [policy.name for policy in policies] != list(dict.fromkeys(expected)):
+        absent = [name for name in dict.fromkeys(expected) if name not in {policy.name for policy in policies}]
+        what = f"no record of {absent[0]}" if absent else "not the records of the policies in run.json"
+        raise InputError(f"{path}: {what}; {again}")
+    if not {policy.key for policy in policies} <= set(keys.values()):
+        raise InputError(f"{path}: these are another game's results than run.json's; {again}")
+    return policies
+
+
+def _policy(record: Any) -> Policy:
+    """One record; raises KeyError, TypeError or ValueError if it is not whole."""
+    names = [name for name in record if f"{name}_se" in record]
+    values = {name: Value(float(record[name]), float(record[f"{name}_se"])) for name in names}
+    categories = {name.partition("/")[2]: values.pop(name) for name in names if name.startswith(f"{MATCH}/")}
+    for name in MEASURED:
+        if not math.isfinite(values[name].mean):
+            raise ValueError(name)
+    if not all(_texts(sample) and {"prompt_id", "answer"} <= sample.keys() for sample in record["samples"]):
+        raise TypeError("samples")
+    if not _texts({"name": record["name"], "policy": record["policy"]}):
+        raise TypeError("names")
+    return Policy(record["name"], record["policy"], values, categories, record["samples"])
+
+
+def _trainings(folder: Path, recipe: dict[str, Any], keys: dict[str, str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Manifests of the iterates' trainings, from iterates/ or the store, and a line if any is missing.
+
+    The store's name in the recipe is relative to where the game was played from, which need not be here.
+    """
+    shelf = Path(str(field(recipe, "output.store"))) / "adapters"
+    found, lost = {}, []
+    for name, key in keys.items():
+        if not name.startswith("iterate "):
+            continue
+        manifests = [folder / "iterates" / name.removeprefix("iterate ") / "manifest.json", shelf / key / "manifest.json"]
+        manifest = next((manifest for path in manifests if (manifest := _manifest(path, key)) is not None), None)
+        if manifest is None:
+            lost.append(name)
+        else:
+            found[name] = manifest
+    line = f"no training curves of {', '.join(lost)}: neither in {folder / 'iterates'} nor in {shelf}"
+    return found, [line] if lost else []
+
+
+def _manifest(path: Path, key: str) -> dict[str, Any] | None:
+    """A training's manifest, if it is there and is the one of this key."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        return manifest if digest(manifest["asked"]) == key and _curves(manifest["metrics"]) else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _curves(metrics: Any) -> bool:
+    """Whether these are training records: dicts of numbers with a step."""
+    return isinstance(metrics, list) and all(
+        isinstance(record, dict) and "step" in record and all(isinstance(v, int | float) for v in record.values())
+        for record in metrics
+    )
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(item, str) for item in value.values())
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except ValueError:
+        raise InputError(f"{path}: not valid JSON; run again to write it anew") from None
+
+
+def _text(path: Path, remedy: str = "run again to write it") -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: missing; {remedy}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; {remedy}") from None

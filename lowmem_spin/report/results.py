@@ -1,0 +1,184 @@
+"""What runs and sweeps have stored, read back and checked. No model, no drawing: what every report is made from.
+
+read(folder)            a Run or a Sweep
+Sweep.configurations    its points, seeds gathered
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from lowmem_spin.report.statistics import Value, difference, over
+
+MATCH = "exact_match"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One line of metrics.jsonl: what is known of one policy."""
+
+    name: str
+    key: str
+    values: dict[str, Value]  # by the names of evaluation.health.Health
+    categories: dict[str, Value]  # exact match by category
+    samples: list[dict[str, str]]  # prompt_id, answer; and prompt, data, finish_reason if they were kept
+
+    @property
+    def score(self) -> Value:
+        """What policies are compared by: exact match where it is measured, else the log-prob of the data's answers."""
+        return self.values[MATCH if MATCH in self.values else "chosen_logp"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One game's folder."""
+
+    folder: Path
+    recipe: dict[str, Any]  # resolved
+    recipe_text: str
+    record: dict[str, Any]  # run.json
+    policies: list[Policy]
+    trainings: dict[str, dict[str, Any]]  # manifests of the iterates by name, of those that were found
+    missing: list[str]  # a line for each thing that a report will lack
+
+    @property
+    def base(self) -> Policy:
+        return self.policies[0]
+
+    @property
+    def played(self) -> list[Policy]:
+        """The base and the iterates."""
+        return [policy for policy in self.policies if policy.name == "base" or policy.name.startswith("iterate ")]
+
+    @property
+    def yardsticks(self) -> list[Policy]:
+        """What self-play is measured against."""
+        return [policy for policy in self.policies if policy not in self.played]
+
+    @property
+    def last(self) -> Policy:
+        return self.played[-1]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By kind of stage, over all runs of this game in this folder; empty if they were not recorded."""
+        return self.record.get("seconds", {})
+
+
+class Point(BaseModel):
+    """A sweep's point as sweep.json lists it."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    values: dict[str, Any]  # of the axes, and the seed
+    dir: str  # relative to the sweep's folder
+    status: Literal["finished", "failed", "waiting"]
+    error: str | None = None
+
+    @property
+    def seed(self) -> Any:
+        return self.values.get("seed")
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """Its place on the axes, whatever the seed."""
+        return {name: value for name, value in self.values.items() if name != "seed"}
+
+
+class Plan(BaseModel):
+    """sweep.json."""
+
+    recipe: str
+    axes: dict[str, list[Any]]
+    seeds: list[int]
+    points: list[Point]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The points of a sweep that differ in nothing but their seed."""
+
+    setting: dict[str, Any]
+    points: list[Point]
+    runs: dict[Any, Run]  # by seed, of the finished points
+
+    @property
+    def label(self) -> str:
+        return ", ".join(f"{name.rpartition('.')[2]} {plain(value)}" for name, value in self.setting.items()) or "the recipe"
+
+    @property
+    def iterates(self) -> int:
+        """Policies that every run of it has, the base among them."""
+        return min(len(run.played) for run in self.runs.values())
+
+    def value(self, name: str, place: int = -1) -> Value:
+        """A measured number of the base (place 0) or an iterate (1, 2, ...), over the seeds."""
+        return over([run.played[place].values[name] for run in self.runs.values()])
+
+    def best(self, name: str) -> int:
+        """The place of the best policy by its mean over the seeds: 0 is the base."""
+        return max(range(self.iterates), key=lambda place: self.value(name, place).mean)
+
+    def against(self, other: "Configuration", name: str) -> Value:
+        """How much higher its last iterate's number is, in pairs of runs with the same seed where there are two or more."""
+        return difference(*({seed: run.last.values[name] for seed, run in c.runs.items()} for c in (self, other)))
+
+    def same_as(self, other: "Configuration") -> bool:
+        """Whether both end in the same policies: what differs in the settings has made no difference to the game."""
+        mine, theirs = ({run.last.key for run in configuration.runs.values()} for configuration in (self, other))
+        return mine == theirs
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A folder of games that differ in the values of some recipe fields and in their seeds."""
+
+    folder: Path
+    plan: Plan
+    runs: dict[str, Run]  # of finished points, by name
+
+    @property
+    def missing(self) -> list[str]:
+        return [f"{name}: {line}" for name, run in self.runs.items() for line in run.missing]
+
+    @cached_property
+    def configurations(self) -> list[Configuration]:
+        """In the order of the sweep, those without any finished point too."""
+        groups: dict[str, list[Point]] = {}
+        for point in self.plan.points:
+            groups.setdefault(json.dumps(point.setting, sort_keys=True), []).append(point)
+        return [
+            Configuration(points[0].setting, points, {p.seed: self.runs[p.name] for p in points if p.name in self.runs})
+            for points in groups.values()
+        ]
+
+    @property
+    def finished(self) -> list[Configuration]:
+        """The configurations that have a finished point."""
+        return [configuration for configuration in self.configurations if configuration.runs]
+
+    @property
+    def score(self) -> str:
+        """Name of the number that configurations are compared by: exact match if all runs have it."""
+        return MATCH if all(MATCH in policy.values for run in self.runs.values() for policy in run.policies) else "chosen_logp"
+
+    @property
+    def best(self) -> Configuration:
+        return max(self.finished, key=lambda configuration: configuration.value(self.score).mean)
+
+
+def plain(value: Any) -> str:
+    """A recipe's value as a person writes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def field(recipe: dict[str, Any], name: str) -> Any:
+    """A recipe's value by its dotted name, None where an older or newer version has no such field."""
+    value: Any = recipe
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

@@ -1,0 +1,341 @@
+"""Reports of a played game and of sweeps made from it: what they say, and that hostile text and torn files do no harm."""
+
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+from scipy import stats
+
+from lowmem_spin.display import Display
+from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.report.page import write_all
+from lowmem_spin.report.reading import read
+from lowmem_spin.report.results import Run, Sweep
+from lowmem_spin.report.statistics import Value, difference, over, quantile, within_noise
+from lowmem_spin.report.summary import sweep_table
+from lowmem_spin.runner import run
+
+HOSTILE = (
+    "<script>alert(1)</script> $x_1$ \x1b[31m\x00 &amp; |\u202eevil\u202c | שלום\n"
+    "<img src=http://evil.example/x onerror=alert(2)>"
+)
+
+
+@pytest.fixture(scope="module")
+def game(quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder, its store beside it."""
+    folder = tmp_path_factory.mktemp("game")
+    rows = [json.loads(line) for line in (quickstart / "heldout.jsonl").read_text().splitlines()[:96]]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content: dict[str, Any] = {
+        "model": {"name_or_path": str(quickstart / "base")},
+        "data": {"path": str(folder / "rows.jsonl")},
+        "game": {"pairs": 16, "iterations": 2},
+        "generation": {"max_new_tokens": 12},
+        "training": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 1e-3},
+        "evaluation": {"path": str(folder / "rows.jsonl"), "metric": "exact_match", "health_prompts": 24, "compare_sft": True},
+        "output": {"dir": str(folder / "run"), "store": str(folder / "store")},
+    }
+    run(Recipe.model_validate(content), folder, Display(Console(quiet=True)))
+    return folder / "run"
+
+
+@pytest.fixture
+def played(game: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(game, tmp_path / "run", symlinks=False))
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def rewrite(folder: Path, lines: list[dict[str, Any]]) -> None:
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def sweep(folder: Path, game: Path, scores: dict[tuple[float, Any, int], float | str]) -> Path:
+    """A sweep's folder over (alpha, history, seed): the last iterate's exact match, or a state without results."""
+    points = []
+    for (alpha, history, seed), score in scores.items():
+        name = f"alpha-{alpha}_history-{history}_seed-{seed}"
+        values = {"game.alpha": alpha, "game.history": history, "seed": seed}
+        status = score if isinstance(score, str) else "finished"
+        error = "out of memory <b>&" if status == "failed" else None
+        points.append({"name": name, "values": values, "dir": f"points/{name}", "status": status, "error": error})
+        if isinstance(score, float):
+            shutil.copytree(game, folder / "points" / name, symlinks=False)
+            lines = records(folder / "points" / name)
+            lines[2]["exact_match"] = score
+            lines[2]["policy"] = f"key of {name}"
+            rewrite(folder / "points" / name, lines)
+            record = json.loads((folder / "points" / name / "run.json").read_text())
+            record["policies"]["iterate 1"] = f"key of {name}"
+            (folder / "points" / name / "run.json").write_text(json.dumps(record))
+    axes = {"game.alpha": sorted({a for a, _, _ in scores}), "game.history": list(dict.fromkeys(h for _, h, _ in scores))}
+    seeds = sorted({seed for _, _, seed in scores})
+    (folder / "sweep.json").write_text(json.dumps({"recipe": "quickstart", "axes": axes, "seeds": seeds, "points": points}))
+    return folder
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its tags, attributes and text; complains if tags do not match."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "input", "hr"})
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.words = ""
+        self.stack: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        assert not self.stack
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.stack.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def check_offline(page: Page) -> None:
+    assert not set(page.tags) & {"script", "img", "link", "iframe", "object", "image", "foreignobject"}
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    links = [value for _, name, value in page.attributes if name in ("href", "src", "xlink:href")]
+    assert all(link.startswith(("#", "./")) for link in links)
+    assert page.tags.count("style") == 1  # the page's; one in a figure would hold for the whole page
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    referred = set(re.findall(r"url\(#([^)]+)\)", " ".join(value for _, _, value in page.attributes)))
+    assert referred | {link[1:] for link in links if link.startswith("#")} == set(ids)
+
+
+def cells(markdown: str, first: str) -> list[str]:
+    (line,) = [line for line in markdown.splitlines() if line.startswith(f"| {first} |")]
+    return [cell.strip() for cell in line.strip("|").split(" |")]
+
+
+def number(mean: float, error: float, digits: int, sign: str = "", reach: float = 1.96) -> str:
+    return f"{round(mean, digits) + 0.0:{sign}.{digits}f} ±{reach * error:.{digits}f}"
+
+
+def test_the_table_of_a_run_has_the_numbers_of_metrics(played: Path) -> None:
+    write_all(read(played))
+    text = (played / "report.md").read_text()
+    lines = records(played)
+    assert len(lines) == 4
+    for line in lines:
+
+        def shown(name: str, sign: str = "", share: bool = False, line: dict[str, Any] = line) -> str:
+            scale = 100 if share else 1
+            return number(scale * line[name], scale * line[f"{name}_se"], 1 if share else 2, sign)
+
+        drift = [shown(name) for name in ("kl_to_base", "kl_to_previous", "kl_from_base")]
+        expected = [line["name"], shown("exact_match", share=True), shown("gain", "+", share=True)]
+        expected += [shown("sampled_accuracy", share=True), shown("chosen_logp"), *drift, shown("length")]
+        expected += [shown("truncated", share=True), shown("identical", share=True)]
+        if line["name"] == "base":
+            expected[2], expected[5:8] = "", [""] * 3
+        assert cells(text, line["name"]) == expected
+
+
+def test_the_gain_is_paired(played: Path) -> None:
+    """On the same 96 rows: its error is not that of two independent scores, and the base gains nothing."""
+    base, _, last, _ = records(played)
+    assert (base["gain"], base["gain_se"]) == (0, 0)
+    assert math.isclose(last["gain"], last["exact_match"] - base["exact_match"])
+    p, q, rows = base["exact_match"], last["exact_match"], 96
+    both = [shared / rows for shared in range(rows + 1)]  # P(both right): the variance has to be that of one of these
+    possible = [(p + q - 2 * share - (q - p) ** 2) / (rows - 1) for share in both]
+    assert min(abs(last["gain_se"] ** 2 - variance) for variance in possible) < 1e-12
+
+
+def test_hostile_text_is_shown_and_is_no_markup(played: Path) -> None:
+    lines = records(played)
+    for line in lines:
+        for sample in line["samples"]:
+            sample |= {"prompt": HOSTILE, "data": HOSTILE, "answer": HOSTILE}
+        for name in [name for name in line if name.startswith("exact_match/")][:3]:
+            line[name.replace("exact_match/", f"exact_match/{HOSTILE}")] = line[name]
+            line[name.replace("exact_match/", f"exact_match/{HOSTILE}") + "_se"] = 0.0
+    rewrite(played, lines)
+    write_all(read(played))
+    page = Page(played / "report.html")
+    check_offline(page)
+    source = (played / "report.html").read_text(encoding="utf-8")
+    assert not re.findall("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]", source)
+    assert page.words.count("<script>alert(1)</script> $x_1$ \\x1b[31m\\x00 &amp; |\\u202eevil\\u202c | שלום") >= 2 * 8
+    assert "\n<img src=http://evil.example/x onerror=alert(2)>" in page.words
+
+
+def test_the_page_stands_alone_and_says_what_was_played(played: Path) -> None:
+    write_all(read(played))
+    page = Page(played / "report.html")
+    check_offline(page)
+    for sample in records(played)[-1]["samples"]:
+        assert sample["prompt"] in page.words  # kept with the data: sort: ..., max: ...
+        assert sample["data"] in page.words
+        assert sample["answer"] in page.words
+    record = json.loads((played / "run.json").read_text())
+    assert all(key in page.words for key in record["policies"].values())
+    assert (played / "recipe.yaml").read_text() in page.words
+    assert record["seconds"]["train"] > 0
+    pictures = {path.name for path in played.glob("report_*.png")}
+    assert {"report_score.png", "report_radar.png", "report_kl.png", "report_training_margin.png"} <= pictures
+    assert page.tags.count("svg") == len(pictures)
+
+
+def test_the_prompts_shown_are_those_of_the_rows(played: Path, game: Path) -> None:
+    rows = [json.loads(line) for line in (game.parent / "rows.jsonl").read_text().splitlines()]
+    given = {row["prompt"]: row["completion"] for row in rows}
+    samples = records(played)[0]["samples"]
+    assert len({sample["prompt_id"] for sample in samples}) == 8
+    assert all(given[sample["prompt"]] == sample["data"] for sample in samples)
+
+
+def test_the_seconds_of_a_game_add_up_over_its_runs(game: Path) -> None:
+    before = json.loads((game / "run.json").read_text())
+    (game / "report.html").unlink()
+    again = Recipe.model_validate(yaml.safe_load((game / "recipe.yaml").read_text()))
+    run(again, game.parent, Display(Console(quiet=True)))
+    after = json.loads((game / "run.json").read_text())
+    assert after["policies"] == before["policies"]
+    assert {kind: after["seconds"][kind] for kind in ("generate", "score", "train")} == {
+        kind: before["seconds"][kind] for kind in ("generate", "score", "train")
+    }
+    assert after["seconds"]["report"] > before["seconds"]["report"] > 0
+    assert (game / "report.html").is_file()
+
+
+def test_the_same_results_give_the_same_bytes(played: Path) -> None:
+    first = {path.name: path.read_bytes() for path in write_all(read(played))}
+    again = {path.name: path.read_bytes() for path in write_all(read(played))}
+    assert first == again
+
+
+def test_a_run_elsewhere_without_its_store_says_what_is_missing(played: Path) -> None:
+    shutil.rmtree(played / "iterates")
+    resolved = yaml.safe_load((played / "recipe.yaml").read_text())
+    resolved["output"]["store"] = "gone"
+    (played / "recipe.yaml").write_text(yaml.safe_dump(resolved))
+    results = read(played)
+    assert isinstance(results, Run)
+    assert len(results.missing) == 1
+    assert "no training curves of iterate 0, iterate 1" in results.missing[0]
+    write_all(results)
+    assert results.missing[0] in Page(played / "report.html").words
+    assert not list(played.glob("report_training_*.png"))
+
+
+def test_a_sweep_compares_configurations_over_their_seeds(game: Path, tmp_path: Path) -> None:
+    scores = {(0.5, 1): [0.50, 0.60, 0.54], (1.0, 1): [0.62, 0.70, 0.65], (0.5, "inf"): [0.63, 0.66, 0.66]}
+    points = {(*cell, seed): score for cell, values in scores.items() for seed, score in enumerate(values)}
+    folder = sweep(tmp_path, game, points | {(1.0, "inf", 0): "failed", (1.0, "inf", 1): "waiting"})  # type: ignore[operator]
+    results = read(folder)
+    write_all(results)
+    text = (folder / "report.md").read_text()
+    page = Page(folder / "report.html")
+    check_offline(page)
+    best = np.array(scores[1.0, 1])
+    for (alpha, history), values in scores.items():
+        row = cells(text, f"{alpha} | {history} | 3")
+        reach = float(stats.t.ppf(0.975, 2))
+        assert row[3] == number(100 * float(np.mean(values)), 100 * stats.sem(values), 1, reach=reach)
+        if (alpha, history) != (1.0, 1):
+            apart = np.array(values) - best
+            noise = ", within noise" if stats.ttest_rel(values, best).pvalue > 0.05 else ""
+            assert row[4] == number(100 * apart.mean(), 100 * stats.sem(apart), 1, "+", reach) + noise
+    assert cells(text, "1.0 | 1 | 3")[4] == "the best"
+    noisy = ["within noise" in cells(text, f"0.5 | {history} | 3")[4] for history in (1, "inf")]
+    assert noisy == [False, True]
+    assert cells(text, "1.0 | inf | 0 of 2, 1 failed, 1 waiting")[3:] == [""] * 9
+    assert cells(text, "alpha-1.0\\_history-inf\\_seed-0")[1:] == ["failed", "out of memory &lt;b&gt;&amp;"]
+    assert "out of memory <b>&" in page.words
+    assert (folder / "report_heatmap.png").is_file()
+    assert len([tag for tag, name, _ in page.attributes if (tag, name) == ("a", "href")]) == 9  # to the finished points' pages
+    console = Console(file=io.StringIO(), width=100, record=True)
+    assert isinstance(results, Sweep)
+    console.print(sweep_table(results))
+    assert "0 of 2, 1" in console.export_text()
+
+
+def test_a_sweep_with_nothing_finished_is_a_page_too(game: Path, tmp_path: Path) -> None:
+    folder = sweep(tmp_path, game, {(0.5, 1, 0): "failed", (1.0, 1, 0): "waiting"})
+    write_all(read(folder))
+    words = Page(folder / "report.html").words
+    assert "No point is finished yet." in words
+    assert "out of memory <b>&" in words
+
+
+def test_intervals_against_scipy() -> None:
+    assert all(abs(quantile(freedom) / stats.t.ppf(0.975, freedom) - 1) < 1e-3 for freedom in range(1, 300))
+    means = [0.3, 0.5, 0.7, 0.35]
+    low, high = stats.t.interval(0.95, 3, np.mean(means), stats.sem(means))
+    found = over([Value(mean, 0.01) for mean in means])
+    assert np.allclose([found.mean - found.half, found.mean + found.half], [low, high], atol=1e-3)
+    one, other = {1: Value(0.5, 0.03)}, {1: Value(0.6, 0.04), 2: Value(0.9, 0.04)}
+    apart = difference(one, other)  # on the one seed that both have, errors as if independent
+    assert np.allclose([apart.mean, apart.error], [-0.1, 0.05])
+    assert not within_noise(apart)
+    assert within_noise(Value(0.0979, 0.05))
+
+
+@pytest.mark.parametrize(
+    ("harm", "line"),
+    [
+        (shutil.rmtree, "is no folder"),
+        (lambda run: (run / "run.json").unlink(), "is neither a run nor a sweep"),
+        (lambda run: (run / "run.json").write_text("{"), "run.json: not valid JSON"),
+        (lambda run: (run / "metrics.jsonl").unlink(), "metrics.jsonl: missing; run the recipe again"),
+        (lambda run: (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes()[:-300]), "line 4 is not a whole"),
+        (lambda run: rewrite(run, records(run)[:3]), "no record of plain SFT"),
+        (lambda run: rewrite(run, [{**r, "policy": "other"} for r in records(run)]), "another game's results"),
+        (lambda run: rewrite(run, [{**r, "length": None} for r in records(run)]), "line 1 is not a whole record"),
+        (lambda run: (run / "metrics.jsonl").write_bytes(b"\xff"), "not UTF-8"),
+        (lambda run: (run / "recipe.yaml").write_text("- 1"), "not a recipe"),
+        (lambda run: (run / "sweep.json").write_text('{"recipe": "x"}'), "sweep.json: axes: Field required"),
+    ],
+)
+def test_folders_that_do_not_read_back_are_one_line(played: Path, harm: Any, line: str) -> None:
+    harm(played)
+    with pytest.raises(InputError) as error:
+        read(played)
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_needs_no_torch_and_torn_results_end_it_with_2(played: Path) -> None:
+    report = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; "
+        "from lowmem_spin.cli import main; sys.argv[1:] = ['report', sys.argv[1]]; main()"
+    )
+    command = [sys.executable, "-c", report, str(played)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"page     {played / 'report.html'}" in done.stdout
+    (played / "metrics.jsonl").write_text('{"name": ')
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    line = "line 1 is not a whole record of a policy; run the recipe again to finish the game"
+    assert done.stderr == f"error: {played / 'metrics.jsonl'}: {line}\n"
