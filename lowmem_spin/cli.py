@@ -113,26 +113,46 @@ def recipe(
 
 
 @app.command()
-def plan(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
-    """Say how much memory each stage needs and on which cards it fits. Runs nothing."""
+def plan(
+    recipe: RecipeName = "quickstart",
+    alpha: Alphas = None,
+    history: Histories = None,
+    grid: Grid = None,
+    seeds: Seeds = 1,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON and nothing else.")] = False,
+) -> None:
+    """Say what a recipe or a sweep of it would compute, what is stored already, and the memory it needs. Runs nothing."""
+    import json
+
     from rich.console import Console
 
+    from lowmem_spin import grid as points
+    from lowmem_spin import planning
     from lowmem_spin.budget import read_shape
     from lowmem_spin.display import Display
-    from lowmem_spin.recipe import find, load
-    from lowmem_spin.report.plan import memory, verdicts
-    from lowmem_spin.sources import Sources
+    from lowmem_spin.recipe import find
+    from lowmem_spin.report import plan as tables
 
-    display = Display(Console())
-    path = find(recipe)
-    asked = load(path, overrides or [])
-    sources = Sources(path.parent, Path(asked.output.store) / "sources.json")
-    shape = read_shape(sources.model(asked.model.name_or_path, asked.model.revision))
-    dtype = "bfloat16" if asked.model.dtype == "auto" else asked.model.dtype
-    display.console.print(memory(asked, shape, dtype))
-    for line in verdicts(asked, shape, dtype):
-        display.say(line)
-    display.say("By the documented model of budget.py; its allowances for a GPU are not measured yet.")
+    path, varied = find(recipe), points.axes(alpha, history, grid or [])
+    asked = points.points(path, overrides or [], varied, seeds)
+    made = planning.plan(asked, path.parent)
+    if as_json:
+        print(json.dumps(made.record(), indent=2))
+        return
+    display, first = Display(Console()), made.found.recipe
+    display.console.print(tables.rows(made))
+    display.console.print(tables.stages_left(made))
+    if made.found.model.resolved:
+        dtype = made.found.choices.where.dtype if made.found.choices.where.device == "cuda" else "bfloat16"
+        shape = read_shape(made.found.model)
+        display.console.print(tables.memory(first, shape, dtype))
+        for line in tables.verdicts(first, shape, dtype):
+            display.say(line)
+    for note in made.notes:
+        display.say(note, "yellow")
+    measured = all(line.measured for line in made.lines if line.to_do)
+    display.say(f"Times are {'from `lowmem-spin bench` on this machine' if measured else 'computed, not measured here'}.")
 
 
 @app.command()

@@ -9,6 +9,8 @@ from lowmem_spin.keys import digest
 from lowmem_spin.recipe import InputError, Model
 from lowmem_spin.store import sha256, write_json
 
+UNRESOLVED = "unresolved"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -21,6 +23,15 @@ class Source:
     @property
     def local(self) -> bool:
         return self.revision is None
+
+    @property
+    def resolved(self) -> bool:
+        """Whether it was found: a plan also goes on with what it cannot reach."""
+        return self.revision != UNRESOLVED
+
+
+class UnreachableError(InputError):
+    """A hub that does not answer: what is asked of it may be there."""
 
 
 def base_key(asked: Model, model: Source, adapter: Source | None) -> str:
@@ -35,8 +46,9 @@ class Sources:
     A hub revision is resolved once per store, so that a game that goes on tomorrow plays with the same files.
     """
 
-    def __init__(self, beside: Path, memory: Path) -> None:
-        self.beside, self.memory = beside, memory
+    def __init__(self, beside: Path, memory: Path, patient: bool = False) -> None:
+        self.beside, self.memory, self.patient = beside, memory, patient
+        self.unresolved: list[str] = []  # names that a patient search could not reach
         self._known: dict[str, str] = json.loads(memory.read_text()) if memory.exists() else {}
 
     def model(self, name: str, revision: str | None) -> Source:
@@ -89,7 +101,13 @@ class Sources:
         return self._remembered(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}", lambda: sha256(path))
 
     def _hub(self, name: str, revision: str | None, field: str, kind: str) -> Source:
-        commit = self._remembered(f"hub|{kind}|{name}|{revision}", lambda: _commit(name, revision, field, kind))
+        try:
+            commit = self._remembered(f"hub|{kind}|{name}|{revision}", lambda: _commit(name, revision, field, kind))
+        except UnreachableError:
+            if not self.patient:
+                raise
+            self.unresolved.append(name)
+            return Source(name, UNRESOLVED, digest({"kind": UNRESOLVED, "name": name, "revision": revision}))
         return Source(name, commit, commit)
 
     def _remembered(self, name: str, find: Any) -> str:
@@ -132,6 +150,6 @@ def _commit(name: str, revision: str | None, field: str, kind: str) -> str:
             return Path(snapshot_download(name, revision=revision, repo_type=kind, local_files_only=True)).name
         except (hub.LocalEntryNotFoundError, OSError):
             why = "offline mode is on" if isinstance(unreachable, hub.OfflineModeIsEnabled) else "the hub cannot be reached"
-            raise InputError(
+            raise UnreachableError(
                 f"{field}: {name!r} is not here as a path or in the hub cache, and {why}; connect, or run {command} first"
             ) from None

@@ -1,15 +1,62 @@
-"""The plan of a game as a table: what each stage needs, and on which cards it fits."""
+"""A plan as tables: the rows and hours of every stage, its memory, and the cards it fits on."""
+
+import math
 
 from rich import box
 from rich.table import Table
 
-from lowmem_spin.budget import CARDS, CONTEXT, FRAGMENTATION, Shape, advice, peak, stages
-from lowmem_spin.recipe import Recipe
+from lowmem_spin.budget import CARDS, CONTEXT, FRAGMENTATION, Shape, advice, peak, served, stages, tenancy
+from lowmem_spin.counting import GAME_KINDS
+from lowmem_spin.planning import Line, Plan
+from lowmem_spin.recipe import InputError, Recipe
+
+RAM = 12.7e9  # bytes free on the smallest host that has such cards, a free Colab
+
+
+def rows(plan: Plan) -> Table:
+    """Rows by kind of stage: of independent runs, of runs that share a store, stored, to do; and the time for the rest."""
+    table = Table(title=f"Rows of {len(plan.points)} game{'s' * (len(plan.points) > 1)}", box=box.SIMPLE_HEAD)
+    table.add_column("stage", no_wrap=True)
+    for heading in ("each alone", "shared", "saved", "stored", "to do", "time left"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for kind, total in plan.totals().items():
+        alone, shared = total["independent"], total["shared"]
+        saved = f"{1 - shared / alone:.0%}" if alone else ""
+        counts = [f"{alone:,}", f"{shared:,}", saved, f"{total['stored']:,}", f"{total['to_do']:,}"]
+        table.add_row(kind, *counts, clock(total["seconds"]), end_section=kind == GAME_KINDS[-1])
+    return table
+
+
+def stages_left(plan: Plan) -> Table:
+    """Distinct stages in the order in which they are first needed; those of like name in one line."""
+    table = Table(title="Distinct stages", box=box.SIMPLE_HEAD)
+    table.add_column("stage", no_wrap=True)
+    for heading in ("policies", "rows", "stored", "to do", "time left"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    grouped: dict[str, list[Line]] = {}
+    for line in plan.lines:
+        if line.unit.kind in GAME_KINDS:
+            grouped.setdefault(f"{line.unit.kind} {'by ' * (line.unit.kind != 'train')}{line.label}", []).append(line)
+    for name, lines in grouped.items():
+        policies = len({line.unit.policy for line in lines})
+        sums = (sum(getattr(line, part) for line in lines) for part in ("rows", "stored", "to_do"))
+        table.add_row(name, str(policies), *(f"{total:,}" for total in sums), clock(sum(line.seconds for line in lines)))
+    return table
+
+
+def clock(seconds: float | None) -> str:
+    """A duration to two figures or so."""
+    if seconds is None or math.isnan(seconds):
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def memory(recipe: Recipe, shape: Shape, dtype: str) -> Table:
     """Gigabytes of each term by stage, in the worst case of rows as long as the recipe allows."""
     found = stages(recipe, shape, dtype)
+    found = {"generate": found["generate"], "with vllm": served(recipe, shape, dtype), **found}
     table = Table(title=f"Memory on a GPU in {dtype}, GB, rows at full length", box=box.SIMPLE_HEAD)
     table.add_column("term", no_wrap=True)
     for stage in found:
@@ -27,5 +74,9 @@ def verdicts(recipe: Recipe, shape: Shape, dtype: str) -> list[str]:
     lines = []
     for card, limit in CARDS.items():
         changes = list(advice(recipe, shape, dtype, limit))
-        lines.append(f"{card:<11} " + ("fits" if not changes else "does not fit: " + "; ".join(changes)))
+        try:
+            beside = f"with vllm: {tenancy(recipe, shape, dtype, limit, RAM).residency}"
+        except InputError:
+            beside = "no room for vllm"
+        lines.append(f"{card:<11} " + ("fits" if not changes else "does not fit: " + "; ".join(changes)) + f" ({beside})")
     return lines

@@ -1,0 +1,200 @@
+"""Sweeps and plans: what is counted is what is computed; games in step end as games alone; kills, hours and failures."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lowmem_spin.game import Inputs, play
+from lowmem_spin.grid import axes, points
+from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.sweep import in_step, numbered
+
+SMALL = ["game.pairs=128", "game.iterations=3", "data.resample=false", "evaluation.health_prompts=16"]
+SMALL += ["evaluation.compare_sft=false", "evaluation.metric=none", "evaluation.path=null", "generation.max_new_tokens=12"]
+GRID = ["--alpha", "0.5,1.0", "--history", "1,2,inf"]
+
+
+def command(name: str, folder: Path, *more: str) -> list[str]:
+    chosen = [*SMALL, f"output.dir={folder / 'game'}", f"output.store={folder / 'store'}"]
+    return [sys.executable, "-m", "lowmem_spin.cli", name, "quickstart", *more, *(w for v in chosen for w in ("--set", v))]
+
+
+def finished(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command("sweep", folder, *GRID, *more), capture_output=True, text=True, check=False)
+
+
+def planned(folder: Path) -> dict[str, Any]:
+    answer = subprocess.run(command("plan", folder, *GRID, "--json"), capture_output=True, text=True, check=True)
+    return json.loads(answer.stdout)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    before = planned(folder)
+    (folder / "before.json").write_text(json.dumps(before))
+    result = finished(folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def adapters(folder: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in folder.glob("store/adapters/*/adapter_model.safetensors")}
+
+
+def rows_in(store: Path) -> Counter[str]:
+    """Rows of the tables and the pairs of the adapters, counted in the files themselves."""
+    counts: Counter[str] = Counter()
+    for kind, name in (("completions", "generate"), ("logps", "score")):
+        for path in store.glob(f"{kind}/*/*.parquet"):
+            counts[name] += pq.read_metadata(path).num_rows
+    for path in store.glob("adapters/*/manifest.json"):
+        counts["train"] += json.loads(path.read_text())["rows"]
+    return counts
+
+
+def test_what_was_planned_is_what_was_computed(whole: Path) -> None:
+    before, after = json.loads((whole / "before.json").read_text())["totals"], planned(whole)
+    assert after["exact"] and before["generate"] == before["generate"] | {"stored": 0}
+    for kind in ("generate", "score", "train"):
+        assert before[kind]["shared"] == after["totals"][kind]["shared"] == after["totals"][kind]["stored"], kind
+        assert after["totals"][kind]["to_do"] == 0
+    stages = after["stages"]
+    of_tables = Counter({"generate": 0, "score": 0, "train": 0})
+    for stage in stages:
+        of_tables["generate" if stage["side"] == "completions" else "train" if stage["side"] == "pairs" else "score"] += stage[
+            "rows"
+        ]
+    assert of_tables == rows_in(whole / "store")  # nothing is in the store that was not planned
+
+
+def test_the_numbers_are_the_ones_derived_by_hand(whole: Path) -> None:
+    """6 games of 3 iterations over 128 prompts; in passes of the prompt set.
+
+    Generate: the base once; iterate 0 once; iterate 1: one of (alpha, h = 1) and half of h = 2's and inf's each.
+    At t = 1, h = 1 and inf are one game, so 2 x 2 second iterates; h = 2 answers with a half from iterate 0, which h = 1
+    has in full. At t = 2 h = 1 asks all of its iterate 1, inf the newer half of the same, h = 2 a half of its own.
+    """
+    totals = planned(whole)["totals"]
+    passes = {
+        kind: (totals[kind]["independent"] / 128, totals[kind]["shared"] / 128) for kind in ("generate", "score", "train")
+    }
+    assert passes["generate"] == (18, 1 + 1 + 2 * (1 + 0.5))
+    assert passes["train"] == (18, 1 + 4 + 6)
+    # alpha 1: 2 passes at each t; alpha 0.5: 2 at t = 0, else 4. Three histories each.
+    assert passes["score"][0] == 3 * 6 + 3 * 10
+
+
+def test_a_game_in_step_is_the_game_alone(whole: Path, tmp_path: Path) -> None:
+    alone = subprocess.run(
+        command("run", tmp_path, "--set", "game.alpha=0.5", "--set", "game.history=2"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert alone.returncode == 0, alone.stderr
+    record = json.loads((tmp_path / "game" / "run.json").read_text())
+    point = json.loads((whole / "game-sweep" / "points" / "alpha-0.5_history-2_seed-42" / "run.json").read_text())
+    assert point["policies"] == record["policies"]
+    together = adapters(whole)
+    for key, weights in adapters(tmp_path).items():
+        assert together[key] == weights
+
+
+def test_five_kills_and_the_table_is_the_same(whole: Path, tmp_path: Path) -> None:
+    draw = random.Random(5)
+    for _ in range(5):
+        process = subprocess.Popen(command("sweep", tmp_path, *GRID), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        time.sleep(draw.uniform(5, 9))
+        process.send_signal(draw.choice([signal.SIGKILL, signal.SIGINT]))
+        process.communicate()
+    assert finished(tmp_path).returncode == 0
+    assert adapters(tmp_path) == adapters(whole)
+    assert rows_in(tmp_path / "store") == rows_in(whole / "store")
+    for point in (whole / "game-sweep" / "points").iterdir():
+        mine = tmp_path / "game-sweep" / "points" / point.name / "metrics.jsonl"
+        assert mine.read_text() == (point / "metrics.jsonl").read_text()
+
+
+def test_hours_that_are_over_stop_it_with_all_that_was_computed_stored(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "store" / "data", tmp_path / "store" / "data")
+    result = finished(tmp_path, "--max-hours", "0.002")
+    assert result.returncode == 0, result.stderr
+    assert "0.002 hours are over; what is finished is stored" in result.stdout
+    states = [point["status"] for point in json.loads((tmp_path / "game-sweep" / "sweep.json").read_text())["points"]]
+    assert "waiting" in states
+    before = rows_in(tmp_path / "store")
+    assert before["generate"] and before < rows_in(whole / "store")
+
+
+def test_one_points_failure_does_not_stop_the_others(tmp_path: Path) -> None:
+    shape = ["--alpha", "0.5", "--grid", "game.pairs=64,1000000", "--set", "game.iterations=1"]
+    result = subprocess.run(command("sweep", tmp_path, *shape), capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    found = json.loads((tmp_path / "game-sweep" / "sweep.json").read_text())["points"]
+    assert [point["status"] for point in found] == ["finished", "failed"]
+    assert found[1]["error"].startswith("game.pairs: 1000000 prompts asked")
+    assert "alpha-0.5_pairs-1000000_seed-42 failed: game.pairs" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--alpha", ""], "--grid 'game.alpha=': write it as field=value,value"),
+        (["--alpha", "0.5,2"], "game.alpha: 2 cannot be used"),
+        (["--grid", "game.aplha=1,2"], "did you mean alpha?"),
+        (["--alpha", "1", "--grid", "game.alpha=0.5"], "game.alpha is varied twice"),
+        (["--seeds", "0"], "--seeds 0: at least 1 is needed"),
+        (["--grid", "game.alpha=[1"], "not valid YAML"),
+        (["--grid", "seed=1,2"], "use --seeds"),
+        (["--alpha", "0.5", "--max-hours", "-1"], "--max-hours -1.0: cannot be used"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], line: str, tmp_path: Path) -> None:
+    result = subprocess.run(command("sweep", tmp_path, *arguments), capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert line in result.stderr and len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr
+    assert not (tmp_path / "game-sweep").exists()
+
+
+def test_a_plan_loads_no_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys; from lowmem_spin.cli import app; app(standalone_mode=False); assert 'torch' not in sys.modules, 'torch'"
+    )
+    arguments = command("plan", tmp_path, *GRID)[3:]
+    result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 4), st.sampled_from([1, 2, "inf"]), st.booleans()), min_size=1, max_size=4))
+def test_every_game_keeps_its_order_and_no_policy_plays_before_it_is_trained(shapes: list[tuple[int, Any, bool]]) -> None:
+    games = []
+    for iterations, history, sft in shapes:
+        content = {"game": {"iterations": iterations, "history": history, "pairs": 10}, "evaluation": {"compare_sft": sft}}
+        recipe = Recipe.model_validate({"model": {"name_or_path": "m"}, "data": {"path": "d"}, **content})
+        games.append(numbered(list(play(recipe, Inputs("b", "d", {}, {})))))
+    order = in_step(games)
+    for number, game in enumerate(games):
+        assert [stage for which, stage in order if which == number] == [stage for _, stage in game]
+
+
+def test_names_are_unique_and_files_can_bear_them(quickstart: Path) -> None:
+    varied = axes("0.5,1", None, ["training.lora.target_modules=all-linear,[q_proj,v_proj]", "model.name_or_path=a/b,'../c d'"])
+    names = [point.name for point in points(quickstart.parent / "quickstart.yaml", [], varied, 2)]
+    assert len(set(names)) == len(names) == 16
+    assert all("/" not in name and " " not in name for name in names)
+    with pytest.raises(InputError, match="a value is empty"):
+        axes("0.5,null", None, [])
