@@ -12,18 +12,19 @@ from lowmem_spin.game import Draw, Inputs, Pairs, Stage, Train, play
 from lowmem_spin.keys import digest
 from lowmem_spin.recipe import Recipe
 from lowmem_spin.sources import Source, Sources, base_key
-from lowmem_spin.store import Store, write_parquet
+from lowmem_spin.store import Store, Table, write_parquet
 from lowmem_spin.tables import Tables
 from lowmem_spin.tenants import Choices, Pool, Tenants, choose
 
 
 @dataclass
 class Shared:
-    """What the games of a sweep have in common in this process: engines, stores and rows are opened once."""
+    """What the games of a sweep have in common in this process: engines, stores, tables and rows are opened once."""
 
     engines: Pool = field(default_factory=Pool)
     stores: dict[str, Store] = field(default_factory=dict)
     rows: dict[Path, Rows] = field(default_factory=dict)
+    tables: dict[str, dict[str, Table]] = field(default_factory=dict)  # by store
 
     def store(self, root: str, display: Display) -> Store:
         if root not in self.stores:
@@ -139,6 +140,7 @@ def open_game(recipe: Recipe, beside: Path, display: Display, shared: Shared) ->
         display,
         recipe.runtime.generation_batch_size,
         recipe.runtime.scoring_batch_size,
+        shared.tables.setdefault(recipe.output.store, {}),
     )
     folder = Path(recipe.output.dir or "runs/game")
     game = Game(found, inputs, list(play(recipe, inputs)), rows, pool, held, tables, store, folder)

@@ -87,6 +87,7 @@ class Tables:
     Args:
         base_adapter: folder of the adapter that the base policy has, if it has one.
         engines: opened on first use, so that a finished game loads no model.
+        opened: tables by key, which all games of a sweep hold in memory once.
     """
 
     def __init__(
@@ -99,11 +100,12 @@ class Tables:
         progress: Progress,
         generation_batch: int,
         scoring_batch: int,
+        opened: dict[str, Table],
     ) -> None:
         self.store, self.base, self.base_adapter, self.learner_identity = store, base, base_adapter, learner
         self.engines, self.progress = engines, progress
         self.generation_batch, self.scoring_batch = generation_batch, scoring_batch
-        self._open: dict[str, Table] = {}
+        self._open = opened
 
     def adapter(self, policy: str) -> Path | None:
         """The policy's adapter folder; None is the frozen base as it is."""
