@@ -14,7 +14,7 @@ from lowmem_spin.opening import Game, Shared, open_game
 from lowmem_spin.recipe import Recipe
 from lowmem_spin.records import add_seconds, link_iterate, write_record
 from lowmem_spin.report import table
-from lowmem_spin.tables import Answer, Scored
+from lowmem_spin.tables import Answer, Prompt, Scored
 from lowmem_spin.trackers import Tracker
 
 PICTURES = ("iterates.png", "report.html")
@@ -119,7 +119,7 @@ def _negatives(game: Game, pairs: Pairs) -> list[tuple[int, Answer]]:
     """(place of the row, the opponent's answer) for every pair of an iteration."""
     places = game.places(pairs)
     shares = [(policy, [places[index] for index in share]) for policy, share in pairs.assign()]
-    asked = [(policy, [(game.rows.ids[place], game.rows.prompt(place)) for place in mine]) for policy, mine in shares]
+    asked = [(policy, [Prompt(game.rows.ids[place], game.rows.prompt(place)) for place in mine]) for policy, mine in shares]
     label = "by " + ", ".join(_name(game, policy) for policy, _ in shares)
     answers = game.tables.answers(asked, pairs.sampling, label)
     return [pair for (_, mine), given in zip(shares, answers, strict=True) for pair in zip(mine, given, strict=True)]

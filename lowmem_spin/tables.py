@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,8 +20,16 @@ from lowmem_spin.store import Store, Table, Tokens, token_arrays
 ROOM = 2**20  # bytes: a disk with less is full
 
 
-Prompt = tuple[str, Tokens]
-"""Prompt id and token ids."""
+class Prompt(NamedTuple):
+    """What one completion is asked of."""
+
+    id: str
+    tokens: Tokens
+    sample: int = 0  # of several answers to one prompt
+
+    @property
+    def name(self) -> tuple[str, int]:
+        return self.id, self.sample
 
 
 class Meter(Protocol):
@@ -129,7 +137,7 @@ class Tables:
             names = sampling.asked(policy)
             tables[policy] = self._table("completions", digest(names), names, policy)
         stored = {policy: _answers(table) for policy, table in tables.items()}
-        if any(prompt_id not in stored[policy] for policy, prompts in asked for prompt_id, _ in prompts):
+        if any(prompt.name not in stored[policy] for policy, prompts in asked for prompt in prompts):
             with ExitStack() as held:
                 for key in sorted(table.key for table in tables.values()):  # in one order, so that no two wait for each other
                     held.enter_context(self.store.writing(key))
@@ -138,20 +146,20 @@ class Tables:
                 for table in tables.values():
                     table.merge()
                 stored = {policy: _answers(table) for policy, table in tables.items()}
-        return [[stored[policy][prompt_id] for prompt_id, _ in prompts] for policy, prompts in asked]
+        return [[stored[policy][prompt.name] for prompt in prompts] for policy, prompts in asked]
 
     def _generate(
         self,
         asked: Sequence[tuple[str, Sequence[Prompt]]],
         sampling: Sampling,
         tables: dict[str, Table],
-        stored: dict[str, dict[str, Answer]],
+        stored: dict[str, dict[tuple[str, int], Answer]],
         label: str,
     ) -> None:
         # Batches are cut from the stage's whole list, so an interrupted stage goes on with the same ones. The longest
         # come first: a batch that does not fit in memory fails at once and not after hours.
         groups = [
-            [(policy, *prompt) for prompt in sorted(dict(prompts).items(), key=lambda item: (-len(item[1]), item[0]))]
+            [(policy, prompt) for prompt in sorted(_once(prompts), key=lambda prompt: (-len(prompt.tokens), prompt.name))]
             for policy, prompts in asked
         ]
         generator = self.engines.generator()
@@ -160,13 +168,13 @@ class Tables:
         batches = [batch for group in groups for batch in _batches(group, self.generation_batch)]
         with self.progress.stage("generate", label, sum(map(len, batches))) as meter:
             for batch in batches:
-                missing = [item for item in batch if item[1] not in stored[item[0]]]
+                missing = [(policy, prompt) for policy, prompt in batch if prompt.name not in stored[policy]]
                 meter.advance(len(batch) - len(missing))
                 if missing:
                     completions = generator.generate(
                         [
-                            Request(self.adapter(policy), prompt, number(tables[policy].key, prompt_id, 0))
-                            for policy, prompt_id, prompt in missing
+                            Request(self.adapter(policy), prompt.tokens, number(tables[policy].key, *prompt.name))
+                            for policy, prompt in missing
                         ],
                         sampling,
                     )
@@ -260,14 +268,18 @@ def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _append(tables: dict[str, Table], rows: Sequence[tuple[str, str, Tokens]], completions: Sequence[Completion]) -> None:
+def _once(prompts: Sequence[Prompt]) -> list[Prompt]:
+    return list({prompt.name: prompt for prompt in prompts}.values())
+
+
+def _append(tables: dict[str, Table], rows: Sequence[tuple[str, Prompt]], completions: Sequence[Completion]) -> None:
     """Commit one batch of completions, a shard for each policy in it."""
-    for policy in dict.fromkeys(policy for policy, _, _ in rows):
+    for policy in dict.fromkeys(policy for policy, _ in rows):
         mine = [(row[1], completion) for row, completion in zip(rows, completions, strict=True) if row[0] == policy]
         tables[policy].append(
             {
-                "prompt_id": [prompt_id for prompt_id, _ in mine],
-                "sample": [0] * len(mine),
+                "prompt_id": [prompt.id for prompt, _ in mine],
+                "sample": [prompt.sample for prompt, _ in mine],
                 "tokens": [completion.tokens for _, completion in mine],
                 "text": [completion.text for _, completion in mine],
                 "finish_reason": [completion.finish_reason for _, completion in mine],
@@ -276,12 +288,12 @@ def _append(tables: dict[str, Table], rows: Sequence[tuple[str, str, Tokens]], c
         )
 
 
-def _answers(table: Table) -> dict[str, Answer]:
+def _answers(table: Table) -> dict[tuple[str, int], Answer]:
     rows = table.read()
     columns = (rows[name].to_pylist() for name in ("prompt_id", "text", "finish_reason", "logp", "sample"))
     answers = {}
     for prompt_id, text, reason, logp, sample, tokens in zip(*columns, token_arrays(rows["tokens"]), strict=True):
-        answers[prompt_id] = Answer(tokens, text, reason, logp, table.key, sample)
+        answers[prompt_id, sample] = Answer(tokens, text, reason, logp, table.key, sample)
     return answers
 
 

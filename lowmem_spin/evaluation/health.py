@@ -8,7 +8,7 @@ import numpy as np
 
 from lowmem_spin.data import SHOWN, Rows
 from lowmem_spin.game import Evaluate, Sampling
-from lowmem_spin.tables import Answer, Scored, Tables
+from lowmem_spin.tables import Answer, Prompt, Scored, Tables
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,14 @@ class Health:
 def evaluate(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, greedy: Sampling) -> Health:
     """Measure one policy, generating and scoring only what the store lacks."""
     rows, policy = held.rows, stage.policy
-    prompts = [(rows.ids[place], rows.prompt(place)) for place in held.health]
+    prompts = [Prompt(rows.ids[place], rows.prompt(place)) for place in held.health]
     (own,) = tables.answers([(policy, prompts)], sampling, f"{stage.name}: samples")
     (base_own,) = tables.answers([(tables.base, prompts)], sampling, "base: samples")
 
     def logps(answers: Sequence[Answer], by: str) -> np.ndarray:
         scored = [
-            Scored(name, prompt, answer.name, answer.tokens) for (name, prompt), answer in zip(prompts, answers, strict=True)
+            Scored(prompt.id, prompt.tokens, answer.name, answer.tokens)
+            for prompt, answer in zip(prompts, answers, strict=True)
         ]
         return tables.logps(by, scored, f"{stage.name}: drift")
 
@@ -132,7 +133,7 @@ def _sample(rows: Rows, place: int, answer: Answer) -> dict[str, str]:
 
 
 def _exact_match(tables: Tables, stage: Evaluate, held: Held, greedy: Sampling) -> Estimate:
-    prompts = [(held.rows.ids[place], held.rows.prompt(place)) for place in held.scored]
+    prompts = [Prompt(held.rows.ids[place], held.rows.prompt(place)) for place in held.scored]
     (answers,) = tables.answers([(stage.policy, prompts)], greedy, f"{stage.name}: held-out")
     texts = [held.rows.completions[place] for place in held.scored]
     right = [answer.text == text and answer.finish_reason == "stop" for answer, text in zip(answers, texts, strict=True)]

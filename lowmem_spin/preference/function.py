@@ -1,0 +1,75 @@
+"""A preference oracle that is a Python function: tests, parsers, exact answers; whatever can be computed."""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowmem_spin.preference import Question, check, of_scores
+from lowmem_spin.recipe import InputError
+from lowmem_spin.store import sha256
+
+FIELD = "game.oracle.function"
+
+
+def exact_match(messages: list[dict[str, str]], answers: list[str], reference: str) -> list[float]:
+    """1 for an answer that is the data's to the letter, else 0."""
+    return [float(answer == reference) for answer in answers]
+
+
+class Function:
+    """`exact_match`, or `file.py:function`: called with (messages, answers, reference) for every prompt.
+
+    It returns one score for each answer, or the preferences themselves, a K by K matrix.
+    """
+
+    def __init__(self, name: str, beside: Path) -> None:
+        self.name = name
+        if name == "exact_match":
+            self.function: Callable[..., Any] = exact_match
+            self.content = "built in"
+            return
+        path, colon, attribute = name.rpartition(":")
+        file = next((place for place in (beside / path, Path(path)) if place.is_file()), None) if colon else None
+        if file is None:
+            raise InputError(
+                f"{FIELD}: {name!r} is neither exact_match nor file.py:function with a file beside the recipe or here"
+            )
+        self.content = sha256(file)
+        self.function = _load(file, attribute, name)
+
+    def identity(self) -> dict[str, Any]:
+        """Its name and its file's content: an edited function is another oracle."""
+        return {"oracle": "function", "name": self.name.rpartition(":")[2], "content": self.content}
+
+    def prefer(self, questions: Sequence[Question]) -> list[np.ndarray]:
+        """P for each question; see preference.Oracle."""
+        return [self._prefer(question) for question in questions]
+
+    def _prefer(self, question: Question) -> np.ndarray:
+        try:
+            given = np.asarray(self.function(question.messages, question.answers, question.reference), np.float64)
+        except Exception as error:
+            raise InputError(f"{FIELD}: {self.name!r} failed: {type(error).__name__}: {error}") from error
+        if given.ndim == 1 and len(given) == len(question.answers) and np.isfinite(given).all():
+            return of_scores(given)
+        return check(given, len(question.answers), FIELD)
+
+
+def _load(file: Path, attribute: str, name: str) -> Callable[..., Any]:
+    spec = importlib.util.spec_from_file_location(f"lowmem_spin_oracle_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{FIELD}: {name!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"{FIELD}: {file} does not import: {type(error).__name__}: {error}") from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise InputError(f"{FIELD}: {file} has no function {attribute!r}")
+    return function
