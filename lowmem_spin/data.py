@@ -28,18 +28,13 @@ SCHEMA = pa.schema(
         "truncated": pa.bool_(),
         "completion": pa.string(),
         "category": pa.string(),
+        "messages": pa.string(),  # JSON: the conversation before the answer
     }
 )
 
 
-SHOWN = 8  # held-out prompts that a report shows with every policy's answer
-
-
 class Rows:
-    """Prepared rows: prompt and chosen token ids by place, ids, categories, and what was left out.
-
-    `shown` has the text of the first prompts in `head`'s order by row id, for people to read; nothing is computed from it.
-    """
+    """Prepared rows: prompt and chosen token ids by place, ids, categories, conversations, and what was left out."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table.combine_chunks()
@@ -47,7 +42,6 @@ class Rows:
         self.categories: list[str | None] = self.table["category"].to_pylist()
         self.completions: list[str] = self.table["completion"].to_pylist()
         self.counts: dict[str, int] = json.loads((self.table.schema.metadata or {}).get(b"counts", b"{}"))
-        self.shown: dict[str, str] = json.loads((self.table.schema.metadata or {}).get(b"shown", b"{}"))
         self._prompts, self._chosen = token_arrays(self.table["prompt"]), token_arrays(self.table["chosen"])
 
     def __len__(self) -> int:
@@ -58,6 +52,10 @@ class Rows:
 
     def chosen(self, place: int) -> np.ndarray:
         return self._chosen[place]
+
+    def messages(self, place: int) -> list[Message]:
+        """The conversation that the answer continues."""
+        return json.loads(self.table["messages"][place].as_py())
 
 
 def draw(ids: Sequence[str], asked: Draw) -> list[int]:
@@ -157,7 +155,6 @@ def prepare(source: Source, data: Data, field: str, split: str, category: str, r
     """
     counts: Counter[str] = Counter()
     seen: Counter[str] = Counter()
-    shown: list[tuple[int, str, str]] = []
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for batch in _batches(_conversations(source, data, field, split, category), 1000):
         rendered = renderer([(context, answer) for context, answer, _ in batch])
@@ -172,21 +169,18 @@ def prepare(source: Source, data: Data, field: str, split: str, category: str, r
             content = hashlib.sha256(np.asarray([*prompt, -1, *kept], np.int32).tobytes()).hexdigest()[:20]
             seen[content] += 1  # a row that occurs twice is two rows, as in the user's data
             row = (f"{content}-{seen[content]}" if seen[content] > 1 else content, prompt, kept, truncated, text, label)
+            row = (*row, json.dumps(context))
             row = tuple(np.asarray(value, np.int32) if isinstance(value, list) else value for value in row)  # a ninth of lists
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
-            shown = sorted([*shown, (number("head", columns["id"][-1]), columns["id"][-1], _plain(context))])[:SHOWN]
     if not columns["id"]:
         longest = f": every prompt is over data.max_prompt_length {data.max_prompt_length}" if counts else ""
         raise InputError(f"{field}: {source.location!r} has no usable row{longest}")
-    metadata = {
-        "counts": json.dumps({name: count for name, count in counts.items() if count}),
-        "shown": json.dumps({row: text for _, row, text in shown}),
-    }
+    metadata = {"counts": json.dumps({name: count for name, count in counts.items() if count})}
     return pa.table(columns, schema=SCHEMA.with_metadata(metadata))
 
 
-def _plain(context: list[Message]) -> str:
+def plain(context: list[Message]) -> str:
     """A conversation as a person reads it; a single question is just its text."""
     if len(context) == 1:
         return context[0]["content"]

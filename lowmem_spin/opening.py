@@ -52,8 +52,8 @@ class Found:
         return data.data_key(source, self.model, self.recipe.data, self.recipe.model.chat_template, split)
 
     def file(self, source: Source, split: str) -> str:
-        """Name of the store's file with these rows, prepared. Their labels are in it."""
-        return digest([self.data_key(source, split), self.recipe.evaluation.category])
+        """Name of the store's file with these rows, prepared. Their labels and conversations are in it."""
+        return digest([self.data_key(source, split), self.recipe.evaluation.category, "messages"])
 
     def data_files(self) -> list[str]:
         """Names of all the store's data files that the game reads."""

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.data import SHOWN, Rows
+from lowmem_spin.data import Rows, plain
 from lowmem_spin.game import Evaluate, Sampling
 from lowmem_spin.tables import Answer, Prompt, Scored, Tables
+
+SHOWN = 8  # held-out prompts that a report shows with every policy's answer
 
 
 @dataclass(frozen=True)
@@ -125,11 +127,9 @@ def evaluate(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, gr
 
 
 def _sample(rows: Rows, place: int, answer: Answer) -> dict[str, str]:
-    """One of the policy's own answers beside the data's; the prompt's text if the store kept it."""
-    row = rows.ids[place]
-    prompt = {"prompt": rows.shown[row]} if row in rows.shown else {}
-    given = {"data": rows.completions[place], "answer": answer.text, "finish_reason": answer.finish_reason}
-    return {"prompt_id": row, **prompt, **given}
+    """One of the policy's own answers beside the data's."""
+    asked = {"prompt_id": rows.ids[place], "prompt": plain(rows.messages(place))}
+    return {**asked, "data": rows.completions[place], "answer": answer.text, "finish_reason": answer.finish_reason}
 
 
 def _exact_match(tables: Tables, stage: Evaluate, held: Held, greedy: Sampling) -> Estimate:
