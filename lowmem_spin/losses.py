@@ -9,6 +9,7 @@ A new loss of pairs is one function here, one line in `LOSSES`, and one section 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Concatenate
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +114,7 @@ def rspo_penalty(
     entropy                logps^2            -2 grad entropy(policy)
 
     Args:
+        kind: which divergence, or part of one.
         logps: under the policy being trained.
         base_logps: under the base that it is held to, not under the last iterate.
         clamp: c, the largest exponent of forward_kl and chi2 (the others have none); None is 10, as in RSPO's code.
@@ -168,7 +170,7 @@ class Sides:
 
 
 # By the name in a recipe's game.loss, whose other fields are the options.
-LOSSES: dict[str, Callable[..., Tensor]] = {
+LOSSES: dict[str, Callable[Concatenate[Sides, ...], Tensor]] = {
     "dpo": lambda sides, beta: dpo(*sides.logps, beta),
     "ipo": lambda sides, tau: ipo(*sides.logps, tau),
     "ipo_length_normalized": lambda sides, tau: ipo_length_normalized(*sides.logps, *sides.lengths, tau),

@@ -69,7 +69,7 @@ class Rival:
         name, strength = _loss(self.recipe)
         arguments = DPOConfig(
             output_dir=self.work,
-            loss_type=name,
+            loss_type=[name],
             beta=strength,
             max_length=None,
             precompute_ref_log_probs=True,
