@@ -213,7 +213,7 @@ def play(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
     for t in range(game.iterations):
         previous = iterates[-1] if iterates else base
         negatives = opponents(iterates, base, game.window, game.weights)
-        anchor = reference(previous, base, game.alpha)
+        anchor = {} if game.loss.name == "slic" else reference(previous, base, game.alpha)  # slic has no reference
         pairs = _pairs(recipe, inputs, t, negatives)
         init = previous if game.init == "previous" else base
         train = Train(f"iterate {t}", pairs, anchor, init, game.loss.model_dump(), _settings(recipe, inputs, t))

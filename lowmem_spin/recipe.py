@@ -4,7 +4,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -68,13 +68,67 @@ class Data(Section):
     """In tokens. The data's longer answers are counted, reported, and end here without an end of turn."""
 
 
-class Loss(Section):
-    """What tells the data's answers from the opponents'."""
+class DPO(Section):
+    """The logistic loss of DPO and SPIN."""
 
     name: Literal["dpo"] = "dpo"
-    """dpo: the logistic loss of DPO and SPIN."""
+    """-log sigmoid(beta * margin); the margin is chosen less rejected, in log-probs relative to the reference."""
     beta: float = Field(default=0.1, gt=0)
     """Strength of the pull to the reference; small values move further per pair. SPIN's value is 0.1."""
+
+
+class IPO(Section):
+    """The squared loss of IPO, on sums over a completion's tokens."""
+
+    name: Literal["ipo"] = "ipo"
+    """(margin - 1 / (2 tau))^2, which stops pulling where the margin is reached."""
+    tau: float = Field(default=0.1, gt=0)
+    """Strength of the pull to the reference: 0.1 aims at a margin of 5 nats per completion. Played to each iteration's
+    exact minimum, SPIN is stable only above 1/8; training that stops earlier is not bound by this."""
+
+
+class IPOLengthNormalized(Section):
+    """TRL's form of IPO: both sides' log-ratios divided by their lengths."""
+
+    name: Literal["ipo_length_normalized"] = "ipo_length_normalized"
+    """(margin per token - 1 / (2 tau))^2. Needs a normalised reference: alpha 0 or 1."""
+    tau: float = Field(default=0.1, gt=0)
+    """Strength of the pull to the reference: 0.1, which is TRL's, aims at a margin of 5 nats per token."""
+
+
+class Hinge(Section):
+    """The hinge of TRL and of SPIN's code."""
+
+    name: Literal["hinge"] = "hinge"
+    """max(0, 1 - beta * margin), which leaves pairs alone that are apart enough."""
+    beta: float = Field(default=0.1, gt=0)
+    """Strength of the pull to the reference: pairs are apart enough at a margin of 1 / beta nats."""
+
+
+class SLiC(Section):
+    """The rank loss of SLiC with its term for the data's answer. It has no reference, so alpha means nothing to it."""
+
+    name: Literal["slic"] = "slic"
+    """max(0, delta - chosen + rejected) - lam * chosen, in log-probs of the policy."""
+    delta: float = Field(default=1.0, gt=0)
+    """Nats by which the data's answer has to be likelier than the opponent's."""
+    lam: float = Field(default=0.5, ge=0)
+    """Weight of the data's answer's own log-prob, which keeps the policy near the data."""
+
+
+Loss = DPO | IPO | IPOLengthNormalized | Hinge | SLiC
+
+
+def _loss(value: Any) -> Any:
+    """A name alone is that loss with its defaults, and options alone are dpo's."""
+    if isinstance(value, str):
+        return {"name": value}
+    return {"name": "dpo", **value} if isinstance(value, dict) else value
+
+
+def in_words(loss: dict[str, Any]) -> str:
+    """{"name": "ipo", "tau": 0.1} as a title has it: ipo, tau 0.1."""
+    return ", ".join(str(value) if name == "name" else f"{name} {value}" for name, value in loss.items())
 
 
 def _infinite(value: Any) -> Any:
@@ -100,7 +154,9 @@ class Game(Section):
     """Rows to train on per iteration, after pairing; or a list with one number per iteration."""
     init: Literal["previous", "base"] = "previous"
     """Where an iterate's weights start."""
-    loss: Loss = Loss()
+    loss: Annotated[Loss, Field(discriminator="name"), BeforeValidator(_loss, json_schema_input_type=Loss | str)] = DPO()
+    """What tells the data's answers from the opponents': {name: dpo, beta: 0.1}, {name: ipo, tau: 0.1}, ... or a name
+    alone. Each loss has options of its own, so change it whole: --set 'game.loss={name: ipo, tau: 0.1}'."""
 
     @property
     def window(self) -> int | None:
@@ -248,6 +304,12 @@ class Recipe(Section):
         pairs = self.game.pairs
         if isinstance(pairs, list) and len(pairs) != self.game.iterations:
             raise ValueError(f"game.pairs: has {len(pairs)} numbers for {self.game.iterations} iterations; give one each")
+        normalised = self.game.alpha in (0, 1) or self.game.iterations == 1  # at t = 0 the reference is the base
+        if self.game.loss.name == "ipo_length_normalized" and not normalised:
+            raise ValueError(
+                f"game.loss.name: ipo_length_normalized needs a normalised reference, which alpha {self.game.alpha} does not "
+                "give (its constant cancels only between sums); use ipo, or game.alpha 0 or 1"
+            )
         if self.evaluation.metric != "none" and self.evaluation.path is None:
             raise ValueError("evaluation.metric: exact_match needs held-out rows; give evaluation.path")
         return self
@@ -322,13 +384,15 @@ def explain(error: ValidationError) -> str:
     """The first problem of a recipe in one line, and how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    places = [str(place) for place in first["loc"] if not str(place).startswith(("constrained-", "list[", "literal["))]
-    places = [place for place in places if place not in ("int", "str")]
+    places, section = _places(first["loc"])
     field = ".".join(places)
     if first["type"] == "extra_forbidden":
-        line = f"{field}: unknown field{_nearest(places)}"
+        line = f"{field}: {_unknown(places, section)}"
     elif first["type"] == "missing":
         line = f"{field}: missing; add it"
+    elif first["type"] == "union_tag_invalid":
+        known = ", ".join(_choices(section))
+        line = f"{field}.name: {first['input']['name']!r} is unknown; known: {known}"
     elif not places:
         line = first["msg"].removeprefix("Value error, ")
     else:
@@ -337,10 +401,40 @@ def explain(error: ValidationError) -> str:
     return line + (f" (and {others} more)" if others else "")
 
 
-def _nearest(places: list[str]) -> str:
-    section: Any = Recipe
-    for place in places[:-1]:
-        section = section.model_fields[place].annotation
-    near = difflib.get_close_matches(places[-1], section.model_fields, n=1)
+def _places(loc: Sequence[int | str]) -> tuple[list[str], Any]:
+    """The names in a recipe that lead to a problem, and the annotation of the last that is known.
+
+    pydantic also counts what it tried there, such as one of several types, or the section that a `name` chose.
+    """
+    places: list[str] = []
+    annotation: Any = Recipe
+    for place in map(str, loc):
+        choices = _choices(annotation)
+        if place in choices:
+            annotation = choices[place]
+        elif not place.startswith(("constrained-", "list[", "literal[")) and place not in ("int", "str"):
+            places.append(place)
+            known = getattr(annotation, "model_fields", {})
+            annotation = known[place].annotation if place in known else annotation
+    return places, annotation
+
+
+def _choices(annotation: Any) -> dict[str, type[Section]]:
+    """The sections of a union that a `name` chooses from, by that name; none of anything else."""
+    sections = [kind for kind in get_args(annotation) if isinstance(kind, type) and issubclass(kind, Section)]
+    return {kind.model_fields["name"].default: kind for kind in sections}
+
+
+def _unknown(places: list[str], section: type[Section]) -> str:
+    """What to write instead of a field that a section does not have."""
+    *parents, last = places
+    options = [name for name in section.model_fields if name != "name"]
+    siblings = {name for name, other in _choices(Loss).items() if last in other.model_fields}
+    if section in get_args(Loss) and siblings:
+        loss = section().model_dump()
+        written = ", ".join(f"{name}: {value}" for name, value in loss.items())
+        has = f"{loss['name']} has {' and '.join(options)} instead ({last} is of {', '.join(sorted(siblings))})"
+        return f"{has}; give the loss whole: --set '{'.'.join(parents)}={{{written}}}'"
+    near = difflib.get_close_matches(last, section.model_fields, n=1)
     known = f"did you mean {near[0]}?" if near else f"known here: {', '.join(section.model_fields)}"
-    return f"; {known}"
+    return f"unknown field; {known}"

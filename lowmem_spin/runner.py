@@ -11,7 +11,7 @@ from lowmem_spin.evaluation.health import Health, evaluate
 from lowmem_spin.game import Evaluate, Generate, Pairs, Score, Stage, Train, sampling
 from lowmem_spin.keys import digest
 from lowmem_spin.opening import Game, Shared, open_game
-from lowmem_spin.recipe import Recipe
+from lowmem_spin.recipe import Recipe, in_words
 from lowmem_spin.records import add_seconds, link_iterate, write_record
 from lowmem_spin.report import table
 from lowmem_spin.tables import Answer, Prompt, Scored
@@ -90,7 +90,8 @@ def show(game: Game, healths: list[Health], display: Display) -> None:
         from lowmem_spin.report.reading import read
 
         g = game.recipe.game
-        draw(healths, f"{game.folder.name}: {g.algorithm}, alpha {g.alpha}, history {g.history}, beta {g.loss.beta}", picture)
+        title = f"{g.algorithm}, alpha {g.alpha}, history {g.history}, {in_words(g.loss.model_dump())}"
+        draw(healths, f"{game.folder.name}: {title}", picture)
         write_page(read(game.folder))
     display.console.print(table.results(healths))
     display.say(f"picture  {picture}")

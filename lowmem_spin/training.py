@@ -21,7 +21,7 @@ from transformers.training_args import OptimizerNames
 
 from lowmem_spin.keys import number
 from lowmem_spin.logps import Batch, States, collate, completion_logps, decoder_states
-from lowmem_spin.losses import LOSSES
+from lowmem_spin.losses import LOSSES, Sides
 from lowmem_spin.recipe import InputError, Training
 from lowmem_spin.store import Tokens
 
@@ -116,29 +116,29 @@ class PairTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The mean over the step's pairs, so its split into device batches does not matter."""
         references = inputs.pop("references").float()
-        unwrapped = self.accelerator.unwrap_model(model).get_base_model()
-        logps = completion_logps(unwrapped, Batch(**inputs), self.states)
-        chosen = logps[: references.shape[1]]
+        batch = Batch(**inputs)
+        logps = completion_logps(self.accelerator.unwrap_model(model).get_base_model(), batch, self.states)
         if self.loss_function is None:
-            losses = -chosen
-            self._note({"logps/chosen": chosen})
+            losses = -logps
+            self._note({"logps/chosen": logps})
         else:
-            rejected = logps[references.shape[1] :]
-            losses = self.loss_function(chosen, rejected, *references, **self.loss_options)
-            self._note_rewards(chosen, rejected, *references)
+            lengths = batch.completion_mask.sum(1)
+            sides = Sides(*logps.chunk(2), *references, *lengths.chunk(2))
+            losses = self.loss_function(sides, **self.loss_options)
+            self._note_rewards(sides)
         loss = losses.sum() / num_items_in_batch
         if not torch.isfinite(loss):
             rate, step = self.args.learning_rate, self.state.global_step + 1
             raise InputError(f"training.learning_rate: {rate} made the loss {loss.item()} at step {step}; lower it")
         return loss
 
-    def _note_rewards(self, chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> None:
-        """Metrics under the names that TRL gives them."""
+    def _note_rewards(self, sides: Sides) -> None:
+        """Metrics under the names that TRL gives them. A loss without a beta has rewards in nats."""
         scale = self.loss_options.get("beta", 1.0)
-        good, bad = scale * (chosen - ref_chosen), scale * (rejected - ref_rejected)
+        good, bad = scale * (sides.chosen - sides.ref_chosen), scale * (sides.rejected - sides.ref_rejected)
         rewards = {"chosen": good, "rejected": bad, "margins": good - bad, "accuracies": (good > bad).float()}
         self._note({f"rewards/{name}": value for name, value in rewards.items()})
-        self._note({"logps/chosen": chosen, "logps/rejected": rejected})
+        self._note({"logps/chosen": sides.chosen, "logps/rejected": sides.rejected})
 
     def _note(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():

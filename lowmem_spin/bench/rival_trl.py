@@ -13,7 +13,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.models import load_base, load_tokenizer
-from lowmem_spin.recipe import Recipe
+from lowmem_spin.recipe import DPO, Hinge, InputError, IPOLengthNormalized, Recipe
 from lowmem_spin.sources import Source
 
 Outcome = tuple[int, int, float, int | None]
@@ -66,9 +66,11 @@ class Rival:
     def score(self) -> Outcome:
         """Both sides of every pair under the base: what TRL calls precomputing."""
         training, lora = self.recipe.training, self.recipe.training.lora
+        name, strength = _loss(self.recipe)
         arguments = DPOConfig(
             output_dir=self.work,
-            beta=self.recipe.game.loss.beta,
+            loss_type=[name],
+            beta=strength,
             max_length=None,
             precompute_ref_log_probs=True,
             precompute_ref_batch_size=max(1, self.recipe.runtime.scoring_batch_size // 2),  # in pairs; ours is in rows
@@ -115,6 +117,19 @@ class Rival:
         rows = len(self.pairs) * training.num_train_epochs - skipped * min(effective, len(self.pairs))
         tokens = round(rows * self.tokens / len(self.pairs))
         return rows, tokens, sum(counted[skipped:]), _peak()
+
+
+def _loss(recipe: Recipe) -> tuple[str, float]:
+    """TRL's name of the game's loss, and its strength, which TRL always calls beta."""
+    match recipe.game.loss:
+        case DPO(beta=beta):
+            return "sigmoid", beta
+        case Hinge(beta=beta):
+            return "hinge", beta
+        case IPOLengthNormalized(tau=tau):
+            return "ipo", tau
+        case loss:
+            raise InputError(f"game.loss.name: TRL has no {loss.name}; use dpo, hinge or ipo_length_normalized")
 
 
 def _forget_peak() -> None:

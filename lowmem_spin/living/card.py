@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
 from lowmem_spin import __version__
-from lowmem_spin.recipe import printable
+from lowmem_spin.recipe import in_words, printable
 from lowmem_spin.report.table import Z
 from lowmem_spin.runs import Policy, Run
 from lowmem_spin.sources import Source
@@ -51,7 +51,7 @@ def _what(run: Run, policy: Policy, base: Source, dtype: str | None) -> str:
     made = (
         f"{policy.name} of a game of {game.algorithm} on {where}, frozen {bits}: alpha {game.alpha}, history {game.history}, "
     )
-    made += f"beta {game.loss.beta}. Played with lowmem-spin {__version__}, policy key `{policy.key}`."
+    made += f"{in_words(game.loss.model_dump())}. Played with lowmem-spin {__version__}, policy key `{policy.key}`."
     if dtype is None:
         return made + " This is the LoRA adapter alone; it was trained on the 4-bit base." * (model.quantization == "nf4")
     merged = "the base" if policy.adapter is None else "the adapter merged into the base"

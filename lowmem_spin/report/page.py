@@ -14,7 +14,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from lowmem_spin.recipe import printable
+from lowmem_spin.recipe import in_words, printable
 from lowmem_spin.report.panels import DRAWN, Panel, drawn, run_panels, sweep_panels
 from lowmem_spin.report.results import Run, Sweep, field, plain
 from lowmem_spin.report.summary import Grid, duration, points_grid, run_grid, sweep_grid, sweep_verdict, verdict
@@ -119,10 +119,11 @@ def _sweep(sweep: Sweep) -> dict[str, Any]:
 
 
 def _game(recipe: dict[str, Any]) -> str:
-    names = ["model.name_or_path", "game.algorithm", "game.alpha", "game.history", "game.loss.beta", "game.iterations", "seed"]
-    values = {name.rpartition(".")[2]: field(recipe, name) for name in names}
-    model = str(values.pop("name_or_path"))
-    return ", ".join([Path(model).name, str(values.pop("algorithm")), *(f"{name} {plain(v)}" for name, v in values.items())])
+    names = ["game.alpha", "game.history", "game.iterations", "seed"]
+    values = [f"{name.rpartition('.')[2]} {plain(field(recipe, name))}" for name in names]
+    model, loss = field(recipe, "model.name_or_path"), field(recipe, "game.loss")
+    played = [Path(str(model)).name, str(field(recipe, "game.algorithm"))]
+    return ", ".join([*played, *([in_words(loss)] if isinstance(loss, dict) else []), *values])
 
 
 def _link(folder: Path, point: str) -> str | None:

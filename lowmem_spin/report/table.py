@@ -15,7 +15,8 @@ ALARM = 0.05  # nats per completion between the generator's and the learner's lo
 def line(health: Health, training: dict[str, Any] | None) -> str:
     """One line on one policy: how the last quarter of its training went (`training`: its manifest), and its drift.
 
-    The drift of the chosen and the rejected side is from the reference, in nats per completion.
+    The drift of the chosen and the rejected side is from the reference, in nats per completion; with a loss that has none
+    these are the log-probs themselves.
     """
     parts = []
     if training is not None:
@@ -27,7 +28,8 @@ def line(health: Health, training: dict[str, Any] | None) -> str:
 
         parts.append(f"loss {late('loss'):.3f}")
         if "rewards/margins" in last[0]:
-            drift = [late(f"rewards/{side}") / training["asked"]["loss"]["beta"] for side in ("chosen", "rejected")]
+            scale = training["asked"]["loss"].get("beta", 1.0)
+            drift = [late(f"rewards/{side}") / scale for side in ("chosen", "rejected")]
             parts.append(f"margin {late('rewards/margins'):+.2f}, chosen {drift[0]:+.2f}, rejected {drift[1]:+.2f}")
     parts.append(f"held-out log-prob {health.chosen_logp.mean:.2f}")
     parts.append(f"KL base {health.kl_to_base.mean:.2f} previous {health.kl_to_previous.mean:.2f}")
