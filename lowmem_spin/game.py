@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lowmem_spin.keys import digest
-from lowmem_spin.recipe import Recipe
+from lowmem_spin.recipe import Game, Recipe
 
 # Bumped by hand when a stage of this kind would compute something else from the same inputs.
 VERSIONS = {"data": 1, "generate": 1, "score": 1, "train": 1}
@@ -36,6 +36,13 @@ def reference(previous: str, base: str, alpha: float) -> Mixture:
     if previous == base:
         return {base: 1.0}
     return mixture([(previous, alpha), (base, 1 - alpha)])
+
+
+def reference_over_history(iterates: Sequence[str], base: str, alpha: float) -> Mixture:
+    """All of theta_0 .. theta_{t-1} share alpha equally, and the base has the rest; not in the paper."""
+    return mixture(
+        [*((policy, alpha / len(iterates)) for policy in reversed(iterates)), (base, 1 - alpha if iterates else 1.0)]
+    )
 
 
 def opponents(iterates: Sequence[str], base: str, history: int | None, weights: str = "algorithm") -> Mixture:
@@ -177,6 +184,7 @@ class Train:
     init: str
     loss: dict[str, Any]
     settings: dict[str, Any]  # LoRA, optimiser, schedule, effective batch, seed, learner
+    combine: str = "geometric"  # how the reference's policies become one; see references.py
 
     @property
     def policy(self) -> str:
@@ -190,6 +198,8 @@ class Train:
             pairs = {"draw": pairs["draw"], "repeats": self.pairs.rows // self.pairs.draw.prompts}
         tables = {digest(logps_asked(policy, self.settings["learner"])): w for policy, w in self.reference.items()}
         asked = {"pairs": pairs, "reference": tables, "init": self.init, "loss": self.loss}
+        if self.combine != "geometric" and len(tables) > 1:  # one policy is itself, however it is combined
+            asked["combine"] = self.combine
         return {"kind": "train", "version": VERSIONS["train"], **asked, "settings": self.settings}
 
 
@@ -213,10 +223,11 @@ def play(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
     for t in range(game.iterations):
         previous = iterates[-1] if iterates else base
         negatives = opponents(iterates, base, game.window, game.weights)
-        anchor = {} if game.loss.name == "slic" else reference(previous, base, game.alpha)  # slic has no reference
+        anchor = _anchor(game, iterates, base)
         pairs = _pairs(recipe, inputs, t, negatives)
         init = previous if game.init == "previous" else base
-        train = Train(f"iterate {t}", pairs, anchor, init, game.loss.model_dump(), _settings(recipe, inputs, t))
+        settings = _settings(recipe, inputs, t)
+        train = Train(f"iterate {t}", pairs, anchor, init, game.loss.model_dump(), settings, game.reference)
         yield Generate(pairs)
         for policy in anchor:
             yield Score(pairs, policy)
@@ -225,6 +236,15 @@ def play(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
         iterates.append(train.policy)
     if recipe.evaluation.compare_sft:
         yield from _plain_sft(recipe, inputs)
+
+
+def _anchor(game: Game, iterates: Sequence[str], base: str) -> Mixture:
+    """What the next iterate is held to."""
+    if game.loss.name == "slic":
+        return {}  # it has no reference
+    if game.reference_over == "history":
+        return reference_over_history(iterates, base, game.alpha)
+    return reference(iterates[-1] if iterates else base, base, game.alpha)
 
 
 def _pairs(recipe: Recipe, inputs: Inputs, t: int, negatives: Mixture) -> Pairs:

@@ -143,7 +143,12 @@ class Game(Section):
     iterations: int = Field(default=3, ge=1)
     """How many iterates to train (the paper's T + 1)."""
     alpha: float = Field(default=0.95, ge=0, le=1)
-    """Weight of the previous iterate in the geometric reference; the base has the rest. 1 is SPIN."""
+    """Weight of the previous iterate in the reference; the base has the rest. 1 is SPIN."""
+    reference: Literal["geometric", "arithmetic"] = "geometric"
+    """How the reference mixes its policies: geometric multiplies powers of their probabilities, as alpha-SPIN does.
+    arithmetic adds their probabilities of a whole answer: near it where either policy is likely."""
+    reference_over: Literal["previous", "history"] = "previous"
+    """Who has alpha in the reference: the previous iterate, or all past iterates in equal parts."""
     history: Annotated[Annotated[int, Field(ge=1)] | Literal["inf"], BeforeValidator(_infinite)] = 2
     """How many past iterates play the opponent. inf: all of them, which is fictitious play."""
     weights: Literal["algorithm", "distinct"] = "algorithm"

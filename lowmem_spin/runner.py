@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lowmem_spin.display import Display
 from lowmem_spin.evaluation.health import Health, evaluate
 from lowmem_spin.game import Evaluate, Generate, Pairs, Score, Stage, Train, sampling
@@ -13,6 +11,7 @@ from lowmem_spin.keys import digest
 from lowmem_spin.opening import Game, Shared, open_game
 from lowmem_spin.recipe import Recipe, in_words
 from lowmem_spin.records import add_seconds, link_iterate, write_record
+from lowmem_spin.references import REFERENCES
 from lowmem_spin.report import table
 from lowmem_spin.tables import Answer, Prompt, Scored
 from lowmem_spin.trackers import Tracker
@@ -145,10 +144,9 @@ def training_pairs(game: Game, stage: Train) -> list[Any]:
         repeats = stage.pairs.rows // stage.pairs.draw.prompts
         return [Pair(rows.prompt(place), rows.chosen(place)) for place in game.places(stage.pairs) for _ in range(repeats)]
     negatives = _negatives(game, stage.pairs)
-    ref_chosen, ref_rejected = np.zeros(len(negatives)), np.zeros(len(negatives))
-    for policy, weight in stage.reference.items():  # the geometric mixture, up to a constant that cancels
-        chosen, rejected = _pair_logps(game, stage.pairs, policy)
-        ref_chosen, ref_rejected = ref_chosen + weight * chosen, ref_rejected + weight * rejected
+    weights = list(stage.reference.values())
+    sides = zip(*(_pair_logps(game, stage.pairs, policy) for policy in stage.reference), strict=True)
+    ref_chosen, ref_rejected = (REFERENCES[stage.combine](weights, side) for side in sides)
     return [
         Pair(rows.prompt(place), rows.chosen(place), answer.tokens, float(good), float(bad))
         for (place, answer), good, bad in zip(negatives, ref_chosen, ref_rejected, strict=True)

@@ -2,12 +2,14 @@
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import GenerationConfig
 
 from lowmem_spin.engines import Completion, Request
+from lowmem_spin.engines.lookahead import Lookahead
 from lowmem_spin.engines.noise import RowNoise
 from lowmem_spin.engines.slot import SlotLearner, finite, naming_memory
 from lowmem_spin.game import Sampling
@@ -49,6 +51,13 @@ class HF(SlotLearner):
             )
         drawn, logps = output[:, width:].tolist(), finite(noise.logps, self.where)
         return [self._completion(tokens, logp) for tokens, logp in zip(drawn, logps, strict=True)]
+
+    def next_token_logps(self, policies: Sequence[Path | None]) -> Lookahead:
+        """What `policies` say of the next token, as a function of states: what sampling/ draws mixtures from.
+
+        Its caches live as long as it does.
+        """
+        return Lookahead(self, policies)
 
     def _completion(self, tokens: list[int], logp: float) -> Completion:
         stop = next((place for place, token in enumerate(tokens) if token in self.ends), None)

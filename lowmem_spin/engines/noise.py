@@ -23,16 +23,25 @@ def _mix(value: Tensor) -> Tensor:
     return value ^ _shift(value, 31)
 
 
-def gumbel(seeds: Tensor, step: int, vocabulary: int) -> Tensor:
-    """Standard Gumbel noise (rows, vocabulary), float64, from int64 row seeds.
+def uniform(seeds: Tensor, step: int, count: int) -> Tensor:
+    """Uniform numbers (rows, count), float64, from int64 row seeds; every step has its own, and may be negative.
 
-    Uniforms have 53 bits and lie strictly inside (0, 1): with 24 bits one in 2^24 is 1.0 and its noise infinite.
+    They have 53 bits and lie strictly inside (0, 1): with 24 bits one in 2^24 is 1.0 and its Gumbel noise infinite.
     """
     rows = _mix(_mix(seeds + _GOLDEN) + torch.full_like(seeds, step) * _GOLDEN)
-    tokens = torch.arange(1, vocabulary + 1, device=seeds.device) * _GOLDEN
+    tokens = torch.arange(1, count + 1, device=seeds.device) * _GOLDEN
     bits = _shift(_mix(rows[:, None] + tokens[None, :]), 11)
-    uniform = (bits.double() + 0.5) * 2.0**-53
-    return -torch.log(-torch.log(uniform))
+    return (bits.double() + 0.5) * 2.0**-53
+
+
+def gumbel(seeds: Tensor, step: int, vocabulary: int) -> Tensor:
+    """Standard Gumbel noise (rows, vocabulary), float64, from int64 row seeds."""
+    return -torch.log(-torch.log(uniform(seeds, step, vocabulary)))
+
+
+def fork(seeds: Tensor, branches: Tensor) -> Tensor:
+    """Seeds for several draws of one row, shape (rows,); branch 0 keeps the row's own."""
+    return torch.where(branches == 0, seeds, _mix(_mix(seeds) + branches * _GOLDEN))
 
 
 class RowNoise(LogitsProcessor):
