@@ -69,7 +69,7 @@ def execute(name: str, store: Path, **parameters: Any) -> Session:
 
 @pytest.fixture(scope="module")
 def colab(tmp_path_factory: pytest.TempPathFactory) -> Session:
-    return execute("colab", tmp_path_factory.mktemp("colab") / "lowmem-spin")
+    return execute("colab", tmp_path_factory.mktemp("my drive") / "lowmem-spin")
 
 
 def test_a_notebook_plays_the_sweep_and_shows_its_report(colab: Session) -> None:
