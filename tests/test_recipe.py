@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,13 @@ def test_shipped_recipes_are_valid_and_survive_being_written_out(path: Path, tmp
     copy = tmp_path / "resolved.yaml"
     copy.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     assert load(copy) == recipe
+
+
+def test_the_table_of_recipes_has_every_one_once_with_a_command_for_it() -> None:
+    table = (RECIPES[0].parent / "README.md").read_text()
+    assert sorted(re.findall(r"^\| `lowmem-spin (?:run|sweep) ([\w.]+)", table, re.MULTILINE)) == [
+        path.stem for path in RECIPES
+    ]
 
 
 def test_the_papers_recipe_is_the_papers() -> None:

@@ -1,0 +1,118 @@
+"""The notebooks of recipes/notebooks, executed whole: on the quickstart, tiny, on a CPU."""
+
+import html
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from lowmem_spin.grid import axes, points
+from lowmem_spin.recipe import find
+
+NOTEBOOKS = Path(__file__).parent.parent / "recipes" / "notebooks"
+SMALL = [
+    "game.pairs=32",
+    "game.iterations=2",
+    "data.resample=false",
+    "evaluation.health_prompts=8",
+    "generation.max_new_tokens=8",
+]
+SMALL += ["evaluation.compare_sft=false", "evaluation.metric=none", "evaluation.path=null"]
+TINY = {"RECIPE": "quickstart", "ALPHAS": "0.5,1", "HISTORIES": "1", "MAX_HOURS": 1}
+TINY |= {"EXTRA": " ".join(f"--set {value}" for value in SMALL)}
+
+
+def code(notebook: Any) -> dict[str, Any]:
+    """Code cells by id."""
+    return {cell.id: cell for cell in notebook.cells if cell.cell_type == "code"}
+
+
+@dataclass
+class Session:
+    """A notebook that was run, and the folder that it kept everything in."""
+
+    cells: dict[str, Any]
+    store: Path
+
+    def printed(self, cell: str) -> str:
+        return "".join(output.get("text", "") for output in self.cells[cell].outputs)
+
+    def written(self) -> dict[str, int]:
+        """When each file of the tables and adapters was written, in ns."""
+        files = (path for kind in ("completions", "logps", "adapters") for path in (self.store / "store" / kind).rglob("*"))
+        return {str(path.relative_to(self.store)): path.stat().st_mtime_ns for path in files if path.is_file()}
+
+    def statuses(self) -> list[tuple[float, str]]:
+        found = json.loads((self.store / "quickstart-sweep" / "sweep.json").read_text())["points"]
+        return [(point["values"]["game.alpha"], point["status"]) for point in found]
+
+
+def execute(name: str, store: Path, **parameters: Any) -> Session:
+    """Run all cells, with other parameters in a cell after the tagged one, as papermill does it."""
+    store.parent.mkdir(exist_ok=True)
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    tagged = [place for place, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    given = "\n".join(f"{key} = {value!r}" for key, value in ({"STORE": str(store)} | TINY | parameters).items())
+    notebook.cells.insert(tagged[0] + 1, nbformat.v4.new_code_cell(given))
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(store.parent)}})
+    installed = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    client.execute(env={**os.environ, "PATH": installed, "IPYTHONDIR": str(store.parent / "ipython")})
+    return Session(code(notebook), store)
+
+
+@pytest.fixture(scope="module")
+def colab(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    return execute("colab", tmp_path_factory.mktemp("my drive") / "lowmem-spin")
+
+
+def test_a_notebook_plays_the_sweep_and_shows_its_report(colab: Session) -> None:
+    assert all(cell.execution_count for cell in colab.cells.values())
+    assert "hf self-test        works" in colab.printed("doctor")
+    assert "Rows of 2 games" in colab.printed("plan")
+    assert colab.statuses() == [(0.5, "finished"), (1, "finished")]
+    assert sum(name.endswith(".safetensors") for name in colab.written()) == 3  # iterate 0 is shared
+    shown = colab.cells["report"].outputs[-1].data["text/html"].partition('srcdoc="')[2].partition('"')[0]
+    assert html.unescape(shown) == (colab.store / "quickstart-sweep" / "report.html").read_text() != ""
+
+
+def test_a_second_session_recomputes_nothing(colab: Session) -> None:
+    before = colab.written()
+    again = execute("colab", colab.store)
+    assert all(cell.execution_count for cell in again.cells.values())
+    assert again.written() == before
+    assert again.statuses() == [(0.5, "finished"), (1, "finished")]
+
+
+def test_kaggle_goes_on_from_the_output_of_an_earlier_session(colab: Session, tmp_path: Path) -> None:
+    session = execute("kaggle", tmp_path / "working" / "lowmem-spin", EARLIER=str(colab.store.parent))
+    assert all(cell.execution_count for cell in session.cells.values())
+    assert session.written() == colab.written()  # copies keep the time at which they were written
+    assert session.statuses() == [(0.5, "finished"), (1, "finished")]
+    assert (session.store / "quickstart-sweep" / "report.html").is_file()
+
+
+def test_the_notebooks_differ_only_in_where_they_keep_things() -> None:
+    colab, kaggle = (code(nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)) for name in ("colab", "kaggle"))
+    assert list(colab) == list(kaggle)
+    assert {name for name in colab if colab[name].source != kaggle[name].source} == {"parameters", "store"}
+
+
+@pytest.mark.parametrize("name", ["colab", "kaggle"])
+def test_a_notebook_is_clean_and_its_own_parameters_are_a_sweep(name: str) -> None:
+    notebook = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    nbformat.validate(notebook)
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+    cells = {cell["id"]: cell for cell in notebook["cells"] if cell["cell_type"] == "code"}
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells.values())
+    given: dict[str, Any] = {}
+    exec("".join(cells["parameters"]["source"]), given)  # noqa: S102
+    assert given["EXTRA"] == "" and given["MAX_HOURS"] < 12  # when a free session ends
+    assert len(points(find(given["RECIPE"]), [], axes(given["ALPHAS"], given["HISTORIES"], []), 1)) == 8
