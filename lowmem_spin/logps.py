@@ -54,6 +54,11 @@ def decoder_states(model: Any, batch: Batch) -> Tensor:
     return output.last_hidden_state
 
 
+def autocast(device: torch.device, dtype: str) -> torch.autocast:
+    """Mixed precision for float16, whose narrow range training scales its loss for; scoring computes in it as well."""
+    return torch.autocast(device.type, torch.float16, enabled=device.type == "cuda" and dtype == "float16")
+
+
 def completion_logps(model: Any, batch: Batch, states: States = decoder_states, chunk_tokens: int | None = None) -> Tensor:
     """Sum of the log-probs of each row's completion tokens, shape (rows,), float32, differentiable.
 

@@ -62,6 +62,7 @@ class Pool:
 
     opened: dict[str, Any] = field(default_factory=dict)
     signatures: dict[str, str] = field(default_factory=dict)
+    settled: dict[str, Machine] = field(default_factory=dict)  # how two of them share the GPU
 
     def close(self) -> None:
         """End every engine and give its memory back, for what else this process still has to do."""
@@ -95,7 +96,7 @@ class Tenants:
         return self._open(self.choices.learner)
 
     def _open(self, name: str) -> Any:
-        pool, signature = self.pool, self._signature()
+        pool, signature = self.pool, self.signature(name)
         if name in pool.opened and pool.signatures[name] != signature:
             pool.opened.pop(name).close()
         where = self._settled()
@@ -114,19 +115,31 @@ class Tenants:
     def _warn(self, line: str) -> None:
         self.display.say(line, "yellow")
 
-    def _signature(self) -> str:
-        """Everything that an engine is opened with."""
+    def signature(self, name: str) -> str:
+        """Everything that an engine is opened with: games of like signatures take it from each other."""
         r, t = self.recipe, self.recipe.training
         lengths = [r.data.max_prompt_length, r.data.max_completion_length, r.generation.max_new_tokens]
-        knobs = [t.per_device_train_batch_size, t.gradient_checkpointing, t.optim, t.lr_scheduler_type]
-        opened_with = [self.model.identity, r.model.model_dump(), t.lora.model_dump(), r.runtime.model_dump(), lengths, knobs]
+        opened_with: list[Any] = [self.model.identity, r.model.model_dump(), lengths, r.runtime.model_dump()]
+        if name == "vllm":
+            opened_with.append(t.lora.r)
+        else:
+            knobs = [t.per_device_train_batch_size, t.gradient_checkpointing, t.optim, t.lr_scheduler_type]
+            opened_with += [t.lora.model_dump(), knobs]
         return digest({"opened with": opened_with, "choices": [self.choices.generator, self.choices.learner]})
 
     def _settled(self) -> Machine:
-        """The machine with each tenant's part of it, if there are two on a GPU."""
-        where, recipe = self.choices.where, self.recipe
-        if where.device == "cpu" or self.choices.generator != "vllm":
-            return where
-        free = float(psutil.virtual_memory().available)
-        settled = tenancy(recipe, read_shape(self.model), where.dtype, where.limit, free)
-        return replace(where, residency=settled.residency, generator_share=settled.generator_bytes / where.total)
+        """The machine with each tenant's part of it, if there are two on a GPU.
+
+        Decided once: what is asleep in RAM later would else count against its own sleep.
+        """
+        choices, recipe = self.choices, self.recipe
+        if choices.where.device == "cpu" or choices.generator == choices.learner:
+            return choices.where
+        name = digest([self.signature(choices.generator), self.signature(choices.learner)])
+        if name not in self.pool.settled:
+            where, free = choices.where, float(psutil.virtual_memory().available)
+            shared = tenancy(recipe, read_shape(self.model), where.dtype, where.limit, free, choices.generator)
+            share = shared.generator_bytes / where.total
+            self.pool.settled[name] = replace(where, residency=shared.residency, generator_share=share)
+            self.display.say(f"{choices.generator} and {choices.learner} share the GPU: residency {shared.residency}")
+        return self.pool.settled[name]

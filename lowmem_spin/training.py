@@ -20,7 +20,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from lowmem_spin.keys import number
-from lowmem_spin.logps import Batch, States, collate, completion_logps, decoder_states
+from lowmem_spin.logps import Batch, States, autocast, collate, completion_logps, decoder_states
 from lowmem_spin.losses import LOSSES, Sides
 from lowmem_spin.recipe import InputError, Training
 from lowmem_spin.store import Tokens
@@ -83,10 +83,17 @@ class PairTrainer(Trainer):
     """Trains the active adapter of a PEFT model with a loss of losses.py, or plainly on the chosen side."""
 
     def __init__(
-        self, pairs: Sequence[Pair], loss: dict[str, Any], pad: int, effective_batch: int, states: States, **kwargs: Any
+        self,
+        pairs: Sequence[Pair],
+        loss: dict[str, Any],
+        pad: int,
+        effective_batch: int,
+        states: States,
+        dtype: str,
+        **kwargs: Any,
     ) -> None:
         super().__init__(train_dataset=list(pairs), **kwargs)  # type: ignore[arg-type]
-        self.pairs, self.pad, self.effective_batch, self.states = pairs, pad, effective_batch, states
+        self.pairs, self.pad, self.effective_batch, self.states, self.dtype = pairs, pad, effective_batch, states, dtype
         self.loss_options = {name: value for name, value in loss.items() if name != "name"}
         self.loss_function = None if loss["name"] == "sft" else LOSSES[loss["name"]]
         self.model_accepts_loss_kwargs = True  # compute_loss itself divides by the pairs of the whole step
@@ -117,7 +124,8 @@ class PairTrainer(Trainer):
         """The mean over the step's pairs, so its split into device batches does not matter."""
         references = inputs.pop("references").float()
         batch = Batch(**inputs)
-        logps = completion_logps(self.accelerator.unwrap_model(model).get_base_model(), batch, self.states)
+        with autocast(batch.input_ids.device, self.dtype):  # the trainer's own would only wrap a call of the whole model
+            logps = completion_logps(self.accelerator.unwrap_model(model).get_base_model(), batch, self.states)
         if self.loss_function is None:
             losses = -logps
             self._note({"logps/chosen": logps})
@@ -253,9 +261,9 @@ def train(
         remove_unused_columns=False,
         label_names=[],
     )
-    trainer = PairTrainer(
-        pairs, loss, pad, effective, states, model=model, args=arguments, callbacks=[Steps(advance, len(pairs), effective)]
-    )
+    steps_told = [Steps(advance, len(pairs), effective)]
+    dtype = settings["learner"]["dtype"]
+    trainer = PairTrainer(pairs, loss, pad, effective, states, dtype, model=model, args=arguments, callbacks=steps_told)
     trainer.remove_callback(PrinterCallback)  # our own display shows progress
     resume = last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)

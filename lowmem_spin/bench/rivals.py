@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.bench.measure import Card, Cost, Peak
-from lowmem_spin.engines import Machine
+from lowmem_spin.engines import Machine, held_rank
 from lowmem_spin.engines.worker import Worker
 from lowmem_spin.game import Generate, Train
 from lowmem_spin.opening import Game
@@ -55,7 +55,6 @@ def trl(bout: Bout) -> list[Cost]:
 def vllm(bout: Bout) -> list[Cost]:
     """vLLM answers what all opponents of the last iteration were asked."""
     from lowmem_spin.engines.models import end_tokens, load_tokenizer
-    from lowmem_spin.engines.vllm import RANKS
 
     game, recipe, on_cpu = bout.game, bout.game.recipe, bout.where.device == "cpu"
     pairs = [stage for stage in game.stages if isinstance(stage, Generate)][-1].pairs
@@ -73,7 +72,7 @@ def vllm(bout: Bout) -> list[Cost]:
         "dtype": bout.where.dtype,
         "max_model_len": recipe.data.max_prompt_length + recipe.generation.max_new_tokens,
         "enable_lora": True,
-        "max_lora_rank": next(rank for rank in RANKS if rank >= recipe.training.lora.r),
+        "max_lora_rank": held_rank(recipe.training.lora.r),
         "max_loras": max(1, loras),
         "disable_log_stats": True,
     }

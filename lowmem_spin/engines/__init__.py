@@ -3,6 +3,7 @@
 An engine is one file; `ENGINES` names it without importing it, so its heavy libraries load when it opens.
 """
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -118,23 +119,28 @@ def machine(recipe: Recipe) -> Machine:
         raise InputError("runtime.residency: 'sleep' needs a GPU and none is used here; use auto, resident or exit")
     if device == "cpu":
         return Machine(device, dtype, residency="exit" if recipe.runtime.residency == "exit" else "resident")
-    total = memory_total()
+    total, free = _memory("memory.total"), _memory("memory.free")  # what others hold is not ours to plan with
     vram = recipe.runtime.vram_gb
-    return Machine(device, dtype, total, total if vram is None else min(total, vram * 1e9))
+    return Machine(device, dtype, total, free if vram is None else min(free, vram * 1e9))
 
 
 def cuda_capability() -> float | None:
     """Compute capability of the first visible GPU that this torch could use; None without one."""
-    answer = None if "+cpu" in version("torch") else driver("compute_cap")
+    answer = None if "+cpu" in version("torch") else unchanging("compute_cap")
     return None if answer is None else float(answer[0])
 
 
-def memory_total() -> float:
+def _memory(field: str) -> float:
     """Bytes of the first visible GPU."""
-    answer = driver("memory.total")
+    answer = driver(field)
     if answer is None:
         raise InputError("runtime.device: the GPU no longer answers; look at nvidia-smi, or use cpu")
-    return float(answer[0].split()[0]) * 2**20  # "24564 MiB"
+    try:
+        return float(answer[0].split()[0]) * 2**20  # "24564 MiB"
+    except ValueError:
+        raise InputError(
+            f"runtime.vram_gb: the driver says {answer[0]!r} of the GPU's memory; use runtime.device cpu"
+        ) from None
 
 
 def driver(fields: str) -> list[str] | None:
@@ -147,6 +153,12 @@ def driver(fields: str) -> list[str] | None:
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = answer.stdout.splitlines()
     return [value.strip() for value in lines[0].split(",")] if answer.returncode == 0 and lines else None
+
+
+@functools.cache
+def unchanging(fields: str) -> list[str] | None:
+    """The same for what does not change while this process runs: asking takes a process each time."""
+    return driver(fields)
 
 
 def installed(name: str) -> bool:
@@ -165,3 +177,14 @@ def open_engine(name: str, recipe: Recipe, model: Source, where: Machine, shelf:
         raise InputError(f"{section}.engine: {name!r} is not installed; `pip install 'lowmem-spin[gpu]'`, or use hf")
     module, _, attribute = ENGINES[name].partition(":")
     return getattr(importlib.import_module(module), attribute)(recipe, model, where, shelf, say)
+
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can hold
+
+
+def held_rank(r: int) -> int:
+    """The smallest rank that vLLM can hold an adapter of rank r in."""
+    fitting = [rank for rank in RANKS if rank >= r]
+    if not fitting:
+        raise InputError(f"training.lora.r: vllm holds ranks up to {RANKS[-1]}, not {r}; lower it, or use generation.engine hf")
+    return fitting[0]

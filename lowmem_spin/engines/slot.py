@@ -13,7 +13,7 @@ from peft.utils import load_peft_weights
 
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.models import end_tokens, load_base, load_tokenizer
-from lowmem_spin.logps import States, collate, completion_logps, decoder_states
+from lowmem_spin.logps import States, autocast, collate, completion_logps, decoder_states
 from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.sources import Source
 from lowmem_spin.store import Tokens
@@ -152,8 +152,7 @@ class SlotLearner:
     @torch.no_grad()
     def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
         """Summed log-probs of one batch of rows; see engines.Learner."""
-        # In half precision training computes under autocast, for its loss scaling; so does scoring, then.
-        half = torch.autocast("cuda", torch.float16, enabled=self.device.type == "cuda" and self.where.dtype == "float16")
+        half = autocast(self.device, self.where.dtype)
         size, logps = self.recipe.runtime.scoring_batch_size, []
         with naming_memory("runtime.scoring_batch_size", size), self.playing(adapter) as policy, half:
             for start in range(0, len(rows), size):  # a worker that was started again takes smaller batches
@@ -205,13 +204,13 @@ class SlotLearner:
 
     def rest(self) -> None:
         """Give cached memory back, for whoever works next."""
+        gc.collect()  # the last optimiser's state is in cycles
         if self.where.device == "cuda":
             torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Let go of the model."""
         del self.model
-        gc.collect()
         self.rest()
 
     def _reset_slot(self) -> None:

@@ -49,7 +49,7 @@ class Unsloth:
 
     def rest(self) -> None:
         """Empty the cache; when this returns, the memory is free."""
-        self.worker.call("rest")
+        self.worker.rest("rest")
 
     def close(self) -> None:
         """End the worker process."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin.engines import Completion, Machine, Request
+from lowmem_spin.engines import Completion, Machine, Request, held_rank
 from lowmem_spin.engines.models import end_tokens, load_tokenizer
 from lowmem_spin.engines.shelf import unpacked
 from lowmem_spin.engines.worker import Resident, Worker
@@ -16,7 +16,6 @@ from lowmem_spin.game import Sampling
 from lowmem_spin.recipe import Recipe
 from lowmem_spin.sources import Source
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can hold
 REMEDY = "lower runtime.generation_batch_size, or use generation.engine hf"
 
 
@@ -107,7 +106,7 @@ class VLLM:
             "max_model_len": recipe.data.max_prompt_length + recipe.generation.max_new_tokens,
             "max_num_seqs": recipe.runtime.generation_batch_size,
             "enable_lora": True,
-            "max_lora_rank": next(rank for rank in RANKS if rank >= recipe.training.lora.r),
+            "max_lora_rank": held_rank(recipe.training.lora.r),
             "max_loras": 4,
             "max_cpu_loras": 16,
             "disable_log_stats": True,
@@ -160,7 +159,7 @@ class VLLM:
 
     def rest(self) -> None:
         """Leave the card to the learner."""
-        self.worker.call("sleep")
+        self.worker.rest("sleep")
 
     def close(self) -> None:
         """End the worker process."""

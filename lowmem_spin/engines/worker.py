@@ -22,7 +22,7 @@ def _serve(pipe: Connection, target: str, arguments: tuple[Any, ...], environmen
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also when the parent is killed -9
     os.environ.update(environment)
-    output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)  # what the last one died of stays
     os.dup2(output, 1)
     os.dup2(output, 2)
     try:
@@ -93,7 +93,7 @@ class Worker:
         while True:
             try:
                 kind, value = self._pipe.recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):  # OSError: it died in the middle of a message
                 self._died()
             if kind == "result":
                 return value
@@ -116,6 +116,7 @@ class Worker:
         self._pipe.close()
         self.process.join(10)
         self.process.kill()
+        self.process.join()  # its memory is free when this returns
 
 
 class Resident:
@@ -147,6 +148,13 @@ class Resident:
             if reported:
                 reported.again()
             return self.worker.call(method, *values, report=reported)
+
+    def rest(self, method: str) -> None:
+        """As call, of a method that only gives way; one that has died already takes no memory."""
+        try:
+            self.worker.call(method)
+        except WorkerDiedError as death:
+            self.say(str(death))
 
     def close(self) -> None:
         self.worker.close()

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lowmem_spin import runs
+from lowmem_spin.engines import held_rank
 from lowmem_spin.engines.shelf import unpacked
 from lowmem_spin.game import sampling
 from lowmem_spin.recipe import InputError
@@ -17,7 +18,6 @@ from lowmem_spin.runs import Run
 from lowmem_spin.sources import Source
 from lowmem_spin.store import Store, write_json
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can hold
 SLOTS = 4  # adapters in one batch on a GPU
 
 
@@ -67,7 +67,7 @@ def prepare(run: Run, store: Store, host: str, port: int, extra: list[str]) -> t
     command += ["--tokenizer", str(beside), "--chat-template", str(beside / "chat_template.jinja")]
     command += ["--generation-config", str(beside)]  # its end tokens end an answer, its sampling is what is not asked otherwise
     if adapters:
-        rank = next(rank for rank in RANKS if rank >= run.recipe.training.lora.r)
+        rank = held_rank(run.recipe.training.lora.r)
         # The CPU build gives base rows the last adapter when all slots of a batch are filled: there is one more there.
         slots = len(adapters) + 1 if where.device == "cpu" else min(SLOTS, len(adapters))
         command += [
