@@ -151,8 +151,9 @@ def plan(
             display.say(line)
     for note in made.notes:
         display.say(note, "yellow")
-    measured = all(line.measured for line in made.lines if line.to_do)
-    display.say(f"Times are {'from `lowmem-spin bench` on this machine' if measured else 'computed, not measured here'}.")
+    left = [line.measured for line in made.lines if line.to_do]
+    if left:
+        display.say(f"Times are {'from `lowmem-spin bench` on this machine' if all(left) else 'computed, not measured here'}.")
 
 
 @app.command()
@@ -339,10 +340,6 @@ def report(folder: Annotated[str, typer.Argument(metavar="RUN_OR_SWEEP", help="T
     display.say(f"pictures {results.folder}/report_*.png")
 
 
-# What the disk can answer; anything else is a bug and keeps its traceback.
-DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR"}
-
-
 def main() -> None:
     """Run a command; bad input, and a disk that is full or closed, is one line and exit code 2."""
     import errno
@@ -356,6 +353,8 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
+        from lowmem_spin.store import DISK
+
         if errno.errorcode.get(error.errno or 0) not in DISK:
             raise
         where = f"{error.filename}: " if error.filename else ""

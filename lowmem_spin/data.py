@@ -64,10 +64,23 @@ def draw(ids: Sequence[str], asked: Draw) -> list[int]:
     Each row's place in the order is a hash of (seed, round, its id), so the draw does not depend on the
     order of the file, on alpha or on the history, and a smaller draw is the head of a larger one.
     """
-    if asked.prompts > len(ids):
-        raise InputError(f"game.pairs: {asked.prompts} prompts asked of {len(ids)} usable rows; lower it or give more data")
-    order = sorted(range(len(ids)), key=lambda place: (number(asked.seed, asked.round, ids[place]), ids[place]))
-    return order[: asked.prompts]
+    return taken(order(ids, asked.seed, asked.round), asked)
+
+
+def order(ids: Sequence[str], seed: int, turn: int | None) -> list[int]:
+    """All places in the order of this seed and round (`turn`), which every draw is the head of."""
+    return sorted(range(len(ids)), key=lambda place: (number(seed, turn, ids[place]), ids[place]))
+
+
+def taken(order: Sequence[int], asked: Draw) -> list[int]:
+    """The head that a draw takes.
+
+    Raises:
+        InputError: there are too few rows.
+    """
+    if asked.prompts > len(order):
+        raise InputError(f"game.pairs: {asked.prompts} prompts asked of {len(order)} usable rows; lower it or give more data")
+    return list(order[: asked.prompts])
 
 
 def set_aside(ids: Sequence[str], count: int) -> tuple[list[int], list[int]]:

@@ -18,6 +18,21 @@ from lowmem_spin.tenants import Choices, Pool, Tenants, choose
 
 
 @dataclass
+class Orders:
+    """The shuffled orders that draws are heads of; each is sorted once for all games of a sweep."""
+
+    known: dict[tuple[str, int, int | None], list[int]] = field(default_factory=dict)
+
+    def of(self, draw: Draw, rows: Rows, pool: Sequence[int]) -> list[int]:
+        """Places of `rows`, those of `pool` shuffled."""
+        name = (draw.data, draw.seed, draw.round)
+        if name not in self.known:
+            order = data.order([rows.ids[place] for place in pool], draw.seed, draw.round)
+            self.known[name] = [pool[place] for place in order]
+        return self.known[name]
+
+
+@dataclass
 class Shared:
     """What the games of a sweep have in common in this process: engines, stores, tables and rows are opened once."""
 
@@ -25,6 +40,7 @@ class Shared:
     stores: dict[str, Store] = field(default_factory=dict)
     rows: dict[Path, Rows] = field(default_factory=dict)
     tables: dict[str, dict[str, Table]] = field(default_factory=dict)  # by store
+    orders: Orders = field(default_factory=Orders)
 
     def store(self, root: str, display: Display) -> Store:
         if root not in self.stores:
@@ -61,11 +77,11 @@ class Found:
         held = [] if self.held is None else [self.file(self.held, recipe.evaluation.split)]
         return [self.file(self.train, recipe.data.split), *held]
 
-    def inputs(self, pool: Sequence[int], rows: int) -> Inputs:
-        """What the game is played with, when `pool` of the `rows` may be learned from."""
+    def inputs(self, set_aside: int | str) -> Inputs:
+        """What the game is played with, when so many of the rows are set aside to measure on."""
         key = self.data_key(self.train, self.recipe.data.split)
         if self.held is None:
-            key = digest({"rows": key, "set aside": rows - len(pool)})
+            key = digest({"rows": key, "set aside": set_aside})
         return Inputs(self.base, key, *self.choices.identities(self.recipe))
 
 
@@ -106,18 +122,26 @@ class Game:
     store: Store
     folder: Path
 
+    orders: Orders
+    tenants: Tenants
     drawn: dict[Draw, list[int]] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Recipe:
         return self.found.recipe
 
+    @property
+    def engines(self) -> str:
+        """The same for games that take open engines from each other."""
+        choices, tenants = self.found.choices, self.tenants
+        return " ".join(tenants.signature(name) for name in (choices.generator, choices.learner))
+
     def places(self, pairs: Pairs) -> list[int]:
         """The rows of an iteration, in the draw's order."""
-        if pairs.draw not in self.drawn:
-            places = data.draw([self.rows.ids[place] for place in self.pool], pairs.draw)
-            self.drawn[pairs.draw] = [self.pool[place] for place in places]
-        return self.drawn[pairs.draw]
+        draw = pairs.draw
+        if draw not in self.drawn:
+            self.drawn[draw] = data.taken(self.orders.of(draw, self.rows, self.pool), draw)
+        return self.drawn[draw]
 
 
 def open_game(recipe: Recipe, beside: Path, display: Display, shared: Shared) -> Game:
@@ -130,20 +154,21 @@ def open_game(recipe: Recipe, beside: Path, display: Display, shared: Shared) ->
     if found.held is not None:
         held_rows = _prepared(found, found.held, "evaluation.path", recipe.evaluation.split, store, shared, display)
     pool, held = split(recipe, rows, held_rows)
-    inputs = found.inputs(pool, len(rows))
+    inputs = found.inputs(len(rows) - len(pool))
+    tenants = Tenants(recipe, found.model, choices, store.root / "weights", display, shared.engines)
     tables = Tables(
         store,
         inputs.base,
         Path(found.adapter.location) if found.adapter else None,
         inputs.learner,
-        Tenants(recipe, found.model, choices, store.root / "weights", display, shared.engines),
+        tenants,
         display,
         recipe.runtime.generation_batch_size,
         recipe.runtime.scoring_batch_size,
         shared.tables.setdefault(recipe.output.store, {}),
     )
     folder = Path(recipe.output.dir or "runs/game")
-    game = Game(found, inputs, list(play(recipe, inputs)), rows, pool, held, tables, store, folder)
+    game = Game(found, inputs, list(play(recipe, inputs)), rows, pool, held, tables, store, folder, shared.orders, tenants)
     for stage in game.stages:
         if isinstance(stage, Train):
             game.places(stage.pairs)  # too few rows for a later iteration is said now

@@ -5,46 +5,26 @@ rows have no ids yet: counts are then upper bounds, as if no two draws had a pro
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from lowmem_spin import data
-from lowmem_spin.budget import read_shape
-from lowmem_spin.calibration import Calibration, Kind, device_name
 from lowmem_spin.calibration import load as load_calibration
-from lowmem_spin.counting import GAME_KINDS, Held, Places, Unit, Work, needs
+from lowmem_spin.counting import GAME_KINDS, Held, Need, Places, Unit, Work, needs
 from lowmem_spin.data import Rows
 from lowmem_spin.engines import Machine
+from lowmem_spin.estimating import Clock, Ids, Lengths, Stored
 from lowmem_spin.game import Draw, Stage, Train, play, sampling
 from lowmem_spin.grid import Point
-from lowmem_spin.opening import Found, find, split
+from lowmem_spin.opening import Found, Orders, find, split
 from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.sources import Sources
 from lowmem_spin.store import read_parquet
 from lowmem_spin.tenants import Choices, choose
-
-
-@dataclass
-class Lengths:
-    """Mean tokens of a row, for the time it takes."""
-
-    prompt: float
-    chosen: float
-    generated: float  # at most
-
-    @classmethod
-    def of(cls, recipe: Recipe, rows: Rows | None) -> "Lengths":
-        longest = float(recipe.generation.max_new_tokens)
-        if rows is None or not len(rows):
-            return cls(float(recipe.data.max_prompt_length), float(recipe.data.max_completion_length), longest)
-        places = range(0, len(rows), max(1, len(rows) // 1000))
-        prompt, chosen = (float(np.mean([len(side(place)) for place in places])) for side in (rows.prompt, rows.chosen))
-        return cls(prompt, chosen, longest)
 
 
 @dataclass(frozen=True)
@@ -119,34 +99,126 @@ def _number(seconds: float) -> float | None:
 
 
 def plan(points: Sequence[Point], beside: Path) -> Plan:
-    """Plan one game or all games of a sweep.
+    """Plan one game or all games of a sweep; a point of a sweep that cannot be played becomes a note.
 
     Raises:
-        InputError: a point cannot be played, for too few rows for instance.
+        InputError: no point can be played, for too few rows for instance.
     """
-    ids = _Ids()
-    work, labels = Work(), {}
-    lengths: dict[str, Lengths] = {}
-    notes: list[str] = []
-    exact = True
-    founds: list[Found] = []
+    draft = _Draft(beside)
     for point in points:
+        try:
+            draft.add(point)
+        except InputError as error:
+            if len(points) == 1:
+                raise
+            _add(draft.notes, [f"{point.name} cannot be played: {error}"])
+    if not draft.founds:
+        raise InputError(f"no point can be played: {draft.notes[0]}")
+    if not draft.exact:
+        _add(
+            draft.notes,
+            [
+                "the data is not prepared yet: rows are upper bounds, nothing of them counts as stored, and held-out rows "
+                "are taken to be evaluation.health_prompts"
+            ],
+        )
+    return Plan([point.name for point in points], draft.founds[0], draft.work, draft.lines(), draft.exact, draft.notes)
+
+
+@dataclass
+class _Draft:
+    """A plan in the making. What several points have in common is looked at once."""
+
+    beside: Path
+    work: Work = field(default_factory=Work)
+    notes: list[str] = field(default_factory=list)
+    founds: list[Found] = field(default_factory=list)
+    exact: bool = True
+    ids: Ids = field(default_factory=Ids)
+    files: dict[Path, Rows | None] = field(default_factory=dict)
+    orders: Orders = field(default_factory=Orders)
+    drawn: dict[Draw, Places] = field(default_factory=dict)
+    lengths: dict[Path, Lengths] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    askers: dict[tuple[str, str], Found] = field(default_factory=dict)  # who first asks for a table's side
+
+    def add(self, point: Point) -> None:
         recipe, root = point.recipe, Path(point.recipe.output.store)
-        sources = Sources(beside, root / "sources.json", patient=True)
-        found = find(recipe, sources, _choices(recipe, root, notes))
-        founds.append(found)
-        _add(notes, [f"{name}: its revision is not resolved yet: the hub cannot be reached" for name in sources.unresolved])
-        rows, held_rows, prepared = _rows(found, root)
-        exact &= prepared
-        stages, asked = _asked(found, rows, held_rows, prepared, ids)
-        _label(stages, labels)
-        for _, wanted in asked:
-            work.add(wanted)
+        sources = Sources(self.beside, root / "sources.json", patient=True)
+        found = find(recipe, sources, _choices(recipe, root, self.notes))
+        _add(
+            self.notes, [f"{name}: its revision is not resolved yet: the hub cannot be reached" for name in sources.unresolved]
+        )
+        loaded = [self._rows(path) for path in _files(found)]
+        self.exact &= None not in loaded
+        stages, asked = self._asked(found, loaded)
+        needed = list(asked)  # whole before anything is counted: a point that cannot be played leaves no trace
+        self.founds.append(found)
+        for stage in stages:
+            if isinstance(stage, Train):
+                self.labels.setdefault(stage.policy, stage.name)
+        for _, wanted in needed:
+            self.work.add(wanted)
             for need in wanted:
-                lengths.setdefault(need.table, Lengths.of(recipe, rows))
-    if not exact:
-        _add(notes, ["the data is not prepared yet: rows are upper bounds, and nothing of them counts as stored"])
-    return Plan([point.name for point in points], founds[0], work, _lines(founds[0], work, ids, lengths, labels), exact, notes)
+                self.askers.setdefault((need.table, need.side), found)
+
+    def _rows(self, path: Path) -> Rows | None:
+        if path not in self.files:
+            try:
+                self.files[path] = Rows(read_parquet(path))
+            except (OSError, pa.ArrowInvalid):  # not there yet, or to be made again
+                self.files[path] = None
+        return self.files[path]
+
+    def _asked(self, found: Found, loaded: Sequence[Rows | None]) -> tuple[list[Stage], Iterator[tuple[Stage, list[Need]]]]:
+        recipe, rows = found.recipe, loaded[0]
+        if rows is not None and None not in loaded:
+            pool, measured = split(recipe, rows, loaded[1] if found.held else None)
+            inputs = found.inputs(len(rows) - len(pool))
+            scored, health = (
+                self.ids.of([measured.rows.ids[n] for n in places]) for places in (measured.scored, measured.health)
+            )
+
+            def places(draw: Draw) -> Places:
+                order = data.taken(self.orders.of(draw, rows, pool), draw)
+                return self.ids.of([rows.ids[place] for place in order])
+        else:
+            inputs = found.inputs(f"{recipe.evaluation.health_prompts}, or less")
+            scored = health = self.ids.block("held", recipe.evaluation.health_prompts)
+
+            def places(draw: Draw) -> Places:
+                return self.ids.block((draw.data, draw.seed, draw.round), draw.prompts)
+
+        greedy = sampling(recipe, inputs, greedy=True) if recipe.evaluation.metric == "exact_match" else None
+        stages = list(play(recipe, inputs))
+        held = Held(scored, health, greedy)
+        return stages, needs(stages, places, held, sampling(recipe, inputs), inputs.base, inputs.learner)
+
+    def lines(self) -> list[Line]:
+        """A line for every unit of work, timed and looked up where the point that first asks for it would do it."""
+        clocks: dict[int, Clock] = {}
+        stores: dict[str, Stored] = {}
+        found_lines = []
+        for unit in self.work.distinct():
+            found = self.askers[unit.table, unit.side]
+            root = Path(found.recipe.output.store)
+            stored = stores.setdefault(str(root), Stored(root, self.ids))
+            if id(found) not in clocks:
+                clocks[id(found)] = Clock(found, load_calibration(root))
+            there = stored.count(unit)
+            seconds, measured = clocks[id(found)].seconds(unit, len(unit.places) - there, self._lengths(found))
+            found_lines.append(Line(unit, self.labels.get(unit.policy, "base"), there, seconds, measured))
+        return found_lines
+
+    def _lengths(self, found: Found) -> Lengths:
+        path = _files(found)[0]
+        if path not in self.lengths:
+            self.lengths[path] = Lengths.of(found.recipe, self.files[path])
+        return replace(self.lengths[path], generated=float(found.recipe.generation.max_new_tokens))
+
+
+def _files(found: Found) -> list[Path]:
+    return [Path(found.recipe.output.store) / "data" / f"{name}.parquet" for name in found.data_files()]
 
 
 def _add(notes: list[str], more: list[str]) -> None:
@@ -163,134 +235,3 @@ def _choices(recipe: Recipe, root: Path, notes: list[str]) -> Choices:
         dtype = "bfloat16" if recipe.model.dtype == "auto" else recipe.model.dtype
         _add(notes, [f"planned for a GPU with {generator} and {learner}, not for this machine ({error})"])
         return Choices(Machine("cuda", dtype), generator, learner)
-
-
-class _Ids:
-    """A number for every row; a block of fresh ones for rows that have no ids yet."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
-        self.blocks: dict[Any, int] = {}
-
-    def of(self, ids: Sequence[str]) -> Places:
-        return np.array([self.numbers.setdefault(name, len(self.numbers)) for name in ids], np.int64)
-
-    def block(self, name: Any, count: int) -> Places:
-        start = self.blocks.setdefault(name, 10**12 * (1 + len(self.blocks)))
-        return np.arange(start, start + count)
-
-
-def _rows(found: Found, root: Path) -> tuple[Rows | None, Rows | None, bool]:
-    """(training rows, held-out rows, whether all are prepared)"""
-    loaded: list[Rows | None] = []
-    for name in found.data_files():
-        try:
-            loaded.append(Rows(read_parquet(root / "data" / f"{name}.parquet")))
-        except (OSError, pa.ArrowInvalid):  # not there yet, or to be made again
-            loaded.append(None)
-    return loaded[0], loaded[1] if found.held is not None else None, None not in loaded
-
-
-def _asked(found: Found, rows: Rows | None, held_rows: Rows | None, prepared: bool, ids: _Ids) -> tuple[list[Stage], Any]:
-    recipe = found.recipe
-    if prepared and rows is not None:
-        pool, measured = split(recipe, rows, held_rows)
-        inputs = found.inputs(pool, len(rows))
-        pool_ids = [rows.ids[place] for place in pool]
-        scored, health = (ids.of([measured.rows.ids[n] for n in places]) for places in (measured.scored, measured.health))
-
-        def places(draw: Draw) -> Places:
-            return ids.of([pool_ids[place] for place in data.draw(pool_ids, draw)])
-    else:
-        inputs = found.inputs([], 0)
-        scored = health = ids.block("held", recipe.evaluation.health_prompts)
-
-        def places(draw: Draw) -> Places:
-            return ids.block((draw.data, draw.seed if draw.round is not None else None, draw.round), draw.prompts)
-
-    greedy = sampling(recipe, inputs, greedy=True) if recipe.evaluation.metric == "exact_match" else None
-    stages = list(play(recipe, inputs))
-    held = Held(scored, health, greedy)
-    return stages, needs(stages, places, held, sampling(recipe, inputs), inputs.base, inputs.learner)
-
-
-def _label(stages: Sequence[Stage], labels: dict[str, str]) -> None:
-    for stage in stages:
-        if isinstance(stage, Train):
-            labels.setdefault(stage.policy, stage.name)
-
-
-def _lines(found: Found, work: Work, ids: _Ids, lengths: dict[str, Lengths], labels: dict[str, str]) -> list[Line]:
-    root = Path(found.recipe.output.store)
-    clock = _Clock(found, load_calibration(root))
-    stored = _Stored(root, ids)
-    lines = []
-    for unit in work.distinct():
-        there = stored.count(unit)
-        seconds, measured = clock.seconds(unit, len(unit.places) - there, lengths[unit.table])
-        lines.append(Line(unit, labels.get(unit.policy, "base"), there, seconds, measured))
-    return lines
-
-
-class _Stored:
-    """How many of a unit's rows the store has."""
-
-    def __init__(self, root: Path, ids: _Ids) -> None:
-        self.root, self.ids = root, ids
-        self.tables: dict[tuple[str, str], dict[str, list[str]]] = {}
-
-    def count(self, unit: Unit) -> int:
-        if unit.side == "pairs":
-            return len(unit.places) if (self.root / "adapters" / unit.table / "manifest.json").exists() else 0
-        kind, side = ("completions", "completions") if unit.side == "completions" else ("logps", unit.side)
-        names = self._names(kind, unit.table).get(side, [])
-        known = [self.ids.numbers[name] for name in names if name in self.ids.numbers]
-        return int(np.isin(unit.places, np.array(known, np.int64)).sum())
-
-    def _names(self, kind: str, table: str) -> dict[str, list[str]]:
-        """Prompt ids in a table by side. A shard that does not read back is redone, so it does not count."""
-        if (kind, table) not in self.tables:
-            found: dict[str, list[str]] = {}
-            for path in sorted((self.root / kind / table).glob("[!.]*.parquet")):
-                try:
-                    rows = read_parquet(path)
-                except (OSError, pa.ArrowInvalid):
-                    continue
-                sides = ["completions"] * len(rows) if kind == "completions" else rows["completion"].to_pylist()
-                for side, name in zip(sides, rows["prompt_id"].to_pylist(), strict=True):
-                    found.setdefault(side.partition("/")[0], []).append(name)
-            self.tables[kind, table] = found
-        return self.tables[kind, table]
-
-
-@dataclass
-class _Clock:
-    """Seconds by what bench measured on this device, or by FLOP."""
-
-    found: Found
-    calibration: Calibration
-
-    def __post_init__(self) -> None:
-        choices = self.found.choices
-        self.device = device_name(choices.where.device)
-        self.parameters: int | None = None
-        if self.found.model.resolved:
-            shape = read_shape(self.found.model)
-            self.parameters = shape.body + shape.rest
-
-    def seconds(self, unit: Unit, rows: int, lengths: Lengths) -> tuple[float, bool]:
-        training, choices = self.found.recipe.training, self.found.choices
-        kind: Kind = "generate" if unit.side == "completions" else "train" if unit.side == "pairs" else "score"
-        per_row = {
-            "generate": lengths.generated,
-            "score": lengths.prompt + (lengths.chosen if unit.side == "chosen" else lengths.generated),
-            "train": training.num_train_epochs * (2 * lengths.prompt + lengths.chosen + lengths.generated),
-        }[kind]
-        if unit.kind == "yardstick":
-            per_row = training.num_train_epochs * (lengths.prompt + lengths.chosen)
-        if self.parameters is None:
-            return float("nan"), False
-        engine = choices.generator if kind == "generate" else choices.learner
-        tokens = round(rows * per_row)
-        checkpointing = training.gradient_checkpointing
-        return self.calibration.seconds(kind, tokens, self.parameters, self.device, engine, checkpointing)

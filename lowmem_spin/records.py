@@ -16,10 +16,11 @@ PACKAGES = ("lowmem-spin", "torch", "transformers", "peft", "bitsandbytes", "vll
 
 
 def write_record(game: Game) -> None:
-    """recipe.yaml and run.json; an earlier game's iterates make way."""
+    """recipe.yaml and run.json; an earlier game's iterates, if they were others, make way."""
     found, recipe = game.found, game.recipe
     game.folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(game.folder / "iterates", ignore_errors=True)
+    if not is_recorded(game):
+        shutil.rmtree(game.folder / "iterates", ignore_errors=True)
     resolved = recipe.model_dump(mode="json")
     resolved["model"] |= {"revision": found.model.revision, "dtype": found.choices.where.dtype}
     resolved["data"]["revision"] = found.train.revision
@@ -30,9 +31,8 @@ def write_record(game: Game) -> None:
     if found.adapter is not None:
         resolved["model"]["adapter"] = str(Path(found.adapter.location).resolve())
     (game.folder / "recipe.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
-    policies = {stage.name: stage.policy for stage in game.stages if isinstance(stage, Train)}
     record = {
-        "policies": {"base": game.inputs.base, **policies},
+        "policies": _policies(game),
         "inputs": vars(game.inputs),
         "model": found.model.identity,
         "data": found.data_files(),
@@ -42,6 +42,19 @@ def write_record(game: Game) -> None:
     }
     path = game.folder / "run.json"
     write_json(path, {**record, "seconds": _earlier_seconds(path, record["policies"])})
+
+
+def _policies(game: Game) -> dict[str, str]:
+    return {"base": game.inputs.base, **{stage.name: stage.policy for stage in game.stages if isinstance(stage, Train)}}
+
+
+def is_recorded(game: Game) -> bool:
+    """Whether the folder's record is of the very same policies."""
+    try:
+        earlier = json.loads((game.folder / "run.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(earlier, dict) and earlier.get("policies") == _policies(game)
 
 
 def _version(package: str) -> str | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.display import Display
-from lowmem_spin.evaluation.health import Health, evaluate
+from lowmem_spin.evaluation.health import Health, evaluate, sample
 from lowmem_spin.game import Evaluate, Generate, Pairs, Score, Stage, Train, sampling
 from lowmem_spin.keys import digest
 from lowmem_spin.opening import Game, Shared, open_game
@@ -52,11 +52,14 @@ class Player:
         recipe = game.recipe
         self.tracker = Tracker(recipe.output.report_to, game.folder, digest(trained), recipe.model_dump(mode="json"))
 
-    def play(self, stage: Stage) -> None:
-        """One stage; an evaluation's result is kept, logged and said."""
+    def play(self, stage: Stage, samples_only: bool = False) -> None:
+        """One stage; an evaluation's result is kept, logged and said. With `samples_only` it is only prepared."""
         game = self.game
         if not isinstance(stage, Evaluate):
             step(game, stage)
+        elif samples_only:
+            own, greedy = (sampling(game.recipe, game.inputs, greedy=greedy) for greedy in (False, True))
+            sample(game.tables, stage, game.held, own, greedy)
         else:
             greedy = sampling(game.recipe, game.inputs, greedy=True)
             health = evaluate(game.tables, stage, game.held, sampling(game.recipe, game.inputs), greedy)

@@ -50,6 +50,8 @@ LOGPS = pa.schema(
 )
 IDENTITY = {"completions": ["prompt_id", "sample"], "logps": ["prompt_id", "completion"]}
 SCHEMAS = {"completions": COMPLETIONS, "logps": LOGPS}
+# What a disk can answer; any other error of the system is a bug and keeps its traceback.
+DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR"}
 Notice = Callable[[str], None]
 Tokens = Sequence[int] | np.ndarray
 """Token ids of one prompt or completion."""

@@ -1,5 +1,7 @@
 """Plays many games in step: every stage of an iteration for all of them, so that engines switch seldom and work is shared."""
 
+import errno
+import json
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +13,12 @@ from lowmem_spin.game import Evaluate, Generate, Score, Stage, Train
 from lowmem_spin.grid import Axes, Point
 from lowmem_spin.opening import Shared, open_game
 from lowmem_spin.recipe import InputError, printable
+from lowmem_spin.records import is_recorded
 from lowmem_spin.runner import Player
-from lowmem_spin.store import write_json
+from lowmem_spin.store import DISK, write_json
 
 ORDER: list[type] = [Generate, Score, Train, Evaluate]
+ERROR = "error.txt"  # in a point's folder: how it failed
 
 
 @dataclass
@@ -37,6 +41,14 @@ class Sweep:
     axes: Axes
     seeds: list[int]
     entries: list[Entry]
+
+    def finished_before(self) -> set[str]:
+        """Names of the points that an earlier run has finished."""
+        try:
+            earlier = json.loads((self.folder / "sweep.json").read_text(encoding="utf-8"))
+            return {point["name"] for point in earlier["points"] if point["status"] == "finished"}
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # a first run, or a record that somebody has damaged
+            return set()
 
     def write(self) -> None:
         points = [
@@ -67,20 +79,31 @@ def _of_sft(stage: Stage) -> bool:
     return isinstance(stage, Evaluate) and stage.name == "plain SFT"
 
 
-def in_step(games: Sequence[Sequence[tuple[int, Stage]]]) -> list[tuple[int, Stage]]:
-    """(number of the game, stage), every game's own order kept: by iteration, then by kind, then by game."""
-    ranked = [
-        (iteration, rank, number, place, stage)
-        for number, stages in enumerate(games)
-        for place, (iteration, stage) in enumerate(stages)
-        for rank in [ORDER.index(type(stage)) if iteration <= _played(stages) else place]
-    ]
-    return [(number, stage) for *_, number, _, stage in sorted(ranked, key=lambda entry: entry[:4])]
+@dataclass(frozen=True)
+class Step:
+    """One stage of one game. An evaluation is two: its samples first, then what is made of them."""
+
+    game: int
+    stage: Stage
+    samples_only: bool = False
 
 
-def _played(stages: Sequence[tuple[int, Stage]]) -> int:
-    """The last iteration of the game itself."""
-    return max(iteration for iteration, stage in stages if isinstance(stage, Generate))
+def in_step(games: Sequence[Sequence[tuple[int, Stage]]], engines: Sequence[str]) -> list[Step]:
+    """All stages of all games, every game's own order kept: by iteration, then by what is done, then by engines.
+
+    So the generator answers for all games before the learner scores for all of them, and games whose engines are
+    opened alike (`engines`, one name for each game) come one after the other.
+    """
+    ranked: list[tuple[tuple[int, int, str, int, int], Step]] = []
+    for number, stages in enumerate(games):
+        played = max(iteration for iteration, stage in stages if isinstance(stage, Generate))
+        for place, (iteration, stage) in enumerate(stages):
+            rank = ORDER.index(type(stage)) if iteration <= played else place
+            if isinstance(stage, Evaluate) and iteration <= played:
+                ranked.append(((iteration, rank, engines[number], number, place), Step(number, stage, samples_only=True)))
+                rank += 1
+            ranked.append(((iteration, rank, engines[number], number, place), Step(number, stage)))
+    return [step for _, step in sorted(ranked, key=lambda entry: entry[0])]
 
 
 def play(sweep: Sweep, beside: Path, display: Display) -> None:
@@ -90,31 +113,39 @@ def play(sweep: Sweep, beside: Path, display: Display) -> None:
         TimeIsUpError: the display's deadline has passed; what is finished is stored.
     """
     shared, counted = Shared(), dict(display.seconds)
-    sweep.write()
+    finished = sweep.finished_before()
     for entry in sweep.entries:
         with _surviving(sweep, entry, shared, display):
-            game = open_game(entry.point.recipe, beside, display, shared)
-            entry.player, entry.stages = Player(game, display, counted), numbered(game.stages)
+            _open(entry, beside, display, shared, counted, finished)
     opened = [entry for entry in sweep.entries if entry.player]
     if not opened:
         raise InputError(f"no point could be opened: {sweep.entries[0].error}")
-    order = in_step([entry.stages for entry in opened])
-    left = {entry.point.name: len(entry.stages) for entry in opened}
-    for place, (number, stage) in enumerate(order):
-        entry = opened[number]
+    sweep.write()
+    steps = in_step([entry.stages for entry in opened], [entry.player.game.engines for entry in opened if entry.player])
+    for place, step in enumerate(steps):
+        entry = opened[step.game]
         if entry.status == "failed" or entry.player is None:
             continue
-        display.title = f"[{place + 1}/{len(order)}] {entry.point.name} "
+        display.title = f"[{place + 1}/{len(steps)}] {entry.point.name} "
         display.name = f"{entry.point.name} "
         with _surviving(sweep, entry, shared, display):
-            entry.player.play(stage)
-            left[entry.point.name] -= 1
-            if not left[entry.point.name]:
+            entry.player.play(step.stage, step.samples_only)
+            if step.stage is entry.stages[-1][1] and not step.samples_only:
                 entry.player.finish()
                 entry.status = "finished"
                 sweep.write()
-        display.stop_if_late()
+        if place + 1 < len(steps):
+            display.stop_if_late()
     shared.engines.close()
+
+
+def _open(entry: Entry, beside: Path, display: Display, shared: Shared, counted: dict[str, float], finished: set[str]) -> None:
+    """Name the point's stages. One that was finished as the very same game stays so while it is looked through again."""
+    game = open_game(entry.point.recipe, beside, display, shared)
+    if entry.point.name in finished and is_recorded(game) and (game.folder / "metrics.jsonl").exists():
+        entry.status = "finished"
+    (game.folder / ERROR).unlink(missing_ok=True)
+    entry.player, entry.stages = Player(game, display, counted), numbered(game.stages)
 
 
 @contextmanager
@@ -122,12 +153,12 @@ def _surviving(sweep: Sweep, entry: Entry, shared: Shared, display: Display) -> 
     """A point that fails is reported, with its traceback in its folder if no one is to blame, and the sweep goes on."""
     try:
         yield
-    except OSError:  # a full or closed disk is every point's
-        raise
-    except Exception as error:  # noqa: BLE001  # whatever it is, hours of other points must not be lost to it
+    except Exception as error:  # whatever it is, hours of other points must not be lost to it
+        if isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in DISK:
+            raise  # a full or closed disk is every point's
         entry.status, entry.error = "failed", printable(" ".join(str(error).split()) or type(error).__name__)
         if not isinstance(error, InputError):
-            place = Path(str(entry.point.recipe.output.dir)) / "error.txt"
+            place = Path(str(entry.point.recipe.output.dir)) / ERROR
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             entry.error += f"; the traceback is in {place}"

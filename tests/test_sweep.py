@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowmem_spin.game import Inputs, play
+from lowmem_spin.game import Evaluate, Inputs, play
 from lowmem_spin.grid import axes, points
 from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.sweep import in_step, numbered
@@ -186,9 +186,14 @@ def test_every_game_keeps_its_order_and_no_policy_plays_before_it_is_trained(sha
         content = {"game": {"iterations": iterations, "history": history, "pairs": 10}, "evaluation": {"compare_sft": sft}}
         recipe = Recipe.model_validate({"model": {"name_or_path": "m"}, "data": {"path": "d"}, **content})
         games.append(numbered(list(play(recipe, Inputs("b", "d", {}, {})))))
-    order = in_step(games)
+    steps = in_step(games, ["b", "a", "b", "a"][: len(games)])
     for number, game in enumerate(games):
-        assert [stage for which, stage in order if which == number] == [stage for _, stage in game]
+        assert [step.stage for step in steps if step.game == number and not step.samples_only] == [stage for _, stage in game]
+    ready: set[tuple[int, Any]] = set()
+    for step in steps:  # samples before what is made of them, and not before there is a policy to draw from
+        if step.samples_only:
+            ready.add((step.game, step.stage))
+        assert not isinstance(step.stage, Evaluate) or step.stage.name == "plain SFT" or (step.game, step.stage) in ready
 
 
 def test_names_are_unique_and_files_can_bear_them(quickstart: Path) -> None:

@@ -183,7 +183,8 @@ def test_two_tenants_of_one_gpu_settle_once(residency: str, tmp_path: Path, monk
         both.learner()
     gone = "rest" if residency == "sleep" else "close"
     first = ["open vllm", f"{gone} vllm", "open unsloth", f"{gone} unsloth"]
-    assert said == (first + ["rest vllm"] if residency == "sleep" else first + ["open vllm", "close vllm", "open unsloth"])
+    again = ["rest vllm"] if residency == "sleep" else ["open vllm", "close vllm", "open unsloth"]
+    assert said == [*first, *again]
     assert next(iter(both.pool.settled.values())).residency == residency
 
 

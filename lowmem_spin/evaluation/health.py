@@ -85,10 +85,21 @@ class Health:
         return {**names, **self.numbers(), "gain": gain.mean, "gain_se": gain.error, "samples": self.samples}
 
 
+def sample(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, greedy: Sampling) -> None:
+    """Generate all that `evaluate` will ask the policy for, so that it then only scores."""
+    tables.answers([(stage.policy, _prompts(held, held.health))], sampling, f"{stage.name}: samples")
+    if held.exact_match:
+        tables.answers([(stage.policy, _prompts(held, held.scored))], greedy, f"{stage.name}: held-out")
+
+
+def _prompts(held: Held, places: Sequence[int]) -> list[Prompt]:
+    return [Prompt(held.rows.ids[place], held.rows.prompt(place)) for place in places]
+
+
 def evaluate(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, greedy: Sampling) -> Health:
     """Measure one policy, generating and scoring only what the store lacks."""
     rows, policy = held.rows, stage.policy
-    prompts = [Prompt(rows.ids[place], rows.prompt(place)) for place in held.health]
+    prompts = _prompts(held, held.health)
     (own,) = tables.answers([(policy, prompts)], sampling, f"{stage.name}: samples")
     (base_own,) = tables.answers([(tables.base, prompts)], sampling, "base: samples")
 
@@ -133,7 +144,7 @@ def _sample(rows: Rows, place: int, answer: Answer) -> dict[str, str]:
 
 
 def _exact_match(tables: Tables, stage: Evaluate, held: Held, greedy: Sampling) -> Estimate:
-    prompts = [Prompt(held.rows.ids[place], held.rows.prompt(place)) for place in held.scored]
+    prompts = _prompts(held, held.scored)
     (answers,) = tables.answers([(stage.policy, prompts)], greedy, f"{stage.name}: held-out")
     texts = [held.rows.completions[place] for place in held.scored]
     right = [answer.text == text and answer.finish_reason == "stop" for answer, text in zip(answers, texts, strict=True)]

@@ -1,0 +1,114 @@
+"""What a plan estimates with: numbers for rows, what the store has of them, their lengths, and the time they take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lowmem_spin.budget import read_shape
+from lowmem_spin.calibration import Calibration, Kind, device_name
+from lowmem_spin.counting import Places, Unit
+from lowmem_spin.data import Rows
+from lowmem_spin.opening import Found
+from lowmem_spin.recipe import Recipe
+from lowmem_spin.store import read_parquet
+
+
+@dataclass
+class Lengths:
+    """Mean tokens of a row, for the time it takes."""
+
+    prompt: float
+    chosen: float
+    generated: float  # at most
+
+    @classmethod
+    def of(cls, recipe: Recipe, rows: Rows | None) -> "Lengths":
+        longest = float(recipe.generation.max_new_tokens)
+        if rows is None or not len(rows):
+            return cls(float(recipe.data.max_prompt_length), float(recipe.data.max_completion_length), longest)
+        places = range(0, len(rows), max(1, len(rows) // 1000))
+        prompt, chosen = (float(np.mean([len(side(place)) for place in places])) for side in (rows.prompt, rows.chosen))
+        return cls(prompt, chosen, longest)
+
+
+class Ids:
+    """A number for every row; a block of fresh ones for rows that have no ids yet."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+        self.blocks: dict[Any, int] = {}
+
+    def of(self, ids: Sequence[str]) -> Places:
+        return np.array([self.numbers.setdefault(name, len(self.numbers)) for name in ids], np.int64)
+
+    def block(self, name: Any, count: int) -> Places:
+        start = self.blocks.setdefault(name, 10**12 * (1 + len(self.blocks)))
+        return np.arange(start, start + count)
+
+
+class Stored:
+    """How many of a unit's rows the store has."""
+
+    def __init__(self, root: Path, ids: Ids) -> None:
+        self.root, self.ids = root, ids
+        self.tables: dict[tuple[str, str], dict[str, list[str]]] = {}
+
+    def count(self, unit: Unit) -> int:
+        if unit.side == "pairs":
+            return len(unit.places) if (self.root / "adapters" / unit.table / "manifest.json").exists() else 0
+        kind, side = ("completions", "completions") if unit.side == "completions" else ("logps", unit.side)
+        names = self._names(kind, unit.table).get(side, [])
+        known = [self.ids.numbers[name] for name in names if name in self.ids.numbers]
+        return int(np.isin(unit.places, np.array(known, np.int64)).sum())
+
+    def _names(self, kind: str, table: str) -> dict[str, list[str]]:
+        """Prompt ids in a table by side. A shard that does not read back is redone, so it does not count."""
+        if (kind, table) not in self.tables:
+            found: dict[str, list[str]] = {}
+            for path in sorted((self.root / kind / table).glob("[!.]*.parquet")):
+                try:
+                    rows = read_parquet(path)
+                except (OSError, pa.ArrowInvalid):
+                    continue
+                sides = ["completions"] * len(rows) if kind == "completions" else rows["completion"].to_pylist()
+                for side, name in zip(sides, rows["prompt_id"].to_pylist(), strict=True):
+                    found.setdefault(side.partition("/")[0], []).append(name)
+            self.tables[kind, table] = found
+        return self.tables[kind, table]
+
+
+@dataclass
+class Clock:
+    """Seconds by what bench measured on this device, or by FLOP."""
+
+    found: Found
+    calibration: Calibration
+
+    def __post_init__(self) -> None:
+        choices = self.found.choices
+        self.device = device_name(choices.where.device)
+        self.parameters: int | None = None
+        if self.found.model.resolved:
+            shape = read_shape(self.found.model)
+            self.parameters = shape.body + shape.rest
+
+    def seconds(self, unit: Unit, rows: int, lengths: Lengths) -> tuple[float, bool]:
+        training, choices = self.found.recipe.training, self.found.choices
+        kind: Kind = "generate" if unit.side == "completions" else "train" if unit.side == "pairs" else "score"
+        per_row = {
+            "generate": lengths.generated,
+            "score": lengths.prompt + (lengths.chosen if unit.side == "chosen" else lengths.generated),
+            "train": training.num_train_epochs * (2 * lengths.prompt + lengths.chosen + lengths.generated),
+        }[kind]
+        if unit.kind == "yardstick":
+            per_row = training.num_train_epochs * (lengths.prompt + lengths.chosen)
+        if self.parameters is None:
+            return float("nan"), False
+        engine = choices.generator if kind == "generate" else choices.learner
+        tokens = round(rows * per_row)
+        checkpointing = training.gradient_checkpointing
+        return self.calibration.seconds(kind, tokens, self.parameters, self.device, engine, checkpointing)
