@@ -8,8 +8,10 @@ from typing import Any
 
 import yaml
 
+from lowmem_spin.keys import digest
 from lowmem_spin.recipe import InputError, Recipe, load
 
+LONGEST = 100  # characters of a point's name, which is a folder's
 Axes = dict[str, list[Any]]
 """{field: values}"""
 
@@ -39,6 +41,10 @@ def axes(alpha: str | None, history: str | None, grid: Sequence[str]) -> Axes:
             raise InputError(f"--grid {text!r}: {name} is varied twice; give all its values at once")
         if name == "seed":
             raise InputError(f"--grid {text!r}: use --seeds for several seeds")
+        if name.partition(".")[0] == "output":
+            raise InputError(
+                f"--grid {text!r}: where results go is no part of a game; a sweep gives every point its own folder"
+            )
         found[name] = _values(text, values)
     return found
 
@@ -64,14 +70,24 @@ def points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int, folde
         raise InputError(f"--seeds {seeds}: at least 1 is needed")
     base = load(path, overrides)
     folder = folder or sweep_folder(base)
-    found = []
+    found: dict[str, Point] = {}
+    known: list[Recipe] = []
     for combination in itertools.product(*varied.values(), range(base.seed, base.seed + seeds)):
         values = dict(zip([*varied, "seed"], combination, strict=True))
-        name = "_".join(f"{_short(field, varied)}-{_plain(value)}" for field, value in values.items())
-        changed = [f"{field}={_yaml(value)}" for field, value in values.items()]
-        place = f"output.dir={_yaml(str(folder / 'points' / name))}"
-        found.append(Point(name, values, load(path, [*overrides, *changed, place])))
-    return found
+        recipe = load(path, [*overrides, *(f"{field}={_yaml(value)}" for field, value in values.items())])
+        if recipe in known:  # the same, written in another way
+            continue
+        known.append(recipe)
+        name = _name(values, varied)
+        if name in found or len(name) > LONGEST:
+            name = f"{name[: LONGEST - 9]}_{digest(values)[:8]}"
+        output = recipe.output.model_copy(update={"dir": str(folder / "points" / name)})
+        found[name] = Point(name, values, recipe.model_copy(update={"output": output}))
+    return list(found.values())
+
+
+def _name(values: dict[str, Any], varied: Axes) -> str:
+    return "_".join(f"{_short(field, varied)}-{_plain(value)}" for field, value in values.items())
 
 
 def sweep_folder(recipe: Recipe) -> Path:

@@ -1,5 +1,6 @@
 """Sweeps and plans: what is counted is what is computed; games in step end as games alone; kills, hours and failures."""
 
+import itertools
 import json
 import random
 import shutil
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowmem_spin.game import Evaluate, Inputs, play
+from lowmem_spin.game import Evaluate, Generate, Inputs, play
 from lowmem_spin.grid import axes, points
 from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.sweep import in_step, numbered
@@ -35,8 +36,8 @@ def finished(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command("sweep", folder, *GRID, *more), capture_output=True, text=True, check=False)
 
 
-def planned(folder: Path) -> dict[str, Any]:
-    answer = subprocess.run(command("plan", folder, *GRID, "--json"), capture_output=True, text=True, check=True)
+def planned(folder: Path, *shape: str) -> dict[str, Any]:
+    answer = subprocess.run(command("plan", folder, *(shape or GRID), "--json"), capture_output=True, text=True, check=True)
     return json.loads(answer.stdout)
 
 
@@ -95,6 +96,39 @@ def test_the_numbers_are_the_ones_derived_by_hand(whole: Path) -> None:
     assert passes["train"] == (18, 1 + 4 + 6)
     # alpha 1: 2 passes at each t; alpha 0.5: 2 at t = 0, else 4. Three histories each.
     assert passes["score"][0] == 3 * 6 + 3 * 10
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_four_alphas_and_two_histories(whole: Path, tmp_path: Path, prepared: bool) -> None:
+    """The counts that test_game.py derives independently, by the command, whether the rows are prepared or not."""
+    plan = planned(whole if prepared else tmp_path, "--alpha", "0.8,0.9,0.95,1.0", "--history", "1,2")
+    assert plan["exact"] is prepared
+    found = {kind: (total["shared"] / 128, total["independent"] / 128) for kind, total in plan["totals"].items()}
+    expected = {"generate": (8, 24), "score": (26, 72), "train": (17, 24)}
+    assert {kind: found[kind] for kind in expected} == expected
+
+
+def test_without_prepared_rows_a_plan_is_an_upper_bound(whole: Path, tmp_path: Path) -> None:
+    shape = ["--alpha", "0.5,1.0", "--seeds", "2", "--grid", "data.resample=true,false"]
+    before, after = planned(tmp_path, *shape), planned(whole, *shape)
+    assert (before["exact"], after["exact"]) == (False, True)
+    for kind in ("generate", "score", "train"):
+        assert before["totals"][kind]["shared"] >= after["totals"][kind]["shared"], kind
+        assert before["totals"][kind]["independent"] == after["totals"][kind]["independent"]
+
+
+def test_looking_through_a_finished_sweep_leaves_it_finished(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "copy", symlinks=True)
+    for path in (tmp_path / "copy" / "game-sweep" / "points").iterdir():
+        assert len(list((path / "iterates").iterdir())) == 3
+    result = finished(tmp_path / "copy", "--max-hours", "0.0000001")
+    assert result.returncode == 0, result.stderr
+    assert "hours are over" in result.stdout
+    for path in (tmp_path / "copy" / "game-sweep" / "points").iterdir():
+        assert len(list((path / "iterates").iterdir())) == 3
+    states = {point["status"] for point in json.loads((tmp_path / "copy" / "game-sweep" / "sweep.json").read_text())["points"]}
+    assert states == {"finished"}
+    assert adapters(tmp_path / "copy") == adapters(whole)
 
 
 def test_a_game_in_step_is_the_game_alone(whole: Path, tmp_path: Path) -> None:
@@ -159,6 +193,7 @@ def test_one_points_failure_does_not_stop_the_others(tmp_path: Path) -> None:
         (["--seeds", "0"], "--seeds 0: at least 1 is needed"),
         (["--grid", "game.alpha=[1"], "not valid YAML"),
         (["--grid", "seed=1,2"], "use --seeds"),
+        (["--grid", "output.dir=a,b"], "where results go is no part of a game"),
         (["--alpha", "0.5", "--max-hours", "-1"], "--max-hours -1.0: cannot be used"),
     ],
 )
@@ -189,6 +224,10 @@ def test_every_game_keeps_its_order_and_no_policy_plays_before_it_is_trained(sha
     steps = in_step(games, ["b", "a", "b", "a"][: len(games)])
     for number, game in enumerate(games):
         assert [step.stage for step in steps if step.game == number and not step.samples_only] == [stage for _, stage in game]
+    engines = [["b", "a", "b", "a"][step.game] for step in steps if isinstance(step.stage, Generate)]
+    rounds = [max(t for t, stage in game if isinstance(stage, Generate)) + 1 for game in games]
+    switches = sum(one != other for one, other in itertools.pairwise(engines))
+    assert switches < 2 * max(rounds)  # once in an iteration, and once between two
     ready: set[tuple[int, Any]] = set()
     for step in steps:  # samples before what is made of them, and not before there is a policy to draw from
         if step.samples_only:
@@ -201,5 +240,10 @@ def test_names_are_unique_and_files_can_bear_them(quickstart: Path) -> None:
     names = [point.name for point in points(quickstart.parent / "quickstart.yaml", [], varied, 2)]
     assert len(set(names)) == len(names) == 16
     assert all("/" not in name and " " not in name for name in names)
+    alike = axes(
+        None, "inf,.inf,2", ["training.lora.target_modules=[q_proj],_q_proj_", f"model.chat_template=chatml,{'x' * 300}"]
+    )
+    names = [point.name for point in points(quickstart.parent / "quickstart.yaml", [], alike, 1)]
+    assert len(set(names)) == len(names) == 2 * 2 * 2 and max(map(len, names)) <= 100
     with pytest.raises(InputError, match="a value is empty"):
         axes("0.5,null", None, [])

@@ -150,6 +150,7 @@ def _load(asked: Asked, name: str, work: Path) -> Recipe:
         "runtime": {
             "generation_batch_size": min(completions, max(1, asked.pairs // 2)),  # a batch has one policy on some engines
             "scoring_batch_size": min(scored, asked.pairs),
+            "residency": "exit",  # one engine on the card at a time: a stage's peak is then that engine's
         },
         "output": {"dir": str(work / "run"), "store": str(work / "store")},
     }
