@@ -36,7 +36,7 @@ def sequences(tokens: Sequence[int], end: int, cap: int) -> list[State]:
     return ended + list(product(others, repeat=cap))
 
 
-SPACE = sequences(range(3), END, CAP)
+SPACE: list[State] = sequences(range(3), END, CAP)
 
 
 class World:
@@ -46,7 +46,7 @@ class World:
     """
 
     def __init__(self) -> None:
-        self.prefixes = [prefix for size in range(CAP) for prefix in product((1, 2), repeat=size)]
+        self.prefixes: list[State] = [prefix for size in range(CAP) for prefix in product((1, 2), repeat=size)]
         self.place = {prefix: index for index, prefix in enumerate(self.prefixes)}
         raw = np.random.default_rng(1).normal(size=(2, len(self.prefixes), 3))
         raw[:, self.place[()], 1] += 1
@@ -264,13 +264,12 @@ def test_next_token_log_probs_are_the_differences_of_scores(engine: HF, adapters
 
 def test_each_step_reads_one_token_of_each_sequence(engine: HF, adapters: list[Path]) -> None:
     fed: list[tuple[int, ...]] = []
-    handle = (
-        engine.model.get_base_model()
-        .get_decoder()
-        .register_forward_pre_hook(  # type: ignore[operator]
-            lambda module, args, kwargs: fed.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-        )
-    )
+    decoder: Any = engine.model.get_base_model().get_decoder()  # type: ignore[operator]
+
+    def note(module: Any, args: Any, kwargs: dict[str, torch.Tensor]) -> None:
+        fed.append(tuple(kwargs["input_ids"].shape))
+
+    handle = decoder.register_forward_pre_hook(note, with_kwargs=True)
     target = replace(MICRO, sampling=replace(PLAIN, max_new_tokens=5))
     sampler("smc")(engine.next_token_logps([adapters[0], None]), [PROMPT], [1], target, proposals=16)
     handle.remove()
