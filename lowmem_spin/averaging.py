@@ -42,9 +42,8 @@ def ema_adapter(adapters: Sequence[Path], weights: Sequence[float], rank: int | 
     configs = [_config(adapter) for adapter in adapters]
     tensors = [load_file(adapter / WEIGHTS) for adapter in adapters]
     for adapter, given in zip(adapters, tensors, strict=True):
-        strange = sorted(given.keys() ^ tensors[0].keys()) or [
-            n for n in given if not n.endswith(("lora_A.weight", "lora_B.weight"))
-        ]
+        other = [name for name in given if not name.endswith(("lora_A.weight", "lora_B.weight"))]
+        strange = [*sorted(given.keys() ^ tensors[0].keys()), *other]
         if strange:
             raise InputError(f"adapters: {str(adapter)!r} has other weights than LoRA on the first one's layers: {strange[0]}")
     factors = [w * config["lora_alpha"] / config["r"] for w, config in zip(weights, configs, strict=True)]

@@ -40,9 +40,9 @@ def reference(previous: str, base: str, alpha: float) -> Mixture:
 
 def reference_over_history(iterates: Sequence[str], base: str, alpha: float) -> Mixture:
     """All of theta_0 .. theta_{t-1} share alpha equally, and the base has the rest; not in the paper."""
-    return mixture(
-        [*((policy, alpha / len(iterates)) for policy in reversed(iterates)), (base, 1 - alpha if iterates else 1.0)]
-    )
+    if not iterates:
+        return {base: 1.0}
+    return mixture([*((policy, alpha / len(iterates)) for policy in reversed(iterates)), (base, 1 - alpha)])
 
 
 def opponents(iterates: Sequence[str], base: str, history: int | None, weights: str = "algorithm") -> Mixture:

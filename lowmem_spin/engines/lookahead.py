@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,8 +47,13 @@ class Lookahead:
             for policy, cache in zip(self.policies, self.caches, strict=True):
                 with self.learner.playing(policy) as model:
                     output = model(
-                        input_ids=ids, attention_mask=self.mask, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1
-                    )  # fmt: skip
+                        input_ids=ids,
+                        attention_mask=self.mask,
+                        position_ids=places,
+                        past_key_values=cache,
+                        use_cache=True,
+                        logits_to_keep=1,
+                    )
                 logps.append(output.logits[:, -1].double().log_softmax(-1))
                 finite(logps[-1].amax(1), self.learner.where)
         self.known = {state: row for row, state in enumerate(states)}
@@ -58,7 +64,8 @@ class Lookahead:
         width, device = max(len(state) for state in states), self.learner.device
         ids = torch.tensor([[self.learner.pad] * (width - len(state)) + list(state) for state in states], device=device)
         self.mask = torch.tensor([[0] * (width - len(state)) + [1] * len(state) for state in states], device=device)
-        self.caches = [DynamicCache(config=self.learner.model.get_base_model().config) for _ in self.policies]
+        config: Any = self.learner.model.get_base_model().config
+        self.caches = [DynamicCache(config=config) for _ in self.policies]
         return ids
 
     def _continue(self, states: Sequence[State], parents: Sequence[int]) -> Tensor:

@@ -73,7 +73,7 @@ class Draw:
     log_c: list[float]  # log C of each of its steps; their sum is the log of its importance weight
     proposals: int  # sequences that were proposed for it
     ess: float  # effective sample size of those proposals
-    log_z: float | None  # log of the estimate of Z that they give; rejection has one over many prompts only
+    log_z: float | None  # log of the mean weight of its proposals, an estimate of Z; None where weights are not kept
 
 
 @dataclass(frozen=True)
@@ -87,19 +87,24 @@ class Record:
     rejected: int  # prompts without a sample
     acceptance: float | None  # accepted share of the proposals, of the sampler that accepts
     ess: float  # mean over prompts
-    log_z: float  # log of the mean weight of a proposal, over all prompts; for rejection, of the acceptance
+    log_z: float  # log of the mean over prompts of the estimates of Z; for rejection, of the share of first tries accepted
 
     def asdict(self) -> dict[str, Any]:
         return vars(self).copy()
 
 
 def record(name: str, target: Target, draws: Sequence[Draw]) -> Record:
-    """Sum up the draws of a stage."""
+    """Sum up the draws of a stage.
+
+    The acceptance is what rejection cost; over unlike prompts it is lower than the mean of Z, which `log_z` is about.
+    """
     proposals = sum(draw.proposals for draw in draws)
     rejected = sum(draw.tokens is None for draw in draws)
     acceptance = (len(draws) - rejected) / proposals if name == "rejection" else None
-    weights = [math.exp(draw.log_z) for draw in draws if draw.log_z is not None]
-    mean = acceptance if acceptance is not None else float(np.mean(weights))
+    first = [float(draw.tokens is not None and draw.proposals == 1) for draw in draws]
+    mean = float(
+        np.mean([once if draw.log_z is None else math.exp(draw.log_z) for once, draw in zip(first, draws, strict=True)])
+    )
     log_z = math.log(mean) if mean > 0 else -math.inf
     ess = float(np.mean([draw.ess for draw in draws]))
     return Record(name, target.alpha, len(draws), proposals, rejected, acceptance, ess, log_z)
