@@ -1,10 +1,11 @@
 """The command line. Heavy imports are inside the commands, so that help is instant."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from lowmem_spin.living.commands import app as living
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,7 +27,7 @@ def run(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
     from rich.console import Console
 
     from lowmem_spin.display import Display
-    from lowmem_spin.recipe import find, load
+    from lowmem_spin.recipe_file import find, load
     from lowmem_spin.runner import run as play
 
     display = Display(Console())
@@ -67,7 +68,8 @@ def sweep(
 
     from lowmem_spin import grid as points
     from lowmem_spin.display import Display, TimeIsUpError
-    from lowmem_spin.recipe import InputError, find, load
+    from lowmem_spin.recipe import InputError
+    from lowmem_spin.recipe_file import find, load
     from lowmem_spin.sweep import Entry, Sweep, play, show
 
     if max_hours is not None and not (math.isfinite(max_hours) and max_hours > 0):
@@ -104,7 +106,8 @@ def recipe(
 
     import yaml
 
-    from lowmem_spin.recipe import Recipe, find, load
+    from lowmem_spin.recipe import Recipe
+    from lowmem_spin.recipe_file import find, load
 
     if schema:
         print(json.dumps(Recipe.model_json_schema(), indent=2))
@@ -131,7 +134,7 @@ def plan(
     from lowmem_spin import planning
     from lowmem_spin.budget import read_shape
     from lowmem_spin.display import Display
-    from lowmem_spin.recipe import find
+    from lowmem_spin.recipe_file import find
     from lowmem_spin.report import plan as tables
 
     path, varied = find(recipe), points.axes(alpha, history, grid or [])
@@ -177,118 +180,6 @@ def doctor(
         display.say(f"{tested + ' self-test':<20}{verdict}")
     for role, choice in examine.choices(place):
         display.say(f"{role:<20}{choice}")
-
-
-class Dtype(StrEnum):
-    """What a merged model may be rounded to."""
-
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
-
-
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `lowmem-spin run` wrote.", show_default=False)]
-Iterate = Annotated[
-    str | None, typer.Option(metavar="K", help="An iterate's number, or base. Without it, the last one trained.")
-]
-
-
-@app.command()
-def chat(
-    run: RunFolder,
-    iterate: Iterate = None,
-    versus: Annotated[str | None, typer.Option(metavar="K", help="A second policy that answers beside it.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="Instead of the recipe's; 0 is greedy.")] = None,
-) -> None:
-    """Talk to an iterate, or to two side by side. Reads lines from a pipe too; /reset forgets, /quit ends."""
-    from rich.console import Console
-
-    from lowmem_spin import runs
-    from lowmem_spin.display import Display
-
-    display = Display(Console(stderr=True))
-    game = runs.read(run)
-    store = runs.open_store(game, display.say)
-    policies = [runs.policy(game, store, iterate)]
-    policies += [runs.policy(game, store, versus, "--versus")] if versus is not None else []
-    base = runs.model(game, store)
-    with display.start_up(f"loading {base.location}"):
-        from lowmem_spin.living.chat import lines, open_voices, talk
-
-        voices = open_voices(game, policies, base, temperature)
-    display.say(f"{' and '.join(policy.name for policy in policies)} of {run}; /reset forgets, /quit ends")
-    talk(voices, lines(), Console(), display.say)
-
-
-@app.command()
-def export(
-    run: RunFolder,
-    to: Annotated[Path, typer.Option(help="A new folder.", show_default=False)],
-    iterate: Iterate = None,
-    merge: Annotated[bool, typer.Option("--merge", help="One model instead of the adapter.")] = False,
-    dtype: Annotated[Dtype | None, typer.Option(help="Of the merged model; bfloat16 without it.", show_default=False)] = None,
-) -> None:
-    """Write an iterate to a folder that PEFT loads, or merged into one that transformers and vLLM load."""
-    from rich.console import Console
-
-    from lowmem_spin import runs
-    from lowmem_spin.display import Display
-    from lowmem_spin.recipe import InputError
-
-    if dtype is not None and not merge:
-        raise InputError(f"--dtype {dtype.value}: an adapter keeps its own; add --merge, or leave it out")
-    display = Display(Console(stderr=True))
-    game = runs.read(run)
-    store = runs.open_store(game, display.say)
-    policy, base = runs.policy(game, store, iterate), runs.model(game, store)
-    with display.start_up(f"exporting {policy.name}"):
-        from lowmem_spin.living.export import export as write
-
-        write(game, policy, base, to, (dtype or Dtype.bfloat16).value if merge else None)
-    display.say(f"{policy.name} of {run} is in {to}")
-
-
-@app.command()
-def serve(
-    run: RunFolder,
-    extra: Annotated[list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Further options of `vllm serve`.")] = None,
-    host: Annotated[str, typer.Option(help="Address to answer on; the default is this machine only.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    only_print: Annotated[bool, typer.Option("--print", help="Print the command and do not run it.")] = False,
-) -> None:
-    """Serve the base and every iterate with vLLM, each under its own model name, as an OpenAI-compatible API."""
-    from rich.console import Console
-
-    from lowmem_spin import runs
-    from lowmem_spin.display import Display
-    from lowmem_spin.living import serve as server
-
-    display = Display(Console(stderr=True))
-    game = runs.read(run)
-    store = runs.open_store(game, display.say)
-    if not only_print:
-        server.check(host, port)
-    with display.start_up("preparing the base"):
-        environment, command = server.prepare(game, store, host, port, extra or [])
-    print(server.line(environment, command), flush=True)
-    if not only_print:
-        server.start(environment, command)
-
-
-@app.command()
-def gc(
-    store: Annotated[Path, typer.Option(help="Folder that the runs share.")] = Path("runs/store"),
-    runs: Annotated[Path, typer.Option(help="Folder with every run that is to be kept, at any depth.")] = Path("runs"),
-    delete: Annotated[bool, typer.Option("--delete", help="Free it; without this, nothing is touched.")] = False,
-    aside: Annotated[bool, typer.Option("--aside", help="Free what was set aside as damaged, too.")] = False,
-) -> None:
-    """Show what in the store no run uses any more, and free it if asked to."""
-    from rich.console import Console
-
-    from lowmem_spin.display import Display
-    from lowmem_spin.report import unused
-
-    unused.show(store, runs, delete, aside, Display(Console()))
 
 
 @app.command()
@@ -338,6 +229,9 @@ def report(folder: Annotated[str, typer.Argument(metavar="RUN_OR_SWEEP", help="T
     display.say(f"page     {paths[0]}")
     display.say(f"table    {paths[1]}")
     display.say(f"pictures {results.folder}/report_*.png")
+
+
+app.add_typer(living)
 
 
 def main() -> None:

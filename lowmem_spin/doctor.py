@@ -30,7 +30,8 @@ from lowmem_spin.engines import (
 )
 from lowmem_spin.game import Sampling
 from lowmem_spin.keys import digest
-from lowmem_spin.recipe import BUNDLED, InputError, Recipe
+from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.recipe_file import BUNDLED
 from lowmem_spin.sources import Sources
 from lowmem_spin.store import write_json
 

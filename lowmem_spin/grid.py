@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from lowmem_spin.keys import digest
-from lowmem_spin.recipe import InputError, Recipe, load
+from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.recipe_file import load
 
 LONGEST = 100  # characters of a point's name, which is a folder's
 Axes = dict[str, list[Any]]

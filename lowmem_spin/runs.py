@@ -7,7 +7,8 @@ from typing import Any
 
 from lowmem_spin.engines import Machine, machine
 from lowmem_spin.game import Inputs
-from lowmem_spin.recipe import InputError, Recipe, load
+from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.recipe_file import load
 from lowmem_spin.sources import Source, Sources, base_key
 from lowmem_spin.store import Notice, Store
 

@@ -30,7 +30,7 @@ from lowmem_spin.engines.hf import HF
 from lowmem_spin.game import Sampling
 from lowmem_spin.living.chat import Voice, open_voices, talk
 from lowmem_spin.living.export import export
-from lowmem_spin.recipe import find, load
+from lowmem_spin.recipe_file import find, load
 from lowmem_spin.runner import run
 from lowmem_spin.store import Store
 
@@ -381,7 +381,7 @@ def test_gc_keeps_data_and_weights_of_a_run_that_does_not_name_them(home: Path, 
 
 
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
-def test_the_served_game_answers_as_the_game_does(home: Path, engine: HF, tmp_path: Path) -> None:
+def test_the_game_that_vllm_serves_answers_as_the_game_does(home: Path, engine: HF, tmp_path: Path) -> None:
     """A real server, on this machine only; base and both iterates, greedy, float32."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

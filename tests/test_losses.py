@@ -17,7 +17,8 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from lowmem_spin import game, losses
 from lowmem_spin.losses import LOSSES, Sides, dpo, hinge, ipo, ipo_length_normalized, slic, sppo
-from lowmem_spin.recipe import InputError, Loss, Recipe, find, load
+from lowmem_spin.recipe import InputError, Loss, Recipe
+from lowmem_spin.recipe_file import find, load
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "dpo": {"beta": 0.3},

@@ -13,7 +13,7 @@ import pytest
 from nbclient import NotebookClient
 
 from lowmem_spin.grid import axes, points
-from lowmem_spin.recipe import find
+from lowmem_spin.recipe_file import find
 
 NOTEBOOKS = Path(__file__).parent.parent / "recipes" / "notebooks"
 SMALL = [

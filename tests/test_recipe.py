@@ -13,7 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowmem_spin.recipe import InputError, Recipe, find, load
+from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.recipe_file import find, load
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 QUICKSTART = find("quickstart")

@@ -17,7 +17,8 @@ from lowmem_spin.calibration import Record
 from lowmem_spin.engines import Machine, machine
 from lowmem_spin.game import Evaluate
 from lowmem_spin.opening import Game, Shared, open_game
-from lowmem_spin.recipe import InputError, Recipe, load
+from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.recipe_file import load
 from lowmem_spin.runner import step
 from lowmem_spin.sources import Sources
 

@@ -1,0 +1,121 @@
+"""The commands on a game that was played: chat, export, serve, gc. Heavy imports are inside them, as in cli.py."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+class Dtype(StrEnum):
+    """What a merged model may be rounded to."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `lowmem-spin run` wrote.", show_default=False)]
+Iterate = Annotated[
+    str | None, typer.Option(metavar="K", help="An iterate's number, or base. Without it, the last one trained.")
+]
+
+
+@app.command()
+def chat(
+    run: RunFolder,
+    iterate: Iterate = None,
+    versus: Annotated[str | None, typer.Option(metavar="K", help="A second policy that answers beside it.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Instead of the recipe's; 0 is greedy.")] = None,
+) -> None:
+    """Talk to an iterate, or to two side by side. Reads lines from a pipe too; /reset forgets, /quit ends."""
+    from rich.console import Console
+
+    from lowmem_spin import runs
+    from lowmem_spin.display import Display
+
+    display = Display(Console(stderr=True))
+    game = runs.read(run)
+    store = runs.open_store(game, display.say)
+    policies = [runs.policy(game, store, iterate)]
+    policies += [runs.policy(game, store, versus, "--versus")] if versus is not None else []
+    base = runs.model(game, store)
+    with display.start_up(f"loading {base.location}"):
+        from lowmem_spin.living.chat import lines, open_voices, talk
+
+        voices = open_voices(game, policies, base, temperature)
+    display.say(f"{' and '.join(policy.name for policy in policies)} of {run}; /reset forgets, /quit ends")
+    talk(voices, lines(), Console(), display.say)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    to: Annotated[Path, typer.Option(help="A new folder.", show_default=False)],
+    iterate: Iterate = None,
+    merge: Annotated[bool, typer.Option("--merge", help="One model instead of the adapter.")] = False,
+    dtype: Annotated[Dtype | None, typer.Option(help="Of the merged model; bfloat16 without it.", show_default=False)] = None,
+) -> None:
+    """Write an iterate to a folder that PEFT loads, or merged into one that transformers and vLLM load."""
+    from rich.console import Console
+
+    from lowmem_spin import runs
+    from lowmem_spin.display import Display
+    from lowmem_spin.recipe import InputError
+
+    if dtype is not None and not merge:
+        raise InputError(f"--dtype {dtype.value}: an adapter keeps its own; add --merge, or leave it out")
+    display = Display(Console(stderr=True))
+    game = runs.read(run)
+    store = runs.open_store(game, display.say)
+    policy, base = runs.policy(game, store, iterate), runs.model(game, store)
+    with display.start_up(f"exporting {policy.name}"):
+        from lowmem_spin.living.export import export as write
+
+        write(game, policy, base, to, (dtype or Dtype.bfloat16).value if merge else None)
+    display.say(f"{policy.name} of {run} is in {to}")
+
+
+@app.command()
+def serve(
+    run: RunFolder,
+    extra: Annotated[list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Further options of `vllm serve`.")] = None,
+    host: Annotated[str, typer.Option(help="Address to answer on; the default is this machine only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    only_print: Annotated[bool, typer.Option("--print", help="Print the command and do not run it.")] = False,
+) -> None:
+    """Serve the base and every iterate with vLLM, each under its own model name, as an OpenAI-compatible API."""
+    from rich.console import Console
+
+    from lowmem_spin import runs
+    from lowmem_spin.display import Display
+    from lowmem_spin.living import serve as server
+
+    display = Display(Console(stderr=True))
+    game = runs.read(run)
+    store = runs.open_store(game, display.say)
+    if not only_print:
+        server.check(host, port)
+    with display.start_up("preparing the base"):
+        environment, command = server.prepare(game, store, host, port, extra or [])
+    print(server.line(environment, command), flush=True)
+    if not only_print:
+        server.start(environment, command)
+
+
+@app.command()
+def gc(
+    store: Annotated[Path, typer.Option(help="Folder that the runs share.")] = Path("runs/store"),
+    runs: Annotated[Path, typer.Option(help="Folder with every run that is to be kept, at any depth.")] = Path("runs"),
+    delete: Annotated[bool, typer.Option("--delete", help="Free it; without this, nothing is touched.")] = False,
+    aside: Annotated[bool, typer.Option("--aside", help="Free what was set aside as damaged, too.")] = False,
+) -> None:
+    """Show what in the store no run uses any more, and free it if asked to."""
+    from rich.console import Console
+
+    from lowmem_spin.display import Display
+    from lowmem_spin.report import unused
+
+    unused.show(store, runs, delete, aside, Display(Console()))

@@ -1,0 +1,124 @@
+"""Recipes as files: found, read, overridden, and what is wrong with them in one line."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from lowmem_spin.recipe import InputError, Loss, Recipe, Section
+
+BUNDLED = [Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes"]
+
+
+def find(name: str) -> Path:
+    """The recipe file `name`: a path, or the name of one that comes with the package."""
+    path = Path(name)
+    if path.is_dir():
+        raise InputError(f"recipe {name!r} is a folder; give the YAML file in it")
+    shipped = [folder / f"{name.removesuffix('.yaml')}.yaml" for folder in BUNDLED]
+    for candidate in [path, *(shipped if path.name == name else [])]:
+        if candidate.is_file():
+            return candidate
+    raise InputError(f"recipe {name!r}: no such file; `lowmem-spin recipe` shows how one looks")
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply `a.b=value` overrides, and check it.
+
+    Raises:
+        InputError: one line that names the field, the value and the remedy.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a recipe is a list of `field: value` lines, not {type(content).__name__}")
+    for override in overrides:
+        _override(content, override)
+    output = content.setdefault("output", {})
+    if isinstance(output, dict) and output.get("dir") is None:
+        output["dir"] = f"runs/{path.stem}"
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {explain(error)}") from None
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise InputError(f"--set {override!r}: write it as field=value, for instance game.alpha=0.9")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override!r}: the value is not valid YAML; quote it") from None
+    *parents, last = name.split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+        if not isinstance(content, dict):
+            raise InputError(f"--set {override!r}: {parent} has no fields of its own")
+    content[last] = value
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem of a recipe in one line, and how many more there are."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    places, section = _places(first["loc"])
+    field = ".".join(places)
+    if first["type"] == "extra_forbidden":
+        line = f"{field}: {_unknown(places, section)}"
+    elif first["type"] == "missing":
+        line = f"{field}: missing; add it"
+    elif first["type"] == "union_tag_invalid":
+        known = ", ".join(_choices(section))
+        line = f"{field}.name: {first['input']['name']!r} is unknown; known: {known}"
+    elif not places:
+        line = first["msg"].removeprefix("Value error, ")
+    else:
+        line = f"{field}: {first['input']!r} cannot be used: {first['msg'].removeprefix('Value error, ')}"
+    others = len({problem["loc"][:2] for problem in problems}) - 1
+    return line + (f" (and {others} more)" if others else "")
+
+
+def _places(loc: Sequence[int | str]) -> tuple[list[str], Any]:
+    """The names in a recipe that lead to a problem, and the annotation of the last that is known.
+
+    pydantic also counts what it tried there, such as one of several types, or the section that a `name` chose.
+    """
+    places: list[str] = []
+    annotation: Any = Recipe
+    for place in map(str, loc):
+        choices = _choices(annotation)
+        if place in choices:
+            annotation = choices[place]
+        elif not place.startswith(("constrained-", "list[", "literal[")) and place not in ("int", "str"):
+            places.append(place)
+            known = getattr(annotation, "model_fields", {})
+            annotation = known[place].annotation if place in known else annotation
+    return places, annotation
+
+
+def _choices(annotation: Any) -> dict[str, type[Section]]:
+    """The sections of a union that a `name` chooses from, by that name; none of anything else."""
+    sections = [kind for kind in get_args(annotation) if isinstance(kind, type) and issubclass(kind, Section)]
+    return {kind.model_fields["name"].default: kind for kind in sections}
+
+
+def _unknown(places: list[str], section: type[Section]) -> str:
+    """What to write instead of a field that a section does not have."""
+    *parents, last = places
+    options = [name for name in section.model_fields if name != "name"]
+    siblings = {name for name, other in _choices(Loss).items() if last in other.model_fields}
+    if section in get_args(Loss) and siblings:
+        loss = section().model_dump()
+        written = ", ".join(f"{name}: {value}" for name, value in loss.items())
+        has = f"{loss['name']} has {' and '.join(options)} instead ({last} is of {', '.join(sorted(siblings))})"
+        return f"{has}; give the loss whole: --set '{'.'.join(parents)}={{{written}}}'"
+    near = difflib.get_close_matches(last, section.model_fields, n=1)
+    known = f"did you mean {near[0]}?" if near else f"known here: {', '.join(section.model_fields)}"
+    return f"unknown field; {known}"
