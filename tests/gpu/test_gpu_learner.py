@@ -30,6 +30,7 @@ def learner(request: pytest.FixtureRequest, quickstart: Path, where: Machine, tm
     folder = quickstart / "base"
     model = Source(str(folder), None, "test")
     recipe = recipe_on(folder, per_device_train_batch_size=16, gradient_accumulation_steps=1)
+    recipe = recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"scoring_batch_size": 2000})})
     engine = open_engine(name, recipe, model, where, tmp_path_factory.mktemp(name) / "weights", print)
     yield engine
     engine.close()
