@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lowmem_spin import data
 from lowmem_spin.data import Rows
@@ -41,6 +42,7 @@ class Shared:
     rows: dict[Path, Rows] = field(default_factory=dict)
     tables: dict[str, dict[str, Table]] = field(default_factory=dict)  # by store
     orders: Orders = field(default_factory=Orders)
+    splits: dict[tuple[Any, ...], tuple[list[int], Held]] = field(default_factory=dict)
 
     def store(self, root: str, display: Display) -> Store:
         if root not in self.stores:
@@ -153,7 +155,10 @@ def open_game(recipe: Recipe, beside: Path, display: Display, shared: Shared) ->
     held_rows = None
     if found.held is not None:
         held_rows = _prepared(found, found.held, "evaluation.path", recipe.evaluation.split, store, shared, display)
-    pool, held = split(recipe, rows, held_rows)
+    name = (recipe.output.store, *found.data_files(), recipe.evaluation.health_prompts, recipe.evaluation.metric)
+    if name not in shared.splits:
+        shared.splits[name] = split(recipe, rows, held_rows)
+    pool, held = shared.splits[name]
     inputs = found.inputs(len(rows) - len(pool))
     tenants = Tenants(recipe, found.model, choices, store.root / "weights", display, shared.engines)
     tables = Tables(

@@ -18,6 +18,7 @@ from lowmem_spin.counting import GAME_KINDS, Held, Need, Places, Unit, Work, nee
 from lowmem_spin.data import Rows
 from lowmem_spin.engines import Machine
 from lowmem_spin.estimating import Clock, Ids, Lengths, Stored
+from lowmem_spin.evaluation.health import Held as HeldRows
 from lowmem_spin.game import Draw, Stage, Train, play, sampling
 from lowmem_spin.grid import Point
 from lowmem_spin.opening import Found, Orders, find, split
@@ -138,6 +139,7 @@ class _Draft:
     files: dict[Path, Rows | None] = field(default_factory=dict)
     orders: Orders = field(default_factory=Orders)
     drawn: dict[Draw, Places] = field(default_factory=dict)
+    splits: dict[tuple[Any, ...], tuple[list[int], HeldRows]] = field(default_factory=dict)
     lengths: dict[Path, Lengths] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     askers: dict[tuple[str, str], Found] = field(default_factory=dict)  # who first asks for a table's side
@@ -173,15 +175,16 @@ class _Draft:
     def _asked(self, found: Found, loaded: Sequence[Rows | None]) -> tuple[list[Stage], Iterator[tuple[Stage, list[Need]]]]:
         recipe, rows = found.recipe, loaded[0]
         if rows is not None and None not in loaded:
-            pool, measured = split(recipe, rows, loaded[1] if found.held else None)
+            pool, measured = self._split(found, rows, loaded)
             inputs = found.inputs(len(rows) - len(pool))
-            scored, health = (
-                self.ids.of([measured.rows.ids[n] for n in places]) for places in (measured.scored, measured.health)
-            )
+            names = measured.rows.ids
+            scored, health = (self.ids.of([names[n] for n in places]) for places in (measured.scored, measured.health))
 
             def places(draw: Draw) -> Places:
-                order = data.taken(self.orders.of(draw, rows, pool), draw)
-                return self.ids.of([rows.ids[place] for place in order])
+                if draw not in self.drawn:
+                    order = data.taken(self.orders.of(draw, rows, pool), draw)
+                    self.drawn[draw] = self.ids.of([rows.ids[place] for place in order])
+                return self.drawn[draw]
         else:
             inputs = found.inputs(f"{recipe.evaluation.health_prompts}, or less")
             scored = health = self.ids.block("held", recipe.evaluation.health_prompts)
@@ -193,6 +196,13 @@ class _Draft:
         stages = list(play(recipe, inputs))
         held = Held(scored, health, greedy)
         return stages, needs(stages, places, held, sampling(recipe, inputs), inputs.base, inputs.learner)
+
+    def _split(self, found: Found, rows: Rows, loaded: Sequence[Rows | None]) -> tuple[list[int], HeldRows]:
+        recipe = found.recipe
+        name = (*found.data_files(), recipe.evaluation.health_prompts, recipe.evaluation.metric)
+        if name not in self.splits:
+            self.splits[name] = split(recipe, rows, loaded[1] if found.held else None)
+        return self.splits[name]
 
     def lines(self) -> list[Line]:
         """A line for every unit of work, timed and looked up where the point that first asks for it would do it."""
