@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lowmem_spin.display import Display
 from lowmem_spin.evaluation.health import Health, evaluate, sample
 from lowmem_spin.game import Evaluate, Generate, Pairs, Score, Stage, Train, sampling
@@ -138,6 +140,13 @@ def _pair_logps(game: Game, pairs: Pairs, policy: str) -> tuple[Any, Any]:
     return both[: len(chosen)], both[len(chosen) :]
 
 
+def _reference(game: Game, stage: Train) -> tuple[Any, Any]:
+    """The reference's log-probs of both sides of every pair: two arrays (rows,)."""
+    chosen, rejected = zip(*(_pair_logps(game, stage.pairs, policy) for policy in stage.reference), strict=True)
+    combine, weights = REFERENCES[stage.combine], list(stage.reference.values())
+    return combine(weights, chosen), combine(weights, rejected)
+
+
 def training_pairs(game: Game, stage: Train) -> list[Any]:
     """What a stage learns from: training.Pair with both sides and their reference log-probs."""
     from lowmem_spin.training import Pair
@@ -147,9 +156,7 @@ def training_pairs(game: Game, stage: Train) -> list[Any]:
         repeats = stage.pairs.rows // stage.pairs.draw.prompts
         return [Pair(rows.prompt(place), rows.chosen(place)) for place in game.places(stage.pairs) for _ in range(repeats)]
     negatives = _negatives(game, stage.pairs)
-    weights = list(stage.reference.values())
-    sides = zip(*(_pair_logps(game, stage.pairs, policy) for policy in stage.reference), strict=True)
-    ref_chosen, ref_rejected = (REFERENCES[stage.combine](weights, side) for side in sides)
+    ref_chosen, ref_rejected = _reference(game, stage) if stage.reference else (np.zeros(len(negatives)),) * 2
     return [
         Pair(rows.prompt(place), rows.chosen(place), answer.tokens, float(good), float(bad))
         for (place, answer), good, bad in zip(negatives, ref_chosen, ref_rejected, strict=True)
