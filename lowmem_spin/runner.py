@@ -23,8 +23,8 @@ PICTURES = ("iterates.png", "report.html")
 
 def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
     """Play the whole game; what the store already has is not computed again."""
-    counted = dict(display.seconds)
-    game = open_game(recipe, beside, display, Shared())
+    counted, shared = dict(display.seconds), Shared()
+    game = open_game(recipe, beside, display, shared)
     player = Player(game, display, counted)
     display.say(f"results in {game.folder}, shared work in {game.store.root}; interrupt whenever you like, run again to go on")
     try:
@@ -34,6 +34,8 @@ def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
         with display.timed("report"):
             player.finish()
             show(game, player.healths, display)
+        with display.timed("shut-down"):
+            shared.engines.close()
     finally:
         player.keep_time()
     return player.healths
