@@ -5,7 +5,7 @@ known by what names them in the store, so that what is counted as shared is what
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -121,11 +121,8 @@ class Work:
     def distinct(self) -> list[Unit]:
         """Every row once, in the order in which it is first asked for; one that a game needs is not counted as measuring."""
         games = {(unit.table, unit.side): unit.places for unit in self.units.values() if unit.kind in GAME_KINDS}
+        found = []
         for unit in self.units.values():
-            if unit.kind not in GAME_KINDS and (unit.table, unit.side) in games:
-                unit.places = np.setdiff1d(unit.places, games[unit.table, unit.side])
-        return [unit for unit in self.units.values() if len(unit.places)]
-
-    def shared(self, kind: str) -> int:
-        """Rows of this kind that are computed when all games share one store that was empty."""
-        return sum(len(unit.places) for unit in self.distinct() if unit.kind == kind)
+            known = games.get((unit.table, unit.side)) if unit.kind not in GAME_KINDS else None
+            found.append(unit if known is None else replace(unit, places=np.setdiff1d(unit.places, known)))
+        return [unit for unit in found if len(unit.places)]

@@ -161,9 +161,9 @@ def self_tests(names: Sequence[str], store: Path) -> Iterator[Fact]:
     Every engine is held against hf. The verdicts on the others are kept in the store, for `auto`.
     """
     folder = next(path for path in BUNDLED if path.is_dir()) / "quickstart" / "base"
-    content = {"model": {"name_or_path": str(folder)}, "data": {"path": "none"}, "training": {"lora": {"r": 8}}}
-    content |= {"generation": {"max_new_tokens": 16}, "data": {"path": "none", "max_prompt_length": 32}}
-    recipe = Recipe.model_validate(content)
+    content = {"model": {"name_or_path": str(folder)}, "data": {"path": "none", "max_prompt_length": 32}}
+    shape = {"generation": {"max_new_tokens": 16}, "training": {"lora": {"r": 8}}}
+    recipe = Recipe.model_validate({**content, **shape})
     with tempfile.TemporaryDirectory() as work:
         here = Path(work)
         model = Sources(here, here / "sources.json").model(str(folder), None)

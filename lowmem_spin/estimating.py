@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lowmem_spin.budget import read_shape
+from lowmem_spin.budget import peak, read_shape, served, stages
 from lowmem_spin.calibration import Calibration, Kind, device_name
 from lowmem_spin.counting import Places, Unit
 from lowmem_spin.data import Rows
@@ -81,9 +81,14 @@ class Stored:
         return self.tables[kind, table]
 
 
+def _kind(unit: Unit) -> Kind:
+    """Which engine's work it is."""
+    return "generate" if unit.side == "completions" else "train" if unit.side == "pairs" else "score"
+
+
 @dataclass
 class Clock:
-    """Seconds by what bench measured on this device, or by FLOP."""
+    """Seconds by what bench measured on this device, or by FLOP; and memory by budget.py."""
 
     found: Found
     calibration: Calibration
@@ -91,14 +96,24 @@ class Clock:
     def __post_init__(self) -> None:
         choices = self.found.choices
         self.device = device_name(choices.where.device)
+        self.peaks: dict[str, float] = {}
         self.parameters: int | None = None
         if self.found.model.resolved:
-            shape = read_shape(self.found.model)
+            shape, recipe = read_shape(self.found.model), self.found.recipe
             self.parameters = shape.body + shape.rest
+            dtype = choices.where.dtype if choices.where.device == "cuda" else "bfloat16"
+            terms = stages(recipe, shape, dtype)
+            if choices.generator == "vllm":
+                terms["generate"] = served(recipe, shape, dtype)
+            self.peaks = {kind: peak(found) for kind, found in terms.items()}
+
+    def memory(self, unit: Unit) -> float:
+        """Bytes that the unit's kind of stage takes on a GPU at most, by the model of budget.py."""
+        return self.peaks.get(_kind(unit), float("nan"))
 
     def seconds(self, unit: Unit, rows: int, lengths: Lengths) -> tuple[float, bool]:
         training, choices = self.found.recipe.training, self.found.choices
-        kind: Kind = "generate" if unit.side == "completions" else "train" if unit.side == "pairs" else "score"
+        kind = _kind(unit)
         per_row = {
             "generate": lengths.generated,
             "score": lengths.prompt + (lengths.chosen if unit.side == "chosen" else lengths.generated),

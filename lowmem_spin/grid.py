@@ -61,8 +61,8 @@ def _values(text: str, values: str) -> list[Any]:
     return [value for place, value in enumerate(read) if value not in read[:place]]
 
 
-def points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int, folder: Path | None = None) -> list[Point]:
-    """Every combination, each a whole recipe that has been checked; results go to points/<name> in `folder`.
+def points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int) -> list[Point]:
+    """Every combination, each a whole recipe that has been checked; results go to points/<name> in the sweep's folder.
 
     Raises:
         InputError: a combination is no recipe; the line says which.
@@ -70,7 +70,7 @@ def points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int, folde
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: at least 1 is needed")
     base = load(path, overrides)
-    folder = folder or sweep_folder(base)
+    folder = sweep_folder(base)
     found: dict[str, Point] = {}
     known: list[Recipe] = []
     for combination in itertools.product(*varied.values(), range(base.seed, base.seed + seeds)):

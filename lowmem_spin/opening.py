@@ -18,38 +18,6 @@ from lowmem_spin.tables import Tables
 from lowmem_spin.tenants import Choices, Pool, Tenants, choose
 
 
-@dataclass
-class Orders:
-    """The shuffled orders that draws are heads of; each is sorted once for all games of a sweep."""
-
-    known: dict[tuple[str, int, int | None], list[int]] = field(default_factory=dict)
-
-    def of(self, draw: Draw, rows: Rows, pool: Sequence[int]) -> list[int]:
-        """Places of `rows`, those of `pool` shuffled."""
-        name = (draw.data, draw.seed, draw.round)
-        if name not in self.known:
-            order = data.order([rows.ids[place] for place in pool], draw.seed, draw.round)
-            self.known[name] = [pool[place] for place in order]
-        return self.known[name]
-
-
-@dataclass
-class Shared:
-    """What the games of a sweep have in common in this process: engines, stores, tables and rows are opened once."""
-
-    engines: Pool = field(default_factory=Pool)
-    stores: dict[str, Store] = field(default_factory=dict)
-    rows: dict[Path, Rows] = field(default_factory=dict)
-    tables: dict[str, dict[str, Table]] = field(default_factory=dict)  # by store
-    orders: Orders = field(default_factory=Orders)
-    splits: dict[tuple[Any, ...], tuple[list[int], Held]] = field(default_factory=dict)
-
-    def store(self, root: str, display: Display) -> Store:
-        if root not in self.stores:
-            self.stores[root] = Store(Path(root), lambda line: display.say(line, "yellow"))
-        return self.stores[root]
-
-
 @dataclass(frozen=True)
 class Found:
     """What a recipe names: model, data and engines, all known by their content; nothing is read yet."""
@@ -111,6 +79,46 @@ def split(recipe: Recipe, rows: Rows, held_rows: Rows | None) -> tuple[list[int]
 
 
 @dataclass
+class Orders:
+    """The shuffled orders that draws are heads of; each is sorted once for all games of a sweep."""
+
+    known: dict[tuple[str, int, int | None], list[int]] = field(default_factory=dict)
+
+    def of(self, draw: Draw, rows: Rows, pool: Sequence[int]) -> list[int]:
+        """Places of `rows`, those of `pool` shuffled."""
+        name = (draw.data, draw.seed, draw.round)
+        if name not in self.known:
+            order = data.order([rows.ids[place] for place in pool], draw.seed, draw.round)
+            self.known[name] = [pool[place] for place in order]
+        return self.known[name]
+
+
+@dataclass
+class Shared:
+    """What the games of a sweep have in common in this process: engines, stores, tables and rows are opened once."""
+
+    engines: Pool = field(default_factory=Pool)
+    stores: dict[str, Store] = field(default_factory=dict)
+    rows: dict[Path, Rows] = field(default_factory=dict)
+    tables: dict[str, dict[str, Table]] = field(default_factory=dict)  # by store
+    orders: Orders = field(default_factory=Orders)
+    splits: dict[tuple[Any, ...], tuple[list[int], Held]] = field(default_factory=dict)
+
+    def split(self, found: Found, rows: Rows, held_rows: Rows | None) -> tuple[list[int], Held]:
+        """As the function; each file's rows are split once."""
+        evaluation = found.recipe.evaluation
+        name = (found.recipe.output.store, *found.data_files(), evaluation.health_prompts, evaluation.metric)
+        if name not in self.splits:
+            self.splits[name] = split(found.recipe, rows, held_rows)
+        return self.splits[name]
+
+    def store(self, root: str, display: Display) -> Store:
+        if root not in self.stores:
+            self.stores[root] = Store(Path(root), lambda line: display.say(line, "yellow"))
+        return self.stores[root]
+
+
+@dataclass
 class Game:
     """A recipe made concrete on this machine: its keys, rows and tables."""
 
@@ -123,7 +131,6 @@ class Game:
     tables: Tables
     store: Store
     folder: Path
-
     orders: Orders
     tenants: Tenants
     drawn: dict[Draw, list[int]] = field(default_factory=dict)
@@ -155,10 +162,7 @@ def open_game(recipe: Recipe, beside: Path, display: Display, shared: Shared) ->
     held_rows = None
     if found.held is not None:
         held_rows = _prepared(found, found.held, "evaluation.path", recipe.evaluation.split, store, shared, display)
-    name = (recipe.output.store, *found.data_files(), recipe.evaluation.health_prompts, recipe.evaluation.metric)
-    if name not in shared.splits:
-        shared.splits[name] = split(recipe, rows, held_rows)
-    pool, held = shared.splits[name]
+    pool, held = shared.split(found, rows, held_rows)
     inputs = found.inputs(len(rows) - len(pool))
     tenants = Tenants(recipe, found.model, choices, store.root / "weights", display, shared.engines)
     tables = Tables(

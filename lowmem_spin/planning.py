@@ -18,10 +18,9 @@ from lowmem_spin.counting import GAME_KINDS, Held, Need, Places, Unit, Work, nee
 from lowmem_spin.data import Rows
 from lowmem_spin.engines import Machine
 from lowmem_spin.estimating import Clock, Ids, Lengths, Stored
-from lowmem_spin.evaluation.health import Held as HeldRows
 from lowmem_spin.game import Draw, Stage, Train, play, sampling
 from lowmem_spin.grid import Point
-from lowmem_spin.opening import Found, Orders, find, split
+from lowmem_spin.opening import Found, Shared, find
 from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.sources import Sources
 from lowmem_spin.store import read_parquet
@@ -36,7 +35,8 @@ class Line:
     label: str
     stored: int
     seconds: float  # not a number: the model is not known yet
-    measured: bool  # on this device, by `lowmem-spin bench`; else computed from FLOP
+    memory: float  # bytes on a GPU, by budget.py; not a number, too
+    measured: bool  # the seconds, on this device, by `lowmem-spin bench`; else computed from FLOP
 
     @property
     def rows(self) -> int:
@@ -79,7 +79,7 @@ class Plan:
             {
                 **{"kind": line.unit.kind, "label": line.label, "policy": line.unit.policy, "table": line.unit.table},
                 **{"side": line.unit.side, "rows": line.rows, "stored": line.stored, "to_do": line.to_do},
-                **{"seconds": _number(line.seconds), "measured": line.measured},
+                **{"seconds": _number(line.seconds), "measured": line.measured, "gpu_memory_bytes": _number(line.memory)},
             }
             for line in self.lines
         ]
@@ -137,9 +137,8 @@ class _Draft:
     exact: bool = True
     ids: Ids = field(default_factory=Ids)
     files: dict[Path, Rows | None] = field(default_factory=dict)
-    orders: Orders = field(default_factory=Orders)
+    shared: Shared = field(default_factory=Shared)  # of which only orders and splits are used
     drawn: dict[Draw, Places] = field(default_factory=dict)
-    splits: dict[tuple[Any, ...], tuple[list[int], HeldRows]] = field(default_factory=dict)
     lengths: dict[Path, Lengths] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     askers: dict[tuple[str, str], Found] = field(default_factory=dict)  # who first asks for a table's side
@@ -175,14 +174,14 @@ class _Draft:
     def _asked(self, found: Found, loaded: Sequence[Rows | None]) -> tuple[list[Stage], Iterator[tuple[Stage, list[Need]]]]:
         recipe, rows = found.recipe, loaded[0]
         if rows is not None and None not in loaded:
-            pool, measured = self._split(found, rows, loaded)
+            pool, measured = self.shared.split(found, rows, loaded[1] if found.held else None)
             inputs = found.inputs(len(rows) - len(pool))
             names = measured.rows.ids
             scored, health = (self.ids.of([names[n] for n in places]) for places in (measured.scored, measured.health))
 
             def places(draw: Draw) -> Places:
                 if draw not in self.drawn:
-                    order = data.taken(self.orders.of(draw, rows, pool), draw)
+                    order = data.taken(self.shared.orders.of(draw, rows, pool), draw)
                     self.drawn[draw] = self.ids.of([rows.ids[place] for place in order])
                 return self.drawn[draw]
         else:
@@ -197,13 +196,6 @@ class _Draft:
         held = Held(scored, health, greedy)
         return stages, needs(stages, places, held, sampling(recipe, inputs), inputs.base, inputs.learner)
 
-    def _split(self, found: Found, rows: Rows, loaded: Sequence[Rows | None]) -> tuple[list[int], HeldRows]:
-        recipe = found.recipe
-        name = (*found.data_files(), recipe.evaluation.health_prompts, recipe.evaluation.metric)
-        if name not in self.splits:
-            self.splits[name] = split(recipe, rows, loaded[1] if found.held else None)
-        return self.splits[name]
-
     def lines(self) -> list[Line]:
         """A line for every unit of work, timed and looked up where the point that first asks for it would do it."""
         clocks: dict[int, Clock] = {}
@@ -216,8 +208,9 @@ class _Draft:
             if id(found) not in clocks:
                 clocks[id(found)] = Clock(found, load_calibration(root))
             there = stored.count(unit)
-            seconds, measured = clocks[id(found)].seconds(unit, len(unit.places) - there, self._lengths(found))
-            found_lines.append(Line(unit, self.labels.get(unit.policy, "base"), there, seconds, measured))
+            clock, label = clocks[id(found)], self.labels.get(unit.policy, "base")
+            seconds, measured = clock.seconds(unit, len(unit.places) - there, self._lengths(found))
+            found_lines.append(Line(unit, label, there, seconds, clock.memory(unit), measured))
         return found_lines
 
     def _lengths(self, found: Found) -> Lengths:

@@ -55,6 +55,10 @@ def test_the_papers_recipe_is_the_papers() -> None:
         ("game.pairs=[1, 2]", "game.pairs: has 2 numbers for 3 iterations; give one each"),
         ("game.loss.beta=.nan", "game.loss.beta: nan cannot be used: Input should be a finite number"),
         ("model=null", "model: None cannot be used"),
+        (
+            "generation.weights=shared",
+            "generation.weights: 'shared' cannot be used: so far vllm can only hold the base dequantized",
+        ),
         ("evaluation.path=null", "evaluation.metric: exact_match needs held-out rows; give evaluation.path"),
         ("alpha", "--set 'alpha': write it as field=value"),
         ("seed.value=3", "--set 'seed.value=3': seed has no fields of its own"),

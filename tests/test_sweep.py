@@ -106,6 +106,7 @@ def test_four_alphas_and_two_histories(whole: Path, tmp_path: Path, prepared: bo
     found = {kind: (total["shared"] / 128, total["independent"] / 128) for kind, total in plan["totals"].items()}
     expected = {"generate": (8, 24), "score": (26, 72), "train": (17, 24)}
     assert {kind: found[kind] for kind in expected} == expected
+    assert all(stage["gpu_memory_bytes"] > 0 and stage["seconds"] >= 0 for stage in plan["stages"])
 
 
 def test_without_prepared_rows_a_plan_is_an_upper_bound(whole: Path, tmp_path: Path) -> None:
@@ -148,12 +149,15 @@ def test_a_game_in_step_is_the_game_alone(whole: Path, tmp_path: Path) -> None:
 
 
 def test_five_kills_and_the_table_is_the_same(whole: Path, tmp_path: Path) -> None:
-    draw = random.Random(5)
+    draw, hits, progress = random.Random(5), 0, []
     for _ in range(5):
         process = subprocess.Popen(command("sweep", tmp_path, *GRID), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         time.sleep(draw.uniform(5, 9))
+        hits += process.poll() is None
         process.send_signal(draw.choice([signal.SIGKILL, signal.SIGINT]))
         process.communicate()
+        progress.append(rows_in(tmp_path / "store").total())
+    assert hits >= 3 and len(set(progress)) >= 3  # they did hit a sweep at work, at several places
     assert finished(tmp_path).returncode == 0
     assert adapters(tmp_path) == adapters(whole)
     assert rows_in(tmp_path / "store") == rows_in(whole / "store")

@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from lowmem_spin import training
+from lowmem_spin.engines import slot
 from lowmem_spin.engines.hf import HF
-from lowmem_spin.logps import collate, completion_logps
+from lowmem_spin.logps import Batch, collate, completion_logps, decoder_states
 from lowmem_spin.losses import dpo
 from lowmem_spin.training import LengthGrouped, Pair, last_checkpoint
 
@@ -174,6 +176,24 @@ def test_metrics_have_trls_names(quickstart: Path, tmp_path: Path) -> None:
     assert metrics[0]["rewards/margins"] == pytest.approx(
         metrics[0]["rewards/chosen"] - metrics[0]["rewards/rejected"], abs=1e-4
     )
+
+
+def test_training_computes_in_the_precision_that_scoring_does(
+    quickstart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float16 has its autocast on a GPU; here both get a CPU's, and the forward of each tells whether it is on."""
+    engine, pairs, seen = open_hf(quickstart / "base"), some_pairs(4), []
+
+    def telling(model: Any, batch: Batch) -> torch.Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return decoder_states(model, batch)
+
+    monkeypatch.setattr(engine, "states", telling)
+    for module in (slot, training):
+        monkeypatch.setattr(module, "autocast", lambda device, dtype: torch.autocast("cpu", torch.bfloat16))
+    engine.score(None, [(pair.prompt, pair.chosen) for pair in pairs])
+    engine.train(None, pairs, LOSS, SETTINGS, tmp_path, lambda rows: None)
+    assert len(seen) == 1 + 3 and all(seen)
 
 
 def test_rows_shown_add_up_to_rows_trained(quickstart: Path, tmp_path: Path) -> None:

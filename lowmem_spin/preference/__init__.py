@@ -1,7 +1,6 @@
 """Preference oracles: which of several answers to a prompt is better, and how often.
 
-An oracle gives P, a matrix (K, K) for K answers to one prompt: P[i, j] is how likely i is to be preferred to j. Each
-kind is one class with one line in ORACLES.
+An oracle gives P, a matrix (K, K) for K answers to one prompt: P[i, j] is how likely i is to be preferred to j.
 """
 
 from collections.abc import Sequence

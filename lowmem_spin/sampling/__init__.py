@@ -13,7 +13,6 @@ import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -88,9 +87,6 @@ class Record:
     acceptance: float | None  # accepted share of the proposals, of the sampler that accepts
     ess: float  # mean over prompts
     log_z: float  # log of the mean over prompts of the estimates of Z; for rejection, of the share of first tries accepted
-
-    def asdict(self) -> dict[str, Any]:
-        return vars(self).copy()
 
 
 def record(name: str, target: Target, draws: Sequence[Draw]) -> Record:
