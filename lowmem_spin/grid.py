@@ -10,8 +10,9 @@ import yaml
 
 from lowmem_spin.keys import digest
 from lowmem_spin.recipe import InputError, Recipe
-from lowmem_spin.recipe_file import load
+from lowmem_spin.recipe_file import load, variants
 
+VARIANT = "variant"  # the axis of a recipe file's variants
 LONGEST = 100  # characters of a point's name, which is a folder's
 Axes = dict[str, list[Any]]
 """{field: values}"""
@@ -26,14 +27,16 @@ class Point:
     recipe: Recipe
 
 
-def axes(alpha: str | None, history: str | None, grid: Sequence[str]) -> Axes:
-    """What is varied, from the command line: `--alpha 0.9,1 --history 1,inf --grid training.learning_rate=1e-5,5e-5`.
+def axes(path: Path, alpha: str | None, history: str | None, grid: Sequence[str]) -> Axes:
+    """What is varied: the recipe file's variants, if it has any, and what the command line says, such as
+    `--alpha 0.9,1 --history 1,inf --grid training.learning_rate=1e-5,5e-5`.
 
     Raises:
         InputError: a value is missing, or a field is varied twice.
     """
     asked = [f"{name}={values}" for name, values in (("game.alpha", alpha), ("game.history", history)) if values is not None]
-    found: Axes = {}
+    family = variants(path)
+    found: Axes = {VARIANT: family} if family else {}
     for text in [*asked, *grid]:
         name, equals, values = text.partition("=")
         if not equals or not name or not values.strip():
@@ -69,13 +72,14 @@ def points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int) -> li
     """
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: at least 1 is needed")
-    base = load(path, overrides)
+    base = first(path, overrides)
     folder = sweep_folder(base)
     found: dict[str, Point] = {}
     known: list[Recipe] = []
     for combination in itertools.product(*varied.values(), range(base.seed, base.seed + seeds)):
         values = dict(zip([*varied, "seed"], combination, strict=True))
-        recipe = load(path, [*overrides, *(f"{field}={_yaml(value)}" for field, value in values.items())])
+        changed = [f"{field}={_yaml(value)}" for field, value in values.items() if field != VARIANT]
+        recipe = load(path, [*overrides, *changed], values.get(VARIANT))
         if recipe in known:  # the same, written in another way
             continue
         known.append(recipe)
@@ -87,8 +91,15 @@ def points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int) -> li
     return list(found.values())
 
 
+def first(path: Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe of a sweep before anything is varied, or its first variant."""
+    return load(path, overrides, next(iter(variants(path)), None))
+
+
 def _name(values: dict[str, Any], varied: Axes) -> str:
-    return "_".join(f"{_short(field, varied)}-{_plain(value)}" for field, value in values.items())
+    """Of a point: field-value, and for a variant its name alone."""
+    parts = [_plain(v) if field == VARIANT else f"{_short(field, varied)}-{_plain(v)}" for field, v in values.items()]
+    return "_".join(parts)
 
 
 def sweep_folder(recipe: Recipe) -> Path:

@@ -68,23 +68,50 @@ def completion_logps(model: Any, batch: Batch, states: States = decoder_states, 
         states: how the engine computes the hidden states.
         chunk_tokens: tokens whose logits are held at once; by default as many as fit CHUNK_BYTES.
     """
-    hidden = states(model, batch)
     predicts = batch.completion_mask[:, 1:].bool()  # the hidden state before a token predicts it
-    tokens = token_logps(
-        hidden[:, :-1][predicts],
-        batch.input_ids[:, 1:][predicts],
-        model.get_output_embeddings(),
-        getattr(model.config, "final_logit_softcapping", None),
-        chunk_tokens,
-    )
+    tokens = _predicted(model, batch, batch.input_ids[:, 1:][predicts], states, chunk_tokens)
     rows = predicts.nonzero()[:, 0]
     return torch.zeros(len(predicts), device=tokens.device).index_add(0, rows, tokens)
+
+
+def step_logps(model: Any, batch: Batch, ends: Sequence[int], states: States = decoder_states) -> tuple[Tensor, Tensor]:
+    """Log-probs at every step of the completions, float32, differentiable; 0 after a row's last step.
+
+    Args:
+        model: a causal language model of transformers, PEFT's wrapper taken off.
+        batch: rows on the model's device.
+        ends: tokens whose log-probs are wanted at every step.
+        states: how the engine computes the hidden states.
+
+    Returns:
+        Of the token that is there, (rows, steps), and of each of `ends` in its place, (rows, steps, len(ends)).
+    """
+    predicts = batch.completion_mask[:, 1:].bool()
+    taken = batch.input_ids[:, 1:][predicts]
+    wanted = torch.cat([taken[:, None], torch.tensor([ends], device=taken.device).expand(len(taken), -1)], dim=1)
+    found = _predicted(model, batch, wanted, states)
+    lengths = predicts.sum(1)
+    inside = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+    steps = torch.zeros(*inside.shape, wanted.shape[1], device=found.device)
+    steps[inside] = found
+    return steps[..., 0], steps[..., 1:]
+
+
+def _predicted(model: Any, batch: Batch, labels: Tensor, states: States, chunk_tokens: int | None = None) -> Tensor:
+    """token_logps of `labels` at the positions before the completions' tokens, row after row."""
+    hidden = states(model, batch)
+    predicts = batch.completion_mask[:, 1:].bool()
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+    return token_logps(hidden[:, :-1][predicts], labels, model.get_output_embeddings(), softcap, chunk_tokens)
 
 
 def token_logps(
     hidden: Tensor, labels: Tensor, head: Any, softcap: float | None = None, chunk_tokens: int | None = None
 ) -> Tensor:
-    """log softmax(head(hidden))[label] for hidden (tokens, width) and labels (tokens,), shape (tokens,), float32."""
+    """log softmax(head(hidden))[label] for hidden (tokens, width) and labels (tokens,), shape (tokens,), float32.
+
+    Labels (tokens, k) ask for several of each token; so does the result answer.
+    """
     if chunk_tokens is None:
         chunk_tokens = max(16, CHUNK_BYTES // (4 * head.weight.shape[0]))
 
@@ -92,6 +119,8 @@ def token_logps(
         logits = head(states).float()
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
+        if wanted.dim() == 2:
+            return logits.log_softmax(-1).gather(-1, wanted)
         return -F.cross_entropy(logits, wanted, reduction="none")
 
     chunks = zip(hidden.split(chunk_tokens), labels.split(chunk_tokens), strict=True)

@@ -149,6 +149,9 @@ def rspo_penalties(
     return torch.stack(terms).sum(0) if terms else torch.zeros_like(logps)
 
 
+ONE, ZERO = torch.tensor(1.0), torch.tensor(0.0)
+
+
 @dataclass(frozen=True)
 class Sides:
     """A batch of pairs as a loss sees it. Every tensor is (B,)."""
@@ -159,6 +162,10 @@ class Sides:
     ref_rejected: Tensor
     chosen_lengths: Tensor  # in tokens
     rejected_lengths: Tensor
+    chosen_win_rates: Tensor = ONE  # as an oracle has judged; 1 and 0 where nothing has
+    rejected_win_rates: Tensor = ZERO
+    base_chosen: Tensor = ZERO  # log-probs under the base; 0 where nothing reads them
+    base_rejected: Tensor = ZERO
 
     @property
     def logps(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -169,6 +176,30 @@ class Sides:
         return self.chosen_lengths, self.rejected_lengths
 
 
+def regularized_sppo(
+    sides: Sides,
+    eta: float,
+    targets: str,
+    penalties: Mapping[str, float] | None = None,
+    clamp: float | None = None,
+    importance: str = "none",
+) -> Tensor:
+    """The mean of a pair's two `sppo` terms, as in SPPO's code, and the sum of their penalties, as in RSPO's: (B,).
+
+    With `targets` "hard" the better answer's win-rate is 1 and the worse one's 0, whatever was judged.
+    """
+    soft = targets == "soft"
+    chosen = sppo(sides.chosen, sides.ref_chosen, sides.chosen_win_rates if soft else ONE, eta)
+    rejected = sppo(sides.rejected, sides.ref_rejected, sides.rejected_win_rates if soft else ZERO, eta)
+    loss = (chosen + rejected) / 2
+    for logps, base, ref in (
+        (sides.chosen, sides.base_chosen, sides.ref_chosen),
+        (sides.rejected, sides.base_rejected, sides.ref_rejected),
+    ):
+        loss = loss + rspo_penalties(penalties or {}, logps, base, clamp, ref if importance == "corrected" else None)
+    return loss
+
+
 # By the name in a recipe's game.loss, whose other fields are the options.
 LOSSES: dict[str, Callable[Concatenate[Sides, ...], Tensor]] = {
     "dpo": lambda sides, beta: dpo(*sides.logps, beta),
@@ -176,4 +207,5 @@ LOSSES: dict[str, Callable[Concatenate[Sides, ...], Tensor]] = {
     "ipo_length_normalized": lambda sides, tau: ipo_length_normalized(*sides.logps, *sides.lengths, tau),
     "hinge": lambda sides, beta: hinge(*sides.logps, beta),
     "slic": lambda sides, delta, lam: slic(sides.chosen, sides.rejected, sides.chosen, delta, lam),
+    "sppo": regularized_sppo,
 }

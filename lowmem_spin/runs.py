@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.engines import Machine, machine
-from lowmem_spin.game import Inputs
 from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.recipe_file import load
 from lowmem_spin.sources import Source, Sources, base_key
+from lowmem_spin.stages import Inputs
 from lowmem_spin.store import Notice, Store
 
 
@@ -67,11 +67,14 @@ def open_store(run: Run, notice: Notice) -> Store:
 
 
 def policy(run: Run, store: Store, asked: str | None, option: str = "--iterate") -> Policy:
-    """The policy called `asked`: an iterate's number, base, or another name in run.json; None is the last trained iterate.
+    """The policy called `asked`: an iterate's number, base, or another name in run.json; None is the last trained iterate,
+    or the one to keep of a game that its brake has ended.
 
     Raises:
         InputError: the game has no such policy, or it is not trained yet.
     """
+    if asked is None and "stopped" in run.record:
+        asked = str(run.record["stopped"]["keep"]).removeprefix("iterate ")
     if asked is None:
         asked = next(iter(reversed(trained(run, store))), "0")
     name = f"iterate {int(asked)}" if asked.isdecimal() else asked

@@ -51,9 +51,8 @@ class Sources:
         self.unresolved: list[str] = []  # names that a patient search could not reach
         self._known: dict[str, str] = json.loads(memory.read_text()) if memory.exists() else {}
 
-    def model(self, name: str, revision: str | None) -> Source:
+    def model(self, name: str, revision: str | None, field: str = "model.name_or_path") -> Source:
         """A folder with safetensors, or a model on the hub."""
-        field = "model.name_or_path"
         folder = self._local(name)
         if folder is None and _is_path(name):
             raise InputError(f"{field}: no folder {name!r}, neither beside the recipe nor from here")

@@ -1,8 +1,11 @@
 """The shared store: completions, log-probs and adapters, each computed once and known by what was asked.
 
     store/completions/<key>/*.parquet   one table per (policy, sampling); opens with datasets, DuckDB, pandas
+    store/mixtures/<key>/*.parquet      the same of a policy's mixture with the base
+    store/judgements/<key>/*.parquet    one table per (answers compared, oracle)
     store/logps/<key>/*.parquet         one table per (policy, learner)
     store/adapters/<key>/               a PEFT adapter folder and manifest.json
+    store/results/<policy>/<key>.json   one policy on one benchmark
     store/data/<key>.parquet            prepared rows
     store/work/<key>/                   checkpoints of a training in progress
     store/aside/                        what did not read back, moved out of the way
@@ -48,8 +51,28 @@ LOGPS = pa.schema(
         "tokens": pa.int32(),
     }
 )
-IDENTITY = {"completions": ["prompt_id", "sample"], "logps": ["prompt_id", "completion"]}
-SCHEMAS = {"completions": COMPLETIONS, "logps": LOGPS}
+MIXTURES = pa.schema(
+    [
+        *COMPLETIONS,  # finish_reason may be "rejected": no proposal was accepted
+        pa.field("proposals", pa.int32()),  # how many the sampler made for this prompt
+        pa.field("ess", pa.float64()),  # their effective sample size
+        pa.field("log_z", pa.float64()),  # an estimate of the log of the mixture's sum; null where there is none
+    ]
+)
+JUDGEMENTS = pa.schema(
+    {
+        "prompt_id": pa.string(),
+        "content": pa.string(),  # hash of all answers' tokens: a check, not a key
+        "preferences": pa.list_(pa.float64()),  # P[i, j], row by row
+    }
+)
+IDENTITY = {
+    "completions": ["prompt_id", "sample"],
+    "mixtures": ["prompt_id", "sample"],
+    "judgements": ["prompt_id"],
+    "logps": ["prompt_id", "completion"],
+}
+SCHEMAS = {"completions": COMPLETIONS, "mixtures": MIXTURES, "judgements": JUDGEMENTS, "logps": LOGPS}
 # What a disk can answer; any other error of the system is a bug and keeps its traceback.
 DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR"}
 Notice = Callable[[str], None]
@@ -267,6 +290,25 @@ class Store:
     def maker(self, key: str) -> str:
         """Hash of a committed adapter's weights."""
         return self.manifest(key)["sha256"]
+
+    def result(self, policy: str, key: str, maker: str) -> dict[str, Any] | None:
+        """What a policy scored on a benchmark; a record that is damaged, or of other weights, is set aside and is None."""
+        path = self.root / "results" / policy / f"{key}.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            self.set_aside(path, "does not read back")
+            return None
+        if not isinstance(record, dict) or record.get("maker") != maker:
+            self.set_aside(path, "was measured on other weights than this key has now")
+            return None
+        return record
+
+    def commit_result(self, policy: str, key: str, record: dict[str, Any]) -> None:
+        """Keep a result, whole or not at all; hold `writing(key)` meanwhile."""
+        write_json(self.root / "results" / policy / f"{key}.json", record)
 
     def commit_adapter(self, key: str, folder: Path, manifest: dict[str, Any]) -> Path:
         """Move a finished adapter folder into the store; if another process was first, adopt its result."""

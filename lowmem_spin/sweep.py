@@ -8,16 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lowmem_spin import evaluating
 from lowmem_spin.display import Display
-from lowmem_spin.game import Evaluate, Generate, Score, Stage, Train
 from lowmem_spin.grid import Axes, Point
 from lowmem_spin.opening import Shared, open_game
 from lowmem_spin.recipe import InputError, printable
 from lowmem_spin.records import is_recorded
 from lowmem_spin.runner import Player
+from lowmem_spin.stages import Amortise, Average, Evaluate, Generate, Judge, Score, Stage, Train
 from lowmem_spin.store import DISK, write_json
 
-ORDER: list[type] = [Generate, Score, Train, Evaluate]
+ORDER: list[type] = [Average, Amortise, Generate, Judge, Score, Train, Evaluate]
 ERROR = "error.txt"  # in a point's folder: how it failed
 
 
@@ -66,17 +67,15 @@ class Sweep:
 
 
 def numbered(stages: Sequence[Stage]) -> list[tuple[int, Stage]]:
-    """Each stage with its iteration; what comes before the first is -1, and what only measures comes after the last."""
-    iteration, found = -1, []
+    """Each stage with its iteration: every iteration ends with an evaluation, the base's coming before the first.
+
+    What only measures, such as plain fine-tuning, comes after the last.
+    """
+    evaluated, found = 0, []
     for stage in stages:
-        iteration += isinstance(stage, Generate)
-        found.append((iteration, stage))
-    last = iteration + 1
-    return [(last if (isinstance(s, Train) and s.loss["name"] == "sft") or _of_sft(s) else t, s) for t, s in found]
-
-
-def _of_sft(stage: Stage) -> bool:
-    return isinstance(stage, Evaluate) and stage.name == "plain SFT"
+        found.append((evaluated - 1, stage))
+        evaluated += isinstance(stage, Evaluate)
+    return found
 
 
 @dataclass(frozen=True)
@@ -96,10 +95,9 @@ def in_step(games: Sequence[Sequence[tuple[int, Stage]]], engines: Sequence[str]
     """
     ranked: list[tuple[tuple[int, int, str, int, int], Step]] = []
     for number, stages in enumerate(games):
-        played = max(iteration for iteration, stage in stages if isinstance(stage, Generate))
         for place, (iteration, stage) in enumerate(stages):
-            rank = ORDER.index(type(stage)) if iteration <= played else place
-            if isinstance(stage, Evaluate) and iteration <= played:
+            rank = ORDER.index(type(stage))
+            if isinstance(stage, Evaluate):
                 ranked.append(((iteration, rank, engines[number], number, place), Step(number, stage, samples_only=True)))
                 rank += 1
             ranked.append(((iteration, rank, engines[number], number, place), Step(number, stage)))
@@ -136,6 +134,8 @@ def play(sweep: Sweep, beside: Path, display: Display) -> None:
                 sweep.write()
         if place + 1 < len(steps):
             display.stop_if_late()
+    display.title = display.name = ""
+    evaluating.at_the_end([e.player.game for e in opened if e.player and e.status == "finished"], display)
     shared.engines.close()
 
 

@@ -1,35 +1,26 @@
 """Ask for completions, log-probs and adapters; what the store lacks is computed by an engine and committed."""
 
 import errno
-import hashlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from lowmem_spin.averaging import ema_adapter
 from lowmem_spin.engines import Completion, Generator, Learner, Request
-from lowmem_spin.game import Sampling, Train, logps_asked
 from lowmem_spin.keys import digest, number
-from lowmem_spin.store import Store, Table, Tokens, token_arrays
+from lowmem_spin.preference import Oracle
+from lowmem_spin.rows import Answer, Compared, Prompt, Scored, answers_in, logps_in, preferences_in
+from lowmem_spin.sampling import Draw, draw_mixture
+from lowmem_spin.stages import Amortise, Average, Sampling, Train, logps_asked
+from lowmem_spin.store import Store, Table, Tokens
 
 ROOM = 2**20  # bytes: a disk with less is full
-
-
-class Prompt(NamedTuple):
-    """What one completion is asked of."""
-
-    id: str
-    tokens: Tokens
-    sample: int = 0  # of several answers to one prompt
-
-    @property
-    def name(self) -> tuple[str, int]:
-        return self.id, self.sample
 
 
 class Meter(Protocol):
@@ -49,44 +40,13 @@ class Engines(Protocol):
 
     def learner(self) -> Learner: ...
 
+    def oracle(self) -> Oracle: ...
+
 
 class Progress(Protocol):
     """What a long stage tells whoever watches; see display.py."""
 
     def stage(self, kind: str, label: str, rows: int) -> AbstractContextManager[Meter]: ...
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One stored completion."""
-
-    tokens: Tokens
-    text: str
-    finish_reason: str
-    logp: float  # as the generator saw it
-    table: str  # key of the completions table it is in
-    sample: int = 0
-
-    @property
-    def name(self) -> str:
-        """How the log-probs tables call it."""
-        return f"{self.table}/{self.sample}"
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A row to score: a prompt of the data with the data's answer or a generated one."""
-
-    prompt_id: str
-    prompt: Tokens
-    completion: str  # "chosen" or Answer.name
-    tokens: Tokens
-
-    @property
-    def name(self) -> tuple[str, str, str]:
-        """Its place in a log-probs table. The content is a part of it only so that the log-probs of a completion
-        that was lost and came out differently are never taken for the new one's."""
-        return self.prompt_id, self.completion, hashlib.sha256(np.asarray(self.tokens, np.int32).tobytes()).hexdigest()[:16]
 
 
 class Tables:
@@ -135,17 +95,18 @@ class Tables:
         tables: dict[str, Table] = {}
         for policy, _ in asked:
             names = sampling.asked(policy)
-            tables[policy] = self._table("completions", digest(names), names, policy)
-        stored = {policy: _answers(table) for policy, table in tables.items()}
+            kind = "mixtures" if sampling.mixes(policy) else "completions"
+            tables[policy] = self._table(kind, digest(names), names, policy)
+        stored = {policy: answers_in(table) for policy, table in tables.items()}
         if any(prompt.name not in stored[policy] for policy, prompts in asked for prompt in prompts):
             with ExitStack() as held:
                 for key in sorted(table.key for table in tables.values()):  # in one order, so that no two wait for each other
                     held.enter_context(self.store.writing(key))
-                stored = {policy: _answers(table) for policy, table in tables.items()}
+                stored = {policy: answers_in(table) for policy, table in tables.items()}
                 self._generate(asked, sampling, tables, stored, label)
                 for table in tables.values():
                     table.merge()
-                stored = {policy: _answers(table) for policy, table in tables.items()}
+                stored = {policy: answers_in(table) for policy, table in tables.items()}
         return [[stored[policy][prompt.name] for prompt in prompts] for policy, prompts in asked]
 
     def _generate(
@@ -171,29 +132,61 @@ class Tables:
                 missing = [(policy, prompt) for policy, prompt in batch if prompt.name not in stored[policy]]
                 meter.advance(len(batch) - len(missing))
                 if missing:
-                    completions = generator.generate(
-                        [
-                            Request(self.adapter(policy), prompt.tokens, number(tables[policy].key, *prompt.name))
-                            for policy, prompt in missing
-                        ],
-                        sampling,
-                    )
-                    _append(tables, missing, completions)
-                    meter.advance(len(missing), sum(len(completion.tokens) for completion in completions))
+                    requests = [
+                        Request(self.adapter(policy), prompt.tokens, number(tables[policy].key, *prompt.name))
+                        for policy, prompt in missing
+                    ]
+                    if sampling.mixes(missing[0][0]):
+                        tokens = self._mix(generator, requests, sampling, tables[missing[0][0]], missing)
+                    else:
+                        completions = generator.generate(requests, sampling)
+                        _append(tables, missing, completions)
+                        tokens = sum(len(completion.tokens) for completion in completions)
+                    meter.advance(len(missing), tokens)
                     meter.saved()
+
+    def _mix(
+        self,
+        generator: Any,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        table: Table,
+        rows: Sequence[tuple[str, Prompt]],
+    ) -> int:
+        """One batch of one policy's mixture with the base; the number of tokens."""
+        mixed = sampling.mixture or {}
+        draws = draw_mixture(generator, self.adapter(mixed["base"]), requests, sampling, self.generation_batch)
+        completions = [generator.completion(draw.tokens or [], math.nan) for draw in draws]
+        columns = _columns([prompt for _, prompt in rows], completions)
+        columns["finish_reason"] = [draw.finish_reason for draw in draws]
+        for name in ("proposals", "ess", "log_z"):
+            columns[name] = [getattr(draw, name) for draw in draws]
+        table.append(columns)
+        return sum(len(completion.tokens) for completion in completions)
+
+    def draws(self, policy: str, sampling: Sampling, prompts: Sequence[str]) -> list[Draw]:
+        """How a policy's stored mixture answers to these prompts were drawn, their steps' weights left out."""
+        names = sampling.asked(policy)
+        rows = self._table("mixtures", digest(names), names, policy).read()
+        columns = (rows[name].to_pylist() for name in ("prompt_id", "finish_reason", "proposals", "ess", "log_z"))
+        stored = {
+            name: Draw(None if reason == "rejected" else [], reason, [], count, ess, log_z)
+            for name, reason, count, ess, log_z in zip(*columns, strict=True)
+        }
+        return [stored[name] for name in prompts]
 
     def logps(self, policy: str, rows: Sequence[Scored], label: str) -> np.ndarray:
         """The policy's summed log-prob of each row, in order, float64."""
         asked = logps_asked(policy, self.learner_identity)
         key = digest(asked)
         table = self._table("logps", key, asked, policy)
-        stored = _logps(table)
+        stored = logps_in(table)
         if any(row.name not in stored for row in rows):
             with self.store.writing(key):
-                stored = _logps(table)
+                stored = logps_in(table)
                 self._score(policy, table, rows, stored, label)
                 table.merge()
-                stored = _logps(table)
+                stored = logps_in(table)
         return np.array([stored[row.name] for row in rows])
 
     def _score(
@@ -221,6 +214,82 @@ class Tables:
                         }
                     )
                     meter.saved()
+
+    def preferences(self, asked: dict[str, Any], rows: Sequence[Compared], label: str) -> list[np.ndarray]:
+        """The oracle's preferences (K, K) between the answers of each row; `asked` is stages.judged_asked."""
+        key = digest(asked)
+        if key not in self._open:
+            self._open[key] = self.store.table("judgements", key, asked, digest(asked["oracle"]))
+        table = self._open[key]
+        stored = preferences_in(table)
+        if any(row.name not in stored for row in rows):
+            with self.store.writing(key):
+                stored = preferences_in(table)
+                self._judge(table, list({row.name: row for row in rows}.values()), stored, label)
+                table.merge()
+                stored = preferences_in(table)
+        return [stored[row.name] for row in rows]
+
+    def _judge(self, table: Table, rows: Sequence[Compared], stored: dict[tuple[str, str], np.ndarray], label: str) -> None:
+        oracle = self.engines.oracle()
+        with self.progress.stage("judge", label, len(rows)) as meter:
+            for shard in _batches(rows, self.generation_batch):
+                missing = [row for row in shard if row.name not in stored]
+                meter.advance(len(shard) - len(missing))
+                if missing:
+                    found = oracle.prefer([row.question for row in missing])
+                    table.append(
+                        {
+                            "prompt_id": [row.prompt_id for row in missing],
+                            "content": [row.name[1] for row in missing],
+                            "preferences": [matrix.ravel().tolist() for matrix in found],
+                        }
+                    )
+                    meter.advance(len(missing))
+                    meter.saved()
+
+    def average(self, stage: Average) -> Path:
+        """The stage's adapter; the frozen base, whose update is nothing, has no part in the sum."""
+        folder = self.store.adapter(stage.policy)
+        if folder is not None:
+            return folder
+        with self.store.writing(stage.policy), self.progress.stage("average", stage.name, 1) as meter:
+            if (folder := self.store.adapter(stage.policy)) is not None:
+                return folder
+            parts = [(adapter, weight) for policy, weight in stage.policies.items() if (adapter := self.adapter(policy))]
+            work = self.store.work(stage.policy)
+            with _naming_a_full_disk(self.store.root):
+                made = ema_adapter([one for one, _ in parts], [weight for _, weight in parts], stage.rank, work / "adapter")
+            meter.advance(1)
+            return self.store.commit_adapter(
+                stage.policy, made, {"kind": "average", "name": stage.name, "asked": stage.asked()}
+            )
+
+    def amortise(self, stage: Amortise, prompts: Callable[[], Sequence[Tokens]]) -> Path:
+        """The stage's adapter, fine-tuned if it has to be; only the hf engine can."""
+        folder = self.store.adapter(stage.policy)
+        if folder is not None:
+            return folder
+        with self.store.writing(stage.policy):
+            if (folder := self.store.adapter(stage.policy)) is not None:
+                return folder
+            work = self.store.work(stage.policy)
+            work.mkdir(parents=True, exist_ok=True)
+            previous, longest, engine = self.adapter(stage.previous), stage.sampling.max_new_tokens, self.engines.generator()
+            rows = stage.draw.prompts * stage.settings["epochs"]
+            with self.progress.stage("amortise", stage.name, rows) as meter, _naming_a_full_disk(work):
+                made, metrics = engine.amortise(  # type: ignore[attr-defined]
+                    previous,
+                    self.adapter(stage.base),
+                    prompts(),
+                    stage.alpha,
+                    longest,
+                    stage.settings,
+                    work,
+                    lambda rows: meter.advance(rows) if rows else meter.saved(),
+                )
+            manifest = {"kind": "amortise", "name": stage.name, "asked": stage.asked(), "rows": stage.draw.prompts}
+            return self.store.commit_adapter(stage.policy, made, {**manifest, "metrics": metrics})
 
     def train(self, stage: Train, pairs: Callable[[], Sequence[Any]], label: str) -> Path:
         """The stage's adapter; `pairs` are put together only if it has to be trained."""
@@ -275,29 +344,17 @@ def _once(prompts: Sequence[Prompt]) -> list[Prompt]:
 def _append(tables: dict[str, Table], rows: Sequence[tuple[str, Prompt]], completions: Sequence[Completion]) -> None:
     """Commit one batch of completions, a shard for each policy in it."""
     for policy in dict.fromkeys(policy for policy, _ in rows):
-        mine = [(row[1], completion) for row, completion in zip(rows, completions, strict=True) if row[0] == policy]
-        tables[policy].append(
-            {
-                "prompt_id": [prompt.id for prompt, _ in mine],
-                "sample": [prompt.sample for prompt, _ in mine],
-                "tokens": [completion.tokens for _, completion in mine],
-                "text": [completion.text for _, completion in mine],
-                "finish_reason": [completion.finish_reason for _, completion in mine],
-                "logp": [completion.logp for _, completion in mine],
-            }
-        )
+        mine = [place for place, (by, _) in enumerate(rows) if by == policy]
+        tables[policy].append(_columns([rows[place][1] for place in mine], [completions[place] for place in mine]))
 
 
-def _answers(table: Table) -> dict[tuple[str, int], Answer]:
-    rows = table.read()
-    columns = (rows[name].to_pylist() for name in ("prompt_id", "text", "finish_reason", "logp", "sample"))
-    answers = {}
-    for prompt_id, text, reason, logp, sample, tokens in zip(*columns, token_arrays(rows["tokens"]), strict=True):
-        answers[prompt_id, sample] = Answer(tokens, text, reason, logp, table.key, sample)
-    return answers
-
-
-def _logps(table: Table) -> dict[tuple[str, str, str], float]:
-    rows = table.read()
-    names = zip(*(rows[name].to_pylist() for name in ("prompt_id", "completion", "content")), strict=True)
-    return dict(zip(names, rows["logp"].to_pylist(), strict=True))
+def _columns(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, list[Any]]:
+    """Rows of a completions table."""
+    return {
+        "prompt_id": [prompt.id for prompt in prompts],
+        "sample": [prompt.sample for prompt in prompts],
+        "tokens": [completion.tokens for completion in completions],
+        "text": [completion.text for completion in completions],
+        "finish_reason": [completion.finish_reason for completion in completions],
+        "logp": [completion.logp for completion in completions],
+    }

@@ -12,8 +12,11 @@ from lowmem_spin.budget import read_shape, tenancy
 from lowmem_spin.display import Display
 from lowmem_spin.engines import Generator, Learner, Machine, machine, open_engine
 from lowmem_spin.keys import digest
-from lowmem_spin.recipe import Recipe
+from lowmem_spin.preference import Oracle, Weightless
+from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.sources import Source
+
+ORACLE = "oracle"  # its name beside the engines'
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ def choose(recipe: Recipe, store: Path, display: Display | None) -> Choices:
     """Resolve `auto`; with a display, an engine that was never tested here is tested now."""
     where = machine(recipe)
     asked = {"generation": recipe.generation.engine, "training": recipe.training.engine}
+    if recipe.game.sampler.name != "none":
+        if asked["generation"] == "vllm":
+            raise InputError(f"generation.engine: 'vllm' cannot sample mixtures ({recipe.game.sampler.name}); use hf")
+        asked["generation"] = "hf"
     if where.device == "cpu":
         names = {role: "hf" if name == "auto" else name for role, name in asked.items()}
         return Choices(where, names["generation"], names["training"])
@@ -88,12 +95,26 @@ class Tenants:
     shelf: Path
     display: Display
     pool: Pool
+    judge: Oracle | None = None
 
     def generator(self) -> Generator:
         return self._open(self.choices.generator)
 
     def learner(self) -> Learner:
         return self._open(self.choices.learner)
+
+    def oracle(self) -> Oracle:
+        """What judges; the engines give way to one that needs room."""
+        pool = self.pool
+        if self.judge is None:
+            raise TypeError("this game has no oracle")
+        signature = digest(self.judge.identity())
+        if pool.signatures.get(ORACLE) != signature and ORACLE in pool.opened:
+            pool.opened.pop(ORACLE).close()
+        if not isinstance(self.judge, Weightless):
+            pool.rest(pool.opened.keys() - {ORACLE}, self._settled().residency)
+        pool.signatures[ORACLE] = signature
+        return pool.opened.setdefault(ORACLE, self.judge)
 
     def _open(self, name: str) -> Any:
         pool, signature = self.pool, self.signature(name)

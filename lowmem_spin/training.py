@@ -33,8 +33,9 @@ class Pair:
     prompt: Tokens
     chosen: Tokens
     rejected: Tokens | None = None
-    ref_chosen_logp: float = 0.0
-    ref_rejected_logp: float = 0.0
+    ref_logps: tuple[float, float] = (0.0, 0.0)  # of (chosen, rejected), as are the others
+    win_rates: tuple[float, float] = (1.0, 0.0)
+    base_logps: tuple[float, float] = (0.0, 0.0)
 
     @property
     def tokens(self) -> int:
@@ -113,16 +114,16 @@ class PairTrainer(Trainer):
         rows = [(pair.prompt, pair.chosen) for pair in pairs]
         rows += [(pair.prompt, pair.rejected) for pair in pairs if pair.rejected is not None]
         batch = collate(rows, self.pad)
-        references = [[pair.ref_chosen_logp for pair in pairs], [pair.ref_rejected_logp for pair in pairs]]
-        return {**vars(batch), "references": torch.tensor(references, dtype=torch.float64)}
+        known = [(*pair.ref_logps, *pair.win_rates, *pair.base_logps) for pair in pairs]
+        return {**vars(batch), "known": torch.tensor(known, dtype=torch.float64)}
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], int]:
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return samples, sum(batch["references"].shape[1] for batch in samples)
+        return samples, sum(len(batch["known"]) for batch in samples)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The mean over the step's pairs, so its split into device batches does not matter."""
-        references = inputs.pop("references").float()
+        known = inputs.pop("known").float().T
         batch = Batch(**inputs)
         with autocast(batch.input_ids.device, self.dtype):  # the trainer's own would only wrap a call of the whole model
             logps = completion_logps(self.accelerator.unwrap_model(model).get_base_model(), batch, self.states)
@@ -131,7 +132,7 @@ class PairTrainer(Trainer):
             self._note({"logps/chosen": logps})
         else:
             lengths = batch.completion_mask.sum(1)
-            sides = Sides(*logps.chunk(2), *references, *lengths.chunk(2))
+            sides = Sides(*logps.chunk(2), *known[:2], *lengths.chunk(2), *known[2:])
             losses = self.loss_function(sides, **self.loss_options)
             self._note_rewards(sides)
         loss = losses.sum() / num_items_in_batch

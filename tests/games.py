@@ -1,18 +1,41 @@
-"""What several tests play with: the shipped base behind an engine, and a base so small that it can be enumerated."""
+"""What several tests play with: the shipped base behind an engine, a base so small that it can be enumerated, games of
+seconds and what they leave in their files."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
 
+from lowmem_spin.display import Display
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.hf import HF
+from lowmem_spin.opening import Game, Shared, open_game
 from lowmem_spin.recipe import Recipe
+from lowmem_spin.recipe_file import find, load
+from lowmem_spin.runner import Player
 from lowmem_spin.sources import Source
 
+QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart"  # conftest.py is another file in tests/gpu
 CPU = Machine("cpu", "float32")
+PAIRS = 12
+TINY = [
+    f"model.name_or_path={QUICKSTART / 'base'}",
+    "model.quantization=none",
+    f"game.pairs={PAIRS}",
+    "game.iterations=2",
+    "generation.max_new_tokens=8",
+    f"training.per_device_train_batch_size={PAIRS}",  # one step an epoch: its loss can be computed by hand
+    "training.lora={r: 4, lora_alpha: 8, dropout: 0}",
+    "training.learning_rate=5e-2",
+    "evaluation={health_prompts: 4}",
+]
 
 
 def recipe_on(folder: Path, quantization: str = "nf4", dropout: float = 0.0, **training: Any) -> Recipe:
@@ -69,3 +92,70 @@ def make_micro_base(folder: Path) -> Path:
     GemmaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def tiny(folder: Path, *overrides: str) -> list[str]:
+    """Overrides that make the quickstart a game of seconds, whose store and results are in `folder`."""
+    data = folder / "train.jsonl"
+    if not data.exists():
+        data.write_text("".join((QUICKSTART / "train.jsonl").read_text().splitlines(keepends=True)[:200]))
+    return [*TINY, f"data.path={data}", f"output.store={folder / 'store'}", f"output.dir={folder / 'run'}", *overrides]
+
+
+def opened(folder: Path, *overrides: str) -> Game:
+    path = find("quickstart")
+    return open_game(load(path, tiny(folder, *overrides)), folder, Display(Console(quiet=True)), Shared())
+
+
+def played(folder: Path, *overrides: str) -> Game:
+    """A game played in this process, without its pictures. Another one in the same folder shares its store."""
+    game = opened(folder, *overrides)
+    player = Player(game, Display(Console(quiet=True)), {})
+    for stage in game.stages:
+        player.play(stage)
+    player.finish()
+    game.tenants.pool.close()
+    return game
+
+
+Row = dict[str, Any]
+
+
+def stored(store: Path, kind: str) -> dict[str, tuple[dict[str, Any], list[Row]]]:
+    """{key: (what was asked, rows)} of all tables of a kind, from their files."""
+    found = {}
+    for folder in (store / kind).iterdir():
+        files = sorted(folder.glob("[!.]*.parquet"))
+        rows = pa.concat_tables([pq.read_table(file).replace_schema_metadata() for file in files]).to_pylist()
+        found[folder.name] = (json.loads((folder / "manifest.json").read_text())["asked"], rows)
+    return found
+
+
+def of_policy(store: Path, kind: str, policy: str) -> list[Row]:
+    """The rows of one policy's tables of a kind, each with its table's key."""
+    tables = stored(store, kind).items()
+    return [{**row, "table": key} for key, (asked, rows) in tables if asked["policy"] == policy for row in rows]
+
+
+def data_rows(store: Path) -> dict[str, Row]:
+    """The prepared rows by id."""
+    (file,) = (store / "data").glob("*.parquet")
+    return {row["id"]: row for row in pq.read_table(file).to_pylist()}
+
+
+class Plain:
+    """transformers alone, on a base to whose weights `updates` have been added by hand."""
+
+    def __init__(self, base: Path, updates: dict[str, Any] | None = None) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+        with torch.no_grad():
+            for name, update in (updates or {}).items():
+                weight = self.model.get_parameter(f"{name.removeprefix('base_model.model.')}.weight")
+                weight += torch.as_tensor(update, dtype=torch.float32)
+
+    @torch.no_grad()
+    def logp(self, prompt: Sequence[int], completion: Sequence[int]) -> float:
+        """Summed log-prob of a completion."""
+        ids = torch.tensor([[*map(int, prompt), *map(int, completion)]])
+        logps = self.model(input_ids=ids).logits[0].double().log_softmax(-1)
+        return sum(logps[len(prompt) - 1 + place, token].item() for place, token in enumerate(ids[0, len(prompt) :].tolist()))

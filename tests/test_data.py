@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from lowmem_spin.data import Renderer, Rows, draw, prepare, set_aside
-from lowmem_spin.game import Draw
 from lowmem_spin.recipe import Data, InputError
 from lowmem_spin.sources import Source
+from lowmem_spin.stages import Draw
 from lowmem_spin.templates import TEMPLATES
 
 QUESTION, ANSWER = {"role": "user", "content": "sort: cab"}, {"role": "assistant", "content": "abc"}
@@ -50,6 +50,63 @@ def test_every_layout_gives_the_same_row(tmp_path: Path, tokenizer: Any, row: di
     assert tokenizer.decode(rows.prompt(0)) == "<bos><user>sort: cab<end_of_turn><model>"
     assert tokenizer.decode(rows.chosen(0)) == "abc<end_of_turn>"
     assert rows.completions == ["abc"]
+
+
+WRONG = {"role": "assistant", "content": "cab"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "sort: cab", "chosen": "abc", "rejected": "cab"},
+        {"chosen": [QUESTION, ANSWER], "rejected": [QUESTION, WRONG]},
+        {"prompt": "sort: cab", "chosen": [QUESTION, ANSWER], "rejected": [QUESTION, WRONG]},  # as UltraFeedback has it
+        {"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [WRONG]},
+        {"prompt": [QUESTION], "chosen": "abc", "rejected": "cab"},
+    ],
+)
+def test_every_layout_of_preferences_gives_the_same_row(tmp_path: Path, tokenizer: Any, row: dict[str, Any]) -> None:
+    source = write(tmp_path / "d.jsonl", [row])
+    rows = Rows(prepare(source, Data(path="x"), "data.path", "train", "category", Renderer(tokenizer, None), worse=True))
+    assert tokenizer.decode(rows.prompt(0)) == "<bos><user>sort: cab<end_of_turn><model>"
+    assert tokenizer.decode(rows.chosen(0)) == "abc<end_of_turn>"
+    assert tokenizer.decode(rows.rejected(0)) == "cab<end_of_turn>"
+    assert rows.messages(0) == [QUESTION]
+    better = prepared(source, tokenizer)  # what a game of another kind reads of it
+    assert list(better.chosen(0)) == list(rows.chosen(0)) and better.ids != rows.ids
+
+
+def test_preferences_may_be_about_a_later_turn_and_long_answers_end_early(tmp_path: Path, tokenizer: Any) -> None:
+    later = [QUESTION, ANSWER, MORE[0]]
+    row = {"chosen": [*later, MORE[1]], "rejected": [*later, {"role": "assistant", "content": "z" * 30}]}
+    data, renderer = Data(path="x", max_completion_length=20), Renderer(tokenizer, None)
+    source = write(tmp_path / "d.jsonl", [row])
+    rows = Rows(prepare(source, data, "data.path", "train", "category", renderer, worse=True))
+    assert tokenizer.decode(rows.prompt(0)).endswith("abc<end_of_turn><user>and zyx?<end_of_turn><model>")
+    assert (rows.completions, tokenizer.decode(rows.rejected(0))) == (["xyz"], "z" * 20)
+    assert rows.counts == {"rows read": 1, "answers over the limit, ended early": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"prompt": "p", "completion": "c"}, "line 1 has no 'chosen' answer, which game.algorithm offline learns from; it has"),
+        ({"prompt": "p", "chosen": "c"}, "line 1 has no 'rejected' answer"),
+        ({"prompt": "p", "chosen": "c", "rejected": " "}, "line 1: its 'rejected' is no answer to a question"),
+        ({"prompt": "p", "chosen": "c", "rejected": None}, "line 1: its messages must be a list of {role, content} texts"),
+        ({"chosen": "c", "rejected": "r"}, "line 1: its 'chosen' is no answer to a question"),
+        ({"chosen": [QUESTION], "rejected": [QUESTION]}, "line 1: its 'chosen' is no answer to a question"),
+        ({"chosen": [], "rejected": []}, "line 1: its 'chosen' is no answer to a question"),
+        ({"chosen": [MORE[0], ANSWER], "rejected": [QUESTION, WRONG]}, "chosen and rejected answer different conversations"),
+        ({"prompt": 3, "chosen": "c", "rejected": "r"}, "line 1: its messages must be a list of {role, content} texts"),
+        ([1], "line 1 is list, not a row with columns"),
+    ],
+)
+def test_rows_that_are_no_preference_are_named(tmp_path: Path, tokenizer: Any, row: Any, line: str) -> None:
+    source = write(tmp_path / "d.jsonl", [row])
+    with pytest.raises(InputError) as error:
+        prepare(source, Data(path="x"), "data.path", "train", "category", Renderer(tokenizer, None), worse=True)
+    assert line in str(error.value) and str(error.value).startswith("data.path: line 1") and "\n" not in str(error.value)
 
 
 def test_parquet_reads_as_jsonl_does(tmp_path: Path, tokenizer: Any) -> None:

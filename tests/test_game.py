@@ -1,30 +1,20 @@
 """Algorithm 2, against the table of policies written out by hand and counts made independently."""
 
 from fractions import Fraction
-from itertools import product
+from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lowmem_spin import data
 from lowmem_spin.counting import GAME_KINDS, Held, Work, needs
-from lowmem_spin.game import (
-    VERSIONS,
-    Evaluate,
-    Generate,
-    Inputs,
-    Score,
-    Stage,
-    Train,
-    mixture,
-    opponents,
-    play,
-    reference,
-    sampling,
-    shares,
-)
-from lowmem_spin.recipe import Recipe
+from lowmem_spin.game import mixture, opponents, play, reference, sampling
+from lowmem_spin.keys import digest
+from lowmem_spin.recipe import Evaluation, InputError, Recipe, WarmStart
+from lowmem_spin.stages import VERSIONS, Draw, Evaluate, Generate, Inputs, Pairs, Score, Stage, Train, logps_asked, shares
 
 B, T0, T1, T2 = "b", "th0", "th1", "th2"
 THIRD, HALF = Fraction(1, 3), Fraction(1, 2)
@@ -70,7 +60,7 @@ def test_shares_are_exact_and_cover_every_place_once(count: int, counts: list[in
         assert abs(len(places) - count * weights[policy]) < 1
 
 
-def recipe(alpha: float = 0.95, history: int | str = 2, **game: object) -> Recipe:
+def recipe(alpha: float = 0.95, history: int | str = 2, **game: Any) -> Recipe:
     return Recipe.model_validate(
         {
             "model": {"name_or_path": "m"},
@@ -80,7 +70,7 @@ def recipe(alpha: float = 0.95, history: int | str = 2, **game: object) -> Recip
     )
 
 
-def trained(**options: object) -> list[Train]:
+def trained(**options: Any) -> list[Train]:
     return [stage for stage in play(recipe(**options), INPUTS) if isinstance(stage, Train)]  # type: ignore[arg-type]
 
 
@@ -92,6 +82,7 @@ def test_a_game_is_played_in_the_order_of_the_algorithm() -> None:
     assert first.reference == {B: 1.0}
     assert first.init == B
     assert second.reference == pytest.approx({first.policy: 0.95, B: 0.05})
+    assert isinstance(second.pairs, Pairs)
     assert second.pairs.opponents == {first.policy: 0.5, B: 0.5}
     assert second.init == first.policy
 
@@ -161,8 +152,10 @@ def counted(plays: list[list[Stage]]) -> dict[str, tuple[float, float]]:
     for stages in plays:
         for _, asked in needs(stages, lambda draw: np.arange(draw.prompts), held, sampling(recipe(), INPUTS), B, {}):
             work.add(asked)
-    shared = {kind: sum(len(unit.places) for unit in work.distinct() if unit.kind == kind) for kind in GAME_KINDS}
-    return {kind: (shared[kind] / 1000, work.independent[kind] / 1000) for kind in GAME_KINDS}
+    shared = {
+        kind: sum(len(unit.places) for unit in work.distinct() if unit.kind == kind) for kind in GAME_KINDS if kind != "judge"
+    }
+    return {kind: (shared[kind] / 1000, work.independent[kind] / 1000) for kind in GAME_KINDS if kind != "judge"}
 
 
 @pytest.mark.parametrize("histories", [(1,), (2,), ("inf",), (1, 2, "inf")])
@@ -181,3 +174,142 @@ def test_counting_agrees_with_the_independent_count(histories: tuple[int | str, 
                 rows["score"] |= rejected | {(stage.policy, "chosen", row) for row in range(1200)}
     for kind, (shared, _) in counted(plays).items():
         assert shared * 1000 == len(rows[kind])
+
+
+# What each option changes, and nothing else.
+
+# Keys of before there were other games than alpha-SPIN's: three iterates, then plain SFT on the same rows.
+EARLIER = {
+    "plain": (
+        {},
+        "5788b86f20ef0c28b306 1464484e0fa752fd1197 5cf3171ca640c5c27b51 8011f548b71269f11acb 285586e4ea2779083831 "
+        "af61c982facb9e547fc2",
+    ),
+    "arithmetic": ({"reference": "arithmetic"}, "5788b86f20ef0c28b306 e531efbb812ad1e40f8e 9508529214cfbbc50506"),
+    "slic": ({"loss": {"name": "slic"}}, "e1e7ceabdef4a5936815 c09b564cf0610e30af57 8d87772aafabb6827994"),
+    "concatenated": (
+        {"pairing": "concatenate", "history": "inf", "resample": False},
+        "b2ad173be994b995008b 72a21fd78c785f9ba78a 7225f141c0a5d74303b5",
+    ),
+    "distinct": (
+        {"history": 3, "weights": "distinct", "init": "base", "loss": {"name": "ipo"}},
+        "49c4ca81614fc55a61fe fffe8ecd47a083b4f6b1 99c617cdbec7205cdc37",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EARLIER)
+def test_what_was_played_before_there_were_other_games_keeps_its_keys(name: str) -> None:
+    options, keys = EARLIER[name]
+    asked = recipe(**options).model_copy(update={"evaluation": Evaluation(compare_sft=True)})  # type: ignore[arg-type]
+    inputs = Inputs("b", "data", {"engine": "hf", "dtype": "float32"}, {"engine": "hf", "dtype": "float32"})
+    found = [stage.policy for stage in play(asked, inputs) if isinstance(stage, Train)]
+    assert found[: len(keys.split())] == keys.split()
+    assert digest(sampling(asked, inputs).asked("p")) == "61a822b26dce30e67d12"
+    assert digest(logps_asked("p", inputs.learner)) == "7c0c7e89322b949e14ed"
+
+
+def changed(before: Recipe, after: Recipe, inputs: Inputs = INPUTS) -> list[bool]:
+    """Which iterates are others."""
+    one, two = ([s.policy for s in play(asked, inputs) if isinstance(s, Train)] for asked in (before, after))
+    return [a != b for a, b in zip(one, two, strict=True)]
+
+
+ORACLE = {"oracle": "function", "name": "exact_match", "content": "built in"}
+JUDGED = Inputs(B, "data", INPUTS.generator, INPUTS.learner, ORACLE)
+CONTEST: dict[str, Any] = {"algorithm": "sppo", "oracle": "function", "alpha": 1.0, "history": 1, "loss": "sppo"}
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ({"oracle": "function"}, [False, False, False]),  # it only measures
+        ({"stop_when": {"kl_to_base": 1}}, [False, False, False]),
+        ({"win_rates": "aggregated"}, [False, False, False]),  # of sppo
+        ({"samples": 3}, [False, False, False]),
+        ({"ema": "exact"}, [False, False, False]),  # of ema
+        ({"reference": "ema"}, [False, True, True]),
+        ({"weights": [1, 1]}, [False, False, False]),  # is uniform
+        ({"weights": [3, 1]}, [False, True, True]),
+        ({"base_weight": 0.25}, [False, True, True]),  # at t = 0 the base answers anyway
+        ({"sampler": "rejection"}, [False, True, True]),
+        ({"sampler": {"name": "rejection", "proposals": 5}}, [False, True, True]),
+        ({"algorithm": "offline"}, [True, True, True]),
+        ({"algorithm": "sppo", "oracle": "function"}, [True, True, True]),
+    ],
+)
+def test_an_option_changes_the_keys_of_what_it_concerns(option: dict[str, object], expected: list[bool]) -> None:
+    inputs = JUDGED if "oracle" in option else INPUTS
+    assert changed(recipe(), recipe(**option), inputs) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ({"alpha": 0.5, "normalizer": "estimated"}, [False, True, True]),
+        ({"samples": 3}, [True, True, True]),
+        ({"win_rates": "aggregated"}, [True, True, True]),
+        ({"loss": {"name": "sppo", "targets": "hard"}}, [True, True, True]),
+        ({"regularizer": {"chi2": 0.1}}, [True, True, True]),
+        ({"regularizer": {"clamp": 3, "importance": "corrected"}}, [False, False, False]),  # of penalties, which there are not
+        ({"regularizer": {"chi2": 0.0}}, [False, False, False]),
+        ({"init": "base"}, [False, True, True]),
+    ],
+)
+def test_an_option_of_sppo_changes_the_keys_of_what_it_concerns(option: dict[str, Any], expected: list[bool]) -> None:
+    assert changed(recipe(**CONTEST), recipe(**CONTEST | option), JUDGED) == expected
+
+
+def test_other_keys_are_told_apart_too() -> None:
+    judged = [stage.policy for stage in play(recipe(**CONTEST), JUDGED) if isinstance(stage, Train)]
+    other = Inputs(B, "data", INPUTS.generator, INPUTS.learner, {**ORACLE, "content": "edited"})
+    assert not {stage.policy for stage in play(recipe(**CONTEST), other) if isinstance(stage, Train)} & set(judged)
+    penalised = [recipe(**CONTEST, regularizer={"chi2": 1, **more}) for more in ({}, {"clamp": 3}, {"importance": "corrected"})]
+    assert all(changed(one, two, JUDGED) == [True] * 3 for one, two in combinations(penalised, 2))
+    online = {**CONTEST, "loss": "dpo", "alpha": 0.5}
+    assert changed(recipe(**online), recipe(**online, normalizer="estimated"), JUDGED) == [False, True, True]
+    averaged = [recipe(reference="ema", ema=kind) for kind in ("svd", "exact")]
+    assert changed(averaged[0], averaged[1]) == [False, True, True]
+    drawn = [recipe(sampler={"name": "smc", "proposals": count}) for count in (4, 8)]
+    assert changed(drawn[0], drawn[1]) == [False, True, True]
+    mixed = {digest(stage.pairs.sampling.asked(B)) for stage in play(drawn[0], INPUTS) if isinstance(stage, Generate)}
+    assert mixed == {digest(sampling(recipe(), INPUTS).asked(B))}  # the base answers as it always does
+    assert changed(recipe(sampler="smc", alpha=1.0), recipe(alpha=1.0)) == [False] * 3  # the mixture is the iterate
+    warm = recipe().model_copy(update={"warm_start": WarmStart(rows=10)})
+    assert next(stage.name for stage in play(warm, INPUTS) if isinstance(stage, Train)) == "warm start"
+    assert not {s.policy for s in play(warm, INPUTS) if isinstance(s, Train)} & set(EARLIER["plain"][1].split())
+
+
+def test_weights_and_the_bases_share_are_those_of_the_table_by_hand() -> None:
+    """Of history 3 with weights 5, 3, 2, the newest first; missing iterates' parts are the base's."""
+    assert opponents([T0], B, 3, [5, 3, 2]) == pytest.approx({T0: 0.5, B: 0.5})
+    assert opponents([T0, T1], B, 3, [5, 3, 2]) == pytest.approx({T1: 0.5, T0: 0.3, B: 0.2})
+    assert opponents([T0, T1, T2, "th3"], B, 3, [5, 3, 2]) == pytest.approx({"th3": 0.5, T2: 0.3, T1: 0.2})
+    assert opponents([T0, T1], B, 2, [0, 1]) == {T0: 1.0}
+    assert opponents([], B, 2, [0, 1]) == {B: 1.0}
+    options: dict[str, Any] = {"base_weight": 0.25, "weights": [3, 1], "pairs": 1600}
+    pairs = [stage.pairs for stage in play(recipe(**options), INPUTS) if isinstance(stage, Generate)]
+    t0, t1 = (stage.policy for stage in trained(**options)[:2])
+    assert isinstance(pairs[2], Pairs)
+    assert [pair.opponents for pair in pairs] == [  # type: ignore[union-attr]
+        {B: 1.0},
+        pytest.approx({t0: 0.75 * 0.75, B: 0.75 * 0.25 + 0.25}),
+        pytest.approx({t1: 0.75 * 0.75, t0: 0.75 * 0.25, B: 0.25}),
+    ]
+    assert [(policy, len(places)) for policy, places in pairs[2].assign()] == [(t1, 900), (t0, 300), (B, 400)]
+    only = [stage.pairs for stage in play(recipe(base_weight=1), INPUTS) if isinstance(stage, Generate)]
+    assert [pair.opponents for pair in only] == [{B: 1.0}] * 3  # type: ignore[union-attr]
+
+
+def test_no_prompt_is_in_two_iterations_of_a_split() -> None:
+    ids = [f"row {n}" for n in range(60)]
+    draws = [stage.pairs.draw for stage in trained(resample="split", pairs=[30, 10, 20])]
+    drawn = [data.draw(ids, asked) for asked in draws]
+    assert [len(places) for places in drawn] == [30, 10, 20]
+    assert sorted(place for places in drawn for place in places) == list(range(60))
+    assert [place for places in drawn for place in places] == data.draw(ids, Draw("data", 42, None, 60))
+    with pytest.raises(
+        InputError, match=r"^game.pairs: 60 prompts, 40 of them for earlier iterations .* asked of 59 usable rows"
+    ):
+        data.draw(ids[:59], draws[2])
+    assert changed(recipe(resample=False), recipe(resample="split")) == [False, True, True]  # the first takes the same rows

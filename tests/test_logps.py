@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lowmem_spin.logps import collate, completion_logps, token_logps
+from lowmem_spin.logps import collate, completion_logps, step_logps, token_logps
 
 ROWS = [([1, 3, 70, 5, 4], [80, 81, 5]), ([1, 3, 71, 72, 73, 5, 4], [90, 5]), ([1, 4], [60, 61, 62, 63, 64])]
 
@@ -22,19 +22,20 @@ class Head(torch.nn.Linear):
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
-def test_chunks_equal_the_full_log_softmax(softcap: float | None) -> None:
+@pytest.mark.parametrize("shape", [(37,), (37, 3)])
+def test_chunks_equal_the_full_log_softmax(softcap: float | None, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     head = Head(16, 101)
     hidden = torch.randn(37, 16, requires_grad=True)
-    labels = torch.randint(101, (37,))
-    weights = torch.randn(37)
+    labels = torch.randint(101, shape)
+    weights = torch.randn(shape)
 
     def gradients(values: torch.Tensor) -> list[torch.Tensor]:
         return list(torch.autograd.grad((weights * values).sum(), [hidden, *head.parameters()]))
 
     logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
-    full = logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+    full = logits.log_softmax(-1).gather(-1, labels.view(37, -1)).view(shape)
     chunked = token_logps(hidden, labels, head, softcap, chunk_tokens=5)
     torch.testing.assert_close(chunked, full, atol=1e-5, rtol=0)
     for ours, theirs in zip(gradients(chunked), gradients(full), strict=True):
@@ -50,3 +51,16 @@ def test_completion_logps_equal_a_models_own_loss_row_by_row(quickstart: Path) -
         labels = torch.tensor([[-100] * len(prompt) + completion])
         mean_loss = model(input_ids=ids, labels=labels).loss  # transformers' own shift and mean, without padding
         torch.testing.assert_close(value, -mean_loss * len(completion), atol=1e-4, rtol=0)
+
+
+def test_step_logps_are_those_of_the_models_own_logits(quickstart: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(quickstart / "base", dtype=torch.float32).eval()
+    ends = [5, 1, 90]
+    tokens, others = step_logps(model, collate(ROWS, pad=0), ends)
+    assert tokens.shape == (3, 5) and others.shape == (3, 5, 3)
+    for row, (prompt, completion) in enumerate(ROWS):
+        logps = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        steps = len(completion)
+        torch.testing.assert_close(tokens[row, :steps], logps[range(steps), completion], atol=1e-4, rtol=0)
+        torch.testing.assert_close(others[row, :steps], logps[:, ends], atol=1e-4, rtol=0)
+        assert not tokens[row, steps:].any() and not others[row, steps:].any()

@@ -17,7 +17,8 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from lowmem_spin import game, losses
 from lowmem_spin.losses import LOSSES, Sides, dpo, hinge, ipo, ipo_length_normalized, slic, sppo
-from lowmem_spin.recipe import InputError, Loss, Recipe
+from lowmem_spin.options import Loss
+from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.recipe_file import find, load
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -187,7 +188,7 @@ def test_every_loss_that_a_recipe_names_is_one_that_can_be_computed() -> None:
     for section in get_args(Loss):
         options = section().model_dump()
         assert LOSSES[options.pop("name")](sides, **options).shape == (2,)
-    assert {section().name for section in get_args(Loss)} == LOSSES.keys() == OPTIONS.keys()
+    assert {section().name for section in get_args(Loss)} == LOSSES.keys() == {*OPTIONS, "sppo"}  # test_sppo.py has sppo's
     assert all(hasattr(losses, name) for name in LOSSES)
 
 

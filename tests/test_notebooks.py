@@ -115,4 +115,4 @@ def test_a_notebook_is_clean_and_its_own_parameters_are_a_sweep(name: str) -> No
     given: dict[str, Any] = {}
     exec("".join(cells["parameters"]["source"]), given)  # noqa: S102
     assert given["EXTRA"] == "" and given["MAX_HOURS"] < 12  # when a free session ends
-    assert len(points(find(given["RECIPE"]), [], axes(given["ALPHAS"], given["HISTORIES"], []), 1)) == 8
+    assert len(points(find(given["RECIPE"]), [], axes(find(given["RECIPE"]), given["ALPHAS"], given["HISTORIES"], []), 1)) == 8

@@ -45,6 +45,15 @@ def test_scores_and_rewards_give_preferences(values: list[float]) -> None:
         assert values[best] >= max(values) - 1e-9 and values[worst] <= min(values) + 1e-9
 
 
+def test_rounding_breaks_no_tie() -> None:
+    """Rows of tenths with one sum: as floats, 2.3 in one order and a little more in another."""
+    matrix = np.array([[0.5, 0.3, 0.5, 0.2], [0.7, 0.5, 0.1, 0.6], [0.5, 0.9, 0.5, 0.4], [0.8, 0.4, 0.6, 0.5]])
+    rates = win_rates(matrix, "pairwise")
+    assert rates[3] > rates[2] == pytest.approx(rates[3])
+    assert best_and_worst(rates) == (2, 0)
+    assert best_and_worst(np.full(4, 0.5)) == (0, 3)
+
+
 def test_a_function_scores_or_prefers(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "def longer(messages, answers, reference):\n    return [len(a) for a in answers]\n"
@@ -114,5 +123,7 @@ def test_a_reward_model_is_bradley_terry_on_its_own_scores(reward_folder: Path) 
 
 def test_what_is_no_reward_model_is_one_line(quickstart: Path) -> None:
     with pytest.raises(InputError, match=r"^game\.oracle\.model: ") as error:
-        RewardModel(Source(str(quickstart / "base"), None, "r"), "cpu", "float32", 4, 64)
+        RewardModel(Source(str(quickstart / "base"), None, "r"), "cpu", "float32", 4, 64).prefer(
+            [Question(MESSAGES, ["a"], "a")]
+        )
     assert "\n" not in str(error.value)

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem_spin.recipe import InputError, Recipe
-from lowmem_spin.recipe_file import find, load
+from lowmem_spin.recipe_file import find, load, variants
+from lowmem_spin.tenants import choose
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 QUICKSTART = find("quickstart")
@@ -22,10 +23,11 @@ QUICKSTART = find("quickstart")
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid_and_survive_being_written_out(path: Path, tmp_path: Path) -> None:
-    recipe = load(path)
-    copy = tmp_path / "resolved.yaml"
-    copy.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    assert load(copy) == recipe
+    for variant in variants(path) or [None]:
+        recipe = load(path, (), variant)
+        copy = tmp_path / "resolved.yaml"
+        copy.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+        assert load(copy) == recipe
 
 
 def test_the_table_of_recipes_has_every_one_once_with_a_command_for_it() -> None:
@@ -70,6 +72,133 @@ def test_wrong_values_get_one_line(override: str, line: str) -> None:
         load(QUICKSTART, ["seed=1", override])
     assert line in str(error.value)
     assert "\n" not in str(error.value)
+
+
+SPPO = ["game.algorithm=sppo", "game.alpha=1", "game.history=1", "game.oracle=function"]
+LOSS = "game.loss={name: sppo, eta: 10}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["game.algorithm=sppo"], "game.oracle: sppo needs something that judges answers; for instance {name: function}"),
+        ([*SPPO, "game.oracle=oracel"], "game.oracle.name: 'oracel' is unknown; known: function, reward_model, pairrm, judge"),
+        ([*SPPO, "game.oracle={name: function, model: m}"], "game.oracle.model: unknown field; known here: name, function"),
+        ([*SPPO, "game.oracle={name: pairrm, function: f}"], "game.oracle.function: unknown field; known here: name, model"),
+        ([*SPPO, "game.oracle=reward_model"], "game.oracle.model: missing; add it"),
+        ([*SPPO, "game.alpha=0.9", LOSS], "sppo needs a normalised reference, which alpha 0.9 does not give"),
+        (["game.alpha=0.9", LOSS], "sppo needs a normalised reference, which alpha 0.9 does not give"),
+        (
+            [*SPPO, LOSS, "game.reference_over=history"],
+            "sppo needs a normalised reference, which alpha 1.0 over history does not give",
+        ),
+        ([*SPPO, "game.samples=1"], "game.samples: 1 cannot be used: Input should be greater than or equal to 2"),
+        ([*SPPO, "game.history=3"], "game.history: sppo has no opponents; leave it out, or use alpha-spin"),
+        ([*SPPO, "game.base_weight=0.1"], "game.base_weight: sppo has no opponents"),
+        ([*SPPO, "game.sampler=smc"], "game.sampler: sppo has no opponents to sample"),
+        (["game.algorithm=offline", "game.pairing=concatenate"], "game.pairing: offline has no opponents"),
+        ([*SPPO, "generation.temperature=0"], "generation.temperature: 0 makes all answers to a prompt the same"),
+        (["game.normalizer=estimated"], "game.normalizer: estimated from a policy's own answers to a prompt"),
+        ([*SPPO, "game.normalizer=estimated", "game.reference=arithmetic"], "game.normalizer: estimated from a policy's own"),
+        (
+            [*SPPO, "game.normalizer=estimated", "generation.top_p=0.9"],
+            "generation.top_p: 0.9, but game.normalizer estimated needs draws from whole policies; use 1",
+        ),
+        (["game.regularizer={chi2: 1}"], "game.regularizer: chi2 is added to the sppo loss, not to dpo; use game.loss sppo"),
+        (["game.regularizer={kl: 1}"], "game.regularizer.kl: unknown field; known here: reverse_kl, forward_kl"),
+        (["game.regularizer={chi2: -1}"], "game.regularizer.chi2: -1 cannot be used"),
+        (
+            ["game.alpha=1", LOSS, "game.regularizer={chi2: 1, importance: corrected}"],
+            "game.regularizer.importance: corrected needs answers of the reference itself; use game.algorithm sppo",
+        ),
+        (
+            [*SPPO, "game.reference_over=history", "game.regularizer={importance: corrected}"],
+            "game.regularizer.importance: corrected needs answers of the reference itself",
+        ),
+        (
+            [*SPPO, LOSS, "game.regularizer={chi2: 1, importance: corrected}", "generation.temperature=0.7"],
+            "generation.temperature: 0.7, but game.regularizer.importance corrected needs draws from whole policies; use 1",
+        ),
+        (["game.weights=[1, 1, 1]"], "game.weights: 3 numbers for history 2; give one for each policy"),
+        (["game.history=inf", "game.weights=[1]"], "game.weights: 1 numbers for history inf"),
+        (["game.weights=[0, 0]"], "game.weights: all are 0; give at least one policy a part"),
+        (["game.weights=[1, -1]"], "game.weights.1: -1 cannot be used"),
+        (["game.pairing=concatenate", "game.base_weight=0.1"], "game.base_weight: with pairing concatenate every opponent"),
+        (["game.pairing=concatenate", "game.weights=[1, 2]"], "game.weights: with pairing concatenate every opponent"),
+        (["game.base_weight=1.5"], "game.base_weight: 1.5 cannot be used"),
+        (
+            ["game.sampler=rejecting"],
+            "game.sampler.name: 'rejecting' is unknown; known: none, token_level, rejection, snis, smc",
+        ),
+        (["game.sampler={proposals: 0}"], "game.sampler.proposals: 0 cannot be used"),
+        (["game.sampler={name: token_level, proposals: 2}"], "game.sampler.proposals: unknown field; known here: name"),
+        (
+            ["game.sampler=smc", "generation.temperature=0.7"],
+            "generation.temperature: 0.7, but smc needs draws from whole policies",
+        ),
+        (["game.sampler=smc", "generation.top_k=5"], "generation.top_k: 5, but smc needs draws from whole policies; use null"),
+        (["game.sampler=smc", "game.reference_over=history"], "game.sampler: draws from mixtures of one iterate with the base"),
+        (["game.reference=ema", "game.reference_over=history"], "game.reference_over: 'history', but ema is over all past"),
+        (["game.stop_when.win_rate_below=0.4"], "game.stop_when.win_rate_below: nothing judges here; give game.oracle"),
+        (["game.stop_when.chosen_logp_falls=0"], "game.stop_when.chosen_logp_falls: 0 cannot be used"),
+        (["game.stop_when.kl_base=3"], "game.stop_when.kl_base: unknown field; did you mean kl_to_base?"),
+        (["warm_start={}"], "warm_start.rows: missing; add it"),
+        (["data.resample=shared"], "data.resample: 'shared' cannot be used"),
+    ],
+)
+def test_games_that_do_not_go_together_get_one_line(overrides: list[str], line: str) -> None:
+    with pytest.raises(InputError) as error:
+        load(QUICKSTART, overrides)
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*SPPO, LOSS],
+        [*SPPO, LOSS, "game.alpha=0"],
+        [*SPPO, LOSS, "game.alpha=0.7", "game.normalizer=estimated"],
+        [*SPPO, LOSS, "game.alpha=0.7", "game.reference=arithmetic"],
+        [*SPPO, LOSS, "game.alpha=0.7", "game.reference=ema"],
+        [*SPPO, LOSS, "game.reference_over=history", "game.iterations=2"],  # one iterate has all of alpha
+        [*SPPO, "game.alpha=0.7", "game.loss=dpo"],
+        ["game.algorithm=offline", "game.loss=ipo"],
+        ["game.alpha=1", LOSS, "game.regularizer={reverse_kl: 1}"],
+        ["game.weights=[2, 1]", "game.base_weight=0.25", "data.resample=split"],
+    ],
+)
+def test_games_that_do_are_fine(overrides: list[str]) -> None:
+    assert isinstance(load(QUICKSTART, overrides), Recipe)
+
+
+def test_a_sampler_and_vllm_do_not_go_together(tmp_path: Path) -> None:
+    recipe = load(QUICKSTART, ["game.sampler=smc", "generation.engine=vllm"])
+    with pytest.raises(InputError, match=r"^generation.engine: 'vllm' cannot sample mixtures \(smc\); use hf$"):
+        choose(recipe, tmp_path, None)
+
+
+def test_a_family_of_recipes_is_played_by_variant(tmp_path: Path) -> None:
+    zoo = find("zoo")
+    result = cli("run", str(zoo))
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert f"{zoo}: it has the variants SPIN, alpha-SPIN," in result.stderr
+    assert f"play them with `lowmem-spin sweep {zoo}`" in result.stderr
+    found = {name: load(zoo, ["game.pairs=7"], name).game for name in variants(zoo)}
+    assert len(set(map(repr, found.values()))) == len(found) >= 20
+    assert all(game.pairs == 7 for game in found.values())
+    assert (found["SPIN"].alpha, found["SPIN"].history, found["alpha-SPIN"].alpha) == (1, 1, 0.9)
+    assert found["RSPO"].regularizer.weights == {"forward_kl": 0.1, "reverse_kl": 0.5}
+    for content, line in (
+        ("variants: [a, b]", "variants: write them as `name: {field: value, field: value}`, a line each"),
+        ("variants: {a: 1}", "variants: write them as"),
+        ("seed: 1\nvariants: {a: {seed.x: 1}}", "variants.a: seed has no fields of its own"),
+        ("variants: {a: {game.alfa: 1}}\nmodel: {name_or_path: m}\ndata: {path: d}", "game.alfa: unknown field"),
+    ):
+        (tmp_path / "r.yaml").write_text(content)
+        with pytest.raises(InputError) as error:
+            load(tmp_path / "r.yaml", (), "a")
+        assert line in str(error.value) and "\n" not in str(error.value)
 
 
 def test_overrides_reach_nested_fields_and_yaml_reads_infinity_either_way() -> None:

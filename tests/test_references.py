@@ -17,11 +17,12 @@ from transformers import GemmaForCausalLM
 from lowmem_spin.averaging import ema_adapter
 from lowmem_spin.display import Display
 from lowmem_spin.engines.hf import HF
-from lowmem_spin.game import Evaluate, Inputs, Score, Train, play, reference, reference_over_history
+from lowmem_spin.game import play, reference, reference_over_history
 from lowmem_spin.opening import Shared, open_game
 from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.references import arithmetic
 from lowmem_spin.runner import step, training_pairs
+from lowmem_spin.stages import Evaluate, Inputs, Score, Train
 
 INPUTS = Inputs("b", "data", {"engine": "hf", "dtype": "float32"}, {"engine": "hf", "dtype": "float32"})
 
@@ -96,7 +97,7 @@ def test_a_game_learns_from_the_arithmetic_reference(quickstart: Path, tmp_path:
     adapter = tmp_path / "store" / "adapters" / first.policy
     apart = []
     for pair in pairs:
-        for completion, found in ((pair.chosen, pair.ref_chosen_logp), (pair.rejected, pair.ref_rejected_logp)):
+        for completion, found in ((pair.chosen, pair.ref_logps[0]), (pair.rejected, pair.ref_logps[1])):
             last, base = (engine.score(policy, [(pair.prompt, completion)])[0] for policy in (adapter, None))
             assert found == pytest.approx(math.log(0.6 * math.exp(last) + 0.4 * math.exp(base)), abs=1e-4)
             apart.append(abs(found - (0.6 * last + 0.4 * base)))

@@ -19,9 +19,9 @@ from scipy import stats
 
 from lowmem_spin.engines import Request
 from lowmem_spin.engines.hf import HF
-from lowmem_spin.game import Sampling
 from lowmem_spin.recipe import InputError
 from lowmem_spin.sampling import SAMPLERS, Draw, Target, record, sampler
+from lowmem_spin.stages import Sampling
 
 END, CAP, ALPHA, DRAWS = 0, 3, 0.6, 50_000
 PLAIN = Sampling(1.0, 1.0, None, CAP, 0, {})
@@ -154,7 +154,7 @@ def test_a_draw_knows_its_weight(drawn: dict[str, list[Draw]]) -> None:
 def test_the_mean_weight_and_the_acceptance_are_z(drawn: dict[str, list[Draw]]) -> None:
     z = np.exp(World().log_r()).sum()
     for name, draws in drawn.items():
-        found = record(name, TARGET, draws)
+        found = record(name, TARGET.alpha, draws)
         assert found.prompts == DRAWS and found.rejected == 0
         if name == "rejection":
             assert found.acceptance == pytest.approx(z, abs=4 * z * math.sqrt((1 - z) / DRAWS))
@@ -170,7 +170,7 @@ def test_over_unlike_prompts_log_z_is_about_the_mean_of_z_and_the_acceptance_abo
 ) -> None:
     z = np.exp(World().log_r()).sum()
     easy = sampler("rejection")(World(), [[0]] * 2000, range(2000), Target(1.0, PLAIN, frozenset({END})))  # where Z is 1
-    found = record("rejection", TARGET, [*drawn["rejection"][:2000], *easy])
+    found = record("rejection", TARGET.alpha, [*drawn["rejection"][:2000], *easy])
     assert math.exp(found.log_z) == pytest.approx((z + 1) / 2, abs=0.03)
     assert found.acceptance == pytest.approx(2 / (1 / z + 1), abs=0.03)
     assert (z + 1) / 2 - 2 / (1 / z + 1) > 0.1
@@ -207,7 +207,7 @@ def test_a_prompt_whose_tries_run_out_has_no_sample_and_the_others_are_still_exa
     z = np.exp(world.log_r()).sum()
     assert len(without) / DRAWS == pytest.approx(1 - z, abs=4 * math.sqrt(z * (1 - z) / DRAWS))
     assert {draw.finish_reason for draw in without} == {"rejected"}
-    assert record("rejection", TARGET, draws).rejected == len(without)
+    assert record("rejection", TARGET.alpha, draws).rejected == len(without)
     assert p_value(tokens(draws), SPACE, normalised(world.log_r())) > 1e-3
 
 
@@ -223,7 +223,7 @@ def test_rejected_proposals_are_not_carried_on() -> None:
     open_ended = replace(TARGET, ends=frozenset())
     draws = sampler("rejection")(opposed, [[0]] * 4, range(4), open_ended, proposals=5, batch=8)
     assert sum(seen) == 20 and all(draw.tokens is None and draw.proposals == 5 for draw in draws)
-    assert record("rejection", TARGET, draws).log_z == -math.inf
+    assert record("rejection", TARGET.alpha, draws).log_z == -math.inf
     for name in ("snis", "smc"):
         with pytest.raises(ValueError, match="no proposal has any probability"):
             sampler(name)(opposed, [[0]], [1], TARGET)
@@ -301,7 +301,7 @@ def test_a_models_draws_are_the_enumerated_mixtures(engine: HF, adapters: list[P
     logps = engine.next_token_logps([adapters[0], None])
     draws = sampler(name)(logps, [PROMPT] * count, range(count), MICRO, proposals=proposals, batch=count)
     assert p_value(tokens(draws), space, normalised(log_r)) > 1e-3
-    assert record(name, MICRO, draws).log_z == pytest.approx(math.log(z), abs=0.05)
+    assert record(name, MICRO.alpha, draws).log_z == pytest.approx(math.log(z), abs=0.05)
     assert p_value(tokens(draws), space, np.exp(log_p)) < 1e-6 > p_value(tokens(draws), space, np.exp(log_b))
 
 

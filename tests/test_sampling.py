@@ -14,7 +14,7 @@ from scipy import stats
 from lowmem_spin.engines import Request
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.noise import RowNoise, gumbel
-from lowmem_spin.game import Sampling
+from lowmem_spin.stages import Sampling
 
 PROMPT, END, LENGTH = [1, 3, 4], 2, 3
 DRAWS = 20_000

@@ -6,9 +6,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from test_losses import ROWS, some_tokens, trls
 from test_tabular import SEQUENCES, random_policy
 
-from lowmem_spin.losses import PENALTIES, rspo_penalties, rspo_penalty, sppo
+from lowmem_spin.losses import LOSSES, PENALTIES, Sides, rspo_penalties, rspo_penalty, sppo
 
 Tensor = torch.Tensor
 RPS = torch.tensor([[0.5, 0.0, 1.0], [1.0, 0.5, 0.0], [0.0, 1.0, 0.5]], dtype=torch.float64)  # row beats column
@@ -27,6 +28,21 @@ def gradient(value: Callable[[Tensor], Tensor], policy: Tensor) -> Tensor:
     value(logits.log_softmax(0)).backward()
     assert logits.grad is not None
     return logits.grad
+
+
+def test_hard_targets_are_half_of_trls_loss() -> None:
+    """Whatever was judged: TRL's `sppo_hard` is the sum of a pair's two squares, SPPO's code and ours their mean."""
+    tokens, mask, references = some_tokens()
+    ours, theirs = tokens.clone().requires_grad_(), tokens.clone().requires_grad_()
+    judged = torch.rand(2 * ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).chunk(2)
+    sides = Sides(*(ours * mask).sum(1).chunk(2), *references.chunk(2), *mask.sum(1).chunk(2), *judged)
+    hard = LOSSES["sppo"](sides, eta=1 / 0.3, targets="hard").mean()
+    expected = trls("sppo_hard", 0.3, theirs * mask, mask, references) / 2
+    hard.backward()
+    expected.backward()
+    torch.testing.assert_close(hard, expected)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    assert (LOSSES["sppo"](sides, eta=1 / 0.3, targets="soft").mean() - hard).abs() > 0.1
 
 
 def test_a_step_at_the_reference_climbs_the_win_rate_against_it() -> None:

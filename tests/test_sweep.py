@@ -17,9 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowmem_spin.game import Evaluate, Generate, Inputs, play
+from lowmem_spin.game import play
 from lowmem_spin.grid import axes, points
 from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.recipe_file import find
+from lowmem_spin.stages import Evaluate, Generate, Inputs
 from lowmem_spin.sweep import in_step, numbered
 
 SMALL = ["game.pairs=128", "game.iterations=3", "data.resample=false", "evaluation.health_prompts=16"]
@@ -240,14 +242,18 @@ def test_every_game_keeps_its_order_and_no_policy_plays_before_it_is_trained(sha
 
 
 def test_names_are_unique_and_files_can_bear_them(quickstart: Path) -> None:
-    varied = axes("0.5,1", None, ["training.lora.target_modules=all-linear,[q_proj,v_proj]", "model.name_or_path=a/b,'../c d'"])
+    varied = axes(
+        find("quickstart"),
+        "0.5,1",
+        None,
+        ["training.lora.target_modules=all-linear,[q_proj,v_proj]", "model.name_or_path=a/b,'../c d'"],
+    )
     names = [point.name for point in points(quickstart.parent / "quickstart.yaml", [], varied, 2)]
     assert len(set(names)) == len(names) == 16
     assert all("/" not in name and " " not in name for name in names)
-    alike = axes(
-        None, "inf,.inf,2", ["training.lora.target_modules=[q_proj],_q_proj_", f"model.chat_template=chatml,{'x' * 300}"]
-    )
+    grid = ["training.lora.target_modules=[q_proj],_q_proj_", f"model.chat_template=chatml,{'x' * 300}"]
+    alike = axes(find("quickstart"), None, "inf,.inf,2", grid)
     names = [point.name for point in points(quickstart.parent / "quickstart.yaml", [], alike, 1)]
     assert len(set(names)) == len(names) == 2 * 2 * 2 and max(map(len, names)) <= 100
     with pytest.raises(InputError, match="a value is empty"):
-        axes("0.5,null", None, [])
+        axes(find("quickstart"), "0.5,null", None, [])

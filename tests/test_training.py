@@ -43,7 +43,7 @@ def some_pairs(count: int) -> list[Pair]:
     def tokens(low: int, high: int) -> list[int]:
         return torch.randint(40, 120, (int(torch.randint(low, high, ())),)).tolist()
 
-    return [Pair([1, 3, *tokens(2, 6), 5, 4], [*tokens(1, 7), 5], [*tokens(1, 7), 5], -9.0, -8.0) for _ in range(count)]
+    return [Pair([1, 3, *tokens(2, 6), 5, 4], [*tokens(1, 7), 5], [*tokens(1, 7), 5], (-9.0, -8.0)) for _ in range(count)]
 
 
 class TRL(DPOTrainer):
@@ -62,8 +62,8 @@ def test_loss_and_gradients_equal_trl(quickstart: Path, tmp_path: Path) -> None:
         "prompt_ids": [pair.prompt for pair in pairs],
         "chosen_ids": [pair.chosen for pair in pairs],
         "rejected_ids": [pair.rejected for pair in pairs],
-        "ref_chosen_logps": [pair.ref_chosen_logp for pair in pairs],
-        "ref_rejected_logps": [pair.ref_rejected_logp for pair in pairs],
+        "ref_chosen_logps": [pair.ref_logps[0] for pair in pairs],
+        "ref_rejected_logps": [pair.ref_logps[1] for pair in pairs],
     }
     base = AutoModelForCausalLM.from_pretrained(quickstart / "base", dtype=torch.float32)
     model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))

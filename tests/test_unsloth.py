@@ -28,7 +28,7 @@ ROWS = [
     ([1, 3, 40, 41, 42, 43, 44, 5, 4], [30, 31, 5]),
     ([1, 3, 20, 5, 4], [21, 22, 23, 24, 5]),
 ]
-PAIRS = [Pair(*ROWS[0], [20, 21, 5], -30.0, -22.0), Pair(*ROWS[1], [22, 23, 24, 5], -35.0, -32.0)] * 2
+PAIRS = [Pair(*ROWS[0], [20, 21, 5], (-30.0, -22.0)), Pair(*ROWS[1], [22, 23, 24, 5], (-35.0, -32.0))] * 2
 SETTINGS = {
     **{"batch_size": 2, "num_train_epochs": 1, "learning_rate": 1e-2, "optim": "adamw_torch", "iteration": 0, "seed": 0},
     **{"lr_scheduler_type": "linear", "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0},

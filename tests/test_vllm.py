@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 
 from lowmem_spin.engines import Request
 from lowmem_spin.engines.hf import HF
-from lowmem_spin.game import Sampling
 from lowmem_spin.recipe import InputError
 from lowmem_spin.sources import Source
+from lowmem_spin.stages import Sampling
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 GREEDY = Sampling(0.0, 1.0, None, 12, 0, {})

@@ -13,7 +13,8 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.models import load_base, load_tokenizer
-from lowmem_spin.recipe import DPO, Hinge, InputError, IPOLengthNormalized, Recipe
+from lowmem_spin.options import DPO, Hinge, IPOLengthNormalized
+from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.sources import Source
 
 Outcome = tuple[int, int, float, int | None]

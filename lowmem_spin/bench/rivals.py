@@ -8,11 +8,11 @@ from typing import Any
 from lowmem_spin.bench.measure import Card, Cost, Peak
 from lowmem_spin.engines import Machine, held_rank
 from lowmem_spin.engines.worker import Worker
-from lowmem_spin.game import Generate, Train
 from lowmem_spin.opening import Game
+from lowmem_spin.pairing import training_pairs
 from lowmem_spin.recipe import InputError
-from lowmem_spin.runner import training_pairs
 from lowmem_spin.sources import Source
+from lowmem_spin.stages import Generate, Train
 
 REMEDY = "the benchmark goes on without it"
 
@@ -58,7 +58,7 @@ def vllm(bout: Bout) -> list[Cost]:
 
     game, recipe, on_cpu = bout.game, bout.game.recipe, bout.where.device == "cpu"
     pairs = [stage for stage in game.stages if isinstance(stage, Generate)][-1].pairs
-    places = game.places(pairs)
+    places = game.places(pairs.draw)
     requests: list[tuple[str | None, list[int]]] = []
     for policy, share in pairs.assign():
         adapter = game.tables.adapter(policy)

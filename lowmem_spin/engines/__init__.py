@@ -16,9 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from lowmem_spin.game import Sampling
 from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.sources import Source
+from lowmem_spin.stages import Sampling
 from lowmem_spin.store import Tokens
 
 # Before anything imports it: it warns that a CPU kernel is missing, the very one hf.py keeps it from using.

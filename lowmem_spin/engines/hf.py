@@ -1,8 +1,9 @@
 """The transformers + PEFT engine: generates, scores and trains on any device, on one frozen base."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from lowmem_spin.engines import Completion, Request
 from lowmem_spin.engines.lookahead import Lookahead
 from lowmem_spin.engines.noise import RowNoise
 from lowmem_spin.engines.slot import SlotLearner, finite, naming_memory
-from lowmem_spin.game import Sampling
+from lowmem_spin.stages import Sampling
+from lowmem_spin.store import Tokens
 
 
 class HF(SlotLearner):
@@ -27,13 +29,19 @@ class HF(SlotLearner):
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One batch of completions of one policy; see engines.Generator."""
         (adapter,) = {request.adapter for request in requests}
-        width = max(len(request.prompt) for request in requests)
-        ids = torch.full((len(requests), width), self.pad)
+        with self.playing(adapter) as policy:
+            return self.sample(policy, [(request.prompt, request.seed) for request in requests], sampling)
+
+    @torch.no_grad()
+    def sample(self, policy: Any, draws: Sequence[tuple[Tokens, int]], sampling: Sampling) -> list[Completion]:
+        """One batch of completions of the model as it stands, a (prompt, seed) for each."""
+        width = max(len(prompt) for prompt, _ in draws)
+        ids = torch.full((len(draws), width), self.pad)
         mask = torch.zeros_like(ids)
-        for row, request in enumerate(requests):
-            ids[row, width - len(request.prompt) :] = torch.tensor(np.asarray(request.prompt))
-            mask[row, width - len(request.prompt) :] = 1
-        seeds = torch.tensor([request.seed for request in requests], device=self.device)
+        for row, (prompt, _) in enumerate(draws):
+            ids[row, width - len(prompt) :] = torch.tensor(np.asarray(prompt))
+            mask[row, width - len(prompt) :] = 1
+        seeds = torch.tensor([seed for _, seed in draws], device=self.device)
         ends = torch.tensor(self.ends, device=self.device)
         noise = RowNoise(seeds, ends, sampling.temperature, sampling.top_p, sampling.top_k, width)
         settings = GenerationConfig(
@@ -43,14 +51,29 @@ class HF(SlotLearner):
             pad_token_id=self.pad,
             use_cache=True,
         )
-        small = naming_memory("runtime.generation_batch_size", len(requests))
-        with small, self.playing(adapter) as policy, warnings.catch_warnings():
+        with naming_memory("runtime.generation_batch_size", len(draws)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             output = policy.generate(
                 ids.to(self.device), attention_mask=mask.to(self.device), generation_config=settings, logits_processor=[noise]
             )
         drawn, logps = output[:, width:].tolist(), finite(noise.logps, self.where)
-        return [self._completion(tokens, logp) for tokens, logp in zip(drawn, logps, strict=True)]
+        return [self.completion(tokens, logp) for tokens, logp in zip(drawn, logps, strict=True)]
+
+    def amortise(
+        self,
+        previous: Path,
+        base: Path | None,
+        prompts: Sequence[Tokens],
+        alpha: float,
+        max_new_tokens: int,
+        settings: dict[str, Any],
+        work: Path,
+        advance: Callable[[int], None],
+    ) -> tuple[Path, list[dict[str, float]]]:
+        """Fine-tune `previous` until it samples its geometric mixture with `base`; see amortising.py."""
+        from lowmem_spin.engines.amortising import Amortiser
+
+        return Amortiser(self, previous, base, prompts, alpha, max_new_tokens, settings, work).run(advance)
 
     def next_token_logps(self, policies: Sequence[Path | None]) -> Lookahead:
         """What `policies` say of the next token, as a function of states: what sampling/ draws mixtures from.
@@ -59,7 +82,8 @@ class HF(SlotLearner):
         """
         return Lookahead(self, policies)
 
-    def _completion(self, tokens: list[int], logp: float) -> Completion:
+    def completion(self, tokens: list[int], logp: float) -> Completion:
+        """What was drawn, up to the token that ends it, as text too."""
         stop = next((place for place, token in enumerate(tokens) if token in self.ends), None)
         kept = tokens if stop is None else tokens[: stop + 1]
         text = self.tokenizer.decode(kept if stop is None else kept[:-1], skip_special_tokens=False)

@@ -1,6 +1,7 @@
 """One frozen base and one adapter slot: how policies are scored and trained, whatever computes the forward."""
 
 import gc
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from peft.utils import load_peft_weights
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.models import end_tokens, load_base, load_tokenizer
 from lowmem_spin.logps import States, autocast, collate, completion_logps, decoder_states
-from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.recipe import InputError, Lora, Recipe
 from lowmem_spin.sources import Source
 from lowmem_spin.store import Tokens
 from lowmem_spin.training import Pair, check_names, train
@@ -125,7 +126,13 @@ class SlotLearner:
     def _fill_slot(self, adapter: Path) -> None:
         self.in_slot = None
         weights = load_peft_weights(str(adapter), device="cpu")
+        config = PeftConfig.from_pretrained(str(adapter)).to_dict()
+        average = self._is_average(adapter)
+        rank, alpha = (config["r"], config["lora_alpha"]) if average else (self.lora.r, self.lora.lora_alpha)
+        self._resize(rank, alpha / rank)
         self._check_fit(adapter, weights)
+        if not average:
+            self._check_scale(adapter, config)
         set_peft_model_state_dict(self.model, weights, adapter_name=SLOT)
         self.in_slot = adapter
 
@@ -139,15 +146,35 @@ class SlotLearner:
                     f"model.adapter: {str(adapter)!r} was made for another base or other layers: {name} has shape "
                     f"{given.get(name, 'none')} there and {slot.get(name, 'none')} here; check training.lora and model"
                 )
-        config = PeftConfig.from_pretrained(str(adapter)).to_dict()
+
+    def _check_scale(self, adapter: Path, config: dict[str, Any]) -> None:
         special = [name for name in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern") if config.get(name)]
         if special:
             raise InputError(f"model.adapter: {str(adapter)!r} uses {special[0]}; only plain LoRA can be played")
         scale = config.get("lora_alpha")
-        if scale != self.recipe.training.lora.lora_alpha:
-            raise InputError(
-                f"training.lora.lora_alpha: {self.recipe.training.lora.lora_alpha}, but {str(adapter)!r} has {scale}; use that"
-            )
+        if scale != self.lora.lora_alpha:
+            raise InputError(f"training.lora.lora_alpha: {self.lora.lora_alpha}, but {str(adapter)!r} has {scale}; use that")
+
+    @property
+    def lora(self) -> Lora:
+        """The shape of the adapters that are trained."""
+        return self.recipe.training.lora
+
+    @staticmethod
+    def _is_average(adapter: Path) -> bool:
+        """Whether it is an exact average of adapters: nothing is ever trained from it, so its rank is its own."""
+        manifest = adapter / "manifest.json"
+        return manifest.exists() and json.loads(manifest.read_text(encoding="utf-8")).get("kind") == "average"
+
+    def _resize(self, rank: int, scale: float) -> None:
+        """Make room in the slot for an adapter of this rank; what is in it is lost if it had another."""
+        for module in self.model.modules():
+            if not (hasattr(module, "lora_A") and SLOT in module.lora_A):  # type: ignore[operator]
+                continue
+            a, b = module.lora_A[SLOT].weight, module.lora_B[SLOT].weight  # type: ignore[index]
+            if len(a) != rank:
+                a.data, b.data = a.new_zeros(rank, a.shape[1]), b.new_zeros(len(b), rank)
+            module.scaling[SLOT] = scale  # type: ignore[index]
 
     @torch.no_grad()
     def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
@@ -196,11 +223,15 @@ class SlotLearner:
         finally:
             self._mode(training=False)
             self.model.zero_grad(set_to_none=True)
+        return self.save_slot(work), metrics
+
+    def save_slot(self, work: Path) -> Path:
+        """Write the slot's weights to a fresh folder in `work`."""
         folder = work / "adapter"
         shutil.rmtree(folder, ignore_errors=True)
         self.model.save_pretrained(str(folder), selected_adapters=[SLOT])
         (folder / "README.md").unlink(missing_ok=True)
-        return folder, metrics
+        return folder
 
     def rest(self) -> None:
         """Give cached memory back, for whoever works next."""
@@ -215,6 +246,7 @@ class SlotLearner:
 
     def _reset_slot(self) -> None:
         """Fresh LoRA weights: A random, B zero, so the slot starts as the base."""
+        self._resize(self.lora.r, self.lora.lora_alpha / self.lora.r)
         for module in self.model.modules():
             if hasattr(module, "reset_lora_parameters"):
                 module.reset_lora_parameters(SLOT, init_lora_weights=True)  # type: ignore[operator]

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 
 from lowmem_spin.data import Rows, plain
-from lowmem_spin.game import Evaluate, Sampling
-from lowmem_spin.tables import Answer, Prompt, Scored, Tables
+from lowmem_spin.keys import digest
+from lowmem_spin.preference import Question
+from lowmem_spin.rows import Answer, Compared, Prompt, Scored
+from lowmem_spin.stages import Evaluate, Sampling, judged_asked
+from lowmem_spin.tables import Tables
 
 SHOWN = 8  # held-out prompts that a report shows with every policy's answer
 
@@ -40,6 +43,7 @@ class Held:
     scored: list[int]  # places on which the data's answers are scored and greedy answers are compared
     health: list[int]  # places that every policy answers by sampling
     exact_match: bool
+    oracle: dict[str, Any] | None = None  # identity of what judges samples, if anything does
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Health:
     identical: Estimate  # share of own samples equal to the data's answer: it rises as the game is won
     exact_match: Estimate | None = None  # greedy
     categories: dict[str, Estimate] = field(default_factory=dict)  # exact_match by category
+    win_rate_to_base: Estimate | None = None  # of own samples against the base's, by the game's oracle
+    win_rate_to_previous: Estimate | None = None
     samples: list[dict[str, str]] = field(default_factory=list)
 
     @property
@@ -133,8 +139,28 @@ def evaluate(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, gr
         identical=Estimate(np.array([answer.text == text for answer, text in zip(own, texts, strict=True)], float)),
         exact_match=match,
         categories=categories,
+        win_rate_to_base=_wins(tables, stage, held, sampling, tables.base),
+        win_rate_to_previous=_wins(tables, stage, held, sampling, stage.previous),
         samples=[_sample(rows, place, answer) for place, answer in zip(held.health[:SHOWN], own, strict=False)],
     )
+
+
+def _wins(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, against: str) -> Estimate | None:
+    """How often the policy's samples are preferred to another's, if there is an oracle and it is another."""
+    if held.oracle is None or against == stage.policy:
+        return None
+    rows, prompts = held.rows, _prompts(held, held.health)
+    both = tables.answers([(policy, prompts) for policy in (stage.policy, against)], sampling, f"{stage.name}: samples")
+    compared = [
+        Compared(
+            rows.ids[place],
+            Question(rows.messages(place), [answer.text for answer in some], rows.completions[place]),
+            [answer.tokens for answer in some],
+        )
+        for place, some in zip(held.health, zip(*both, strict=True), strict=True)
+    ]
+    asked = judged_asked([f"{digest(sampling.asked(policy))}/0" for policy in (stage.policy, against)], held.oracle)
+    return Estimate(np.array([matrix[0, 1] for matrix in tables.preferences(asked, compared, f"{stage.name}: samples")]))
 
 
 def _sample(rows: Rows, place: int, answer: Answer) -> dict[str, str]:

@@ -8,7 +8,8 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
 from lowmem_spin import __version__
-from lowmem_spin.recipe import in_words, printable
+from lowmem_spin.options import in_words
+from lowmem_spin.recipe import printable
 from lowmem_spin.report.table import Z
 from lowmem_spin.runs import Policy, Run
 from lowmem_spin.sources import Source
@@ -84,6 +85,10 @@ def _recipe(run: Run) -> str:
     for section, name in (("model", "name_or_path"), ("model", "adapter"), ("data", "path"), ("evaluation", "path")):
         if content[section][name] and Path(content[section][name]).is_absolute():
             content[section][name] = Path(content[section][name]).name
+    oracle = content["game"]["oracle"] or {}
+    for name in {"function", "model"} & oracle.keys():
+        if Path(oracle[name]).is_absolute():
+            oracle[name] = Path(oracle[name]).name
     return "\n".join("    " + line for line in yaml.safe_dump(content, sort_keys=False).splitlines())
 
 

@@ -17,11 +17,12 @@ from transformers import GenerationConfig, TextStreamer
 from lowmem_spin.data import Message, Renderer
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.noise import RowNoise
-from lowmem_spin.game import Sampling, sampling
+from lowmem_spin.game import sampling
 from lowmem_spin.keys import number
 from lowmem_spin.recipe import printable
 from lowmem_spin.runs import Policy, Run, here
 from lowmem_spin.sources import Source
+from lowmem_spin.stages import Sampling
 
 WIDE = 100  # columns of a terminal in which two answers stand side by side
 Show = Callable[[str], object]

@@ -1,4 +1,4 @@
-"""The commands on a game that was played: chat, export, serve, gc. Heavy imports are inside them, as in cli.py."""
+"""The commands on a game that was played: evaluate, chat, export, serve, gc. Heavy imports are inside them, as in cli.py."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +21,40 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `l
 Iterate = Annotated[
     str | None, typer.Option(metavar="K", help="An iterate's number, or base. Without it, the last one trained.")
 ]
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN_OR_SWEEP", help="The folder of a run or a sweep.", show_default=False)],
+    suite: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="leaderboard, health, diversity. Without it and --task: the recipe's."),
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Any task of lm-evaluation-harness; again for more.")
+    ] = None,
+    iterate: Annotated[str, typer.Option(metavar="K", help="An iterate's number, base, or all.")] = "all",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first n documents of each task, or n prompts.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Of each --task, instead of its own number.")] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Folder with task YAMLs of your own.")] = None,
+) -> None:
+    """Measure policies on benchmarks, all on one loaded base. What the store has is not measured again."""
+    import signal
+
+    from rich.console import Console
+
+    from lowmem_spin.display import Display
+    from lowmem_spin.evaluating import Asked
+    from lowmem_spin.living.evaluate import evaluate as measure
+
+    display = Display(Console())
+    signal.signal(signal.SIGINT, display.interrupt)
+    suites = [name.strip() for name in (suite or "").split(",") if name.strip()]
+    try:
+        measure(run, Asked(suites, task or [], limit, num_fewshot, include_path), iterate, display)
+    except KeyboardInterrupt:
+        display.say("interrupted; what is measured is stored, run the same command again to go on", "yellow")
+        raise typer.Exit(130) from None
 
 
 @app.command()

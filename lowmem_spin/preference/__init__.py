@@ -3,13 +3,28 @@
 An oracle gives P, a matrix (K, K) for K answers to one prompt: P[i, j] is how likely i is to be preferred to j.
 """
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Protocol
 
 import numpy as np
 
 from lowmem_spin.recipe import InputError
+
+ORACLES = {
+    "function": "lowmem_spin.preference.function:Function",
+    "reward_model": "lowmem_spin.preference.reward:RewardModel",
+    "pairrm": "lowmem_spin.preference.pairrm:PairRM",
+    "judge": "lowmem_spin.preference.judge:Judge",
+}
+
+
+def oracle(name: str) -> Callable[..., "Oracle"]:
+    """Import the class of an oracle; each takes arguments of its own."""
+    module, _, attribute = ORACLES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 @dataclass(frozen=True)
@@ -28,9 +43,31 @@ class Oracle(Protocol):
         """All that decides its judgements: a part of the keys of what is built on them."""
         ...
 
+    def located(self) -> dict[str, Any]:
+        """Fields of `game.oracle` by which it is found from any folder."""
+        ...
+
     def prefer(self, questions: Sequence[Question]) -> list[np.ndarray]:
         """P (K, K) for each question, float64, P[i, j] + P[j, i] = 1 and 1/2 on the diagonal."""
         ...
+
+    def rest(self) -> None:
+        """Nothing to judge for a while: let go of what takes memory."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything."""
+        ...
+
+
+class Weightless:
+    """An oracle that holds no memory."""
+
+    def rest(self) -> None:
+        """Nothing to let go of."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
 
 def check(matrix: np.ndarray, answers: int, field: str) -> np.ndarray:
@@ -61,6 +98,16 @@ def of_rewards(rewards: Sequence[float]) -> np.ndarray:
     return 1 / (1 + np.exp(r[None, :] - r[:, None]))
 
 
+def of_pairs(answers: Sequence[str], wins: Callable[[str, str], float]) -> np.ndarray:
+    """P of an oracle that sees two answers at a time: wins(a, b) is how likely a is to be preferred. Equal answers share."""
+    matrix = np.full((len(answers), len(answers)), 0.5)
+    for i, j in combinations(range(len(answers)), 2):
+        if answers[i] != answers[j]:
+            matrix[i, j] = wins(answers[i], answers[j])
+            matrix[j, i] = 1 - matrix[i, j]
+    return matrix
+
+
 def win_rates(preferences: np.ndarray, how: str) -> np.ndarray:
     """How often each of K answers wins against a random one of them, itself included: (K,).
 
@@ -76,4 +123,5 @@ def win_rates(preferences: np.ndarray, how: str) -> np.ndarray:
 
 def best_and_worst(rates: np.ndarray) -> tuple[int, int]:
     """The pair to learn from. Of equal ones the first is best and the last is worst, so that the two are never one."""
-    return int(rates.argmax()), len(rates) - 1 - int(rates[::-1].argmin())
+    level = rates.round(9)  # equal ones that were summed in another order are equal
+    return int(level.argmax()), len(level) - 1 - int(level[::-1].argmin())

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.preference import Question, check, of_scores
+from lowmem_spin.preference import Question, Weightless, check, of_scores
 from lowmem_spin.recipe import InputError
 from lowmem_spin.store import sha256
 
@@ -20,7 +20,7 @@ def exact_match(messages: list[dict[str, str]], answers: list[str], reference: s
     return [float(answer == reference) for answer in answers]
 
 
-class Function:
+class Function(Weightless):
     """`exact_match`, or `file.py:function`: called with (messages, answers, reference) for every prompt.
 
     It returns one score for each answer, or the preferences themselves, a K by K matrix.
@@ -30,7 +30,7 @@ class Function:
         self.name = name
         if name == "exact_match":
             self.function: Callable[..., Any] = exact_match
-            self.content = "built in"
+            self.content, self.place = "built in", name
             return
         path, colon, attribute = name.rpartition(":")
         file = next((place for place in (beside / path, Path(path)) if place.is_file()), None) if colon else None
@@ -38,12 +38,16 @@ class Function:
             raise InputError(
                 f"{FIELD}: {name!r} is neither exact_match nor file.py:function with a file beside the recipe or here"
             )
-        self.content = sha256(file)
+        self.content, self.place = sha256(file), f"{file.resolve()}:{attribute}"
         self.function = _load(file, attribute, name)
 
     def identity(self) -> dict[str, Any]:
         """Its name and its file's content: an edited function is another oracle."""
         return {"oracle": "function", "name": self.name.rpartition(":")[2], "content": self.content}
+
+    def located(self) -> dict[str, Any]:
+        """See preference.Oracle."""
+        return {"function": self.place}
 
     def prefer(self, questions: Sequence[Question]) -> list[np.ndarray]:
         """P for each question; see preference.Oracle."""

@@ -1,6 +1,7 @@
 """A preference oracle that is a reward model: any sequence-classification model with one output, by Bradley-Terry."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,33 +25,57 @@ class RewardModel:
     """
 
     def __init__(self, model: Source, device: str, dtype: str, batch_size: int, max_length: int) -> None:
+        self.source, self.device, self.dtype = model, device, dtype
+        self.batch_size, self.max_length = batch_size, max_length
+        self.tokenizer: Any = None
+        self.model: Any = None
+
+    def _load(self) -> None:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self.model_identity, self.device, self.dtype = model.identity, device, dtype
-        self.batch_size, self.max_length = batch_size, max_length
+        source = self.source
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(model.location, revision=model.revision, truncation_side="left")
-            self.model: Any = AutoModelForSequenceClassification.from_pretrained(
-                model.location, revision=model.revision, dtype=getattr(torch, dtype), use_safetensors=True
+            self.tokenizer = AutoTokenizer.from_pretrained(source.location, revision=source.revision, truncation_side="left")
+            model: Any = AutoModelForSequenceClassification.from_pretrained(
+                source.location, revision=source.revision, dtype=getattr(torch, self.dtype), use_safetensors=True
             )
         except (OSError, ValueError, KeyError) as error:
             why = " ".join(str(error).split())[:300]
-            raise InputError(f"{FIELD}: {model.location!r} does not load as a reward model: {why}") from error
-        if self.model.config.num_labels != 1:
-            raise InputError(f"{FIELD}: {model.location!r} has {self.model.config.num_labels} outputs; a reward model has 1")
+            raise InputError(f"{FIELD}: {source.location!r} does not load as a reward model: {why}") from error
+        if model.config.num_labels != 1:
+            raise InputError(f"{FIELD}: {source.location!r} has {model.config.num_labels} outputs; a reward model has 1")
         if self.tokenizer.chat_template is None:
-            raise InputError(f"{FIELD}: {model.location!r} has no chat template, so it is unknown how it reads a conversation")
-        if self.model.config.pad_token_id is None:
-            self.model.config.pad_token_id = self.tokenizer.pad_token_id
-        self.model.to(device).eval()
+            raise InputError(f"{FIELD}: {source.location!r} has no chat template, so it is unknown how it reads a conversation")
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.model = model.to(self.device).eval()
+
+    def rest(self) -> None:
+        """Let go of the model; it is loaded again when asked again."""
+        self.model = None
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """As rest."""
+        self.rest()
 
     def identity(self) -> dict[str, Any]:
         """The model's content, how it computes, and what it reads of a conversation."""
-        return {"oracle": "reward_model", "model": self.model_identity, "dtype": self.dtype, "max_length": self.max_length}
+        return {"oracle": "reward_model", "model": self.source.identity, "dtype": self.dtype, "max_length": self.max_length}
+
+    def located(self) -> dict[str, Any]:
+        """See preference.Oracle."""
+        source = self.source
+        return {"model": str(Path(source.location).resolve()) if source.local else source.location, "revision": source.revision}
 
     def prefer(self, questions: Sequence[Question]) -> list[np.ndarray]:
         """P for each question; see preference.Oracle."""
+        if self.model is None:
+            self._load()
         texts = [
             self.tokenizer.apply_chat_template([*question.messages, {"role": "assistant", "content": answer}], tokenize=False)
             for question in questions

@@ -14,7 +14,10 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from lowmem_spin.recipe import in_words, printable
+from lowmem_spin.options import in_words
+from lowmem_spin.recipe import printable
+from lowmem_spin.report import benchmarks
+from lowmem_spin.report.benchmarks import Block
 from lowmem_spin.report.panels import DRAWN, Panel, drawn, run_panels, sweep_panels
 from lowmem_spin.report.results import Run, Sweep, field, plain
 from lowmem_spin.report.summary import Grid, duration, points_grid, run_grid, sweep_grid, sweep_verdict, verdict
@@ -35,14 +38,13 @@ SWEEP_LEGEND = (
 def write_page(results: Run | Sweep) -> Path:
     """Write report.html beside the results."""
     with style():
-        panels = run_panels(results) if isinstance(results, Run) else sweep_panels(results)
-        return _write_page(results, panels)
+        return _write_page(results, _panels(results))
 
 
 def write_all(results: Run | Sweep) -> list[Path]:
     """Write report.html, report.md and a PNG for each picture beside the results."""
     with style():
-        panels = run_panels(results) if isinstance(results, Run) else sweep_panels(results)
+        panels = _panels(results)
         paths = [_write_page(results, panels), results.folder / "report.md"]
         for panel in panels:
             paths.append(results.folder / f"report_{panel.name}.png")
@@ -50,20 +52,34 @@ def write_all(results: Run | Sweep) -> list[Path]:
     grids = [run_grid(results)] if isinstance(results, Run) else [sweep_grid(results), points_grid(results)]
     legend = RUN_LEGEND if isinstance(results, Run) else SWEEP_LEGEND
     pictures = "\n".join(f"![{panel.name}](report_{panel.name}.png)" for panel in panels)
-    paths[1].write_text("\n".join([*(grid.markdown() for grid in grids), legend, "", pictures, ""]), encoding="utf-8")
+    tables = [part for block in _blocks(results) for part in [*block.markdown(), benchmarks.LEGEND, ""]]
+    paths[1].write_text("\n".join([*(grid.markdown() for grid in grids), legend, "", *tables, pictures, ""]), encoding="utf-8")
     return paths
+
+
+def _panels(results: Run | Sweep) -> list[Panel]:
+    if isinstance(results, Run):
+        return [*benchmarks.panels(_blocks(results)), *run_panels(results)]
+    return sweep_panels(results)
+
+
+def _blocks(results: Run | Sweep) -> list[Block]:
+    return benchmarks.blocks(results.benchmarks) if isinstance(results, Run) else benchmarks.of_sweep(results)
 
 
 def _write_page(results: Run | Sweep, panels: Sequence[Panel]) -> Path:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown)
     template = environment.from_string(files("lowmem_spin.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
     content = _run(results) if isinstance(results, Run) else _sweep(results)
-    parts: dict[str, list[dict[str, Any]]] = {}
+    blocks = _blocks(results)
+    parts: dict[str, list[dict[str, Any]]] = {"Benchmarks": []} if blocks else {}
     for panel in panels:
         drawing = Markup(inline(panel.figure, f"{panel.name}-", panel.caption))  # noqa: S704 ElementTree has escaped it
         parts.setdefault(panel.part, []).append({"svg": drawing, "caption": panel.caption})
     path = results.folder / "report.html"
-    path.write_text(template.render(parts=list(parts.items()), **content), encoding="utf-8")
+    path.write_text(
+        template.render(parts=list(parts.items()), blocks=blocks, bars=benchmarks.LEGEND, **content), encoding="utf-8"
+    )
     return path
 
 

@@ -17,7 +17,8 @@ from lowmem_spin.report.svg import INK
 def run_panels(run: Run) -> list[Panel]:
     """A run's pictures: scores, categories, health, training."""
     matched = MATCH in run.base.values
-    caption = "Bars: 95% intervals over held-out rows." + " Dotted: plain SFT." * bool(run.yardsticks)
+    dotted = ", ".join(policy.name for policy in run.yardsticks)
+    caption = "Bars: 95% intervals over held-out rows." + (f" Dotted: {dotted}." if dotted else "")
     scores = [MATCH, "sampled_accuracy"] if matched else ["chosen_logp"]
     panels = [_policies(run, "Scores", "score", scores, caption)]
     if matched:

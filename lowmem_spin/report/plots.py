@@ -82,7 +82,8 @@ def lines(
         axes.plot(x, means, label=line.label, color=line.color, linestyle=line.dashes, marker="o", markersize=3.5)
         axes.fill_between(x, lows, highs, color=line.color, alpha=0.18, linewidth=0)
         if len(lines) <= 3:
-            axes.errorbar(x, means, [means - lows, highs - means], color=line.color, linestyle="", capsize=3)
+            reach = [(means - lows).clip(0), (highs - means).clip(0)]  # a mean of equal numbers can be rounded past them
+            axes.errorbar(x, means, reach, color=line.color, linestyle="", capsize=3)
     for level, color in levels:
         axes.axhline(scale * level, color=color, linestyle=":")
     axes.set_xticks(range(len(places)), places)

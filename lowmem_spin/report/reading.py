@@ -10,9 +10,10 @@ from pydantic import ValidationError
 
 from lowmem_spin.keys import digest
 from lowmem_spin.recipe import InputError
-from lowmem_spin.report.results import MATCH, Plan, Policy, Run, Sweep, field
+from lowmem_spin.report.results import MATCH, Benchmark, Plan, Policy, Run, Sweep, field
 from lowmem_spin.report.statistics import Value
 
+SAMPLED = ("prompts", "proposals", "rejected", "acceptance", "ess", "log_z")
 MEASURED = (
     "chosen_logp",
     "sampled_accuracy",
@@ -63,9 +64,59 @@ def _run(folder: Path) -> Run:
         recipe = None
     if not isinstance(recipe, dict):
         raise InputError(f"{folder / 'recipe.yaml'}: not a recipe; run the recipe again to write it anew")
-    policies = _policies(folder / "metrics.jsonl", record["policies"])
-    trainings, missing = _trainings(folder, recipe, record["policies"])
-    return Run(folder, recipe, text, record, policies, trainings, missing)
+    keys = _as_far_as_played(record)
+    policies = _policies(folder / "metrics.jsonl", keys)
+    trainings, missing = _trainings(folder, recipe, keys)
+    return Run(folder, recipe, text, record, policies, trainings, missing, benchmarks(folder, keys))
+
+
+def benchmarks(folder: Path, keys: dict[str, str]) -> list[Benchmark]:
+    """What `evaluate` found of the policies with these keys, in their order; nothing if it never ran."""
+    path = folder / "benchmarks.jsonl"
+    if not path.is_file():
+        return []
+    found = []
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        try:
+            found.append(_benchmark(json.loads(line)))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            again = "delete the file and evaluate again: its numbers are in the store"
+            raise InputError(f"{path}: line {number} is not a whole record of a benchmark; {again}") from None
+    order = list(keys)
+    mine = [one for one in found if one.key == keys.get(one.name) or (one.name == "plain SFT" and one.key in keys.values())]
+    return sorted(mine, key=lambda one: order.index(one.name) if one.name in order else len(order))
+
+
+def _benchmark(record: Any) -> Benchmark:
+    """One record; raises KeyError, TypeError, ValueError or AttributeError if it is not whole."""
+    values, gains = {}, {}
+    for metric, number in record["numbers"].items():
+        if number["value"] is not None:
+            values[metric] = Value(float(number["value"]), _error(number["stderr"]))
+        if number.get("gain") is not None:
+            gains[metric] = Value(float(number["gain"]), _error(number["gain_stderr"]))
+    names = record["name"], record["policy"], record["suite"], record["task"]
+    if not all(isinstance(name, str) for name in names) or not _texts(record["recorded"]["versions"]):
+        raise TypeError("names")
+    counts = record["fewshot"], record["limit"], record["count"]
+    if not all(count is None or isinstance(count, int) for count in counts):
+        raise TypeError("counts")
+    versions = record["recorded"]["versions"]
+    return Benchmark(*names, *counts, record["own"] is True, versions, values, gains)
+
+
+def _error(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _as_far_as_played(record: dict[str, Any]) -> dict[str, str]:
+    """Policies by name, without the iterates after the one at which a brake has ended the game."""
+    keys, stopped = record["policies"], record.get("stopped")
+    iterates = [name for name in keys if name.startswith("iterate ")]
+    if not isinstance(stopped, dict) or stopped.get("after") not in iterates:
+        return keys
+    never = iterates[iterates.index(stopped["after"]) + 1 :]
+    return {name: key for name, key in keys.items() if name not in never}
 
 
 def _policies(path: Path, keys: dict[str, str]) -> list[Policy]:
@@ -99,7 +150,10 @@ def _policy(record: Any) -> Policy:
         raise TypeError("samples")
     if not _texts({"name": record["name"], "policy": record["policy"]}):
         raise TypeError("names")
-    return Policy(record["name"], record["policy"], values, categories, record["samples"])
+    sampler = record.get("sampler")
+    if sampler is not None:
+        sampler = {"sampler": str(sampler["sampler"]), **{name: sampler[name] for name in SAMPLED}}
+    return Policy(record["name"], record["policy"], values, categories, record["samples"], sampler)
 
 
 def _trainings(folder: Path, recipe: dict[str, Any], keys: dict[str, str]) -> tuple[dict[str, dict[str, Any]], list[str]]:

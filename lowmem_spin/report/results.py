@@ -26,11 +26,29 @@ class Policy:
     values: dict[str, Value]  # by the names of evaluation.health.Health
     categories: dict[str, Value]  # exact match by category
     samples: list[dict[str, str]]  # prompt_id, answer; and prompt, data, finish_reason if they were kept
+    sampler: dict[str, Any] | None = None  # how its opponents' answers were drawn, if from mixtures
 
     @property
     def score(self) -> Value:
         """What policies are compared by: exact match where it is measured, else the log-prob of the data's answers."""
         return self.values[MATCH if MATCH in self.values else "chosen_logp"]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One line of benchmarks.jsonl: one policy on one task."""
+
+    name: str  # of the policy
+    key: str
+    suite: str  # leaderboard, tasks, diversity
+    task: str
+    fewshot: int | None
+    limit: int | None  # documents that were taken; None is all of them
+    count: int  # documents, or prompts
+    own: bool  # a task of the user's
+    versions: dict[str, str]
+    values: dict[str, Value]  # by "metric,filter" as lm-evaluation-harness writes it
+    gains: dict[str, Value]  # over the base, on the same documents
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,7 @@ class Run:
     policies: list[Policy]
     trainings: dict[str, dict[str, Any]]  # manifests of the iterates by name, of those that were found
     missing: list[str]  # a line for each thing that a report will lack
+    benchmarks: list[Benchmark]
 
     @property
     def base(self) -> Policy:
@@ -108,7 +127,8 @@ class Configuration:
 
     @property
     def label(self) -> str:
-        return ", ".join(f"{name.rpartition('.')[2]} {plain(value)}" for name, value in self.setting.items()) or "the recipe"
+        parts = [f"{name.rpartition('.')[2]} {plain(value)}" for name, value in self.setting.items()]
+        return ", ".join(part.removeprefix("variant ") for part in parts) or "the recipe"
 
     @property
     def iterates(self) -> int:

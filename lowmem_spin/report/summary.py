@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.markup import escape
@@ -26,8 +27,10 @@ NAMES = {
     "length": "length, tokens",
     "truncated": "truncated, %",
     "identical": "= data, %",
+    "win_rate_to_base": "wins over base, %",
+    "win_rate_to_previous": "wins over previous, %",
 }
-SHARES = {MATCH, "sampled_accuracy", "truncated", "identical"}  # shown in percent
+SHARES = {MATCH, "sampled_accuracy", "truncated", "identical", "win_rate_to_base", "win_rate_to_previous"}  # shown in percent
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,18 @@ class Grid:
     def markdown(self) -> str:
         """As a GitHub table; text that is not ours cannot break out of its cell."""
         rule = ["---"] * self.names + ["---:"] * (len(self.headings) - self.names)
-        cells = [[_markdown(cell) for cell in row] for row in [self.headings, *self.rows]]
+        cells = [[plainly(cell) for cell in row] for row in [self.headings, *self.rows]]
         return "".join(f"| {' | '.join(row)} |\n" for row in [cells[0], rule, *cells[1:]])
+
+    def table(self, title: str) -> Table:
+        """For a terminal."""
+        table = Table(title=escape(printable(title)), box=box.SIMPLE_HEAD)
+        table.show_edge, table.padding = False, (0, 1, 0, 0)  # type: ignore[assignment]
+        for place, heading in enumerate(self.headings):
+            table.add_column(escape(printable(heading)), justify="left" if place < self.names else "right")
+        for row in self.rows:
+            table.add_row(*(escape(printable(cell)) for cell in row))
+        return table
 
 
 def show(value: Value, name: str, sign: str = "") -> str:
@@ -56,7 +69,8 @@ def run_grid(run: Run) -> Grid:
     """A row per policy."""
     score = MATCH if MATCH in run.base.values else "chosen_logp"
     scores = [MATCH, "sampled_accuracy", "chosen_logp"] if score == MATCH else ["chosen_logp"]
-    drift, shape = ["kl_to_base", "kl_to_previous", "kl_from_base"], ["length", "truncated", "identical"]
+    wins = ["win_rate_to_base", "win_rate_to_previous"] if "win_rate_to_base" in run.last.values else []
+    drift, shape = [*wins, "kl_to_base", "kl_to_previous", "kl_from_base"], ["length", "truncated", "identical"]
     headings = ["policy", NAMES[scores[0]], "gain", *(NAMES[name] for name in [*scores[1:], *drift, *shape])]
     rows = []
     for policy in run.policies:
@@ -64,7 +78,7 @@ def run_grid(run: Run) -> Grid:
         gain = "" if base else show(_gain(run, policy), score, "+")
         cells = [policy.name, show(policy.values[score], score), gain]
         cells += [show(policy.values[name], name) for name in scores[1:]]
-        cells += ["" if base else show(policy.values[name], name) for name in drift]
+        cells += ["" if base or name not in policy.values else show(policy.values[name], name) for name in drift]
         rows.append(cells + [show(policy.values[name], name) for name in shape])
     return Grid(headings, rows)
 
@@ -157,9 +171,24 @@ def verdict(run: Run) -> list[str]:
     lines = [f"Of the base and the iterates, {best.name} has the highest {unit}: {show(best.score, score)}{gain}."]
     others = [policy for policy in [run.last, *run.yardsticks] if policy is not best]
     lines += [f"{other.name} {_compared(other, best, score)}." for other in others]
+    lines += [_drawn(policy.name, policy.sampler) for policy in run.policies if policy.sampler]
+    if "stopped" in run.record:
+        stopped = run.record["stopped"]
+        lines.append(f"The game was ended after {stopped['after']}: {stopped['why']}. {stopped['keep']} is the one to keep.")
     gaps = [(policy.name, policy.values["engine_gap"].mean) for policy in run.policies if "engine_gap" in policy.values]
     alarm = "{}: generator and learner differ by {:.3f} nats on its own samples; opponents are not quite the policy scored."
     return lines + [alarm.format(name, gap) for name, gap in gaps if gap > ALARM]
+
+
+def _drawn(name: str, sampler: dict[str, Any]) -> str:
+    """How hard an iterate's opponents were to sample."""
+    said = f"Opponents of {name} answered by {sampler['sampler'].replace('_', '-')} from mixtures: "
+    if sampler["acceptance"] is not None:
+        said += f"{sampler['acceptance']:.1%} of {sampler['proposals']:,} proposals accepted, "
+        said += f"{sampler['rejected']} prompts without an answer, "
+    else:
+        said += f"effective sample size {sampler['ess']:.1f} of {sampler['proposals'] / sampler['prompts']:.0f}, "
+    return said + ("log Z unknown." if sampler["log_z"] is None else f"log Z {sampler['log_z']:.3f}.")
 
 
 def sweep_verdict(sweep: Sweep) -> list[str]:
@@ -180,7 +209,7 @@ def _compared(policy: Policy, best: Policy, score: str) -> str:
     return f"is {'above' if apart.mean > 0 else 'below'} {best.name} ({show(apart, score, '+')})"
 
 
-def _markdown(text: str) -> str:
+def plainly(text: str) -> str:
     """One line of text that means nothing to Markdown or HTML."""
     return re.sub(r"([\\`*_{}\[\]|~#$!])", r"\\\1", html.escape(printable(text), quote=False))
 

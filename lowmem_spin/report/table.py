@@ -48,6 +48,8 @@ def results(healths: Sequence[Health]) -> Table:
     headings = ["exact\nmatch", "gain"] if scored else []
     headings += ["sampled\naccuracy"] if scored else ["log-prob\nof data"]
     table.add_column("policy", no_wrap=True)
+    judged = any(health.win_rate_to_previous is not None for health in healths)
+    headings += ["wins over\nprev."] if judged else []
     for heading in [*headings, "KL to\nbase", "KL to\nprev.", "length", "cut", "= data"]:
         table.add_column(heading, justify="right", no_wrap=True)
     for health in healths:
@@ -56,6 +58,8 @@ def results(healths: Sequence[Health]) -> Table:
         if health.exact_match is not None and base.exact_match is not None:
             gain = "" if is_base else _percent(health.exact_match.minus(base.exact_match), "+")
             scores = [_percent(health.exact_match), gain, _percent(health.sampled_accuracy)]
+        if judged:
+            scores.append("" if health.win_rate_to_previous is None else _percent(health.win_rate_to_previous))
         drift = ["", ""] if is_base else [f"{health.kl_to_base.mean:.2f}", f"{health.kl_to_previous.mean:.2f}"]
         shape = [f"{health.length.mean:.1f}", f"{health.truncated.mean:.1%}", f"{health.identical.mean:.0%}"]
         table.add_row(health.name, *scores, *drift, *shape)

@@ -13,11 +13,14 @@ import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lowmem_spin.game import Sampling
+from lowmem_spin.engines import Request
 from lowmem_spin.recipe import InputError
+from lowmem_spin.stages import Sampling
 
 SAMPLERS = {
     "token_level": "lowmem_spin.sampling.proposal:token_level",
@@ -31,6 +34,27 @@ def sampler(name: str) -> Callable[..., "list[Draw]"]:
     """Import a sampler: f(next_token_logps, prompts, seeds, target, proposals, batch) -> one Draw per prompt."""
     module, _, attribute = SAMPLERS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def draw_mixture(
+    generator: Any, base: Path | None, requests: Sequence[Request], sampling: Sampling, batch: int
+) -> list["Draw"]:
+    """For each request a draw from the mixture of its policy, the same for all, with the base.
+
+    Args:
+        generator: the hf engine; others do not say what policies think of every next token.
+        base: the base policy's adapter, if it has one.
+        requests: of one policy.
+        sampling: with the mixture that is asked.
+        batch: sequences that are in one forward.
+    """
+    mixed = dict(sampling.mixture or {})
+    (adapter,) = {request.adapter for request in requests}
+    options = {name: value for name, value in mixed["sampler"].items() if name != "name"}
+    draw = sampler(mixed["sampler"]["name"])
+    target = Target(mixed["alpha"], sampling, frozenset(generator.ends))
+    prompts, seeds = [request.prompt for request in requests], [request.seed for request in requests]
+    return draw(generator.next_token_logps([adapter, base]), prompts, seeds, target, batch=batch, **options)
 
 
 @dataclass(frozen=True)
@@ -89,7 +113,7 @@ class Record:
     log_z: float  # log of the mean over prompts of the estimates of Z; for rejection, of the share of first tries accepted
 
 
-def record(name: str, target: Target, draws: Sequence[Draw]) -> Record:
+def record(name: str, alpha: float, draws: Sequence[Draw]) -> Record:
     """Sum up the draws of a stage.
 
     The acceptance is what rejection cost; over unlike prompts it is lower than the mean of Z, which `log_z` is about.
@@ -103,4 +127,4 @@ def record(name: str, target: Target, draws: Sequence[Draw]) -> Record:
     )
     log_z = math.log(mean) if mean > 0 else -math.inf
     ess = float(np.mean([draw.ess for draw in draws]))
-    return Record(name, target.alpha, len(draws), proposals, rejected, acceptance, ess, log_z)
+    return Record(name, alpha, len(draws), proposals, rejected, acceptance, ess, log_z)

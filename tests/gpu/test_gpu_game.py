@@ -57,7 +57,7 @@ def test_training_takes_the_memory_that_was_planned(where: Machine, tmp_path: Pa
         **{"lr_scheduler_type": "linear", "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0},
         "learner": {"dtype": where.dtype},
     }
-    pairs = [Pair([70] * half, [80 + n] * half, [90 + n] * half, -10.0, -10.0) for n in range(6)]
+    pairs = [Pair([70] * half, [80 + n] * half, [90 + n] * half, (-10.0, -10.0)) for n in range(6)]
     with card.watch("train"):
         _, metrics = engine.train(None, pairs, {"name": "dpo", "beta": 0.1}, settings, tmp_path / "work", lambda rows: None)
     engine.close()

@@ -58,7 +58,9 @@ def test_a_short_training_learns_in_float32(learner: Any, where: Machine, rows: 
     chosen, rejected = [answer for _, answer in rows], [answer[::-1] for _, answer in rows]
     good = learner.score(None, rows)
     bad = learner.score(None, [(prompt, answer) for (prompt, _), answer in zip(rows, rejected, strict=True)])
-    pairs = [Pair(*row) for row in zip([prompt for prompt, _ in rows], chosen, rejected, good, bad, strict=True)]
+    pairs = [
+        Pair(*row) for row in zip([prompt for prompt, _ in rows], chosen, rejected, zip(good, bad, strict=True), strict=True)
+    ]
     settings = {
         **{"batch_size": 16, "num_train_epochs": 4, "learning_rate": 1e-3, "optim": "adamw_torch", "iteration": 0, "seed": 1},
         **{"lr_scheduler_type": "linear", "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0},

@@ -1,0 +1,300 @@
+"""GFlowNet fine-tuning: an adapter that samples the geometric mixture of another policy and the base by itself.
+
+"Amortizing intractable inference in large language models" (arXiv 2310.04363), with the mixture as its reward as in
+alpha-SPIN (arXiv 2404.04291, appendix A). The reward is R(y) = p(y)^alpha b(y)^(1 - alpha), p the previous iterate and b the
+base, over the sequences that sampling/ defines. The policy starts as p and is rewarded at every prefix of what it draws.
+
+The loop is our own and not transformers' trainer: every step trains on what the weights of that step draw.
+"""
+
+import json
+import random
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import get_linear_schedule_with_warmup
+
+from lowmem_spin.balance import Steps, subtrajectory_balance, weighted_count
+from lowmem_spin.engines.slot import finite, naming_memory
+from lowmem_spin.keys import number
+from lowmem_spin.logps import autocast, collate, step_logps
+from lowmem_spin.recipe import InputError
+from lowmem_spin.stages import Sampling
+from lowmem_spin.store import Tokens
+from lowmem_spin.training import LengthGrouped, last_checkpoint
+
+if TYPE_CHECKING:
+    from lowmem_spin.engines.hf import HF
+
+
+RECORDS = 50  # of metrics, about
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sequence to balance."""
+
+    prompt: Tokens
+    tokens: list[int]  # its end token included, if it has one
+    own: bool  # drawn in this step from the policy itself, untempered
+
+
+class Amortiser:
+    """Trains an engine's slot; p and b take their turns in the same slot when the reward is computed.
+
+    Nothing is swapped between a forward and its backward, and there is never a second adapter beside the base.
+
+    Args:
+        engine: whose base, slot and sampling are used.
+        previous: adapter folder of p.
+        base: adapter folder of b; None is the frozen base.
+        prompts: token ids.
+        alpha: weight of p in the mixture, in [0, 1]; the base has the rest.
+        max_new_tokens: the cap.
+        settings: epochs, batch_size (sequences per step), learning_rate, warmup_ratio, max_grad_norm (0 is no limit) and seed
+            as in training; lam, see balance.py; buffer, the sequences of each prompt that are kept to train on again, and
+            replay, the probability of it; explore, the probability that a step draws at a temperature from the range
+            temperatures, [low, high]; reward_temperature, where log R is divided by a number that falls to 1 during the first
+            part, anneal, of the steps.
+        work: folder for checkpoints; training goes on from the last whole one.
+    """
+
+    def __init__(
+        self,
+        engine: "HF",
+        previous: Path,
+        base: Path | None,
+        prompts: Sequence[Tokens],
+        alpha: float,
+        max_new_tokens: int,
+        settings: dict[str, Any],
+        work: Path,
+    ) -> None:
+        self.engine, self.prompts, self.alpha, self.cap = engine, prompts, alpha, max_new_tokens
+        self.settings, self.work = settings, work
+        self.base = None if base is None else self._read(base)
+        self.previous = self._read(previous)
+        self.weights = self._slot()
+        size, epochs = settings["batch_size"], settings["epochs"]
+        self.order = LengthGrouped([len(prompt) for prompt in prompts], size, settings["seed"])
+        self.per_epoch = -(-len(prompts) // size)
+        self.steps = epochs * self.per_epoch
+        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=settings["learning_rate"], weight_decay=0.0)
+        warmup = round(self.steps * settings["warmup_ratio"])
+        self.schedule = get_linear_schedule_with_warmup(self.optimizer, warmup, self.steps)
+        half = engine.where.device == "cuda" and engine.where.dtype == "float16"
+        self.scaler = torch.amp.GradScaler(engine.where.device, enabled=half)
+        self.buffer = [deque[list[int]](maxlen=settings["buffer"]) for _ in prompts]
+        self.history: list[dict[str, float]] = []
+        self.recent: list[dict[str, float]] = []  # steps since the last record
+
+    def run(self, advance: Callable[[int], None]) -> tuple[Path, list[dict[str, float]]]:
+        """The folder of the new adapter, and the metrics of its steps, as means over stretches of them.
+
+        `loss` can be small where the policy is wrong on what it seldom draws. `log_ratio` is the mean of log pi(y) - log R(y)
+        over what the policy draws by itself: its divergence from the mixture, KL(pi | R / Z), less log Z.
+        `advance` is told as in Learner.train.
+
+        Raises:
+            InputError: a batch does not fit in memory, or the loss is no number any more.
+        """
+        model = self.engine.model.get_base_model()
+        every, keep = max(1, self.steps // RECORDS), self.engine.recipe.runtime.checkpoint_steps
+        first = self._resume()
+        if first:
+            epochs, steps = divmod(first, self.per_epoch)
+            advance(epochs * len(self.prompts) + steps * self.settings["batch_size"])
+        if self.engine.recipe.training.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        try:
+            for step in range(first, self.steps):
+                rows = self._draw(step)
+                self.recent.append(self._learn(step, rows))
+                if (step + 1) % every == 0 or step + 1 == self.steps:
+                    self._record(step)
+                saves = (step + 1) % keep == 0
+                if saves:
+                    self._save(step + 1)
+                advance(len(rows))
+                if saves:
+                    advance(0)
+            return self.engine.save_slot(self.work), self.history
+        finally:
+            model.gradient_checkpointing_disable()  # type: ignore[operator]
+            self._mode(learning=False)
+            self.engine.model.zero_grad(set_to_none=True)
+
+    def _draw(self, step: int) -> list[Row]:
+        """The sequences of a step: each prompt's own draw, or one that was drawn for it before."""
+        settings, size = self.settings, self.settings["batch_size"]
+        epoch, batch = divmod(step, self.per_epoch)
+        self.order.set_epoch(epoch)
+        places = list(self.order)[batch * size : (batch + 1) * size]
+        chance = random.Random(number(settings["seed"], "gflownet", step))
+        explores = chance.random() < settings["explore"]
+        temperature = chance.uniform(*settings["temperatures"]) if explores else 1.0
+        rows: dict[int, Row] = {}
+        for place in places:
+            if self.buffer[place] and chance.random() < settings["replay"]:
+                rows[place] = Row(self.prompts[place], chance.choice(self.buffer[place]), own=False)
+        fresh = [place for place in places if place not in rows]
+        seeds = [number(settings["seed"], "gflownet", epoch, place) for place in fresh]
+        drawn = self._sample([(self.prompts[place], seed) for place, seed in zip(fresh, seeds, strict=True)], temperature)
+        for place, tokens in zip(fresh, drawn, strict=True):
+            rows[place] = Row(self.prompts[place], tokens, own=not explores)
+            if tokens not in self.buffer[place]:
+                self.buffer[place].append(tokens)
+        return [rows[place] for place in places]
+
+    def _sample(self, draws: Sequence[tuple[Tokens, int]], temperature: float) -> list[list[int]]:
+        self._mode(learning=False)
+        sampling = Sampling(temperature, 1.0, None, self.cap, 0, {})
+        size, drawn = self.engine.recipe.runtime.generation_batch_size, []
+        for start in range(0, len(draws), size):
+            drawn += self.engine.sample(self.engine.model.get_base_model(), draws[start : start + size], sampling)
+        return [completion.tokens for completion in drawn]
+
+    def _heat(self, step: int) -> float:
+        """What log R is divided by."""
+        left = 1 - step / max(1.0, self.settings["anneal"] * self.steps)
+        return 1 + (self.settings["reward_temperature"] - 1) * max(0.0, left)
+
+    def _learn(self, step: int, rows: Sequence[Row]) -> dict[str, float]:
+        """One optimiser step on the mean over all sub-trajectories of these rows."""
+        lam, heat = self.settings["lam"], self._heat(step)
+        lengths, capped = self._shape(rows)
+        count = weighted_count(lengths, capped, lam).sum().clamp(min=1)  # an empty answer has no sub-trajectory
+        device_rows = 2 * self.engine.recipe.training.per_device_train_batch_size  # as many as its pairs have
+        loss, log_ratios = 0.0, []
+        for start in range(0, len(rows), device_rows):
+            part = rows[start : start + device_rows]
+            with naming_memory("training.per_device_train_batch_size", device_rows // 2):
+                reward = self._reward(part)
+                self._mode(learning=True)
+                policy = self._steps(part)
+                cooled = Steps(reward.tokens / heat, reward.ends / heat)
+                mean = subtrajectory_balance(policy, cooled, *self._shape(part), lam).sum() / count
+                self.scaler.scale(mean).backward()
+            loss += mean.item()
+            log_ratio = (policy.tokens - reward.tokens).detach().sum(1).tolist()
+            log_ratios += [value for value, row in zip(log_ratio, part, strict=True) if row.own]
+        if not loss < float("inf"):
+            rate = self.settings["learning_rate"]
+            raise InputError(f"game.sampler.learning_rate: {rate} made the loss {loss} at step {step + 1}; lower it")
+        rate = self.schedule.get_last_lr()[0]
+        made = {"loss": loss, "grad_norm": self._update(), "learning_rate": rate, "reward_temperature": heat}
+        made["length"] = lengths.float().mean().item()
+        return made | ({"log_ratio": fmean(log_ratios)} if log_ratios else {})
+
+    def _update(self) -> float:
+        """Take the step; the length of the gradient before it was shortened."""
+        self.scaler.unscale_(self.optimizer)
+        limit = self.settings["max_grad_norm"] or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), limit).item()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _shape(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """Of each row its tokens, and whether it was cut."""
+        device = self.engine.device
+        lengths = torch.tensor([len(row.tokens) for row in rows], device=device)
+        return lengths, torch.tensor([row.tokens[-1] not in self.engine.ends for row in rows], device=device)
+
+    @torch.no_grad()
+    def _reward(self, rows: Sequence[Row]) -> Steps:
+        """The log-factors of R; both policies score as they do elsewhere."""
+        with self._in_slot(self.previous):
+            p = self._steps(rows)
+        with self.engine.playing(None) if self.base is None else self._in_slot(self.base):
+            b = self._steps(rows)
+        for values in (p.tokens, p.ends, b.tokens, b.ends):
+            finite(values, self.engine.where)
+        parts = [self.alpha * x + (1 - self.alpha) * y for x, y in ((p.tokens, b.tokens), (p.ends, b.ends))]
+        return Steps(*parts)
+
+    def _steps(self, rows: Sequence[Row]) -> Steps:
+        """What the model as it stands says of every step of these rows."""
+        engine = self.engine
+        batch = collate([(row.prompt, row.tokens) for row in rows], engine.pad).to(engine.device)
+        with autocast(engine.device, engine.where.dtype):
+            return Steps(*step_logps(engine.model.get_base_model(), batch, engine.ends, engine.states))
+
+    def _mode(self, learning: bool) -> None:
+        """Dropout sleeps in both: the policy that samples is the one to balance, and noise inside a square adds to its mean."""
+        self.engine._mode(learning)
+        for module in self.engine.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.eval()
+
+    def _slot(self) -> dict[str, Tensor]:
+        return {name: weight for name, weight in self.engine.model.named_parameters() if weight.requires_grad}
+
+    def _read(self, adapter: Path) -> list[Tensor]:
+        """The weights of an adapter, which the slot is left with."""
+        with self.engine.playing(adapter):
+            self.engine.in_slot = None  # what is done to the slot from here on is in no folder
+            return [weight.detach().clone() for weight in self._slot().values()]
+
+    @contextmanager
+    def _in_slot(self, weights: Sequence[Tensor]) -> Iterator[None]:
+        self._mode(learning=False)
+        trained = [weight.clone() for weight in self.weights.values()]
+        self._fill(weights)
+        try:
+            yield
+        finally:
+            self._fill(trained)
+
+    @torch.no_grad()
+    def _fill(self, values: Sequence[Tensor]) -> None:
+        for weight, value in zip(self.weights.values(), values, strict=True):
+            weight.copy_(value)
+
+    def _record(self, step: int) -> None:
+        """The means over the steps since the last record."""
+        names = dict.fromkeys(name for made in self.recent for name in made)
+        means = {name: fmean(made[name] for made in self.recent if name in made) for name in names}
+        self.history.append({"step": step + 1, "epoch": (step + 1) / self.per_epoch, **means})
+        self.recent = []
+
+    def _save(self, step: int) -> None:
+        """A checkpoint; its last file is the one that last_checkpoint asks for."""
+        folder = self.work / f"checkpoint-{step}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        save_file({name: weight.detach().contiguous() for name, weight in self.weights.items()}, folder / "slot.safetensors")
+        state = {"optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
+        torch.save({name: part.state_dict() for name, part in state.items()}, folder / "optimizer.pt")
+        kept = [list(kept) for kept in self.buffer]
+        told = {"global_step": step, "log_history": self.history, "recent": self.recent, "buffer": kept}
+        (folder / "trainer_state.json").write_text(json.dumps(told))
+        for old in sorted(self.work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))[:-2]:
+            shutil.rmtree(old)
+
+    def _resume(self) -> int:
+        """The steps that are done, with everything as it was after them."""
+        folder = last_checkpoint(self.work)
+        if folder is None:
+            return 0
+        saved = load_file(folder / "slot.safetensors")
+        self._fill([saved[name].to(self.engine.device) for name in self.weights])
+        state = torch.load(folder / "optimizer.pt", weights_only=True, map_location=self.engine.device)
+        for name, part in (("optimizer", self.optimizer), ("schedule", self.schedule), ("scaler", self.scaler)):
+            part.load_state_dict(state[name])
+        told = json.loads((folder / "trainer_state.json").read_text())
+        self.history, self.recent = told["log_history"], told["recent"]
+        for kept, rows in zip(self.buffer, told["buffer"], strict=True):
+            kept.extend(rows)
+        return told["global_step"]

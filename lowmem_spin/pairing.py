@@ -1,0 +1,193 @@
+"""What an iterate learns from, put together from the store's tables: two answers to each prompt and what is known of them."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lowmem_spin.opening import Game
+from lowmem_spin.preference import Question, best_and_worst, win_rates
+from lowmem_spin.recipe import InputError
+from lowmem_spin.references import REFERENCES
+from lowmem_spin.rows import Answer, Compared, Prompt, Scored
+from lowmem_spin.sampling import record
+from lowmem_spin.stages import Contest, Given, Lesson, Pairs, Score, Train
+from lowmem_spin.store import Tokens
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two answers."""
+
+    name: str  # as the log-probs tables call it
+    tokens: Tokens
+
+
+@dataclass(frozen=True)
+class Match:
+    """One row to learn from: the chosen answer is to become likelier than the rejected one."""
+
+    place: int
+    chosen: Side
+    rejected: Side
+    win_rates: tuple[float, float] = (1.0, 0.0)  # of the two, as far as an oracle has judged them
+
+
+def answers(game: Game, lesson: Pairs | Contest) -> list[tuple[int, list[Answer]]]:
+    """(place of the row, who answered it: one opponent's answer or a contest's several) in the lesson's order."""
+    places = game.places(lesson.draw)
+    shares = [(policy, [places[index] for index in share]) for policy, share in lesson.assign()]
+    samples = range(lesson.samples)
+    asked = [
+        (policy, [Prompt(game.rows.ids[place], game.rows.prompt(place), sample) for place in mine for sample in samples])
+        for policy, mine in shares
+    ]
+    label = "by " + ", ".join(game.name(policy) for policy, _ in shares)
+    given = game.tables.answers(asked, lesson.sampling, label)
+    return [
+        (place, list(some))
+        for (_, mine), found in zip(shares, given, strict=True)
+        for place, some in zip(mine, _several(found, lesson.samples), strict=True)
+    ]
+
+
+def _several(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def question(game: Game, place: int, texts: Sequence[str]) -> Question:
+    """Answers to a row's prompt, for an oracle."""
+    return Question(game.rows.messages(place), list(texts), game.rows.completions[place])
+
+
+def judged(game: Game, contest: Contest) -> list[np.ndarray]:
+    """The win-rate of every answer to each prompt: arrays (K,)."""
+    rows = [
+        Compared(
+            game.rows.ids[place],
+            question(game, place, [answer.text for answer in some]),
+            [answer.tokens for answer in some],
+        )
+        for place, some in answers(game, contest)
+    ]
+    matrices = game.tables.preferences(contest.judged, rows, f"answers by {game.name(contest.policy)}")
+    return [win_rates(matrix, contest.win_rates) for matrix in matrices]
+
+
+def matches(game: Game, lesson: Lesson) -> list[Match]:
+    """The rows of a lesson in its order; prompts that a sampler found no answer to are left out.
+
+    Raises:
+        InputError: none is left.
+    """
+    rows = game.rows
+    match lesson:
+        case Given():
+            return [
+                Match(place, Side("chosen", rows.chosen(place)), Side("rejected", rows.rejected(place)))
+                for place in game.places(lesson.draw)
+            ]
+        case Contest():
+            found = []
+            for (place, some), rates in zip(answers(game, lesson), judged(game, lesson), strict=True):
+                best, worst = best_and_worst(rates)
+                better, worse = (Side(some[which].name, some[which].tokens) for which in (best, worst))
+                found.append(Match(place, better, worse, (float(rates[best]), float(rates[worst]))))
+            return found
+        case Pairs():
+            kept = [(place, answer) for place, (answer,) in answers(game, lesson) if answer.finish_reason != "rejected"]
+            if not kept:
+                raise InputError("game.sampler: every proposal for every prompt was rejected; raise proposals, or use smc")
+            return [
+                Match(place, Side("chosen", rows.chosen(place)), Side(answer.name, answer.tokens)) for place, answer in kept
+            ]
+
+
+def score(game: Game, stage: Score) -> None:
+    """Make sure that the store has what the policy thinks of the lesson's answers."""
+    _logps(game, stage.policy, matches(game, stage.pairs))
+    if stage.every and isinstance(stage.pairs, Contest):
+        _all_logps(game, stage.policy, stage.pairs)
+
+
+def sampled(game: Game, lesson: Lesson) -> dict[str, Any] | None:
+    """How the sampling of a lesson's mixtures went, as sampling.Record; None if no mixture answered."""
+    if not isinstance(lesson, Pairs) or lesson.sampling.mixture is None:
+        return None
+    places = game.places(lesson.draw)
+    draws = [
+        draw
+        for policy, share in lesson.assign()
+        if lesson.sampling.mixes(policy)
+        for draw in game.tables.draws(policy, lesson.sampling, [game.rows.ids[places[index]] for index in share])
+    ]
+    mixed = lesson.sampling.mixture
+    found = vars(record(mixed["sampler"]["name"], mixed["alpha"], draws)) if draws else None
+    return None if found is None else {**found, "log_z": found["log_z"] if math.isfinite(found["log_z"]) else None}
+
+
+def _logps(game: Game, policy: str, rows: Sequence[Match]) -> tuple[np.ndarray, np.ndarray]:
+    """The policy's log-probs of both sides of every row: two arrays (rows,)."""
+    sides = [(row.place, row.chosen) for row in rows] + [(row.place, row.rejected) for row in rows]
+    both = _scored(game, policy, sides)
+    return both[: len(rows)], both[len(rows) :]
+
+
+def _scored(game: Game, policy: str, sides: Sequence[tuple[int, Side]]) -> np.ndarray:
+    asked = [Scored(game.rows.ids[place], game.rows.prompt(place), side.name, side.tokens) for place, side in sides]
+    return game.tables.logps(policy, asked, f"by {game.name(policy)}")
+
+
+def _all_logps(game: Game, policy: str, contest: Contest) -> np.ndarray:
+    """The policy's log-probs of all answers of a contest: (prompts, K)."""
+    sides = [(place, Side(answer.name, answer.tokens)) for place, some in answers(game, contest) for answer in some]
+    return _scored(game, policy, sides).reshape(-1, contest.samples)
+
+
+def _reference(game: Game, stage: Train, rows: Sequence[Match]) -> tuple[np.ndarray, np.ndarray]:
+    """The reference's log-probs of both sides of every row: two arrays (rows,)."""
+    if not stage.reference:
+        return np.zeros(len(rows)), np.zeros(len(rows))
+    chosen, rejected = zip(*(_logps(game, policy, rows) for policy in stage.reference), strict=True)
+    combine, weights = REFERENCES[stage.combine], list(stage.reference.values())
+    log_z = _log_normalizer(game, stage) if stage.normalise else 0.0
+    return combine(weights, chosen) - log_z, combine(weights, rejected) - log_z
+
+
+def _log_normalizer(game: Game, stage: Train) -> np.ndarray:
+    """Log of the sum of the geometric mixture R over all answers, estimated for each prompt: (prompts,).
+
+    It is the mean of R(y) / p(y) over the contest's answers y, which the policy p has drawn; unbiased before the log.
+    """
+    contest = stage.pairs
+    if not isinstance(contest, Contest):
+        raise TypeError(f"only a contest has several answers to estimate from, not {type(contest).__name__}")
+    mixed = sum(weight * _all_logps(game, policy, contest) for policy, weight in stage.reference.items())
+    log_ratios = mixed - _all_logps(game, contest.policy, contest)
+    return np.logaddexp.reduce(log_ratios, axis=1) - np.log(contest.samples)
+
+
+def training_pairs(game: Game, stage: Train) -> list[Any]:
+    """What a stage learns from: training.Pair with both sides and all that its loss may read of them."""
+    from lowmem_spin.training import Pair
+
+    rows = game.rows
+    if stage.loss["name"] == "sft":
+        repeats = stage.pairs.rows // stage.pairs.draw.prompts
+        return [Pair(rows.prompt(place), rows.chosen(place)) for place in game.places(stage.pairs.draw) for _ in range(repeats)]
+    found = matches(game, stage.pairs)
+    reference = _reference(game, stage, found)
+    base = _logps(game, stage.held_to, found) if stage.held_to else (np.zeros(len(found)), np.zeros(len(found)))
+    return [
+        Pair(
+            rows.prompt(row.place),
+            row.chosen.tokens,
+            row.rejected.tokens,
+            (float(reference[0][n]), float(reference[1][n])),
+            row.win_rates,
+            (float(base[0][n]), float(base[1][n])),
+        )
+        for n, row in enumerate(found)
+    ]

@@ -1,0 +1,37 @@
+"""From a recipe's `game.oracle` to what judges: found and named, but nothing is loaded or asked yet."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lowmem_spin import options
+from lowmem_spin.engines import Machine
+from lowmem_spin.preference import Oracle, oracle
+from lowmem_spin.sources import Sources
+
+
+def choose(
+    asked: options.Oracle | None, sources: Sources, where: Machine, cache: Path, say: Callable[[str], None]
+) -> Oracle | None:
+    """The oracle that a recipe asks for, if it asks for one.
+
+    Args:
+        asked: the recipe's section.
+        sources: where models and files are looked for.
+        where: what computes.
+        cache: folder for replies that cost money or time.
+        say: told what a person should know, such as replies that could not be read.
+    """
+    if asked is None:
+        return None
+    made = oracle(asked.name)
+    match asked:
+        case options.FunctionOracle():
+            return made(asked.function, sources.beside)
+        case options.RewardModelOracle():
+            model = sources.model(asked.model, asked.revision, "game.oracle.model")
+            return made(model, where.device, where.dtype, asked.batch_size, asked.max_length)
+        case options.PairRMOracle():
+            model = sources.model(asked.model, asked.revision, "game.oracle.model")
+            return made(model, where.device, where.dtype, asked.batch_size)
+        case options.JudgeOracle():
+            return made(asked.base_url, asked.model, cache, say, asked.api_key_env, concurrency=asked.concurrency)
