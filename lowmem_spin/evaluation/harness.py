@@ -1,0 +1,160 @@
+"""lm-evaluation-harness on the policies of a game: one loaded base, and in its slot the policy that is measured.
+
+Tasks, prompts, metrics and standard errors are the library's. Its numbers are those of its own command line.
+"""
+
+import contextlib
+import functools
+import io
+import math
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval import evaluator, utils
+from lm_eval.api.instance import Instance
+from lm_eval.defaults import DEFAULT_OTHER_SEED
+from lm_eval.models import huggingface
+from transformers import GenerationConfig
+
+from lowmem_spin.display import Display
+from lowmem_spin.engines.models import load_tokenizer
+from lowmem_spin.engines.slot import SlotLearner
+from lowmem_spin.evaluation.tasks import Loaded, samples_hash, seed
+from lowmem_spin.recipe import InputError
+from lowmem_spin.sources import Source
+
+HFLM: Any = huggingface.HFLM  # its decorators hide its type
+harness_evaluate: Any = evaluator.evaluate
+# It compiles a task's templates anew for every document: with a small model that was a third of the time.
+utils.env.from_string = functools.lru_cache(1024)(utils.env.from_string)  # type: ignore[method-assign]
+PACKAGES = ("lm-eval", "torch", "transformers", "peft", "bitsandbytes", "datasets")
+
+
+class _Counter:
+    """What the harness tells of every finished request, for the progress bar."""
+
+    def __init__(self, meter: Any) -> None:
+        self.meter = meter
+
+    def add_partial(self, *_: Any) -> None:
+        self.meter.advance(1)
+
+
+class Bench(HFLM):
+    """A learner's model as the harness knows models."""
+
+    def __init__(self, engine: SlotLearner, model: Source, display: Display) -> None:
+        recipe = engine.recipe
+        tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)  # one of its own: the harness changes it
+        base, size = engine.model.get_base_model(), recipe.runtime.scoring_batch_size
+        super().__init__(base, tokenizer=tokenizer, batch_size=size, trust_remote_code=recipe.model.trust_remote_code)
+        self.engine, self.display, self.label = engine, display, ""
+        self.own_generation = _generation(model, base)
+
+    @contextlib.contextmanager
+    def playing(self, adapter: Path | None, label: str) -> Iterator[None]:
+        """Be this policy. Answers end where the model's own files say, as with any other program that loads it."""
+        self.label = label
+        with self.engine.playing(adapter) as policy:
+            bare, policy.generation_config = policy.generation_config, self.own_generation
+            try:
+                yield
+            finally:
+                policy.generation_config = bare
+
+    @contextlib.contextmanager
+    def _counted(self, requests: Sequence[Instance]) -> Iterator[None]:
+        with self.display.stage("evaluate", self.label, len(requests)) as meter:
+            self.set_cache_hook(_Counter(meter))  # type: ignore[arg-type]
+            yield
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Log-probs of continuations; multiple choice comes here too."""
+        with self._counted(requests):
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Log-probs of whole texts."""
+        with self._counted(requests):
+            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Answers."""
+        with self._counted(requests):
+            return super().generate_until(requests, disable_tqdm=True)
+
+
+def _generation(model: Source, base: Any) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(model.location, revision=model.revision or "main")
+    except OSError:  # a model without generation_config.json
+        return GenerationConfig.from_model_config(base.config)
+
+
+def measure(bench: Bench, adapter: Path | None, loaded: Loaded, limit: int | None, name: str) -> dict[str, Any]:
+    """One policy on one task.
+
+    Args:
+        bench: the loaded base.
+        adapter: the policy's; None is the base.
+        loaded: the task with its data.
+        limit: how many documents of each task; None is all.
+        name: of the policy, for the progress bar.
+
+    Returns:
+        A record for the store: every metric with its standard error, None if there is none, and if the metric is the mean
+        of a number per document these numbers, so that two policies can be compared in pairs.
+    """
+    began, task = time.time(), loaded.task
+    results = _evaluate(bench, adapter, loaded, limit, f"{name} on {task.name}")
+    own, samples = results["results"][task.name], results["samples"]
+    rows = [row for name in sorted(samples) for row in samples[name]]
+    numbers = {metric: _number(own, metric, rows) for metric in own if "," in metric and "_stderr," not in metric}
+    shots = {results["n-shot"].get(name) for name in samples}
+    recorded = {
+        "task_version": results["versions"].get(task.name),
+        "task_hash": {name: samples_hash(rows) for name, rows in samples.items()},
+        "versions": {package: version(package) for package in PACKAGES},
+        "seconds": round(time.time() - began, 3),
+    }
+    shown = shots.pop() if len(shots) == 1 else None
+    return {"numbers": numbers, "count": own["sample_len"], "fewshot": shown, "own": task.own, "recorded": recorded}
+
+
+def _evaluate(bench: Bench, adapter: Path | None, loaded: Loaded, limit: int | None, label: str) -> Any:
+    """The harness's own results. Its longest rows come first: a batch that does not fit fails at once, and is halved."""
+    while True:
+        seed()
+        torch.manual_seed(DEFAULT_OTHER_SEED)
+        for leaf in loaded.harness["tasks"].values():
+            leaf.set_fewshot_seed(DEFAULT_OTHER_SEED)
+        with bench.playing(adapter, label), contextlib.redirect_stderr(io.StringIO()):  # its bars; ours is shown
+            try:
+                return harness_evaluate(lm=bench, task_dict=loaded.harness, limit=limit)
+            except torch.OutOfMemoryError:
+                size = int(bench.batch_size_per_gpu)
+        torch.cuda.empty_cache()
+        if size == 1:
+            raise InputError(f"{label}: a single row does not fit in this GPU's memory; use a larger one")
+        bench.batch_size_per_gpu = size // 2
+
+
+def _number(results: dict[str, Any], metric: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    name, _, filtered = metric.partition(",")
+    value, error = (_finite(results.get(key)) for key in (metric, f"{name}_stderr,{filtered}"))
+    found: dict[str, Any] = {"value": value, "stderr": error}
+    values = [row.get(name) for row in rows if row["filter"] == filtered]
+    if value is not None and values and all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+        plain = [float(v) for v in values if v is not None]
+        if math.isclose(sum(plain) / len(plain), value, rel_tol=1e-9, abs_tol=1e-12):
+            found["values"] = plain
+    return found
+
+
+def _finite(value: Any) -> float | None:
+    """A number, or None for "N/A", which the harness says where it has no standard error."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

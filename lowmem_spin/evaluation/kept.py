@@ -1,0 +1,72 @@
+"""benchmarks.jsonl in a run's folder: a line for every policy and task that is measured, which reports are made from."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowmem_spin.evaluation.health import Estimate
+from lowmem_spin.recipe import InputError
+
+FILE = "benchmarks.jsonl"
+Record = dict[str, Any]
+
+
+def keep(
+    folder: Path, policies: dict[str, str], records: dict[str, Record | None], suite: str, task: str, limit: int | None
+) -> None:
+    """Write the lines of one task in place of those that are there of it, and drop those of policies the game no longer has.
+
+    Args:
+        folder: the run's.
+        policies: {name: key} of the game.
+        records: what is stored of the task for each of these names, None where nothing is.
+        suite: that the task is of.
+        task: its name.
+        limit: documents that were asked for; None is all.
+    """
+    path, lines = folder / FILE, []
+    for name, record in records.items():
+        if record is not None:
+            about = {"name": name, "policy": policies[name], "suite": suite, "task": task, "limit": limit}
+            about |= {part: record[part] for part in ("fewshot", "own", "count", "recorded")}
+            base = None if name == "base" else records.get("base")
+            lines.append({**about, "numbers": {metric: _number(record, base, metric) for metric in record["numbers"]}})
+    shots = {line["fewshot"] for line in lines}
+    kept = [
+        line
+        for line in _lines(path)
+        if policies.get(line["name"]) == line["policy"]
+        and ((line["suite"], line["task"], line["limit"]) != (suite, task, limit) or line["fewshot"] not in shots)
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in [*kept, *lines])
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        (folder / "report.html").unlink(missing_ok=True)  # it shows other numbers
+        path.write_text(text, encoding="utf-8")
+
+
+def _lines(path: Path) -> list[Record]:
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError:
+        raise InputError(f"{path}: does not read back; delete it, its numbers are in the store and come back") from None
+
+
+def _number(record: Record, base: Record | None, metric: str) -> dict[str, float | None]:
+    """A number without its parts, and its difference from the base's: in pairs if both have a number per document."""
+    mine = record["numbers"][metric]
+    shown = {"value": mine["value"], "stderr": mine["stderr"]}
+    theirs = None if base is None else base["numbers"].get(metric)
+    if theirs is None or None in (mine["value"], theirs["value"]):
+        return shown
+    values, others = mine.get("values", []), theirs.get("values", [])
+    if len(values) == len(others) > 1:
+        apart = Estimate(np.array(values) - np.array(others))
+        return shown | {"gain": apart.mean, "gain_stderr": apart.error}
+    errors = mine["stderr"], theirs["stderr"]
+    error = None if None in errors else math.hypot(*errors)
+    return shown | {"gain": mine["value"] - theirs["value"], "gain_stderr": error}

@@ -1,0 +1,82 @@
+"""Measure a run's policies, or those of all points of a sweep, and show what is known of them now."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from lowmem_spin import evaluating, runs
+from lowmem_spin.display import Display
+from lowmem_spin.evaluating import SUITES, Asked
+from lowmem_spin.evaluation.kept import FILE
+from lowmem_spin.opening import Shared
+from lowmem_spin.recipe import InputError
+from lowmem_spin.report import benchmarks
+from lowmem_spin.report.page import write_page
+from lowmem_spin.report.reading import benchmarks as stored
+from lowmem_spin.report.reading import read
+from lowmem_spin.report.results import Run, Sweep
+from lowmem_spin.report.summary import NAMES, Grid, run_grid, sweep_table
+
+PAGE = "report.html"
+
+
+def evaluate(folder: Path, asked: Asked, iterate: str, display: Display) -> None:
+    """Measure what is asked; the recipe's benchmarks, or health and diversity, if nothing is.
+
+    Raises:
+        InputError: one line on what cannot be measured.
+    """
+    for name in asked.suites:
+        if name not in SUITES:
+            raise InputError(
+                f"--suite {name!r}: unknown; known here: {', '.join(SUITES)}. A task of the harness goes to --task"
+            )
+    sweep = (folder / "sweep.json").is_file()
+    folders = [run.folder for run in read(folder).runs.values()] if sweep else [folder]  # type: ignore[union-attr]
+    games = [runs.read(one) for one in folders]
+    if not games:
+        raise InputError(f"sweep {str(folder)!r}: no point is finished yet; `lowmem-spin sweep` goes on")
+    if not asked.suites and not asked.tasks:
+        own = evaluating.of_recipe(games[0].recipe)
+        asked = (
+            replace(own, limit=asked.limit, include=asked.include)
+            if own.suites or own.tasks
+            else replace(asked, suites=SUITES[1:])
+        )
+    shared = Shared()
+    try:
+        evaluating.benchmark([evaluating.of_run(game, iterate, shared, display) for game in games], asked, display)
+    finally:
+        shared.engines.close()
+    with display.timed("report"):
+        _show(folder, sweep, games, "health" in asked.suites, display)
+    display.say(display.time_line())
+
+
+def _show(folder: Path, sweep: bool, games: list[runs.Run], health: bool, display: Display) -> None:
+    finished = sweep or (folder / "metrics.jsonl").is_file()
+    results = read(folder) if finished else None
+    if health and not finished:
+        raise InputError(
+            f"--suite health: {str(folder)!r} is not played to its end; `lowmem-spin run {folder / 'recipe.yaml'}`"
+        )
+    if health and results is not None:
+        title = "Held-out results and health, ± 95% interval"
+        display.console.print(_narrow(run_grid(results)).table(title) if isinstance(results, Run) else sweep_table(results))
+    found = benchmarks.of_sweep(results) if isinstance(results, Sweep) else benchmarks.blocks(stored(folder, games[0].policies))
+    for block in found:
+        display.console.print(block.grid.table(block.title))
+        for line in [*block.verdict, block.note]:
+            display.say(line)
+    if results is not None:
+        for game in games:
+            if not (game.folder / PAGE).exists():  # it goes when a number in it changes
+                write_page(read(game.folder))
+        display.say(f"report   {write_page(results) if sweep else folder / PAGE}")
+    display.say(f"numbers  {folder / ('points/*' if sweep else '') / FILE}")
+
+
+def _narrow(grid: Grid) -> Grid:
+    """What of a run's table fits a terminal: the report has the rest."""
+    left_out = {NAMES[name] for name in ("kl_to_previous", "kl_from_base", "truncated", "identical")}
+    places = [place for place, heading in enumerate(grid.headings) if heading not in left_out]
+    return Grid([grid.headings[place] for place in places], [[row[place] for place in places] for row in grid.rows])

@@ -1,0 +1,242 @@
+"""Benchmarks as tables: the paper's Table 1, other tasks, diversity; of a run's policies or a sweep's last iterates."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from lowmem_spin.evaluation.leaderboard import COLUMNS, PAPER, PAPER_SOURCE
+from lowmem_spin.report.plots import COLORS, DASHES, Line, Panel, lines
+from lowmem_spin.report.results import Benchmark, Run, Sweep
+from lowmem_spin.report.statistics import Value, over, within_noise
+from lowmem_spin.report.summary import Grid, plainly
+
+SHARES = {"acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "truncated", "distinct_1", "distinct_2"}  # in percent
+TITLES = {"leaderboard": "Open LLM Leaderboard v1", "tasks": "Other tasks", "diversity": "Length and diversity"}
+LEGEND = (
+    "± is the half-width of a 95% interval over documents or prompts; over seeds, by Student's t, where there are several. "
+    "Differences are from the base, document by document; noise means that the interval holds 0."
+)
+NOTES = {
+    "diversity": "Each policy's answers to held-out prompts, with the sampling of the game. Words are cut by sacrebleu's "
+    "tokeniser 13a; self-BLEU is sacrebleu's with n-grams up to 3 (lower is more diverse), distinct-n the share of distinct "
+    "n-grams among a prompt's answers (higher is more diverse).",
+}
+MEASURES = {
+    "length": "length, tokens",
+    "truncated": "truncated, %",
+    "distinct_1": "distinct-1, %",
+    "distinct_2": "distinct-2, %",
+    "self_bleu_3": "self-BLEU-3",
+}
+AVERAGE = "Average"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One policy, or one configuration over its seeds: numbers by column."""
+
+    name: str
+    values: dict[str, Value]
+    gains: dict[str, Value]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The tables of one suite: the numbers, and their differences from the base."""
+
+    title: str
+    grid: Grid
+    gains: Grid | None
+    verdict: list[str]  # in words: which differences are noise
+    note: str
+    columns: list[str]
+    rows: list[Row] = field(repr=False)  # of the grid that were measured here
+    percent: frozenset[str] = frozenset()  # columns in percent
+
+    def markdown(self) -> list[str]:
+        """Heading, tables and notes."""
+        grids = [self.grid, *([self.gains] if self.gains else [])]
+        said = "\n".join(f"- {plainly(line)}" for line in self.verdict)
+        return [f"## {self.title}", "", *(grid.markdown() for grid in grids), said, "", plainly(self.note), ""]
+
+
+def blocks(found: Sequence[Benchmark]) -> list[Block]:
+    """A run's benchmarks, a row per policy in their order."""
+    names = list(dict.fromkeys(one.name for one in found))
+    return _blocks(found, lambda mine: [_row(name, [one for one in mine if one.name == name]) for name in names])
+
+
+def of_sweep(sweep: Sweep) -> list[Block]:
+    """The base, then the last iterate of every configuration over its seeds."""
+    every = [one for run in sweep.runs.values() for one in run.benchmarks]
+
+    def rows(mine: Sequence[Benchmark]) -> list[Row]:
+        known = set(map(id, mine))
+
+        def of(run: Run, name: str) -> Row:
+            return _row(name, [one for one in run.benchmarks if id(one) in known and one.name == name])
+
+        base = _over("base", [of(run, "base") for run in sweep.runs.values()], shared=True)
+        last = {c.label: [of(run, run.last.name) for run in c.runs.values()] for c in sweep.finished}
+        return [base, *(_over(label, seeds) for label, seeds in last.items())]
+
+    return _blocks(every, rows)
+
+
+def _blocks(found: Sequence[Benchmark], rows: Callable[[Sequence[Benchmark]], list[Row]]) -> list[Block]:
+    groups: dict[tuple[str, int | None], list[Benchmark]] = {}
+    suites = list(dict.fromkeys([*TITLES, *(one.suite for one in found)]))
+    for one in sorted(found, key=lambda one: suites.index(one.suite)):
+        groups.setdefault((one.suite, one.limit), []).append(one)
+    return [_block(suite, limit, mine, [row for row in rows(mine) if row.values]) for (suite, limit), mine in groups.items()]
+
+
+def _block(suite: str, limit: int | None, found: Sequence[Benchmark], rows: list[Row]) -> Block:
+    shares = frozenset(column for one in found for metric, column in _columns(one) if _metric(metric) in SHARES)
+    columns = list(dict.fromkeys(column for one in found for _, column in _columns(one)))
+    if suite == "leaderboard":
+        columns = [*(column.heading for column in COLUMNS), AVERAGE]
+        rows = [_with_average(row) for row in rows]
+        shares |= {AVERAGE}
+    cells = [[row.name, *(_cell(row.values.get(c), c in shares) for c in columns)] for row in rows]
+    headings = ["policy", *columns]
+    comparable = suite == "leaderboard" and limit is None
+    if comparable:
+        cells += _paper(found)
+    changed = [row for row in rows if row.gains]
+    gains = [[row.name, *(_cell(row.gains.get(c), c in shares, "+") for c in columns)] for row in changed]
+    title = TITLES.get(suite, suite) + (f", the first {limit} documents of each task" if limit else "")
+    return Block(
+        title,
+        Grid(headings, cells),
+        Grid(["difference", *columns], gains) if gains else None,
+        [line for row in changed for line in _verdict(row)],
+        " ".join(_notes(suite, limit, found)),
+        columns,
+        rows,
+        shares,
+    )
+
+
+def _columns(one: Benchmark) -> Iterable[tuple[str, str]]:
+    """(metric, heading) of the numbers of a benchmark that are shown."""
+    if one.suite == "leaderboard":
+        return [(c.metric, c.heading) for c in COLUMNS if c.task == one.task and c.metric in one.values]
+    if one.suite == "diversity":
+        return [(metric, MEASURES.get(metric, metric)) for metric in one.values]
+    shots = "" if one.fewshot is None else f" {one.fewshot}-shot"
+    return [(metric, f"{one.task}{shots} {metric.removesuffix(',none').replace(',', ' ')}") for metric in one.values]
+
+
+def _metric(name: str) -> str:
+    return name.partition(",")[0]
+
+
+def _row(name: str, found: Sequence[Benchmark]) -> Row:
+    values = {column: one.values[metric] for one in found for metric, column in _columns(one)}
+    gains = {column: one.gains[metric] for one in found for metric, column in _columns(one) if metric in one.gains}
+    return Row(name, values, gains)
+
+
+def _over(name: str, rows: Sequence[Row], shared: bool = False) -> Row:
+    """Over seeds, where all of them have the number. `shared`: of one policy, whose equal numbers are one and the same."""
+
+    def together(numbers: Sequence[dict[str, Value]]) -> dict[str, Value]:
+        columns = dict.fromkeys(column for of_one in numbers for column in of_one)
+        found = {column: [of_one[column] for of_one in numbers if column in of_one] for column in columns}
+        if shared:
+            return {column: over(list(dict.fromkeys(values))) for column, values in found.items()}
+        return {column: over(values) for column, values in found.items() if len(values) == len(numbers)}
+
+    return Row(name, together([row.values for row in rows]), together([row.gains for row in rows]))
+
+
+def _with_average(row: Row) -> Row:
+    return Row(row.name, _average(row.values), _average(row.gains))
+
+
+def _average(values: dict[str, Value]) -> dict[str, Value]:
+    """The six with their plain mean, if they are all there; its parts are of different documents, so independent."""
+    if not all(column.heading in values for column in COLUMNS):
+        return values
+    parts = [values[column.heading] for column in COLUMNS]
+    error = math.sqrt(sum(part.error**2 for part in parts)) / len(parts)
+    return values | {AVERAGE: Value(fmean(part.mean for part in parts), error, max(part.reach for part in parts))}
+
+
+def _paper(found: Sequence[Benchmark]) -> list[list[str]]:
+    """The paper's rows, in the columns whose task was measured here as the leaderboard has it."""
+    same = {one.task for one in found if not one.own}
+    shown = [column.task in same for column in COLUMNS]
+    if not any(shown):
+        return []
+    shown.append(all(shown))
+    return [
+        [name, *(f"{number:.2f}" if here else "" for number, here in zip(numbers, shown, strict=True))]
+        for name, numbers in PAPER.items()
+    ]
+
+
+def _notes(suite: str, limit: int | None, found: Sequence[Benchmark]) -> list[str]:
+    notes = [NOTES[suite]] if suite in NOTES else []
+    if suite == "diversity":
+        notes.append(f"{max(one.count for one in found)} prompts.")
+    versions = sorted({one.versions["lm-eval"] for one in found if "lm-eval" in one.versions})
+    if versions:
+        notes.append(f"lm-evaluation-harness {', '.join(versions)}.")
+    if suite == "leaderboard":
+        shots = ", ".join(f"{c.heading} {c.fewshot}-shot {c.metric.removesuffix(',none').replace(',', ' ')}" for c in COLUMNS)
+        notes.append(f"{shots}; in percent, and their plain mean.")
+        own = sorted({one.task for one in found if one.own})
+        if own:
+            notes.append(f"Of your own YAML, so not compared with the paper: {', '.join(own)}.")
+        if limit is None and len(own) < len({one.task for one in found}):
+            notes.append(
+                f"The paper's rows are {PAPER_SOURCE}, taken with the harness of its time; it gives no errors. "
+                "Only the tasks that were measured here on all documents are shown."
+            )
+    return notes
+
+
+def _verdict(row: Row) -> list[str]:
+    """Which differences from the base are more than noise."""
+    sides: dict[str, list[str]] = {"above": [], "below": [], "within noise of": []}
+    for column, gain in row.gains.items():
+        side = "within noise of" if within_noise(gain) else "above" if gain.mean > 0 else "below"
+        sides[side].append(column.removesuffix(", %").removesuffix(", tokens"))
+    parts = [f"{side} the base on {', '.join(columns)}" for side, columns in sides.items() if columns]
+    return [f"{row.name} is {'; '.join(parts)}."] if parts else []
+
+
+def _cell(value: Value | None, percent: bool, sign: str = "") -> str:
+    """A number with the half-width of its 95% interval; a difference says when it is none to speak of."""
+    if value is None:
+        return ""
+    scale = 100 if percent else 1
+    mean = f"{round(scale * value.mean, 2) + 0.0:{sign}.2f}"  # + 0.0: there is no -0.00
+    shown = mean if math.isnan(value.half) else f"{mean} ±{scale * value.half:.2f}"
+    return shown + (" (noise)" if sign and within_noise(value) else "")
+
+
+def panels(found: Sequence[Block]) -> list[Panel]:
+    """The shares of each block over its rows, with their intervals, where there is more than one row."""
+    drawn = []
+    for place, block in enumerate(found):
+        columns = [c for c in block.columns if c in block.percent and all(c in row.values for row in block.rows)]
+        columns = columns[: len(COLORS)]
+        if len(block.rows) < 2 or not columns:
+            continue
+        series = [_line(block.rows, column, color) for column, color in zip(columns, COLORS, strict=False)]
+        names = [row.name.replace("iterate ", "it. ") for row in block.rows]
+        caption = f"{block.title}. Bands: 95% intervals."
+        drawn.append(lines("Benchmarks", f"benchmark_{place}", f"{block.title}, %", caption, series, names, percent=True))
+    return drawn
+
+
+def _line(rows: Sequence[Row], column: str, color: str) -> Line:
+    values = [row.values[column] for row in rows]
+    halves = [0.0 if math.isnan(value.half) else value.half for value in values]
+    means = [value.mean for value in values]
+    lows, highs = ([m + sign * h for m, h in zip(means, halves, strict=True)] for sign in (-1, 1))
+    return Line(column, means, lows, highs, color, DASHES[0])

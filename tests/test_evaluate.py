@@ -1,0 +1,490 @@
+"""Benchmarks of a played sweep's policies: the harness's own numbers, each computed once, and what a report makes of them."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from games import open_hf, save_slot, shake_slot
+from peft import PeftModel
+from rich.console import Console
+from scipy import stats
+from test_report import Page, cells, check_offline
+from test_run import SMALL
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from lowmem_spin import gc, grid, runs
+from lowmem_spin.display import Display, TimeIsUpError
+from lowmem_spin.evaluating import Asked, benchmark, of_run
+from lowmem_spin.evaluation import diversity
+from lowmem_spin.evaluation.leaderboard import COLUMNS
+from lowmem_spin.evaluation.tasks import Catalogue
+from lowmem_spin.living.evaluate import evaluate
+from lowmem_spin.opening import Shared
+from lowmem_spin.recipe import InputError
+from lowmem_spin.recipe_file import find
+from lowmem_spin.report.benchmarks import blocks
+from lowmem_spin.report.page import write_all
+from lowmem_spin.report.reading import read
+from lowmem_spin.report.results import Run
+from lowmem_spin.runner import run as play
+from lowmem_spin.sources import Source
+from lowmem_spin.sweep import Entry, Sweep
+from lowmem_spin.sweep import play as play_sweep
+
+SWEEP = "game-sweep"
+NAMES = ("skills_choice", "skills_answer")
+WRITTEN = "<bos><user>{{prompt}}<end_of_turn><model>"
+
+
+def write_tasks(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Two tasks as a user would write them: one by log-probs with an example before each question, one by answering."""
+    folder.mkdir()
+    for place, row in enumerate(rows):
+        row["choices"] = [row["completion"], *(rows[(place + step) % len(rows)]["completion"] for step in (1, 2, 3))]
+    for name in NAMES:
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    choice = {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": 0, "num_fewshot": 1}
+    choice |= {"fewshot_split": "test", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]}
+    answer = {"output_type": "generate_until", "doc_to_target": "{{completion}}", "metric_list": [{"metric": "exact_match"}]}
+    answer |= {"generation_kwargs": {"until": ["\n"], "max_gen_toks": 20}}
+    for name, task in zip(NAMES, (choice, answer), strict=True):
+        data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / f"{name}.jsonl")}}}
+        shape = {"test_split": "test", "doc_to_text": WRITTEN, "target_delimiter": "", "metadata": {"version": 2.0}}
+        (folder / f"{name}.yaml").write_text(json.dumps({"task": name, **data, **shape, **task}))  # JSON is YAML
+    hard = {"include": "skills_choice.yaml", "task": "skills_hard", "doc_to_text": "{{prompt}} is ", "num_fewshot": 0}
+    (folder / "hard.yaml").write_text(json.dumps(hard))
+    group = {"group": "skills", "task": ["skills_choice", "skills_hard"], "aggregate_metric_list": [{"metric": "acc"}]}
+    (folder / "skills.yaml").write_text(json.dumps(group))
+
+
+@pytest.fixture(scope="module")
+def home(quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A played sweep of two points that share their base, diversity measured at its end; and tasks."""
+    folder = tmp_path_factory.mktemp("home")
+    rows = [json.loads(line) for line in (quickstart / "heldout.jsonl").read_text().splitlines()[:40]]
+    (folder / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_tasks(folder / "tasks", rows)
+    values = {
+        **SMALL,
+        "game.iterations": 1,
+        "game.pairs": 48,
+        "evaluation.health_prompts": 8,
+        "model.quantization": "none",
+        "evaluation.path": folder / "heldout.jsonl",
+    }
+    values |= {"output.store": folder / "store", "output.dir": folder / "game", "evaluation.benchmarks": "[diversity]"}
+    recipe, overrides = find("quickstart"), [f"{name}={value}" for name, value in values.items()]
+    axes = {"training.learning_rate": [3e-3, 1e-3]}
+    entries = [Entry(point) for point in grid.points(recipe, overrides, axes, 1)]
+    play_sweep(Sweep("quickstart", folder / SWEEP, axes, [42], entries), recipe.parent, quiet())
+    return folder
+
+
+def quiet() -> Display:
+    return Display(Console(quiet=True))
+
+
+def points(home: Path) -> list[Path]:
+    return sorted((home / SWEEP / "points").iterdir(), reverse=True)
+
+
+def lines(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    read_back = [json.loads(line) for line in (folder / "benchmarks.jsonl").read_text().splitlines()]
+    return {(line["name"], line["task"]): line for line in read_back}
+
+
+@pytest.fixture(scope="module")
+def measured(home: Path) -> Path:
+    """The home after `evaluate` on the whole sweep."""
+    evaluate(home / SWEEP, Asked(tasks=NAMES, include=home / "tasks"), "all", quiet())
+    return home
+
+
+def command(base: Path, tasks: Path, out: Path, adapter: Path | None) -> subprocess.Popen[str]:
+    """The harness by itself."""
+    model = f"pretrained={base},dtype=float32" + (f",peft={adapter}" if adapter else "")
+    asked = ["--model", "hf", "--model_args", model, "--tasks", ",".join(NAMES), "--include_path", str(tasks)]
+    asked += ["--batch_size", "2", "--device", "cpu", "--output_path", str(out), "--log_samples"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "lm_eval", *asked], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_the_numbers_are_those_of_the_harness_by_itself(quickstart: Path, measured: Path, tmp_path: Path) -> None:
+    first, second = points(measured)
+    policies = {"base": None, "iterate 0": first / "iterates" / "0"}
+    started = {n: command(quickstart / "base", measured / "tasks", tmp_path / n, adapter) for n, adapter in policies.items()}
+    found, expected = lines(first), {}
+    for name, process in started.items():
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+        (results,) = (tmp_path / name).rglob("results_*.json")
+        expected[name] = json.loads(results.read_text())
+    for name, theirs in expected.items():
+        for task in NAMES:
+            ours, about = found[name, task]["numbers"], found[name, task]
+            metrics = {key: value for key, value in theirs["results"][task].items() if "," in key}
+            assert {key for key in metrics if "_stderr" not in key} == ours.keys()
+            for metric, number in ours.items():
+                assert number["value"] == metrics[metric]
+                assert number["stderr"] == metrics[metric.replace(",", "_stderr,")]
+            assert about["fewshot"] == theirs["n-shot"][task] == (1 if task == "skills_choice" else 0)
+            assert about["recorded"]["task_hash"] == {task: theirs["task_hashes"][task]}
+            assert about["recorded"]["task_version"] == theirs["versions"][task] == 2.0
+            assert about["count"] == 40
+    values = [found[name, "skills_answer"]["numbers"]["exact_match,none"]["value"] for name in policies]
+    assert values[0] != values[1]  # two policies, not one under two names
+    assert found["base", "skills_choice"] == lines(second)["base", "skills_choice"]
+    assert found["iterate 0", "skills_answer"]["policy"] != lines(second)["iterate 0", "skills_answer"]["policy"]
+
+
+def test_a_4_bit_base_measures_as_peft_on_transformers(quickstart: Path, home: Path, tmp_path: Path) -> None:
+    import lm_eval
+    from lm_eval.models import huggingface
+
+    from lowmem_spin.evaluation.harness import Bench, measure
+
+    engine = open_hf(quickstart / "base")
+    shake_slot(engine, scale=0.1)
+    adapter = save_slot(engine, tmp_path / "adapter")
+    bench, catalogue = (
+        Bench(engine, Source(str(quickstart / "base"), None, "test"), quiet()),
+        Catalogue(home / "tasks", NAMES, ""),
+    )
+    names = (*NAMES, "skills")
+    tasks = [catalogue.load(task) for name in names for task in catalogue.tasks(name, None)]
+    ours = [[measure(bench, policy, task, 20, "")["numbers"] for task in tasks] for policy in (adapter, None, adapter)]
+    assert ours[0] == ours[2] != ours[1]
+
+    four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(quickstart / "base", quantization_config=four_bit, dtype="float32")
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    tokenizer = AutoTokenizer.from_pretrained(quickstart / "base")
+    model = PeftModel.from_pretrained(model, str(adapter)).eval()
+    stock: Any = huggingface.HFLM  # the decorators of these two hide their types
+    by_the_harness: Any = lm_eval.simple_evaluate
+    given = {"model": stock(model, tokenizer=tokenizer, batch_size=4), "task_manager": catalogue.manager}
+    theirs = by_the_harness(**given, tasks=list(NAMES), limit=20)["results"]
+    theirs |= by_the_harness(**given, tasks=["skills"], limit=20)["results"]
+    assert len(ours[0][2]["acc,none"]["values"]) == 40
+    for name, numbers in zip(names, ours[0], strict=True):
+        assert {metric: number["stderr"] for metric, number in numbers.items()} == {
+            metric: theirs[name][metric.replace(",", "_stderr,")] for metric in numbers
+        }
+        assert {metric: number["value"] for metric, number in numbers.items()} == {m: theirs[name][m] for m in numbers}
+
+
+def stored(home: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (home / "store" / "results").rglob("*.json")}
+
+
+def asked(home: Path, **changes: Any) -> Asked:
+    return Asked(**{"tasks": NAMES, "include": home / "tasks"} | changes)
+
+
+def measure_run(folder: Path, question: Asked, iterate: str, display: Display) -> None:
+    """`evaluate` without its tables and pages."""
+    benchmark([of_run(runs.read(folder), iterate, Shared(), display)], question, display)
+
+
+def added(home: Path, folder: Path, question: Asked, iterate: str = "all") -> int:
+    """How many results measuring adds to the store; it changes none that is there."""
+    before, display = stored(home), quiet()
+    measure_run(folder, question, iterate, display)
+    after = stored(home)
+    assert {path: after[path] for path in before if path in after} == {path: before[path] for path in before if path in after}
+    assert ("evaluate" in display.seconds) == (after.keys() != before.keys())
+    return len(after.keys() - before.keys())
+
+
+def test_nothing_is_measured_twice(measured: Path, tmp_path: Path) -> None:
+    home = Path(shutil.copytree(measured, tmp_path / "home", symlinks=True))
+    for path in [*(home / SWEEP).rglob("recipe.yaml"), *(home / "tasks").glob("*.yaml")]:
+        path.write_text(path.read_text().replace(str(measured), str(home)))
+    first, second = points(home)
+    assert added(home, first, asked(home)) == added(home, second, asked(home)) == 0  # though the tasks' folder moved
+    assert len(stored(home)) == 3 * 3  # base and two iterates; two tasks and diversity
+    assert added(home, first, asked(home, limit=5), "base") == 2
+    assert added(home, second, asked(home, limit=5)) == 2  # the base is shared
+    assert added(home, first, asked(home, tasks=NAMES[:1], fewshot=2), "base") == 1
+    assert lines(first)["base", NAMES[0]]["fewshot"] == 2
+    text = (home / "tasks" / "skills_choice.jsonl").read_text()
+    (home / "tasks" / "skills_choice.jsonl").write_text(text.replace("upper: ", "UPPER: "))
+    assert added(home, first, asked(home), "base") == 1  # other data: another task
+    (home / "tasks" / "skills_choice.jsonl").write_text(text)
+    assert added(home, first, asked(home), "base") == 0
+    damaged = sorted(path for path in stored(home) if path.parent.name == runs.read(first).policies["iterate 0"])
+    damaged[0].write_text("{")
+    damaged[1].write_text(damaged[1].read_text().replace('"maker": "', '"maker": "other'))
+    good = {path: path.read_bytes() for path in stored(measured)}
+    measure_run(first, asked(home, suites=("diversity",)), "all", quiet())
+    again = {path: path.read_bytes() for path in damaged}
+    for path, content in again.items():
+        before = json.loads(good[measured / path.relative_to(home)])
+        assert json.loads(content)["numbers"] == before["numbers"]
+        assert json.loads(content)["maker"] == before["maker"]
+    assert len(list((home / "store" / "aside").iterdir())) == 2
+
+
+def test_what_was_measured_before_a_stop_is_kept(home: Path, tmp_path: Path) -> None:
+    for name in ("store", SWEEP):
+        shutil.copytree(
+            home / name, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("results", "benchmarks.jsonl")
+        )
+    for path in (tmp_path / SWEEP).rglob("recipe.yaml"):
+        path.write_text(path.read_text().replace(str(home), str(tmp_path)))
+    run, hurried = points(tmp_path)[0], quiet()
+    hurried.deadline = 0.0
+    with pytest.raises(TimeIsUpError):
+        measure_run(run, asked(home, tasks=NAMES[1:]), "all", hurried)
+    assert len(stored(tmp_path)) == 1
+    assert added(tmp_path, run, asked(home, tasks=NAMES[1:])) == 1
+    assert lines(run).keys() == {(name, NAMES[1]) for name in ("base", "iterate 0")}
+
+
+def test_gains_are_taken_document_by_document(measured: Path) -> None:
+    run = points(measured)[0]
+    values = {}
+    for name, key in runs.read(run).policies.items():
+        records = [json.loads(path.read_text()) for path in (measured / "store" / "results" / key).glob("*.json")]
+        (values[name],) = [r["numbers"]["exact_match,none"]["values"] for r in records if "exact_match,none" in r["numbers"]]
+    apart = np.array(values["iterate 0"]) - np.array(values["base"])
+    number = lines(run)["iterate 0", "skills_answer"]["numbers"]["exact_match,none"]
+    assert math.isclose(number["gain"], apart.mean())
+    assert math.isclose(number["gain_stderr"], float(stats.sem(apart)))
+    assert "gain" not in lines(run)["base", "skills_answer"]["numbers"]["exact_match,none"]
+
+
+def test_diversity_is_of_sixteen_answers_to_each_prompt(home: Path) -> None:
+    """Measured when the sweep ended; from the store's own files."""
+    run = runs.read(points(home)[0])
+    for name, key in run.policies.items():
+        found = lines(run.folder)[name, "diversity"]
+        rows = [
+            row
+            for manifest in (home / "store" / "completions").glob("*/manifest.json")
+            if (about := json.loads(manifest.read_text())["asked"])["policy"] == key and about["sampling"]["temperature"] == 1
+            for file in manifest.parent.glob("*.parquet")
+            for row in pq.read_table(file).to_pylist()
+        ]
+        of_prompt: dict[str, dict[int, Any]] = {}
+        for row in rows:
+            of_prompt.setdefault(row["prompt_id"], {})[row["sample"]] = row
+        several = [list(samples.values()) for samples in of_prompt.values() if len(samples) > 1]
+        assert [len(samples) for samples in several] == [16] * 8
+        lengths = [np.mean([len(row["tokens"]) for row in samples]) for samples in several]
+        words = [[row["text"] for row in samples] for samples in several]
+        bleus = [diversity.self_bleu(texts) for texts in words]
+        for measure, values in (("length", lengths), ("self_bleu_3", bleus)):
+            assert math.isclose(found["numbers"][measure]["value"], np.mean(values))
+            assert math.isclose(found["numbers"][measure]["stderr"], float(stats.sem(values)))
+        assert found["count"] == 8
+
+
+def test_self_bleu_and_distinct_against_nltk_and_by_hand() -> None:
+    from nltk.translate.bleu_score import sentence_bleu
+
+    texts = ["the cat sat on the mat today", "a cat sat on the mat", "the cat sat on a red mat today", "the dog sat on the mat"]
+    cut = [text.split() for text in texts]
+    theirs = [100 * sentence_bleu(cut[:i] + cut[i + 1 :], cut[i], weights=(1 / 3,) * 3) for i in range(4)]  # type: ignore[misc]
+    assert math.isclose(diversity.self_bleu(texts), float(np.mean(theirs)))
+    assert diversity.self_bleu(["abc", "abc", "abc"]) == 100
+    assert diversity.self_bleu(["", ""]) == 100
+    assert diversity.self_bleu(["one two three", "four five six"]) < 40
+    assert diversity.distinct(["a b a", "a b"], 1) == 2 / 5
+    assert diversity.distinct(["a b a", "a b"], 2) == 2 / 3
+    assert diversity.distinct(["(a) b."], 1) == 1  # 13a cuts off punctuation: ( a ) b .
+    assert diversity.distinct(["a", ""], 2) is None
+
+
+def test_gc_frees_results_of_policies_that_no_run_has(measured: Path) -> None:
+    first, second = points(measured)
+    own = runs.read(second).policies["iterate 0"]
+    unused = gc.unused(measured / "store", gc.used([first]))
+    assert [item.path.name for item in unused if item.kind == "results"] == [own]
+    assert not [item for item in gc.unused(measured / "store", gc.used([first, second])) if item.kind == "results"]
+
+
+@pytest.mark.parametrize(
+    ("question", "iterate", "line"),
+    [
+        ({"suites": ["leaderbord"]}, "all", "--suite 'leaderbord': unknown; known here: leaderboard, health, diversity"),
+        ({}, "3", "--iterate '3': '"),
+        ({"include": "nowhere"}, "base", "--include-path: no folder 'nowhere'"),
+        ({"include": "."}, "base", "--include-path: '.' has no task: no YAML file there"),
+        ({"tasks": ["torn"]}, "base", "--task 'torn': does not load (FileNotFoundError: "),
+        ({"tasks": ["skill"]}, "base", "--task 'skill': lm-evaluation-harness has no such task, and '"),
+        ({"tasks": [], "suites": ["leaderboard"]}, "base", "--suite leaderboard 'arc_challenge': does not load ("),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, question: dict[str, Any], iterate: str, line: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    shutil.copytree(home / "tasks", tmp_path / "tasks")
+    torn = json.loads((home / "tasks" / "skills_answer.yaml").read_text()) | {"task": "torn"}
+    torn["dataset_kwargs"] = {"data_files": {"test": str(tmp_path / "gone.jsonl")}}
+    (tmp_path / "tasks" / "torn.yaml").write_text(json.dumps(torn))
+    (run := tmp_path / "run").mkdir()
+    for name in ("run.json", "recipe.yaml"):
+        shutil.copy(points(home)[0] / name, run / name)
+    before = stored(home)
+    full: dict[str, Any] = {"tasks": NAMES, "include": tmp_path / "tasks"} | question
+    full["include"] = Path(full["include"])
+    with pytest.raises(InputError) as error:
+        evaluate(run, Asked(**full), iterate, quiet())
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
+    assert stored(home) == before
+    assert not (run / "benchmarks.jsonl").exists()
+
+
+def test_without_the_extra_one_line_says_what_to_install(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(points(home)[0], tmp_path / "run", symlinks=False)
+    done = without(["lm_eval"], ["evaluate", str(tmp_path / "run"), "--suite", "leaderboard"])
+    line = "--suite leaderboard: lm-evaluation-harness is not installed; `pip install 'lowmem-spin[eval]'`\n"
+    assert (done.returncode, done.stderr) == (2, f"error: {line}")
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(InputError, match=r"--suite diversity: sacrebleu is not installed; `pip install 'lowmem-spin\[eval\]'`"):
+        evaluate(tmp_path / "run", Asked(["diversity"]), "all", quiet())
+    recipe = runs.read(tmp_path / "run").recipe  # refused before a game is played
+    for name, missing in (("diversity", "sacrebleu"), ("gsm8k", "lm-evaluation-harness")):
+        asked_for = recipe.evaluation.model_copy(update={"benchmarks": [name]})
+        with pytest.raises(InputError, match=f"evaluation.benchmarks: {missing} is not installed"):
+            play(recipe.model_copy(update={"evaluation": asked_for}), tmp_path, quiet())
+
+
+def without(modules: list[str], arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """A command where these modules are not installed."""
+    hidden = f"import sys; sys.modules.update(dict.fromkeys({modules})); from lowmem_spin.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", hidden, *arguments], capture_output=True, text=True, check=False)
+
+
+def leaderboard(run: Path, limit: int | None = None, own: bool = False, left_out: str = "") -> list[dict[str, Any]]:
+    """Made-up results of the six tasks, as `evaluate` would write them."""
+    made = []
+    for place, (name, key) in enumerate(runs.read(run).policies.items()):
+        for column in COLUMNS:
+            index = COLUMNS.index(column)
+            number = {"value": 0.3 + 0.05 * index + 0.02 * place, "stderr": 0.004 + 0.001 * index}
+            gain = {"gain": 0.02, "gain_stderr": 0.005 * (1 + index)} if place else {}
+            about = {"name": name, "policy": key, "suite": "leaderboard", "task": column.task, "limit": limit, "own": own}
+            about |= {"fewshot": column.fewshot, "count": 1000, "recorded": {"versions": {"lm-eval": "0.4.13"}}}
+            if column.heading != left_out:
+                made.append({**about, "numbers": {column.metric: {**number, **gain}}})
+    return made
+
+
+@pytest.fixture
+def run(home: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(points(home)[0], tmp_path / "run", symlinks=False))
+
+
+def report(run: Path, made: list[dict[str, Any]]) -> str:
+    (run / "benchmarks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
+    write_all(read(run))
+    check_offline(Page(run / "report.html"))
+    return (run / "report.md").read_text()
+
+
+def test_table_1_is_laid_out_as_the_papers(run: Path) -> None:
+    text = report(run, leaderboard(run))
+    assert "| policy | ARC | TruthfulQA | Winogrande | GSM8K | HellaSwag | MMLU | Average |" in text
+    table = text[text.index("Open LLM Leaderboard v1") :]
+    values, errors = np.arange(6) * 5 + 32.0, np.arange(6) * 0.1 + 0.4
+    mine = [f"{v:.2f} ±{1.96 * e:.2f}" for v, e in zip(values, errors, strict=True)]
+    average = f"{values.mean():.2f} ±{1.96 * np.sqrt((errors**2).sum()) / 6:.2f}"
+    between, against = table.split("| difference", 1)
+    assert cells(between, "iterate 0") == ["iterate 0", *mine, average]
+    # Table 1 of arXiv 2404.04291, averages as printed there.
+    assert cells(between, "paper: history 2, iterate 2")[1:] == ["50.09", "33.86", "66.22", "21.23", "73.65", "40.54", "47.60"]
+    assert cells(between, "paper: history 1, iterate 0")[1:] == ["49.32", "33.15", "65.98", "18.20", "72.10", "41.03", "46.63"]
+    apart = cells(against, "iterate 0")[1:]
+    assert apart[0] == f"+2.00 ±{1.96 * 0.5:.2f}"
+    assert ["(noise)" in cell for cell in apart] == [1.96 * 0.5 * (1 + i) > 2 for i in range(6)] + [False]
+    assert apart[6] == f"+2.00 ±{1.96 * np.sqrt(((0.5 * np.arange(1, 7)) ** 2).sum()) / 6:.2f}"
+    said = "iterate 0 is above the base on ARC, TruthfulQA, Average; within noise of the base on Winogrande, GSM8K"
+    assert said in Page(run / "report.html").words
+    assert (run / "report_benchmark_0.png").is_file()
+
+
+def table_1(run: Path, made: list[dict[str, Any]]) -> str:
+    (run / "benchmarks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
+    results = read(run)
+    assert isinstance(results, Run)
+    (block,) = blocks(results.benchmarks)
+    return "\n".join(block.markdown())
+
+
+def test_the_paper_is_beside_what_is_the_same_and_nothing_else(run: Path) -> None:
+    assert "| paper" in table_1(run, leaderboard(run))
+    limited = table_1(run, leaderboard(run, limit=100))
+    assert "| paper" not in limited
+    assert "the first 100 documents of each task" in limited
+    mine = table_1(run, leaderboard(run, own=True))
+    assert "| paper" not in mine
+    assert "Of your own YAML" in mine
+    table = table_1(run, leaderboard(run, left_out="GSM8K")).split("| difference")[0]
+    assert cells(table, "paper: history 2, iterate 0")[1:] == ["48.98", "33.00", "65.35", "", "72.20", "41.01", ""]
+    assert cells(table, "iterate 0")[4] == cells(table, "iterate 0")[7] == ""  # no average of five
+
+
+def test_a_report_needs_neither_torch_nor_the_harness(run: Path) -> None:
+    (run / "benchmarks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in leaderboard(run)))
+    hidden = ["torch", "transformers", "lm_eval", "sacrebleu"]
+    done = without(hidden, ["report", str(run)])
+    assert done.returncode == 0, done.stderr
+    assert "paper: history 1, iterate 2" in Page(run / "report.html").words
+    with (run / "benchmarks.jsonl").open("a") as file:
+        file.write('{"name": "base"')
+    done = without(hidden, ["report", str(run)])
+    assert done.returncode == 2
+    assert "benchmarks.jsonl: line 13 is not a whole record of a benchmark" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def seeds(home: Path, tmp_path: Path) -> Iterator[Path]:
+    """A sweep of one configuration over three seeds, with made-up leaderboard results."""
+    listed = []
+    for seed, shift in enumerate((0.0, 0.01, 0.05)):
+        name = f"seed-{seed}"
+        folder = Path(shutil.copytree(points(home)[0], tmp_path / "points" / name, symlinks=False))
+        made = leaderboard(folder)
+        for line in made:
+            if line["name"] == "iterate 0":
+                line["policy"] = f"key {seed}"
+                for number in line["numbers"].values():
+                    number["value"] += shift
+                    number["gain"] += shift
+        (folder / "benchmarks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
+        for file in ("run.json", "metrics.jsonl"):
+            key = runs.read(points(home)[0]).policies["iterate 0"]
+            (folder / file).write_text((folder / file).read_text().replace(key, f"key {seed}"))
+        listed.append({"name": name, "values": {"seed": seed}, "dir": f"points/{name}", "status": "finished", "error": None})
+    (tmp_path / "sweep.json").write_text(json.dumps({"recipe": "q", "axes": {}, "seeds": [0, 1, 2], "points": listed}))
+    yield tmp_path
+
+
+def test_a_sweep_has_intervals_over_its_seeds(seeds: Path) -> None:
+    write_all(read(seeds))
+    check_offline(Page(seeds / "report.html"))
+    text = (seeds / "report.md").read_text()
+    table, against = text[text.index("Open LLM Leaderboard v1") :].split("| difference", 1)
+    arcs = np.array([32.0, 33.0, 37.0])
+    half = stats.t.ppf(0.975, 2) * stats.sem(arcs)
+    assert cells(table, "base")[1] == f"30.00 ±{1.96 * 0.4:.2f}"  # one policy: its own error
+    assert cells(table, "the recipe")[1] == f"{arcs.mean():.2f} ±{half:.2f}"
+    assert cells(against, "the recipe")[1] == f"+4.00 ±{half:.2f} (noise)"
