@@ -102,6 +102,11 @@ class Shape:
 
 def read_shape(model: Source) -> Shape:
     """The shape of a local or hub model, without importing torch."""
+    return Shape.of(read_config(model))
+
+
+def read_config(model: Source) -> dict[str, Any]:
+    """The part of config.json that is about the decoder."""
     if model.local:
         path = Path(model.location) / "config.json"
     else:
@@ -109,7 +114,7 @@ def read_shape(model: Source) -> Shape:
 
         path = Path(hf_hub_download(model.location, "config.json", revision=model.revision))
     config = json.loads(path.read_text())
-    return Shape.of(config.get("text_config", config))
+    return config.get("text_config", config)
 
 
 Terms = dict[str, float]

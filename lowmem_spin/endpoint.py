@@ -32,6 +32,23 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def part(field: str, name: str) -> str:
+    """How a user calls a part of `field`: a recipe's field has a dot, a command's option a dash."""
+    return f"{field}-{name.replace('_', '-')}" if field.startswith("--") else f"{field}.{name}"
+
+
+def check_key(field: str, name: str) -> str:
+    """The key in an environment variable.
+
+    Raises:
+        InputError: there is none.
+    """
+    key = os.environ.get(name, "").strip()
+    if not key:
+        raise InputError(f"{part(field, 'api_key_env')}: the environment variable {name!r} is not set; export it")
+    return key
+
+
 class NoReplyError(Exception):
     """One request has no reply, after all its tries or because the server refuses it; others may have theirs."""
 
@@ -64,7 +81,7 @@ class Endpoint:
         base_url: of the API, up to and with its version: https://host/v1.
         model: by its name there.
         cache: a folder for the replies, shared by any endpoints and processes.
-        field: where a recipe speaks of it; InputErrors name `field`.base_url, .model or .api_key_env.
+        field: where a recipe or a command speaks of it; InputErrors name the `part` of it that is wrong.
         api_key_env: the environment variable with the key; None sends none, as for a local server.
         extra: more fields of every request, such as top_p, seed, or max_completion_tokens where max_tokens is refused.
         concurrency: how many requests are under way at once.
@@ -111,9 +128,9 @@ class Endpoint:
         try:
             url = httpx.URL(self.base_url)
         except httpx.InvalidURL as error:
-            raise InputError(f"{self.field}.base_url: {self.base_url!r} is no address: {error}") from None
+            raise InputError(f"{part(self.field, 'base_url')}: {self.base_url!r} is no address: {error}") from None
         if url.scheme not in ("http", "https") or not url.host:
-            raise InputError(f"{self.field}.base_url: {self.base_url!r} is no address; it looks like https://host/v1")
+            raise InputError(f"{part(self.field, 'base_url')}: {self.base_url!r} is no address; it looks like https://host/v1")
         return url
 
     def _connected(self) -> httpx.Client:
@@ -123,9 +140,7 @@ class Endpoint:
             return self._client
 
     def _connect(self) -> httpx.Client:
-        key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else None
-        if key == "":
-            raise InputError(f"{self.field}.api_key_env: the environment variable {self.api_key_env!r} is not set; export it")
+        key = check_key(self.field, self.api_key_env) if self.api_key_env else None
         return httpx.Client(
             base_url=self._url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -140,6 +155,19 @@ class Endpoint:
             client, self._client = self._client, None
         if client is not None:
             client.close()
+
+    def reach(self) -> None:
+        """Ask the server what it serves, to know before long work that it is there and takes the key.
+
+        Raises:
+            InputError: it cannot be reached, or refuses.
+        """
+        try:
+            response = self._connected().get("models")
+        except httpx.RequestError as error:
+            raise self._unreachable(error) from None
+        if response.status_code in (401, 403):
+            raise self._refusal(response)
 
     def ask(self, messages: Messages, temperature: float | None = 0.0, max_tokens: int | None = 1024) -> str:
         """The text of the reply, from disk or from the server; None as a limit or temperature leaves it to the server.
@@ -205,10 +233,9 @@ class Endpoint:
         try:
             response = client.post("chat/completions", json=body)
         except httpx.RequestError as error:
-            why = str(error) or type(error).__name__
             if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and not self._spoke:
-                raise InputError(f"{self.field}.base_url: {self.base_url!r} cannot be reached: {why}") from None
-            raise _PassingError(why) from error
+                raise self._unreachable(error) from None
+            raise _PassingError(str(error) or type(error).__name__) from error
         self._spoke = True
         if response.status_code != 200:
             raise self._refusal(response)
@@ -216,20 +243,26 @@ class Endpoint:
         self._agreed = True
         return text
 
+    def _unreachable(self, error: httpx.RequestError) -> InputError:
+        why = str(error) or type(error).__name__
+        return InputError(f"{part(self.field, 'base_url')}: {self.base_url!r} cannot be reached: {why}")
+
     def _refusal(self, response: httpx.Response) -> Exception:
         """What an answer other than 200 means: for this try, this request, or all of them."""
         status, (why, code) = response.status_code, _complaint(response)
         said = f"{status}, {why}" if why else str(status)
         if status == 401 or (status == 403 and not self._agreed):
             remedy = f"look at {self.api_key_env}" if self.api_key_env else "name the variable that holds a key"
-            return InputError(f"{self.field}.api_key_env: {self.base_url!r} refuses: {said}; {remedy}")
+            return InputError(f"{part(self.field, 'api_key_env')}: {self.base_url!r} refuses: {said}; {remedy}")
         if status == 402 or code == "insufficient_quota":
-            return InputError(f"{self.field}.api_key_env: the account at {self.base_url!r} has no credit: {said}")
+            return InputError(f"{part(self.field, 'api_key_env')}: the account at {self.base_url!r} has no credit: {said}")
         unknown = self.model in why and (status == 404 or (status == 400 and not self._agreed))
         if unknown or code == "model_not_found":
-            return InputError(f"{self.field}.model: {self.base_url!r} does not serve {self.model!r}: {said}")
+            return InputError(f"{part(self.field, 'model')}: {self.base_url!r} does not serve {self.model!r}: {said}")
         if status in (404, 405) or status < 400:
-            return InputError(f"{self.field}.base_url: {self.base_url!r} has no chat endpoint: {said}; it mostly ends in /v1")
+            return InputError(
+                f"{part(self.field, 'base_url')}: {self.base_url!r} has no chat endpoint: {said}; it mostly ends in /v1"
+            )
         if status not in PASSING and status < 500:
             return NoReplyError(said)
         wait = _retry_after(response.headers.get("retry-after"))

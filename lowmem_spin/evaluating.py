@@ -5,33 +5,23 @@ Each result is kept under (policy, task, settings), so none is computed twice, w
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin import runs
-from lowmem_spin.data import Rows
+from lowmem_spin import judging
 from lowmem_spin.display import Display
-from lowmem_spin.engines import Machine
 from lowmem_spin.evaluation import diversity
-from lowmem_spin.evaluation.health import Held
-from lowmem_spin.evaluation.kept import keep
 from lowmem_spin.evaluation.tasks import Catalogue, Loaded, Task, check_installed
-from lowmem_spin.game import sampling
-from lowmem_spin.keys import digest
-from lowmem_spin.opening import Game, Shared, split
-from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.judging import Judged
+from lowmem_spin.opening import Game
+from lowmem_spin.played import Played, of_game
+from lowmem_spin.recipe import Recipe
 from lowmem_spin.rows import Prompt
-from lowmem_spin.runs import Run
-from lowmem_spin.sources import Source
-from lowmem_spin.stages import Evaluate, Sampling
-from lowmem_spin.store import Store
-from lowmem_spin.tables import Tables
-from lowmem_spin.tenants import Choices, Pool, Tenants, choose
 
-SUITES = ("leaderboard", "health", "diversity")
-Answering = tuple[Tables, Held, Sampling]
+SUITES = ("leaderboard", *judging.SUITES, "health", "diversity")
+FREE = ("health", "diversity")  # suites that need nothing but the game's own rows
 
 
 @dataclass(frozen=True)
@@ -44,6 +34,7 @@ class Asked:
     fewshot: int | None = None  # of `tasks`; None is each task's own number
     include: Path | None = None  # folder with task YAMLs
     option: str = "--task"  # where the names of tasks come from, for messages
+    judged: Judged = field(default_factory=Judged)
 
     @property
     def harness(self) -> bool:
@@ -59,134 +50,29 @@ class Asked:
         return Catalogue(self.include, self.tasks, self.option)
 
 
-@dataclass(frozen=True)
-class Played:
-    """A game of which policies are measured."""
+def of_recipe(recipe: Recipe, beside: Path) -> Asked:
+    """What a recipe wants to be measured when its game is over. Its paths are beside it, or from here."""
+    given = recipe.evaluation
+    suites, tasks = ([name for name in given.benchmarks if (name in SUITES) == known] for known in (True, False))
 
-    folder: Path
-    recipe: Recipe
-    model: Source
-    where: Machine
-    store: Store
-    base: str
-    base_adapter: Path | None
-    policies: dict[str, str]  # name -> key: all that a report may show
-    wanted: list[str]  # names of those to measure, trained all
-    pool: Pool
-    answering: Callable[[], Answering]  # called only if the game's generator is needed
+    def path(name: str | None) -> Path | None:
+        return None if name is None else beside / name if (beside / name).exists() else Path(name)
 
-    def adapter(self, name: str) -> Path | None:
-        """The policy's adapter folder; None is the frozen base as it is."""
-        key = self.policies[name]
-        if key == self.base:
-            return self.base_adapter
-        folder = self.store.adapter(key)
-        if folder is None:
-            raise RuntimeError(f"{name} is measured before it is trained")
-        return folder
-
-    def result(self, asked: dict[str, Any]) -> dict[str, Any] | None:
-        """What is stored of what was asked."""
-        key = asked["policy"]
-        if key != self.base and self.store.adapter(key) is None:
-            return None
-        return self.store.result(key, digest(asked), self._maker(key))
-
-    def ensure(self, asked: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
-        """Make sure that the store has the result of what was asked."""
-        if self.result(asked) is not None:
-            return
-        key, policy = digest(asked), asked["policy"]
-        with self.store.writing(key):
-            if self.result(asked) is None:
-                self.store.commit_result(policy, key, {"asked": asked, "maker": self._maker(policy), **measure()})
-
-    def keep(self, suite: str, task: str, limit: int | None, asks: Callable[[str], dict[str, Any]]) -> None:
-        """Write what is stored of a task for all policies to the game's folder; `asks` names it by the policy's key."""
-        keep(self.folder, self.policies, {n: self.result(asks(key)) for n, key in self.policies.items()}, suite, task, limit)
-
-    def _maker(self, key: str) -> str:
-        return "base" if key == self.base else self.store.maker(key)
-
-    def tenants(self, display: Display) -> Tenants:
-        """transformers on the base, whatever the game was played with."""
-        shelf = self.store.root / "weights"
-        return Tenants(self.recipe, self.model, Choices(self.where, "hf", "hf"), shelf, display, self.pool)
+    judged = Judged(given.judge, path(given.mtbench), path(given.alpaca), prefix="evaluation.")
+    return Asked(suites, tasks, option="evaluation.benchmarks", judged=judged)
 
 
-def of_run(run: Run, iterate: str, shared: Shared, display: Display) -> Played:
-    """A run's folder. `iterate` is a policy's number or name, or "all": the base and the iterates trained so far.
-
-    Raises:
-        InputError: its store or base is not here, or there is no such policy.
-    """
-    store = runs.open_store(run, lambda line: display.say(line, "yellow"))
-    model, given = runs.model(run, store), run.recipe.model.adapter
-    names = ["base", *runs.trained(run, store)] if iterate == "all" else [iterate]
-    wanted = [runs.policy(run, store, name).name for name in names]
-    base_adapter = Path(given) if given else None
-
-    def answering() -> Answering:
-        held = _held(run, store)
-        choices = choose(run.recipe, store.root, display)
-        inputs = replace(run.inputs, generator=choices.identities(run.recipe)[0])  # of this machine
-        tenants = Tenants(run.recipe, model, choices, store.root / "weights", display, shared.engines)
-        knobs, learner = run.recipe.runtime, inputs.learner
-        sizes = knobs.generation_batch_size, knobs.scoring_batch_size
-        tables = Tables(store, inputs.base, base_adapter, learner, tenants, display, *sizes, {})
-        return tables, held, sampling(run.recipe, inputs)
-
-    where = runs.here(run)
-    places = run.folder, run.recipe, model, where, store, run.inputs.base, base_adapter
-    return Played(*places, run.policies, wanted, shared.engines, answering)
-
-
-def _held(run: Run, store: Store) -> Held:
-    """The run's held-out rows, as they were prepared for it."""
-    tables = [store.read(store.data(name)) for name in run.record.get("data", [])]
-    if not tables or any(table is None for table in tables):
-        again = f"`lowmem-spin run {run.folder / 'recipe.yaml'}`"
-        raise InputError(f"run {str(run.folder)!r}: its held-out rows are not in {store.root}; {again} prepares them again")
-    rows = [Rows(table) for table in tables if table is not None]
-    return split(run.recipe, rows[0], rows[1] if len(rows) > 1 else None)[1]
-
-
-def of_game(game: Game) -> Played:
-    """A game that this process has played."""
-    policies = {stage.name: stage.policy for stage in game.stages if isinstance(stage, Evaluate)}
-    trained = {name for name, key in policies.items() if name.startswith("iterate ") and game.store.adapter(key)}
-    measured = [name for name in policies if name == "base" or name in trained]  # a brake may have ended the game
-    found, tables = game.found, game.tables
-    return Played(
-        game.folder,
-        game.recipe,
-        found.model,
-        found.choices.where,
-        game.store,
-        game.inputs.base,
-        tables.base_adapter,
-        policies,
-        measured,
-        game.tenants.pool,
-        lambda: (tables, game.held, sampling(game.recipe, game.inputs)),
-    )
-
-
-def of_recipe(recipe: Recipe) -> Asked:
-    """What a recipe wants to be measured when its game is over."""
-    names = recipe.evaluation.benchmarks
-    suites, tasks = ([name for name in names if (name in SUITES) == known] for known in (True, False))
-    return Asked(suites, tasks, option="evaluation.benchmarks")
-
-
-def check(recipe: Recipe) -> None:
+def check(game: Game) -> None:
     """Refuse before a game is played what could not be measured after it."""
-    asked = of_recipe(recipe)
+    recipe, asked = game.recipe, of_recipe(game.recipe, game.found.beside)
     if "diversity" in asked.suites:
         diversity.check(recipe.generation.temperature, asked.option)
     if asked.harness:
         check_installed(asked.option)
     _check_names(tuple(asked.tasks), asked.option)
+    for suite in judging.SUITES:
+        if suite in asked.suites:
+            judging.check(suite, asked.judged, game.store.root)
 
 
 @functools.cache
@@ -199,12 +85,12 @@ def _check_names(names: tuple[str, ...], option: str) -> None:
 
 def at_the_end(games: Sequence[Game], display: Display) -> None:
     """Measure what the recipes ask for; the games share it where they share policies."""
-    by_names: dict[tuple[str, ...], list[Game]] = {}
+    alike: dict[str, tuple[Asked, list[Game]]] = {}
     for game in games:
-        by_names.setdefault(tuple(game.recipe.evaluation.benchmarks), []).append(game)
-    for names, group in by_names.items():
-        if names:
-            benchmark([of_game(game) for game in group], of_recipe(group[0].recipe), display)
+        asked = of_recipe(game.recipe, game.found.beside)
+        alike.setdefault(repr(asked), (asked, []))[1].append(game)
+    for asked, group in alike.values():
+        benchmark([of_game(game) for game in group], asked, display)
 
 
 def benchmark(games: Sequence[Played], asked: Asked, display: Display) -> None:
@@ -212,6 +98,10 @@ def benchmark(games: Sequence[Played], asked: Asked, display: Display) -> None:
     if "diversity" in asked.suites:
         for game in games:
             _diversity(game, asked.limit or diversity.PROMPTS, display)
+    for suite in judging.SUITES:
+        if suite in asked.suites:
+            for game in games:
+                judging.measure(suite, game, asked.judged, asked.limit, display)
     if not asked.harness:
         return
     check_installed("--suite leaderboard" if "leaderboard" in asked.suites else asked.option)
@@ -230,7 +120,8 @@ def benchmark(games: Sequence[Played], asked: Asked, display: Display) -> None:
 
 def _diversity(game: Played, count: int, display: Display) -> None:
     diversity.check(game.recipe.generation.temperature, "--suite diversity")
-    tables, held, drawn = game.answering()
+    answering = game.answering()
+    tables, held, drawn = answering.tables, answering.held, answering.sampling
     prompts = [Prompt(held.rows.ids[place], held.rows.prompt(place)) for place in held.health[:count]]
     for name in game.wanted:
         policy = game.policies[name]

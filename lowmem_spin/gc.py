@@ -73,6 +73,8 @@ def used(folders: Iterable[Path]) -> Used:
             for kind, key in _keys(run, stage):
                 found.keys[kind].add(key)
         found.keys["results"].update(run.policies.values())
+        for kind, keys in runs.used(folder).items():
+            found.keys[kind].update(keys)
         _add_files(found, run)
     return found
 

@@ -32,6 +32,7 @@ class Found:
     held: Source | None
     choices: Choices
     oracle: Oracle | None
+    beside: Path  # the recipe's folder
 
     @property
     def base(self) -> str:
@@ -77,7 +78,7 @@ def find(recipe: Recipe, sources: Sources, choices: Choices, say: Callable[[str]
     path = recipe.evaluation.path
     held = None if path is None else sources.data(path, None, "evaluation.path")
     oracle = choose_oracle(recipe.game.oracle, sources, choices.where, sources.memory.parent / "judge", say)
-    return Found(recipe, model, adapter, train, held, choices, oracle)
+    return Found(recipe, model, adapter, train, held, choices, oracle, sources.beside)
 
 
 def split(recipe: Recipe, rows: Rows, held_rows: Rows | None) -> tuple[list[int], Held]:

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from lowmem_spin import rules
+from lowmem_spin.options import JudgeOracle
 from lowmem_spin.section import InputError, Section, printable
 
 __all__ = ["InputError", "Recipe", "printable"]
@@ -154,8 +155,14 @@ class Evaluation(Section):
     compare_sft: bool = False
     """Also fine-tune plainly on the same rows for as many steps, as the yardstick."""
     benchmarks: list[str] = Field(default_factory=list)
-    """What `lowmem-spin evaluate` measures on every policy when the game is over: leaderboard, diversity, or any
-    task of lm-evaluation-harness by its name."""
+    """What `lowmem-spin evaluate` measures on every policy when the game is over: leaderboard, mtbench, alpaca,
+    diversity, or any task of lm-evaluation-harness by its name."""
+    judge: JudgeOracle | None = None
+    """Who grades mtbench and alpaca; null leaves the answers ungraded."""
+    mtbench: str | None = None
+    """Folder with FastChat's MT-Bench files; null is mtbench in output.store."""
+    alpaca: str | None = None
+    """Instructions with a baseline's outputs in AlpacaEval's format; null is the official file from the hub."""
 
 
 class Runtime(Section):

@@ -56,7 +56,7 @@ class Player:
         self.game, self.display, self.counted = game, display, counted
         self.healths: list[Health] = []
         self.stopped: Stop | None = None
-        evaluating.check(game.recipe)
+        evaluating.check(game)
         write_record(game)
         trained = [stage.policy for stage in game.stages if isinstance(stage, Train)]
         recipe = game.recipe

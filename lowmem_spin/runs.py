@@ -1,6 +1,7 @@
 """A run folder: which game it holds, where its store is, and which adapter each of its policies has."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from lowmem_spin.recipe import InputError, Recipe
 from lowmem_spin.recipe_file import load
 from lowmem_spin.sources import Source, Sources, base_key
 from lowmem_spin.stages import Inputs
-from lowmem_spin.store import Notice, Store
+from lowmem_spin.store import Notice, Store, write_json
+
+USED = "benchmarks_use.json"
 
 
 @dataclass(frozen=True)
@@ -120,3 +123,22 @@ def here(run: Run) -> Machine:
     """Where to compute; the types are the game's. No optimiser is needed, so one that needs a GPU is no obstacle."""
     training = run.recipe.training.model_copy(update={"optim": "adamw_torch"})
     return machine(run.recipe.model_copy(update={"training": training}))
+
+
+def note_used(folder: Path, kind: str, keys: Iterable[str]) -> None:
+    """Note tables of the store that this run's benchmarks are made from, so that gc leaves them."""
+    known = used(folder)
+    every = {**known, kind: sorted({*known.get(kind, []), *keys})}
+    if every != known:
+        write_json(folder / USED, every)
+
+
+def used(folder: Path) -> dict[str, list[str]]:
+    """{kind: keys} of the tables of the store that a run's benchmarks are made from."""
+    path = folder / USED
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise InputError(f"{path}: does not read back; delete it, `lowmem-spin evaluate` writes it again") from None

@@ -75,6 +75,13 @@ class Tables:
         self.generation_batch, self.scoring_batch = generation_batch, scoring_batch
         self._open = opened
 
+    def with_engines(self, engines: Engines) -> "Tables":
+        """The same tables, computed by other engines."""
+        sizes = self.generation_batch, self.scoring_batch
+        return Tables(
+            self.store, self.base, self.base_adapter, self.learner_identity, engines, self.progress, *sizes, self._open
+        )
+
     def adapter(self, policy: str) -> Path | None:
         """The policy's adapter folder; None is the frozen base as it is."""
         if policy == self.base:

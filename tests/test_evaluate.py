@@ -22,12 +22,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from lowmem_spin import gc, grid, runs
 from lowmem_spin.display import Display, TimeIsUpError
-from lowmem_spin.evaluating import Asked, benchmark, of_run
+from lowmem_spin.evaluating import Asked, benchmark
 from lowmem_spin.evaluation import diversity
 from lowmem_spin.evaluation.leaderboard import COLUMNS
 from lowmem_spin.evaluation.tasks import Catalogue
 from lowmem_spin.living.evaluate import evaluate
 from lowmem_spin.opening import Shared
+from lowmem_spin.played import of_run
 from lowmem_spin.recipe import InputError
 from lowmem_spin.recipe_file import find
 from lowmem_spin.report.benchmarks import blocks

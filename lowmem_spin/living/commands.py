@@ -1,4 +1,4 @@
-"""The commands on a game that was played: evaluate, chat, export, serve, gc. Heavy imports are inside them, as in cli.py."""
+"""The commands on a game that was played: evaluate, arena, chat, export, serve, gc. Heavy imports stay inside, as in cli.py."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -22,13 +22,22 @@ Iterate = Annotated[
     str | None, typer.Option(metavar="K", help="An iterate's number, or base. Without it, the last one trained.")
 ]
 
+JudgeAddress = Annotated[
+    str | None, typer.Option(help="Any OpenAI-compatible endpoint, for instance http://localhost:8000/v1.", show_default=False)
+]
+JudgeModel = Annotated[str | None, typer.Option(help="The judge's name there.", show_default=False)]
+JudgeKey = Annotated[str | None, typer.Option(help="Environment variable with its key, if it needs one.", show_default=False)]
+JudgeConcurrency = Annotated[int, typer.Option(min=1, help="Questions to the judge under way at a time.")]
+
 
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN_OR_SWEEP", help="The folder of a run or a sweep.", show_default=False)],
     suite: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help="leaderboard, health, diversity. Without it and --task: the recipe's."),
+        typer.Option(
+            metavar="NAME,...", help="leaderboard, mtbench, alpaca, health, diversity. Without it and --task: the recipe's."
+        ),
     ] = None,
     task: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Any task of lm-evaluation-harness; again for more.")
@@ -37,6 +46,16 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first n documents of each task, or n prompts.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Of each --task, instead of its own number.")] = None,
     include_path: Annotated[Path | None, typer.Option(help="Folder with task YAMLs of your own.")] = None,
+    judge_base_url: JudgeAddress = None,
+    judge_model: JudgeModel = None,
+    judge_api_key_env: JudgeKey = None,
+    judge_concurrency: JudgeConcurrency = 8,
+    mtbench: Annotated[Path | None, typer.Option(help="Folder with FastChat's MT-Bench files; the store's without it.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch FastChat's files into that folder first.")] = False,
+    alpaca: Annotated[
+        Path | None, typer.Option(help="Instructions with a baseline's outputs as AlpacaEval has them; its own without it.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of mtbench's (1024) and alpaca's (2048) answers.")] = None,
 ) -> None:
     """Measure policies on benchmarks, all on one loaded base. What the store has is not measured again."""
     import signal
@@ -45,15 +64,47 @@ def evaluate(
 
     from lowmem_spin.display import Display
     from lowmem_spin.evaluating import Asked
+    from lowmem_spin.judging import Judged, judge
     from lowmem_spin.living.evaluate import evaluate as measure
 
     display = Display(Console())
     signal.signal(signal.SIGINT, display.interrupt)
     suites = [name.strip() for name in (suite or "").split(",") if name.strip()]
+    asked_of = judge(judge_base_url, judge_model, judge_api_key_env, judge_concurrency)
+    judged = Judged(asked_of, mtbench, alpaca, max_new_tokens, download)
     try:
-        measure(run, Asked(suites, task or [], limit, num_fewshot, include_path), iterate, display)
+        measure(run, Asked(suites, task or [], limit, num_fewshot, include_path, judged=judged), iterate, display)
     except KeyboardInterrupt:
         display.say("interrupted; what is measured is stored, run the same command again to go on", "yellow")
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def arena(
+    run: RunFolder,
+    prompts: Annotated[Path | None, typer.Option(help="JSONL with prompt or messages; without it, held-out rows.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Of how many prompts.")] = 64,
+    judge_base_url: JudgeAddress = None,
+    judge_model: JudgeModel = None,
+    judge_api_key_env: JudgeKey = None,
+    judge_concurrency: JudgeConcurrency = 8,
+) -> None:
+    """Let the base and all iterates answer the same prompts, and a judge compare every two answers in both orders."""
+    import signal
+
+    from rich.console import Console
+
+    from lowmem_spin.display import Display
+    from lowmem_spin.judging import Judged, judge
+    from lowmem_spin.living.arena import arena as play
+
+    display = Display(Console())
+    signal.signal(signal.SIGINT, display.interrupt)
+    judged = Judged(judge(judge_base_url, judge_model, judge_api_key_env, judge_concurrency))
+    try:
+        play(run, prompts, limit, judged, display)
+    except KeyboardInterrupt:
+        display.say("interrupted; what is judged is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None
 
 

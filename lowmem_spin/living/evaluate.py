@@ -3,11 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lowmem_spin import evaluating, runs
+from lowmem_spin import evaluating, judging, runs
 from lowmem_spin.display import Display
-from lowmem_spin.evaluating import SUITES, Asked
+from lowmem_spin.evaluating import FREE, SUITES, Asked
 from lowmem_spin.evaluation.kept import FILE
 from lowmem_spin.opening import Shared
+from lowmem_spin.played import of_run
 from lowmem_spin.recipe import InputError
 from lowmem_spin.report import benchmarks
 from lowmem_spin.report.page import write_page
@@ -36,15 +37,13 @@ def evaluate(folder: Path, asked: Asked, iterate: str, display: Display) -> None
     if not games:
         raise InputError(f"sweep {str(folder)!r}: no point is finished yet; `lowmem-spin sweep` goes on")
     if not asked.suites and not asked.tasks:
-        own = evaluating.of_recipe(games[0].recipe)
-        asked = (
-            replace(own, limit=asked.limit, include=asked.include)
-            if own.suites or own.tasks
-            else replace(asked, suites=SUITES[1:])
-        )
+        own = evaluating.of_recipe(games[0].recipe, folders[0])
+        names = (own.suites, own.tasks) if own.suites or own.tasks else (FREE, ())
+        asked = replace(asked, suites=names[0], tasks=names[1], option=own.option)
+    asked = replace(asked, judged=judging.filled(asked.judged, evaluating.of_recipe(games[0].recipe, folders[0]).judged))
     shared = Shared()
     try:
-        evaluating.benchmark([evaluating.of_run(game, iterate, shared, display) for game in games], asked, display)
+        evaluating.benchmark([of_run(game, iterate, shared, display) for game in games], asked, display)
     finally:
         shared.engines.close()
     with display.timed("report"):
@@ -72,7 +71,8 @@ def _show(folder: Path, sweep: bool, games: list[runs.Run], health: bool, displa
             if not (game.folder / PAGE).exists():  # it goes when a number in it changes
                 write_page(read(game.folder))
         display.say(f"report   {write_page(results) if sweep else folder / PAGE}")
-    display.say(f"numbers  {folder / ('points/*' if sweep else '') / FILE}")
+    if any((game.folder / FILE).exists() for game in games):
+        display.say(f"numbers  {folder / ('points/*' if sweep else '') / FILE}")
 
 
 def _narrow(grid: Grid) -> Grid:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.endpoint import Endpoint, NoReplyError
+from lowmem_spin.endpoint import Endpoint, NoReplyError, part
 from lowmem_spin.keys import digest
 from lowmem_spin.preference import Question, Weightless, of_pairs
 from lowmem_spin.recipe import InputError
@@ -84,7 +84,7 @@ class Judge(Weightless):
     ) -> None:
         missing = {"conversation", "answer_a", "answer_b"} - set(PLACES.findall(prompt))
         if missing:
-            raise InputError(f"{field}.prompt: it has no {{{min(missing)}}}, so the judge would not see it")
+            raise InputError(f"{part(field, 'prompt')}: it has no {{{min(missing)}}}, so the judge would not see it")
         self.field, self.prompt, self.tries, self.say = field, prompt, tries, say
         self.temperature, self.max_tokens = temperature, max_tokens
         self.endpoint = Endpoint(base_url, model, cache, field, api_key_env, extra, concurrency, timeout, retries, backoff)
@@ -175,7 +175,7 @@ class Judge(Weightless):
         if self.failed > BOUND * max(self.orders, least):
             subject, _, cause = self._cause.partition(": ")
             count = f"{self.failed} of {self.orders} judgements failed"
-            raise InputError(f"{self.field}.{subject}: {count}, at most {BOUND:.0%} may; the last: {cause}")
+            raise InputError(f"{part(self.field, subject)}: {count}, at most {BOUND:.0%} may; the last: {cause}")
 
     def _report(self) -> None:
         if self.failed and not self._said:

@@ -6,18 +6,26 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from lowmem_spin.evaluation.leaderboard import COLUMNS, PAPER, PAPER_SOURCE
-from lowmem_spin.report.plots import COLORS, DASHES, Line, Panel, lines
+from lowmem_spin.report.plots import COLORS, DASHES, GREY, Line, Panel, lines, radar
 from lowmem_spin.report.results import Benchmark, Run, Sweep
 from lowmem_spin.report.statistics import Value, over, within_noise
 from lowmem_spin.report.summary import Grid, plainly
 
-SHARES = {"acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "truncated", "distinct_1", "distinct_2"}  # in percent
+SHARES = {"acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "truncated", "distinct_1", "distinct_2"}
+SHARES |= {"failed", "win rate", "length-controlled win rate"}  # in percent, these all
+JUDGED = {"mtbench", "alpaca"}  # suites whose tasks' names say who judged; each has a block of its own
 TITLES = {"leaderboard": "Open LLM Leaderboard v1", "tasks": "Other tasks", "diversity": "Length and diversity"}
 LEGEND = (
     "± is the half-width of a 95% interval over documents or prompts; over seeds, by Student's t, where there are several. "
     "Differences are from the base, document by document; noise means that the interval holds 0."
 )
 NOTES = {
+    "mtbench": "Single-answer grading from 1 to 10 with FastChat's prompts; the mean is over both turns of every question, "
+    "intervals are over questions. Failed judgements, those without a score, are left out. Scores of one judge do not compare "
+    "with those of another.",
+    "alpaca": "Each answer beside the baseline's, in both orders; a tie is half a win. AlpacaEval's leaderboard has another "
+    "protocol (one order, the log-probs of one token of gpt-4-turbo): run alpaca_eval on the files in alpaca/ to compare with "
+    "it. Lengths are in characters.",
     "diversity": "Each policy's answers to held-out prompts, with the sampling of the game. Words are cut by sacrebleu's "
     "tokeniser 13a; self-BLEU is sacrebleu's with n-grams up to 3 (lower is more diverse), distinct-n the share of distinct "
     "n-grams among a prompt's answers (higher is more diverse).",
@@ -30,6 +38,7 @@ MEASURES = {
     "self_bleu_3": "self-BLEU-3",
 }
 AVERAGE = "Average"
+OVERALL = {"score", "turn 1", "turn 2", "failed, %"}  # columns of MT-Bench that are no category
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class Block:
     columns: list[str]
     rows: list[Row] = field(repr=False)  # of the grid that were measured here
     percent: frozenset[str] = frozenset()  # columns in percent
+    graded: tuple[str, ...] = ()  # columns that are MT-Bench's categories, graded from 1 to 10
 
     def markdown(self) -> list[str]:
         """Heading, tables and notes."""
@@ -85,14 +95,15 @@ def of_sweep(sweep: Sweep) -> list[Block]:
 
 
 def _blocks(found: Sequence[Benchmark], rows: Callable[[Sequence[Benchmark]], list[Row]]) -> list[Block]:
-    groups: dict[tuple[str, int | None], list[Benchmark]] = {}
+    groups: dict[tuple[str, str, int | None], list[Benchmark]] = {}
     suites = list(dict.fromkeys([*TITLES, *(one.suite for one in found)]))
     for one in sorted(found, key=lambda one: suites.index(one.suite)):
-        groups.setdefault((one.suite, one.limit), []).append(one)
-    return [_block(suite, limit, mine, [row for row in rows(mine) if row.values]) for (suite, limit), mine in groups.items()]
+        title = one.task if one.suite in JUDGED else TITLES.get(one.suite, one.suite)
+        groups.setdefault((one.suite, title, one.limit), []).append(one)
+    return [_block(*kind, mine, [row for row in rows(mine) if row.values]) for kind, mine in groups.items()]
 
 
-def _block(suite: str, limit: int | None, found: Sequence[Benchmark], rows: list[Row]) -> Block:
+def _block(suite: str, title: str, limit: int | None, found: Sequence[Benchmark], rows: list[Row]) -> Block:
     shares = frozenset(column for one in found for metric, column in _columns(one) if _metric(metric) in SHARES)
     columns = list(dict.fromkeys(column for one in found for _, column in _columns(one)))
     if suite == "leaderboard":
@@ -106,9 +117,9 @@ def _block(suite: str, limit: int | None, found: Sequence[Benchmark], rows: list
         cells += _paper(found)
     changed = [row for row in rows if row.gains]
     gains = [[row.name, *(_cell(row.gains.get(c), c in shares, "+") for c in columns)] for row in changed]
-    title = TITLES.get(suite, suite) + (f", the first {limit} documents of each task" if limit else "")
+    what = "questions" if suite in JUDGED else "documents of each task"
     return Block(
-        title,
+        title + (f", the first {limit} {what}" if limit else ""),
         Grid(headings, cells),
         Grid(["difference", *columns], gains) if gains else None,
         [line for row in changed for line in _verdict(row)],
@@ -116,6 +127,7 @@ def _block(suite: str, limit: int | None, found: Sequence[Benchmark], rows: list
         columns,
         rows,
         shares,
+        tuple(column for column in columns if column not in OVERALL) if suite == "mtbench" else (),
     )
 
 
@@ -125,6 +137,8 @@ def _columns(one: Benchmark) -> Iterable[tuple[str, str]]:
         return [(c.metric, c.heading) for c in COLUMNS if c.task == one.task and c.metric in one.values]
     if one.suite == "diversity":
         return [(metric, MEASURES.get(metric, metric)) for metric in one.values]
+    if one.suite in JUDGED:
+        return [(metric, f"{metric}, %" if metric in SHARES else metric) for metric in one.values]
     shots = "" if one.fewshot is None else f" {one.fewshot}-shot"
     return [(metric, f"{one.task}{shots} {metric.removesuffix(',none').replace(',', ' ')}") for metric in one.values]
 
@@ -180,8 +194,10 @@ def _paper(found: Sequence[Benchmark]) -> list[list[str]]:
 
 def _notes(suite: str, limit: int | None, found: Sequence[Benchmark]) -> list[str]:
     notes = [NOTES[suite]] if suite in NOTES else []
-    if suite == "diversity":
-        notes.append(f"{max(one.count for one in found)} prompts.")
+    if suite == "diversity" or suite in JUDGED:
+        notes.append(f"{max(one.count for one in found)} {'questions' if suite in JUDGED else 'prompts'}.")
+    if suite == "alpaca" and any(one.own for one in found):
+        notes.append("Length control does not apply: it is fitted to all of AlpacaEval's own instructions.")
     versions = sorted({one.versions["lm-eval"] for one in found if "lm-eval" in one.versions})
     if versions:
         notes.append(f"lm-evaluation-harness {', '.join(versions)}.")
@@ -223,6 +239,9 @@ def panels(found: Sequence[Block]) -> list[Panel]:
     """The shares of each block over its rows, with their intervals, where there is more than one row."""
     drawn = []
     for place, block in enumerate(found):
+        if block.graded:
+            drawn += _radar(block, f"benchmark_{place}")
+            continue
         columns = [c for c in block.columns if c in block.percent and all(c in row.values for row in block.rows)]
         columns = columns[: len(COLORS)]
         if len(block.rows) < 2 or not columns:
@@ -232,6 +251,18 @@ def panels(found: Sequence[Block]) -> list[Panel]:
         caption = f"{block.title}. Bands: 95% intervals."
         drawn.append(lines("Benchmarks", f"benchmark_{place}", f"{block.title}, %", caption, series, names, percent=True))
     return drawn
+
+
+def _radar(block: Block, name: str) -> list[Panel]:
+    """MT-Bench's categories in tenths, as in figures 2 to 5 of arXiv 2404.04291; nothing without three with a score."""
+    scored = [row for row in block.rows if all(category in row.values for category in block.graded)][: len(COLORS)]
+    if len(block.graded) < 3 or not scored:
+        return []
+    series = [
+        (row.name, {category: row.values[category].mean / 10 for category in block.graded}, color, "-")
+        for row, color in zip(scored, [GREY, *COLORS], strict=False)
+    ]
+    return [radar("Benchmarks", name, f"{block.title}: scores by category; the rim is 10.", series)]
 
 
 def _line(rows: Sequence[Row], column: str, color: str) -> Line:

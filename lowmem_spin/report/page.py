@@ -16,11 +16,11 @@ from markupsafe import Markup
 
 from lowmem_spin.options import in_words
 from lowmem_spin.recipe import printable
-from lowmem_spin.report import benchmarks
+from lowmem_spin.report import arena, benchmarks
 from lowmem_spin.report.benchmarks import Block
 from lowmem_spin.report.panels import DRAWN, Panel, drawn, run_panels, sweep_panels
 from lowmem_spin.report.results import Run, Sweep, field, plain
-from lowmem_spin.report.summary import Grid, duration, points_grid, run_grid, sweep_grid, sweep_verdict, verdict
+from lowmem_spin.report.summary import Grid, duration, plainly, points_grid, run_grid, sweep_grid, sweep_verdict, verdict
 from lowmem_spin.report.svg import inline, style
 
 RUN_LEGEND = (
@@ -53,13 +53,17 @@ def write_all(results: Run | Sweep) -> list[Path]:
     legend = RUN_LEGEND if isinstance(results, Run) else SWEEP_LEGEND
     pictures = "\n".join(f"![{panel.name}](report_{panel.name}.png)" for panel in panels)
     tables = [part for block in _blocks(results) for part in [*block.markdown(), benchmarks.LEGEND, ""]]
+    if isinstance(results, Run) and results.arena is not None:
+        met = [part for grid, title in arena.grids(results.arena) for part in (f"## {plainly(title)}", "", grid.markdown())]
+        tables += [*met, plainly(arena.note(results.arena)), ""]
     paths[1].write_text("\n".join([*(grid.markdown() for grid in grids), legend, "", *tables, pictures, ""]), encoding="utf-8")
     return paths
 
 
 def _panels(results: Run | Sweep) -> list[Panel]:
     if isinstance(results, Run):
-        return [*benchmarks.panels(_blocks(results)), *run_panels(results)]
+        met = [] if results.arena is None else [arena.panel(results.arena)]
+        return [*benchmarks.panels(_blocks(results)), *met, *run_panels(results)]
     return sweep_panels(results)
 
 
@@ -78,9 +82,16 @@ def _write_page(results: Run | Sweep, panels: Sequence[Panel]) -> Path:
         parts.setdefault(panel.part, []).append({"svg": drawing, "caption": panel.caption})
     path = results.folder / "report.html"
     path.write_text(
-        template.render(parts=list(parts.items()), blocks=blocks, bars=benchmarks.LEGEND, **content), encoding="utf-8"
+        template.render(parts=list(parts.items()), blocks=blocks, bars=benchmarks.LEGEND, arena=_arena(results), **content),
+        encoding="utf-8",
     )
     return path
+
+
+def _arena(results: Run | Sweep) -> dict[str, Any] | None:
+    if isinstance(results, Sweep) or results.arena is None:
+        return None
+    return {"grids": arena.grids(results.arena), "note": arena.note(results.arena)}
 
 
 def _shown(value: Any) -> Any:

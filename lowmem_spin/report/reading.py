@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from lowmem_spin.keys import digest
 from lowmem_spin.recipe import InputError
+from lowmem_spin.report.arena import read as read_arena
 from lowmem_spin.report.results import MATCH, Benchmark, Plan, Policy, Run, Sweep, field
 from lowmem_spin.report.statistics import Value
 
@@ -67,7 +68,8 @@ def _run(folder: Path) -> Run:
     keys = _as_far_as_played(record)
     policies = _policies(folder / "metrics.jsonl", keys)
     trainings, missing = _trainings(folder, recipe, keys)
-    return Run(folder, recipe, text, record, policies, trainings, missing, benchmarks(folder, keys))
+    arena = read_arena(folder, keys)
+    return Run(folder, recipe, text, record, policies, trainings, missing, benchmarks(folder, keys), arena)
 
 
 def benchmarks(folder: Path, keys: dict[str, str]) -> list[Benchmark]:

@@ -40,7 +40,7 @@ class Benchmark:
 
     name: str  # of the policy
     key: str
-    suite: str  # leaderboard, tasks, diversity
+    suite: str  # leaderboard, mtbench, alpaca, tasks, diversity
     task: str
     fewshot: int | None
     limit: int | None  # documents that were taken; None is all of them
@@ -63,6 +63,7 @@ class Run:
     trainings: dict[str, dict[str, Any]]  # manifests of the iterates by name, of those that were found
     missing: list[str]  # a line for each thing that a report will lack
     benchmarks: list[Benchmark]
+    arena: dict[str, Any] | None = None  # as arena.json has it
 
     @property
     def base(self) -> Policy:

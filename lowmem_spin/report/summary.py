@@ -52,7 +52,9 @@ class Grid:
         table = Table(title=escape(printable(title)), box=box.SIMPLE_HEAD)
         table.show_edge, table.padding = False, (0, 1, 0, 0)  # type: ignore[assignment]
         for place, heading in enumerate(self.headings):
-            table.add_column(escape(printable(heading)), justify="left" if place < self.names else "right")
+            table.add_column(
+                escape(printable(heading)), justify="left" if place < self.names else "right", no_wrap=place < self.names
+            )
         for row in self.rows:
             table.add_row(*(escape(printable(cell)) for cell in row))
         return table

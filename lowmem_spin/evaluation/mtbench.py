@@ -1,0 +1,284 @@
+"""MT-Bench (arXiv 2306.05685): two-turn questions, each answer graded by itself by a judge, from 1 to 10.
+
+The questions, the judge's prompts and its reference answers are FastChat's files, read from a folder laid out as there.
+What is written has FastChat's layout too. As there: categories have temperatures of their own; math, reasoning and coding
+are judged beside a reference answer; the second turn is judged with the first in view; a reply's first [[n]] is the score.
+Otherwise than there, an n outside 1 to 10 is a failure, not a score.
+"""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import httpx
+import numpy as np
+
+from lowmem_spin.endpoint import Endpoint, NoReplyError, part
+from lowmem_spin.evaluation.health import Estimate
+from lowmem_spin.keys import digest
+from lowmem_spin.recipe import InputError
+from lowmem_spin.rows import Answer
+
+VERSION = 1  # bumped by hand when the same answers would be judged otherwise
+QUESTIONS, PROMPTS, REFERENCES = "question.jsonl", "judge_prompts.jsonl", "reference_answer/gpt-4.jsonl"
+FASTCHAT = "https://raw.githubusercontent.com/lm-sys/FastChat/v0.2.36/fastchat/llm_judge/data"
+TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}  # of a category; 0 of any other
+REFERRED = ("math", "reasoning", "coding")  # categories that are judged beside a reference answer
+TURNS = 2
+LONGEST = 1024  # tokens of an answer
+JUDGED = {"temperature": 0.0, "max_tokens": 2048}  # how the judge is sampled
+BOUND, ENOUGH = 0.2, 20  # the share of judgements, and of no fewer than so many, that may have no reply
+SCORE = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
+
+
+@dataclass(frozen=True)
+class Question:
+    """Two turns, and for some categories how a good answer to each looks."""
+
+    id: int | str
+    category: str
+    turns: list[str]
+    reference: list[str] | None
+
+    @property
+    def temperature(self) -> float:
+        """Of the answers."""
+        return TEMPERATURES.get(self.category, 0.0)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The questions, and the judge's prompts by (referred, second turn)."""
+
+    questions: list[Question]
+    prompts: dict[tuple[bool, bool], dict[str, str]]
+
+    @property
+    def identity(self) -> str:
+        """Hash of all that is asked of policies and of judges."""
+        asked = [[q.id, q.category, q.turns, q.reference] for q in self.questions]
+        return digest([asked, [self.prompts[kind] for kind in sorted(self.prompts)]])
+
+    @property
+    def categories(self) -> list[str]:
+        return list(dict.fromkeys(question.category for question in self.questions))
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A line of FastChat's judgement file; the score is -1 where the reply has none."""
+
+    question: Question
+    turn: int  # 1 or 2
+    prompt_name: str
+    user_prompt: str
+    reply: str | None  # None: none came
+
+    @property
+    def score(self) -> float:
+        return score(self.reply or "")
+
+    def record(self, model: str, judge: str) -> dict[str, Any]:
+        """As FastChat writes it."""
+        told = {"question_id": self.question.id, "model": model, "judge": [judge, self.prompt_name]}
+        said = {"user_prompt": self.user_prompt, "judgment": self.reply or "$ERROR$", "score": self.score}
+        return {**told, **said, "turn": self.turn, "tstamp": time.time()}
+
+
+def download(folder: Path, address: str = FASTCHAT) -> None:
+    """Fetch FastChat's three files (Apache-2.0) into a folder, those that are not there.
+
+    Raises:
+        InputError: one does not come.
+    """
+    for name in (QUESTIONS, PROMPTS, REFERENCES):
+        path, url = folder / name, f"{address}/{name if name == PROMPTS else f'mt_bench/{name}'}"
+        if path.exists():
+            continue
+        try:
+            response = httpx.get(url, timeout=60, follow_redirects=True).raise_for_status()
+        except httpx.HTTPError as error:
+            raise InputError(f"--download: {url} does not come ({error}); put it at {path} yourself") from None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}")
+        partial.write_bytes(response.content)
+        partial.replace(path)
+
+
+def read(folder: Path, limit: int | None, option: str) -> Bench:
+    """The first `limit` questions of a folder with FastChat's files.
+
+    Raises:
+        InputError: a file is missing, or is another.
+    """
+    if not (folder / QUESTIONS).is_file():
+        remedy = "`evaluate --download` fetches FastChat's files, or name a folder that has them"
+        raise InputError(f"{option}: {str(folder)!r} has no {QUESTIONS}; {remedy}")
+    references = {
+        line["question_id"]: line["choices"][0]["turns"]
+        for line in _lines(folder / REFERENCES, option, ("question_id", "choices"))
+    }
+    questions = []
+    for line in _lines(folder / QUESTIONS, option, ("question_id", "category", "turns"))[:limit]:
+        category = line["category"]
+        reference = references.get(line["question_id"]) if category in REFERRED else None
+        if len(line["turns"]) != TURNS or (category in REFERRED and not (reference and len(reference) == TURNS)):
+            raise InputError(
+                f"{option}: question {line['question_id']} of {str(folder)!r} needs {TURNS} turns, and a reference answer to "
+                f"each if it is of {', '.join(REFERRED)}"
+            )
+        questions.append(Question(line["question_id"], category, line["turns"], reference))
+    if not questions:
+        raise InputError(f"{option}: {str(folder / QUESTIONS)!r} has no question")
+    named = {line["name"]: line for line in _lines(folder / PROMPTS, option, ("name", "system_prompt", "prompt_template"))}
+    kinds = {(referred, second): _prompt_name(referred, second) for referred in (False, True) for second in (False, True)}
+    absent = sorted(set(kinds.values()) - named.keys())
+    if absent:
+        raise InputError(f"{option}: {str(folder / PROMPTS)!r} has no prompt {absent[0]!r}; FastChat's file has")
+    kept = ("name", "system_prompt", "prompt_template")
+    return Bench(questions, {kind: {field: named[name][field] for field in kept} for kind, name in kinds.items()})
+
+
+def _prompt_name(referred: bool, second: bool) -> str:
+    return f"single{'-math' if referred else ''}-v1{'-multi-turn' if second else ''}"
+
+
+def _lines(path: Path, option: str, fields: Sequence[str]) -> list[dict[str, Any]]:
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise InputError(f"{option}: {str(path)!r} is missing; FastChat has it, --download fetches it") from None
+    except ValueError as error:
+        raise InputError(f"{option}: {str(path)!r} is not JSON lines: {error}") from None
+    for line in lines:
+        lacking = [field for field in fields if not isinstance(line, dict) or field not in line]
+        if lacking:
+            raise InputError(f"{option}: a line of {str(path)!r} has no {lacking[0]!r}; FastChat's files have")
+    return lines
+
+
+def score(reply: str) -> float:
+    """The first [[n]] of a reply, or the first [n] if it has none; -1 if it has neither or n is not within 1 to 10."""
+    found = next((match for pattern in SCORE if (match := pattern.search(reply))), None)
+    value = float(found[1]) if found else -1.0
+    return value if 1 <= value <= 10 else -1.0
+
+
+class Grader:
+    """A judge that gives each answer its score.
+
+    What has no reply after all tries is asked again when the same is measured again; what the judge replied is not.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self._lock = threading.Lock()
+        self._done = self._silent = 0
+
+    def identity(self) -> dict[str, Any]:
+        """What decides its scores besides the prompts."""
+        return {"model": self.endpoint.model, **JUDGED, "extra": self.endpoint.extra}
+
+    def grade(
+        self, bench: Bench, answers: Mapping[int | str, Sequence[Answer]], advance: Callable[[int], None]
+    ) -> list[Judgement]:
+        """Judge one policy's answers, both turns of every question.
+
+        Args:
+            bench: the questions.
+            answers: by the question's id, its two answers.
+            advance: called with 1 for each judgement.
+
+        Raises:
+            InputError: more than a fifth have no reply, or the endpoint will never give one.
+        """
+        work = [(question, turn) for question in bench.questions for turn in range(TURNS)]
+        self._done = self._silent = 0
+
+        def judge(item: tuple[Question, int]) -> Judgement:
+            question, turn = item
+            prompt = bench.prompts[question.reference is not None, turn > 0]
+            told = prompt["prompt_template"].format(**_told(question, turn, [answer.text for answer in answers[question.id]]))
+            messages = [{"role": "system", "content": prompt["system_prompt"]}, {"role": "user", "content": told}]
+            reply = self._ask(messages)
+            with self._lock:
+                advance(1)
+            return Judgement(question, turn + 1, prompt["name"], told, reply)
+
+        return self.endpoint.each(judge, work)
+
+    def _ask(self, messages: Sequence[Mapping[str, str]]) -> str | None:
+        try:
+            reply = self.endpoint.ask(messages, JUDGED["temperature"], int(JUDGED["max_tokens"]))
+        except NoReplyError as error:
+            with self._lock:
+                self._done, self._silent = self._done + 1, self._silent + 1
+                if self._silent > BOUND * max(self._done, ENOUGH):
+                    count = f"{self._silent} of {self._done} judgements have no reply, at most {BOUND:.0%} may"
+                    where = part(self.endpoint.field, "base_url")
+                    raise InputError(f"{where}: {count}; the last: {error}; what came is kept, run again") from None
+            return None
+        with self._lock:
+            self._done += 1
+        return reply
+
+
+def _told(question: Question, turn: int, answers: Sequence[str]) -> dict[str, str]:
+    """What the places of a judge's prompt stand for."""
+    both = {f"ref_answer_{place + 1}": text for place, text in enumerate(question.reference or [])}
+    if turn == 0:
+        return {"question": question.turns[0], "answer": answers[0], **both}
+    for place in range(TURNS):
+        both |= {f"question_{place + 1}": question.turns[place], f"answer_{place + 1}": answers[place]}
+    return both
+
+
+def numbers(bench: Bench, judgements: Sequence[Judgement]) -> dict[str, dict[str, Any]]:
+    """Means over judgements that have a score, as FastChat takes them; errors are over questions, whose turns depend.
+
+    Returns:
+        score, turn 1, turn 2, each category, and the share that failed. `values` are per question, where none failed.
+    """
+    scored = [one for one in judgements if one.score > 0]
+    groups: dict[str, list[Judgement]] = {"score": scored}
+    groups |= {f"turn {turn + 1}": [one for one in scored if one.turn == turn + 1] for turn in range(TURNS)}
+    groups |= {name: [one for one in scored if one.question.category == name] for name in bench.categories}
+    found = {name: _mean(group) for name, group in groups.items() if group}
+    if len(scored) == len(judgements):
+        of_question = {q.id: fmean(one.score for one in scored if one.question.id == q.id) for q in bench.questions}
+        found["score"]["values"] = list(of_question.values())
+    failed = Estimate(np.array([one.score < 0 for one in judgements], float))
+    return {**found, "failed": {"value": failed.mean, "stderr": failed.error}}
+
+
+def _mean(group: Sequence[Judgement]) -> dict[str, Any]:
+    """The mean of scores, and its error with a question's two turns taken as one cluster."""
+    mean = fmean(one.score for one in group)
+    off: dict[int | str, float] = {}
+    for one in group:
+        off[one.question.id] = off.get(one.question.id, 0.0) + one.score - mean
+    count = len(off)
+    if count < 2:
+        return {"value": mean, "stderr": None}
+    return {"value": mean, "stderr": (sum(v * v for v in off.values()) * count / (count - 1)) ** 0.5 / len(group)}
+
+
+def answer_records(bench: Bench, model: str, answers: Mapping[int | str, Sequence[Answer]]) -> list[dict[str, Any]]:
+    """One policy's answers as FastChat's gen_model_answer writes them."""
+    when = time.time()
+    return [
+        {
+            "question_id": question.id,
+            "answer_id": digest([model, question.id, [answer.text for answer in answers[question.id]]]),
+            "model_id": model,
+            "choices": [{"index": 0, "turns": [answer.text for answer in answers[question.id]]}],
+            "tstamp": when,
+        }
+        for question in bench.questions
+    ]

@@ -1,0 +1,150 @@
+"""All policies of a run against each other on the same prompts, every two answers judged in both orders."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowmem_spin import runs
+from lowmem_spin.conversations import Message
+from lowmem_spin.data import plain
+from lowmem_spin.display import Display
+from lowmem_spin.evaluation import arena as statistics
+from lowmem_spin.judging import Judged
+from lowmem_spin.keys import digest
+from lowmem_spin.opening import Shared
+from lowmem_spin.played import Answering, Played, of_run
+from lowmem_spin.preference import Oracle, Question
+from lowmem_spin.preference.choosing import choose
+from lowmem_spin.preference.judge import Judge
+from lowmem_spin.recipe import InputError
+from lowmem_spin.report.arena import FILE, grids
+from lowmem_spin.report.page import write_page
+from lowmem_spin.report.reading import read
+from lowmem_spin.rows import Compared, Prompt, fingerprint
+from lowmem_spin.runs import note_used
+from lowmem_spin.sources import Sources
+from lowmem_spin.stages import judged_asked
+from lowmem_spin.store import write_json
+
+Asked = list[tuple[Prompt, list[Message], str]]
+"""Each prompt as the policies and as the judge see it, and the data's answer if there is one."""
+
+
+def arena(folder: Path, prompts: Path | None, limit: int, judged: Judged, display: Display) -> None:
+    """Let the base and all trained iterates answer, have them judged, and show who wins how often.
+
+    Args:
+        folder: of the run.
+        prompts: a JSONL file; None takes held-out rows, which the game itself has had answered.
+        limit: of how many prompts.
+        judged: the judge; without one, the recipe's oracle.
+        display: what a person sees.
+
+    Raises:
+        InputError: one line on what is missing.
+    """
+    run, shared = runs.read(folder), Shared()
+    try:
+        game = of_run(run, "all", shared, display)
+        if len(game.wanted) < 2:
+            raise InputError(f"run {str(folder)!r}: has no iterate yet to put against the base; play it first")
+        oracle = _oracle(game, run, judged, display)
+        asked, room = _asked(game, prompts, limit, display)
+        if isinstance(oracle, Judge):
+            oracle.endpoint.reach()
+        record = _play(game, game.answering(room, oracle), asked, oracle, display)
+    finally:
+        shared.engines.close()
+    write_json(folder / FILE, {**record, "from": "held-out rows" if prompts is None else prompts.name})
+    with display.timed("report"):
+        results = read(folder)
+        for grid, title in grids(record):
+            display.console.print(grid.table(title))
+        display.say(f"report   {write_page(results)}")
+    display.say(f"numbers  {folder / FILE}")
+    display.say(display.time_line())
+
+
+def _oracle(game: Played, run: runs.Run, judged: Judged, display: Display) -> Oracle:
+    if judged.judge is not None:
+        return judged.oracle(game, judged.judge, display)
+    sources = Sources(run.folder, game.store.root / "sources.json")
+    own = choose(run.recipe.game.oracle, sources, game.where, judged.cache(game), lambda line: display.say(line, "yellow"))
+    if own is None:
+        raise InputError(
+            f"--judge-model: who judges? the recipe of {str(run.folder)!r} has no game.oracle; add --judge-base-url and "
+            "--judge-model"
+        )
+    return own
+
+
+def _asked(game: Played, prompts: Path | None, limit: int, display: Display) -> tuple[Asked, tuple[int, int] | None]:
+    """What is asked, and the room that it needs if it is not of the recipe's own data."""
+    if prompts is None:
+        held = game.answering().held
+        places = held.health[:limit]
+        rows = held.rows
+        return [(Prompt(rows.ids[p], rows.prompt(p)), rows.messages(p), rows.completions[p]) for p in places], None
+    conversations = [_conversation(line, prompts) for line in _lines(prompts)[:limit]]
+    if not conversations:
+        raise InputError(f"--prompts: {str(prompts)!r} has no prompt")
+    with display.start_up("loading the tokenizer"):
+        renderer = game.renderer()
+    rendered = [renderer.prompt(conversation) for conversation in conversations]
+    asked: Asked = [
+        (Prompt(fingerprint(tokens), tokens), conversation, "")
+        for tokens, conversation in zip(rendered, conversations, strict=True)
+    ]
+    return asked, (max(map(len, rendered)), game.recipe.generation.max_new_tokens)
+
+
+def _lines(path: Path) -> list[Any]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise InputError(f"--prompts: no file {str(path)!r}; leave the option out to take held-out rows") from None
+    except ValueError as error:
+        raise InputError(f"--prompts: {str(path)!r} is not JSON lines: {error}") from None
+
+
+def _conversation(line: Any, path: Path) -> list[Message]:
+    """What a line asks: the text of `prompt` or `instruction`, or `messages` up to the last that is not an answer."""
+    text = next((line[name] for name in ("prompt", "instruction") if isinstance(line.get(name), str)), None)
+    if text is not None:
+        return [{"role": "user", "content": text}]
+    messages = line.get("messages") if isinstance(line, dict) else None
+    if not isinstance(messages, list) or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages):
+        raise InputError(f"--prompts: a line of {str(path)!r} has neither prompt nor messages")
+    while messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages:
+        raise InputError(f"--prompts: a line of {str(path)!r} asks nothing")
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _play(game: Played, answering: Answering, asked: Asked, oracle: Oracle, display: Display) -> dict[str, Any]:
+    prompts, names = [prompt for prompt, _, _ in asked], game.wanted
+    policies = [game.policies[name] for name in names]
+    judge = oracle.identity()
+    shown = str(judge.get("model", judge["oracle"]))
+    pairs = len(names) * (len(names) - 1) // 2 * len(prompts)
+    display.say(f"{len(names)} policies, {len(prompts)} prompts, {pairs:,} pairs, each judged in both orders by {shown}")
+    tables, sampling = answering.tables, answering.sampling
+    answers = tables.answers([(policy, prompts) for policy in policies], sampling, f"{len(names)} policies")
+    own = [digest(sampling.asked(policy)) for policy in policies]
+    named = judged_asked([f"{table}/0" for table in own], judge)
+    note_used(game.folder, "completions", own)
+    note_used(game.folder, "judgements", [digest(named)])
+    rows = []
+    for place, (prompt, messages, reference) in enumerate(asked):
+        mine = [of_policy[place] for of_policy in answers]
+        question = Question(messages, [answer.text for answer in mine], reference)
+        rows.append(Compared(prompt.id, question, [answer.tokens for answer in mine]))
+    preferences = np.stack(tables.preferences(named, rows, f"{len(names)} policies by {shown}"))
+    found = statistics.table(names, preferences, game.recipe.seed)
+    failed = {"failed": oracle.failed, "orders": oracle.orders} if isinstance(oracle, Judge) and oracle.orders else {}
+    numbers = {name: getattr(found, name).tolist() for name in ("wins", "errors", "strengths", "low", "high")}
+    prompt = plain(asked[0][1])
+    return {"judge": shown, "names": names, "policies": policies, "prompts": len(prompts), "first": prompt, **numbers, **failed}

@@ -1,0 +1,182 @@
+"""A game that was played, ready to be measured: its policies, what the store has of them, and what they answer with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from lowmem_spin import runs
+from lowmem_spin.data import Renderer, Rows
+from lowmem_spin.display import Display
+from lowmem_spin.engines import Machine
+from lowmem_spin.evaluation.health import Held
+from lowmem_spin.evaluation.kept import keep
+from lowmem_spin.game import sampling
+from lowmem_spin.keys import digest
+from lowmem_spin.opening import Game, Shared, split
+from lowmem_spin.preference import Oracle
+from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.runs import Run
+from lowmem_spin.sources import Source
+from lowmem_spin.stages import Evaluate, Sampling
+from lowmem_spin.store import Store
+from lowmem_spin.tables import Tables
+from lowmem_spin.tenants import Choices, Pool, Tenants, choose
+
+
+@dataclass(frozen=True)
+class Answering:
+    """What a game's policies answer with."""
+
+    tables: Tables
+    held: Held
+    sampling: Sampling  # of the game
+
+
+class Answers(Protocol):
+    """Opens what a game's policies answer with; called only if it is needed."""
+
+    def __call__(self, room: tuple[int, int] | None = None, oracle: Oracle | None = None) -> Answering:
+        """`room` is the tokens of the longest prompt and answer, where those are not the recipe's."""
+        ...
+
+
+@dataclass(frozen=True)
+class Played:
+    """A game of which policies are measured."""
+
+    folder: Path
+    recipe: Recipe
+    model: Source
+    where: Machine
+    store: Store
+    base: str
+    base_adapter: Path | None
+    policies: dict[str, str]  # name -> key: all that a report may show
+    wanted: list[str]  # names of those to measure, trained all
+    pool: Pool
+    answering: Answers
+
+    def adapter(self, name: str) -> Path | None:
+        """The policy's adapter folder; None is the frozen base as it is."""
+        key = self.policies[name]
+        if key == self.base:
+            return self.base_adapter
+        folder = self.store.adapter(key)
+        if folder is None:
+            raise RuntimeError(f"{name} is measured before it is trained")
+        return folder
+
+    def result(self, asked: dict[str, Any]) -> dict[str, Any] | None:
+        """What is stored of what was asked."""
+        key = asked["policy"]
+        if key != self.base and self.store.adapter(key) is None:
+            return None
+        return self.store.result(key, digest(asked), self._maker(key))
+
+    def lacks(self, asked: dict[str, Any]) -> bool:
+        """Whether the store has no result, or one in which replies of a judge are missing."""
+        found = self.result(asked)
+        return found is None or found.get("unanswered", 0) > 0
+
+    def ensure(self, asked: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
+        """Make sure that the store has the result of what was asked."""
+        if not self.lacks(asked):
+            return
+        key, policy = digest(asked), asked["policy"]
+        with self.store.writing(key):
+            if self.lacks(asked):
+                self.store.commit_result(policy, key, {"asked": asked, "maker": self._maker(policy), **measure()})
+
+    def keep(self, suite: str, task: str, limit: int | None, asks: Callable[[str], dict[str, Any]]) -> None:
+        """Write what is stored of a task for all policies to the game's folder; `asks` names it by the policy's key."""
+        keep(self.folder, self.policies, {n: self.result(asks(key)) for n, key in self.policies.items()}, suite, task, limit)
+
+    def _maker(self, key: str) -> str:
+        return "base" if key == self.base else self.store.maker(key)
+
+    def tenants(self, display: Display) -> Tenants:
+        """transformers on the base, whatever the game was played with."""
+        shelf = self.store.root / "weights"
+        return Tenants(self.recipe, self.model, Choices(self.where, "hf", "hf"), shelf, display, self.pool)
+
+    def renderer(self) -> Renderer:
+        """Conversations to prompts, as the game's rows were rendered."""
+        from lowmem_spin.engines.models import load_tokenizer
+
+        model = self.recipe.model
+        return Renderer(load_tokenizer(self.model, model.trust_remote_code), model.chat_template)
+
+
+def roomy(recipe: Recipe, room: tuple[int, int] | None) -> Recipe:
+    """The recipe with engines that take prompts and answers so long."""
+    if room is None:
+        return recipe
+    prompt, answer = room
+    data = recipe.data.model_copy(update={"max_prompt_length": prompt})
+    return recipe.model_copy(
+        update={"data": data, "generation": recipe.generation.model_copy(update={"max_new_tokens": answer})}
+    )
+
+
+def of_run(run: Run, iterate: str, shared: Shared, display: Display) -> Played:
+    """A run's folder. `iterate` is a policy's number or name, or "all": the base and the iterates trained so far.
+
+    Raises:
+        InputError: its store or base is not here, or there is no such policy.
+    """
+    store = runs.open_store(run, lambda line: display.say(line, "yellow"))
+    model, given = runs.model(run, store), run.recipe.model.adapter
+    names = ["base", *runs.trained(run, store)] if iterate == "all" else [iterate]
+    wanted = [runs.policy(run, store, name).name for name in names]
+    base_adapter = Path(given) if given else None
+
+    def answering(room: tuple[int, int] | None = None, oracle: Oracle | None = None) -> Answering:
+        held = _held(run, store)
+        choices = choose(run.recipe, store.root, display)
+        inputs = replace(run.inputs, generator=choices.identities(run.recipe)[0])  # of this machine
+        tenants = Tenants(roomy(run.recipe, room), model, choices, store.root / "weights", display, shared.engines, oracle)
+        knobs, learner = run.recipe.runtime, inputs.learner
+        sizes = knobs.generation_batch_size, knobs.scoring_batch_size
+        tables = Tables(store, inputs.base, base_adapter, learner, tenants, display, *sizes, {})
+        return Answering(tables, held, sampling(run.recipe, inputs))
+
+    where = runs.here(run)
+    places = run.folder, run.recipe, model, where, store, run.inputs.base, base_adapter
+    return Played(*places, run.policies, wanted, shared.engines, answering)
+
+
+def _held(run: Run, store: Store) -> Held:
+    """The run's held-out rows, as they were prepared for it."""
+    tables = [store.read(store.data(name)) for name in run.record.get("data", [])]
+    if not tables or any(table is None for table in tables):
+        again = f"`lowmem-spin run {run.folder / 'recipe.yaml'}`"
+        raise InputError(f"run {str(run.folder)!r}: its held-out rows are not in {store.root}; {again} prepares them again")
+    rows = [Rows(table) for table in tables if table is not None]
+    return split(run.recipe, rows[0], rows[1] if len(rows) > 1 else None)[1]
+
+
+def of_game(game: Game) -> Played:
+    """A game that this process has played."""
+    policies = {stage.name: stage.policy for stage in game.stages if isinstance(stage, Evaluate)}
+    trained = {name for name, key in policies.items() if name.startswith("iterate ") and game.store.adapter(key)}
+    measured = [name for name in policies if name == "base" or name in trained]  # a brake may have ended the game
+    found, tables = game.found, game.tables
+
+    def answering(room: tuple[int, int] | None = None, oracle: Oracle | None = None) -> Answering:
+        tenants = replace(game.tenants, recipe=roomy(game.recipe, room), judge=oracle or game.tenants.judge)
+        return Answering(tables.with_engines(tenants), game.held, sampling(game.recipe, game.inputs))
+
+    return Played(
+        game.folder,
+        game.recipe,
+        found.model,
+        found.choices.where,
+        game.store,
+        game.inputs.base,
+        tables.base_adapter,
+        policies,
+        measured,
+        game.tenants.pool,
+        answering,
+    )
