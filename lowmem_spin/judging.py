@@ -20,6 +20,7 @@ from lowmem_spin.keys import digest
 from lowmem_spin.options import JudgeOracle
 from lowmem_spin.played import Answering, Played
 from lowmem_spin.preference import Question
+from lowmem_spin.preference.choosing import settings
 from lowmem_spin.preference.judge import Judge
 from lowmem_spin.recipe import InputError
 from lowmem_spin.rows import Answer, Compared, Prompt, fingerprint
@@ -54,11 +55,12 @@ class Judged:
     def oracle(self, game: Played, judge: JudgeOracle, display: Display) -> Judge:
         """The judge as an oracle that prefers."""
         field, where = f"{self.prefix}judge", (judge.base_url, judge.model, self.cache(game))
-        known: dict[str, Any] = {"api_key_env": judge.api_key_env, "concurrency": judge.concurrency, "field": field}
-        return Judge(*where, lambda line: display.say(line, "yellow"), **known)
+        return Judge(*where, lambda line: display.say(line, "yellow"), field=field, **settings(judge))
 
 
-def judge(base_url: str | None, model: str | None, api_key_env: str | None, concurrency: int) -> JudgeOracle | None:
+def judge(
+    base_url: str | None, model: str | None, api_key_env: str | None, concurrency: int, max_tokens: int | None
+) -> JudgeOracle | None:
     """The judge of a command's options; None without any.
 
     Raises:
@@ -72,7 +74,8 @@ def judge(base_url: str | None, model: str | None, api_key_env: str | None, conc
         raise InputError(f"--judge-model {model!r}: where? add --judge-base-url, for instance http://localhost:8000/v1")
     if model is None:
         raise InputError(f"--judge-base-url {base_url!r}: which of its models? add --judge-model")
-    return JudgeOracle(base_url=base_url, model=model, api_key_env=api_key_env, concurrency=concurrency)
+    known = {"concurrency": concurrency, "max_tokens": max_tokens}
+    return JudgeOracle(base_url=base_url, model=model, api_key_env=api_key_env, **known)
 
 
 def filled(given: Judged, recipes: Judged) -> Judged:
@@ -117,7 +120,7 @@ def _mtbench(game: Played, asked: Judged, limit: int | None, display: Display) -
 
     temperatures = sorted({question.temperature for question in bench.questions})
     judge = asked.judge
-    grader = None if judge is None else mtbench.Grader(asked.endpoint(game, judge))
+    grader = None if judge is None else mtbench.Grader(asked.endpoint(game, judge), judge.max_tokens or mtbench.REPLY)
 
     def asks(policy: str) -> dict[str, Any]:
         tables = [digest(sampled(temperature).asked(policy)) for temperature in temperatures]

@@ -137,6 +137,8 @@ class JudgeOracle(Section):
     """Environment variable that has the key; null sends none."""
     concurrency: int = Field(default=8, ge=1)
     """Questions under way at a time; no result depends on it."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Of a reply; null is 1024 for a comparison of two answers, 2048 for a grade of MT-Bench."""
 
 
 Oracle = FunctionOracle | RewardModelOracle | PairRMOracle | JudgeOracle

@@ -393,7 +393,7 @@ def test_the_game_that_vllm_serves_answers_as_the_game_does(home: Path, engine: 
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        _wait(server, port, tmp_path / "log")
+        wait(server, port, tmp_path / "log")
         models = _ask(port, "models")["data"]
         assert [model["id"] for model in models] == ["base", "0", "1"]
         heard = []
@@ -409,7 +409,7 @@ def test_the_game_that_vllm_serves_answers_as_the_game_does(home: Path, engine: 
         server.wait(60)
 
 
-def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         assert server.poll() is None, log.read_text()[-3000:]

@@ -5,6 +5,7 @@ Instructions, outputs and annotations are JSON as the package alpaca-eval reads 
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -144,10 +145,13 @@ def numbers(instructions: Instructions, annotated: Sequence[dict[str, Any]]) -> 
 
 def _length_controlled(annotated: Sequence[dict[str, Any]]) -> dict[str, Any]:
     import pandas as pd
-    from alpaca_eval.metrics import get_length_controlled_winrate
 
-    result = get_length_controlled_winrate(pd.DataFrame(annotated), save_weights_dir=None, is_warn_extreme_changes=False)
-    return {"value": result["length_controlled_winrate"] / 100, "stderr": result["lc_standard_error"] / 100}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pkg_resources and scikit-learn, about versions that the extra keeps away
+        from alpaca_eval.metrics import get_length_controlled_winrate
+
+        result = get_length_controlled_winrate(pd.DataFrame(annotated), save_weights_dir=None, is_warn_extreme_changes=False)
+    return {"value": float(result["length_controlled_winrate"]) / 100, "stderr": float(result["lc_standard_error"]) / 100}
 
 
 def versions(instructions: Instructions) -> dict[str, str]:

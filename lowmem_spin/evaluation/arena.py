@@ -39,32 +39,29 @@ def table(names: Sequence[str], preferences: np.ndarray, seed: int) -> Table:
     drawn = np.random.default_rng(seed).integers(0, count, (DRAWS, count))
     weights = np.stack([np.bincount(row, minlength=count) for row in drawn])  # (draws, prompts)
     again = np.einsum("dn,nij->dij", weights, preferences) / count
-    spreads = np.stack([strengths(one, count) for one in again])
-    low, high = np.quantile(spreads, [0.025, 0.975], axis=0)
+    low, high = np.quantile(strengths(again, count), [0.025, 0.975], axis=0)
     return Table(list(names), mean, spread, strengths(mean, count), low, high, count)
 
 
 def strengths(wins: np.ndarray, prompts: int) -> np.ndarray:
-    """Bradley-Terry strengths in points, the first policy's 0: the likeliest ones, by Newton's method.
+    """Bradley-Terry strengths (..., K) in points, the first policy's 0: the likeliest ones, by Newton's method.
 
     Each pair of policies has one tie more than was seen, without which one that never loses would be infinitely strong.
 
     Args:
-        wins: (K, K), the share of `prompts` that the row's policy wins against the column's; a tie is half a win.
+        wins: (..., K, K), the share of `prompts` that the row's policy wins against the column's; a tie is half a win.
         prompts: how many were judged for each pair.
     """
-    games = np.full(wins.shape, prompts + 1.0)
-    np.fill_diagonal(games, 0)
-    won = wins * prompts + 0.5
-    np.fill_diagonal(won, 0)
-    nats = np.zeros(len(wins))
+    others = 1 - np.eye(wins.shape[-1])
+    games, won = (prompts + 1) * others, (wins * prompts + 0.5) * others
+    nats = np.zeros(wins.shape[:-1])
     for _ in range(STEPS):
-        expected = 1 / (1 + np.exp(nats[None, :] - nats[:, None]))
-        slope = (won - games * expected).sum(1)
+        expected = 1 / (1 + np.exp(nats[..., None, :] - nats[..., :, None]))
+        slope = (won - games * expected).sum(-1)
         bend = games * expected * (1 - expected)
-        curve = np.diag(bend.sum(1)) - bend
-        step = np.zeros(len(wins))
-        step[1:] = np.linalg.solve(curve[1:, 1:], slope[1:])
+        curve = bend.sum(-1)[..., None] * np.eye(wins.shape[-1]) - bend
+        step = np.zeros(nats.shape)
+        step[..., 1:] = np.linalg.solve(curve[..., 1:, 1:], slope[..., 1:, None])[..., 0]
         nats += step
         if np.abs(step).max() < CLOSE:
             break

@@ -32,7 +32,7 @@ TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 REFERRED = ("math", "reasoning", "coding")  # categories that are judged beside a reference answer
 TURNS = 2
 LONGEST = 1024  # tokens of an answer
-JUDGED = {"temperature": 0.0, "max_tokens": 2048}  # how the judge is sampled
+REPLY = 2048  # tokens of a judge's reply
 BOUND, ENOUGH = 0.2, 20  # the share of judgements, and of no fewer than so many, that may have no reply
 SCORE = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
 
@@ -176,14 +176,14 @@ class Grader:
     What has no reply after all tries is asked again when the same is measured again; what the judge replied is not.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
+    def __init__(self, endpoint: Endpoint, max_tokens: int = REPLY) -> None:
+        self.endpoint, self.max_tokens = endpoint, max_tokens
         self._lock = threading.Lock()
         self._done = self._silent = 0
 
     def identity(self) -> dict[str, Any]:
         """What decides its scores besides the prompts."""
-        return {"model": self.endpoint.model, **JUDGED, "extra": self.endpoint.extra}
+        return {"model": self.endpoint.model, "temperature": 0.0, "max_tokens": self.max_tokens, "extra": self.endpoint.extra}
 
     def grade(
         self, bench: Bench, answers: Mapping[int | str, Sequence[Answer]], advance: Callable[[int], None]
@@ -215,7 +215,7 @@ class Grader:
 
     def _ask(self, messages: Sequence[Mapping[str, str]]) -> str | None:
         try:
-            reply = self.endpoint.ask(messages, JUDGED["temperature"], int(JUDGED["max_tokens"]))
+            reply = self.endpoint.ask(messages, 0.0, self.max_tokens)
         except NoReplyError as error:
             with self._lock:
                 self._done, self._silent = self._done + 1, self._silent + 1

@@ -28,6 +28,9 @@ JudgeAddress = Annotated[
 JudgeModel = Annotated[str | None, typer.Option(help="The judge's name there.", show_default=False)]
 JudgeKey = Annotated[str | None, typer.Option(help="Environment variable with its key, if it needs one.", show_default=False)]
 JudgeConcurrency = Annotated[int, typer.Option(min=1, help="Questions to the judge under way at a time.")]
+JudgeTokens = Annotated[
+    int | None, typer.Option(min=1, help="Of its replies: 1024 for a comparison, 2048 for MT-Bench.", show_default=False)
+]
 
 
 @app.command()
@@ -50,6 +53,7 @@ def evaluate(
     judge_model: JudgeModel = None,
     judge_api_key_env: JudgeKey = None,
     judge_concurrency: JudgeConcurrency = 8,
+    judge_max_tokens: JudgeTokens = None,
     mtbench: Annotated[Path | None, typer.Option(help="Folder with FastChat's MT-Bench files; the store's without it.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch FastChat's files into that folder first.")] = False,
     alpaca: Annotated[
@@ -70,7 +74,7 @@ def evaluate(
     display = Display(Console())
     signal.signal(signal.SIGINT, display.interrupt)
     suites = [name.strip() for name in (suite or "").split(",") if name.strip()]
-    asked_of = judge(judge_base_url, judge_model, judge_api_key_env, judge_concurrency)
+    asked_of = judge(judge_base_url, judge_model, judge_api_key_env, judge_concurrency, judge_max_tokens)
     judged = Judged(asked_of, mtbench, alpaca, max_new_tokens, download)
     try:
         measure(run, Asked(suites, task or [], limit, num_fewshot, include_path, judged=judged), iterate, display)
@@ -88,6 +92,7 @@ def arena(
     judge_model: JudgeModel = None,
     judge_api_key_env: JudgeKey = None,
     judge_concurrency: JudgeConcurrency = 8,
+    judge_max_tokens: JudgeTokens = None,
 ) -> None:
     """Let the base and all iterates answer the same prompts, and a judge compare every two answers in both orders."""
     import signal
@@ -100,7 +105,7 @@ def arena(
 
     display = Display(Console())
     signal.signal(signal.SIGINT, display.interrupt)
-    judged = Judged(judge(judge_base_url, judge_model, judge_api_key_env, judge_concurrency))
+    judged = Judged(judge(judge_base_url, judge_model, judge_api_key_env, judge_concurrency, judge_max_tokens))
     try:
         play(run, prompts, limit, judged, display)
     except KeyboardInterrupt:

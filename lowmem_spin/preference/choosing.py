@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lowmem_spin import options
 from lowmem_spin.engines import Machine
@@ -34,4 +35,10 @@ def choose(
             model = sources.model(asked.model, asked.revision, "game.oracle.model")
             return made(model, where.device, where.dtype, asked.batch_size)
         case options.JudgeOracle():
-            return made(asked.base_url, asked.model, cache, say, asked.api_key_env, concurrency=asked.concurrency)
+            return made(asked.base_url, asked.model, cache, say, **settings(asked))
+
+
+def settings(asked: options.JudgeOracle) -> dict[str, Any]:
+    """The rest of what a judge is made with; what is left open is its class's."""
+    longest = {} if asked.max_tokens is None else {"max_tokens": asked.max_tokens}
+    return {"api_key_env": asked.api_key_env, "concurrency": asked.concurrency, **longest}
