@@ -1,4 +1,4 @@
-"""Tests for a machine with CUDA: `pytest -m gpu`, and `-m "gpu and slow"` for the long ones.
+"""Tests for a machine with CUDA: `pytest -m gpu -n 0`, and `-m "gpu and slow"` for the long ones.
 
 LOWMEM_SPIN_GPU_TESTS_ON=cpu runs what of their bodies means anything on a CPU, to try a change to them out there.
 """
