@@ -5,6 +5,7 @@ escape. The page fetches nothing and runs nothing.
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -132,6 +133,8 @@ def _sweep(sweep: Sweep) -> dict[str, Any]:
         "results": sweep_grid(sweep),
         "legend": SWEEP_LEGEND,
         "points": points_grid(sweep),
+        "states": ", ".join(f"{count} {state}" for state, count in Counter(p.status for p in sweep.plan.points).items()),
+        "whole": all(point.status == "finished" for point in sweep.plan.points),  # else what failed is shown at once
         "links": links,
         "missing": sweep.missing,
         "left_out": f"Drawn are the best {DRAWN} of {count} configurations." if len(shown) < count else "",
