@@ -2,6 +2,8 @@
 
 Answers are completions of the store, and what a judge replied is kept, so that whatever ends an evaluation costs nothing
 but what was under way. Without a judge the answers are written all the same, for other programs or a later run to judge.
+The judge is asked through endpoint.py, which oracles of games need anyway. inspect-ai would bring its own models, logs and
+cache beside the store's; FastChat is no longer maintained.
 """
 
 import json
