@@ -27,7 +27,8 @@ from lowmem_spin.rows import Answer
 
 VERSION = 1  # bumped by hand when the same answers would be judged otherwise
 QUESTIONS, PROMPTS, REFERENCES = "question.jsonl", "judge_prompts.jsonl", "reference_answer/gpt-4.jsonl"
-FASTCHAT = "https://raw.githubusercontent.com/lm-sys/FastChat/587d5cfa1609a43d192cedb8441cac3c17db105d/fastchat/llm_judge/data"
+COMMIT = "587d5cfa1609a43d192cedb8441cac3c17db105d"
+FASTCHAT = f"https://raw.githubusercontent.com/lm-sys/FastChat/{COMMIT}/fastchat/llm_judge/data"
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}  # of a category; 0 of any other
 REFERRED = ("math", "reasoning", "coding")  # categories that are judged beside a reference answer
 TURNS = 2
