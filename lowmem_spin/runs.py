@@ -148,8 +148,9 @@ def used(folder: Path) -> dict[str, list[str]]:
     """{kind: keys} of the tables of the store that a run's benchmarks are made from."""
     path = folder / USED
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {str(kind): [str(key) for key in keys] for kind, keys in found.items()}
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (ValueError, AttributeError, TypeError):
         raise InputError(f"{path}: does not read back; delete it, `lowmem-spin evaluate` writes it again") from None

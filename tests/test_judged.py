@@ -816,16 +816,19 @@ def test_an_arena_of_a_game_under_way_has_no_report_yet(copy: Path, server: Serv
 def test_scores_are_of_the_answers_beside_them(copy: Path, server: Server) -> None:
     """Shorter answers are others, and so are those that came out differently after they were lost."""
     limit = JudgeOracle(base_url=server.url, model="m", max_tokens=99)
+    results = [len(list((copy / "store" / "results").rglob("*.json")))]
     for judge_of, longest, asked_for in ((None, 200, 2048), (None, 3, 2048), (limit, 3, 99)):
         server.asked.clear()
         changes: dict[str, Any] = {"judge": judge_of} if judge_of else {}
         measure(copy, server, **changes, longest=longest)
         assert {json.loads(text)["max_tokens"] for _, text in server.asked} == {asked_for}
+        results.append(len(list((copy / "store" / "results").rglob("*.json"))))
         lines = judgements(copy, "m")
         for path in (copy / "game" / "mtbench" / "model_answer").iterdir():
             turns = {one["question_id"]: one["choices"][0]["turns"] for one in map(json.loads, path.read_text().splitlines())}
             mine = lines[lines["model"] == path.stem].to_dict("records")
             assert mine and all(line["user_prompt"].endswith(turns[line["question_id"]][line["turn"] - 1]) for line in mine)
+    assert set(np.diff(results)) == {len(POLICIES)}  # each beside the others
     for path in (copy / "store" / "results").rglob("*.json"):
         record = json.loads(path.read_text())
         path.write_text(json.dumps({**record, "answers": digest("others"), "judgements": []}))
@@ -879,3 +882,23 @@ def test_a_judges_name_means_nothing_to_markdown(copy: Path, server: Server) -> 
     write_all(read(copy / "game"))
     headings = [line for line in (copy / "game" / "report.md").read_text().splitlines() if line.startswith("## ")]
     assert len(headings) == 2 and "<i>" not in "".join(headings)
+
+
+def test_a_judge_that_has_gone_away_costs_no_report(copy: Path) -> None:
+    asked = "evaluation.judge={base_url: 'http://127.0.0.1:9/v1', model: gone}"
+    (copy / "game" / "report.html").unlink()
+    with pytest.raises(InputError, match=r"evaluation\.judge\.base_url: 'http://127.0.0.1:9/v1' cannot be reached"):
+        play(load(copy / "game" / "recipe.yaml", [asked]), copy, quiet())
+    assert (copy / "game" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("damage", [{"wins": [[0.5]]}, {"judge": None}, {"prompts": None}, {"names": 3}])
+def test_a_damaged_arena_is_one_line(copy: Path, server: Server, damage: dict[str, Any]) -> None:
+    """Of one prompt, whose errors nobody knows: null in the file."""
+    server.behave = longer
+    play_arena(copy / "game", None, 1, Judged(JudgeOracle(base_url=server.url, model="m")), quiet())
+    path = copy / "game" / "arena.json"
+    assert "NaN" not in path.read_text() and read(copy / "game").arena is not None  # type: ignore[union-attr]
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    with pytest.raises(InputError, match="does not read back; delete it"):
+        read(copy / "game")

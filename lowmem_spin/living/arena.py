@@ -155,6 +155,7 @@ def _play(game: Played, answering: Answering, asked: Asked, oracle: Oracle, disp
     if isinstance(oracle, Judge):
         undecided, orders = oracle.failures([row.question for row in rows])
         failed = {"failed": undecided + oracle.silent, "orders": orders}
-    numbers = {name: getattr(found, name).tolist() for name in ("wins", "errors", "strengths", "low", "high")}
+    parts = {name: getattr(found, name) for name in ("wins", "errors", "strengths", "low", "high")}
+    numbers = {name: np.where(np.isnan(part), None, part).tolist() for name, part in parts.items()}  # JSON has no NaN
     prompt = plain(asked[0][1])
     return {"judge": shown, "names": names, "policies": policies, "prompts": len(prompts), "first": prompt, **numbers, **failed}
