@@ -414,6 +414,7 @@ def test_files_of_fastchat_are_fetched_once(copy: Path, tmp_path: Path) -> None:
         f"/data/{n}" for n in ("mt_bench/question.jsonl", "judge_prompts.jsonl", "mt_bench/reference_answer/gpt-4.jsonl")
     ]
     assert mtbench.read(tmp_path / "mt", None, "") == mtbench.read(copy / "mt", None, "")
+    assert [one.id for one in mtbench.read(tmp_path / "mt", 2, "").questions] == [number for number, *_ in QUESTIONS[:2]]
     with pytest.raises(InputError, match=r"--download: http://127.0.0.1:9/mt_bench/question"):
         mtbench.download(tmp_path / "other", "http://127.0.0.1:9")
 
@@ -472,6 +473,9 @@ def test_alpaca_eval_runs_on_our_outputs_and_agrees(
     server.behave = longer
     measure(copy, server, suite="alpaca", alpaca=copy / "alpaca.json", longest=12)
     assert set(server.requests.values()) == {1}
+    asked = [json.loads(path.read_text())["asked"] for path in (copy / "store" / "completions").glob("*/manifest.json")]
+    drawn = [one["policy"] for one in asked if (one["sampling"]["temperature"], one["sampling"]["max_new_tokens"]) == (0.7, 12)]
+    assert len(drawn) == len(set(drawn)) == len(POLICIES)
     for name, line in benchmarks(copy, "alpaca").items():
         outputs = copy / "game" / "alpaca" / f"{name.replace(' ', '_')}.json"
         theirs = by_the_package(monkeypatch, tmp_path, outputs, copy / "alpaca.json", "winrate")
@@ -531,6 +535,11 @@ def test_the_length_controlled_rate_is_the_packages(
         assert 100 * controlled["stderr"] == pytest.approx(theirs["lc_standard_error"])
         assert abs(theirs["length_controlled_winrate"] - theirs["win_rate"]) > 0.1
         assert line["task"] == "AlpacaEval 2 against other, judged by m" and not line["own"]
+    measure(copy, server, suite="alpaca", longest=12, limit=5)  # length control is fitted to all of them
+    lines = [json.loads(line) for line in (copy / "game" / "benchmarks.jsonl").read_text().splitlines()]
+    some = [line for line in lines if line["limit"] == 5]
+    assert len(some) == len(POLICIES) and all(line["own"] and line["task"].startswith("Win-rate") for line in some)
+    assert not any("length-controlled win rate" in line["numbers"] for line in some)
 
 
 def test_an_arena_of_a_judge_that_prefers_the_longer(copy: Path, server: Server) -> None:
