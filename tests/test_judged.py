@@ -857,6 +857,8 @@ def test_another_baseline_is_judged_anew(copy: Path, server: Server) -> None:
     measure(copy, server, suite="alpaca", alpaca=copy / "alpaca.json", longest=12, limit=5)
     five = [line for line in map(json.loads, (copy / "game" / "benchmarks.jsonl").read_text().splitlines()) if line["limit"]]
     assert {(line["count"], line["limit"]) for line in five} == {(5, 5)}
+    free = gc.unused(copy / "store", gc.used([copy / "game"]))
+    assert not [item for item in free if item.kind in ("completions", "judgements")]
 
 
 def test_policies_go_by_the_names_of_their_game(copy: Path, server: Server) -> None:
