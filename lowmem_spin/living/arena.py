@@ -155,7 +155,13 @@ def _play(game: Played, answering: Answering, asked: Asked, oracle: Oracle, disp
     if isinstance(oracle, Judge):
         undecided, orders = oracle.failures([row.question for row in rows])
         failed = {"failed": undecided + oracle.silent, "orders": orders}
-    parts = {name: getattr(found, name) for name in ("wins", "errors", "strengths", "low", "high")}
-    numbers = {name: np.where(np.isnan(part), None, part).tolist() for name, part in parts.items()}  # JSON has no NaN
+    numbers = {name: _known(getattr(found, name)) for name in ("wins", "errors", "strengths", "low", "high")}
     prompt = plain(asked[0][1])
     return {"judge": shown, "names": names, "policies": policies, "prompts": len(prompts), "first": prompt, **numbers, **failed}
+
+
+def _known(numbers: np.ndarray) -> Any:
+    """As lists, null where there is no number: JSON has no NaN."""
+    found = numbers.astype(object)
+    found[np.isnan(numbers)] = None
+    return found.tolist()
