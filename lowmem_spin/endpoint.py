@@ -176,13 +176,7 @@ class Endpoint:
             NoReplyError: there is none to this request.
             InputError: there will be none to any: no server, no key, no such model.
         """
-        sampling = {"temperature": temperature, "max_tokens": max_tokens}
-        body = {
-            "model": self.model,
-            "messages": [dict(message) for message in messages],
-            **{name: value for name, value in sampling.items() if value is not None},
-            **self.extra,
-        }
+        body = self._body(messages, temperature, max_tokens)
         key = digest(body)
         kept = self._replies.get(key)
         if kept is not None:
@@ -197,6 +191,19 @@ class Endpoint:
             raise NoReplyError(str(error)) from error
         self._replies.keep(key, text)
         return text
+
+    def kept(self, messages: Messages, temperature: float | None = 0.0, max_tokens: int | None = 1024) -> str | None:
+        """The text of the reply if it is on disk; nothing is sent."""
+        return self._replies.get(digest(self._body(messages, temperature, max_tokens)))
+
+    def _body(self, messages: Messages, temperature: float | None, max_tokens: int | None) -> dict[str, Any]:
+        sampling = {"temperature": temperature, "max_tokens": max_tokens}
+        return {
+            "model": self.model,
+            "messages": [dict(message) for message in messages],
+            **{name: value for name, value in sampling.items() if value is not None},
+            **self.extra,
+        }
 
     def each(self, do: Callable[[Item], Result], work: Sequence[Item]) -> list[Result]:
         """do(item) for every item, `concurrency` at a time; results in the order of `work`.

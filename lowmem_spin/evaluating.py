@@ -21,6 +21,7 @@ from lowmem_spin.recipe import Recipe
 from lowmem_spin.rows import Prompt
 
 SUITES = ("leaderboard", *judging.SUITES, "health", "diversity")
+JUDGED = frozenset({"judge", *judging.SUITES})  # what a recipe says of judging
 FREE = ("health", "diversity")  # suites that need nothing but the game's own rows
 
 
@@ -58,7 +59,7 @@ def of_recipe(recipe: Recipe, beside: Path) -> Asked:
     def path(name: str | None) -> Path | None:
         return None if name is None else beside / name if (beside / name).exists() else Path(name)
 
-    judged = Judged(given.judge, path(given.mtbench), path(given.alpaca), prefix="evaluation.")
+    judged = Judged(given.judge, path(given.mtbench), path(given.alpaca), recipes=JUDGED)
     return Asked(suites, tasks, option="evaluation.benchmarks", judged=judged)
 
 

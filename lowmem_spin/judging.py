@@ -36,14 +36,18 @@ Asks = Callable[[str], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Judged:
-    """What is to be judged, and by whom; `prefix` is what the user's names for these things begin with."""
+    """What is to be judged, and by whom."""
 
     judge: JudgeOracle | None = None
     mtbench: Path | None = None  # folder with FastChat's files; None is the store's
     alpaca: Path | None = None  # None is the official file
     longest: int | None = None  # tokens of an answer, instead of the suite's
     download: bool = False
-    prefix: str = "--"
+    recipes: frozenset[str] = frozenset()  # names of what a recipe said and no command, for messages
+
+    def option(self, name: str) -> str:
+        """What a user calls one of these things."""
+        return f"{'evaluation.' if name in self.recipes else '--'}{name}"
 
     def cache(self, game: Played) -> Path:
         """Where the judge's replies are kept."""
@@ -51,13 +55,13 @@ class Judged:
 
     def endpoint(self, game: Played, judge: JudgeOracle) -> Endpoint:
         """The judge as a model that is asked."""
-        where = judge.base_url, judge.model, self.cache(game), f"{self.prefix}judge", judge.api_key_env
+        where = judge.base_url, judge.model, self.cache(game), self.option("judge"), judge.api_key_env
         return Endpoint(*where, concurrency=judge.concurrency)
 
     def oracle(self, game: Played, judge: JudgeOracle, display: Display) -> Judge:
         """The judge as an oracle that prefers."""
-        field, where = f"{self.prefix}judge", (judge.base_url, judge.model, self.cache(game))
-        return Judge(*where, lambda line: display.say(line, "yellow"), field=field, **settings(judge))
+        field, where = self.option("judge"), (judge.base_url, judge.model, self.cache(game))
+        return Judge(*where, lambda line: display.say(line, "yellow"), field=field, final=False, **settings(judge))
 
 
 def judge(
@@ -69,8 +73,9 @@ def judge(
         InputError: half of it is missing.
     """
     if base_url is None and model is None:
-        if api_key_env is not None:
-            raise InputError(f"--judge-api-key-env {api_key_env!r}: of which judge? add --judge-base-url and --judge-model")
+        for option, value in (("--judge-api-key-env", api_key_env), ("--judge-max-tokens", max_tokens)):
+            if value is not None:
+                raise InputError(f"{option} {value!r}: of which judge? add --judge-base-url and --judge-model")
         return None
     if base_url is None:
         raise InputError(f"--judge-model {model!r}: where? add --judge-base-url, for instance http://localhost:8000/v1")
@@ -82,15 +87,14 @@ def judge(
 
 def filled(given: Judged, recipes: Judged) -> Judged:
     """What a command was given, and for the rest what the recipe says. A judge is the one or the other, whole."""
-    paths = {name: getattr(given, name) or getattr(recipes, name) for name in ("mtbench", "alpaca")}
-    if given.judge is None and recipes.judge is not None:
-        return replace(given, judge=recipes.judge, prefix=recipes.prefix, **paths)
-    return replace(given, **paths)
+    own = {name: getattr(recipes, name) for name in ("judge", "mtbench", "alpaca") if getattr(given, name) is None}
+    said = {name: value for name, value in own.items() if value is not None}
+    return replace(given, recipes=frozenset(said), **said)
 
 
 def check(suite: str, asked: Judged, store: Path) -> None:
     """Refuse before a game is played what could not be asked after it."""
-    option = f"{asked.prefix}{suite}"
+    option = asked.option(suite)
     if suite == "mtbench":
         mtbench.read(asked.mtbench or store / "mtbench", None, option)
     else:
@@ -98,7 +102,7 @@ def check(suite: str, asked: Judged, store: Path) -> None:
         if asked.alpaca is None and asked.judge is not None:
             alpaca.check_length_control(option)
     if asked.judge is not None and asked.judge.api_key_env is not None:
-        check_key(f"{asked.prefix}judge", asked.judge.api_key_env)
+        check_key(asked.option("judge"), asked.judge.api_key_env)
 
 
 def measure(suite: str, game: Played, asked: Judged, limit: int | None, display: Display) -> None:
@@ -107,7 +111,7 @@ def measure(suite: str, game: Played, asked: Judged, limit: int | None, display:
 
 
 def _mtbench(game: Played, asked: Judged, limit: int | None, display: Display) -> None:
-    option, folder = f"{asked.prefix}mtbench", asked.mtbench or game.store.root / "mtbench"
+    option, folder = asked.option("mtbench"), asked.mtbench or game.store.root / "mtbench"
     if asked.download:
         mtbench.download(folder)
     bench = mtbench.read(folder, limit, option)
@@ -139,10 +143,16 @@ def _mtbench(game: Played, asked: Judged, limit: int | None, display: Display) -
         display.say(_ungraded(f"{place}/model_answer", asked))
         return
     for name in game.wanted:
-        game.ensure(asks(game.policies[name]), lambda: _grade(grader, bench, name, answers[name], display))  # noqa: B023 called at once
+        game.ensure(
+            asks(game.policies[name]),
+            lambda: _grade(grader, bench, name, answers[name], display),  # noqa: B023 called at once
+            digest([[answer.text for answer in answers[name][question.id]] for question in bench.questions]),
+        )
     game.keep("mtbench", f"MT-Bench judged by {judge.model}", limit, asks)
-    records = [game.result(asks(key)) for key in game.policies.values()]
-    judgements = [line for record in records if record for line in record["judgements"]]
+    records = {name: game.result(asks(key)) for name, key in game.policies.items()}
+    judgements = [
+        {**line, "model": _file(name)} for name, record in records.items() if record for line in record["judgements"]
+    ]  # another game may have another name for the same policy
     _write_lines(place / "model_judgment" / f"{_file(judge.model)}_single.jsonl", judgements)
 
 
@@ -162,10 +172,10 @@ def _two_turns(
             prompts = {name: [_prompt(renderer.prompt(_so_far(q, found[name][q.id]))) for q in mine] for name in game.wanted}
             asked = [(game.policies[name], prompts[name]) for name in game.wanted]
             label = f"MT-Bench turn {turn + 1} at temperature {temperature:g}"
+            note_used(game.folder, "completions", [digest(sampling.asked(policy)) for policy, _ in asked])
             for name, answers in zip(game.wanted, with_engines.tables.answers(asked, sampling, label), strict=True):
                 for question, answer in zip(mine, answers, strict=True):
                     found[name][question.id].append(answer)
-            note_used(game.folder, "completions", [digest(sampling.asked(policy)) for policy, _ in asked])
     return found
 
 
@@ -202,7 +212,7 @@ def _grade(
 
 
 def _alpaca(game: Played, asked: Judged, limit: int | None, display: Display) -> None:
-    option, judge = f"{asked.prefix}alpaca", asked.judge
+    option, judge = asked.option("alpaca"), asked.judge
     instructions = alpaca.read(asked.alpaca, limit, option)
     with display.start_up("loading the tokenizer"):
         renderer = game.renderer()
@@ -226,8 +236,8 @@ def _alpaca(game: Played, asked: Judged, limit: int | None, display: Display) ->
     if oracle is not None:
         _reach(oracle.endpoint, game, asks)
     wanted = [(game.policies[name], prompts) for name in game.wanted]
-    answers = dict(zip(game.wanted, with_engines.tables.answers(wanted, sampling, "AlpacaEval"), strict=True))
     note_used(game.folder, "completions", [digest(sampling.asked(policy)) for policy, _ in wanted])
+    answers = dict(zip(game.wanted, with_engines.tables.answers(wanted, sampling, "AlpacaEval"), strict=True))
     place = game.folder / "alpaca"
     for name, given in answers.items():
         _write_json(place / f"{_file(name)}.json", alpaca.outputs(instructions, _file(name), [one.text for one in given]))
@@ -240,12 +250,14 @@ def _alpaca(game: Played, asked: Judged, limit: int | None, display: Display) ->
         game.ensure(
             asks(game.policies[name]),
             lambda: _compare(with_engines, asked_of, instructions, prompts, name, answers[name], oracle),  # noqa: B023 called at once
+            digest([answer.text for answer in answers[name]]),
         )
     task = f"{'AlpacaEval 2' if instructions.official else 'Win-rate'} against {instructions.baseline}, judged by {judge.model}"
     game.keep("alpaca", task, limit, asks)
     for name, key in game.policies.items():
         if (record := game.result(asks(key))) is not None:
-            _write_json(place / f"annotations_{_file(name)}_by_{_file(judge.model)}.json", record["annotations"])
+            annotated = [{**line, "generator_2": _file(name)} for line in record["annotations"]]
+            _write_json(place / f"annotations_{_file(name)}_by_{_file(judge.model)}.json", annotated)
 
 
 def _compare(
@@ -261,16 +273,21 @@ def _compare(
     for row, prompt, answer in zip(instructions.rows, prompts, answers, strict=True):
         question = Question([_user(row["instruction"])], [row["output"], answer.text], row["output"])
         rows.append(Compared(prompt.id, question, [list(row["output"].encode()), answer.tokens]))
-    judge, before = oracle.endpoint.model, (oracle.failed, oracle.orders)
+    judge, before = oracle.endpoint.model, oracle.silent
     preferences = with_engines.tables.preferences(asked, rows, f"{name} against {instructions.baseline} by {judge}")
     wins, texts = [float(matrix[1, 0]) for matrix in preferences], [answer.text for answer in answers]
-    annotated = alpaca.annotations(instructions, _file(name), texts, wins, judge)
+    annotated, silent = alpaca.annotations(instructions, _file(name), texts, wins, judge), oracle.silent - before
+    failed, orders = oracle.failures([row.question for row in rows])
     return {
-        "numbers": alpaca.numbers(instructions, annotated),
+        "numbers": {
+            **alpaca.numbers(instructions, annotated),
+            "failed": {"value": (failed + silent) / max(orders, 1), "stderr": None},
+        },
         "count": len(rows),
         "fewshot": None,
         "own": not instructions.official,
-        "recorded": {"versions": {"judge": judge, **alpaca.versions(instructions)}, "failed": oracle.failed - before[0]},
+        "recorded": {"versions": {"judge": judge, **alpaca.versions(instructions)}},
+        "unanswered": silent,
         "annotations": annotated,
     }
 
@@ -306,7 +323,7 @@ def _user(text: str) -> dict[str, str]:
 
 
 def _ungraded(place: Path | str, asked: Judged) -> str:
-    remedy = "add --judge-base-url and --judge-model" if asked.prefix == "--" else f"set {asked.prefix}judge"
+    remedy = "set evaluation.judge" if "judge" in asked.recipes else "add --judge-base-url and --judge-model"
     return f"answers are in {place}, ungraded: {remedy}, or give them to FastChat or alpaca_eval"
 
 

@@ -74,19 +74,23 @@ class Played:
             return None
         return self.store.result(key, digest(asked), self._maker(key))
 
-    def lacks(self, asked: dict[str, Any]) -> bool:
-        """Whether the store has no result, or one in which replies of a judge are missing."""
+    def lacks(self, asked: dict[str, Any], answers: str | None = None) -> bool:
+        """Whether the store has no result, or one in which replies of a judge are missing, or of other answers than these:
+        answers that were lost may have come out differently."""
         found = self.result(asked)
-        return found is None or found.get("unanswered", 0) > 0
+        if found is None or found.get("unanswered", 0) > 0:
+            return True
+        return answers is not None and found.get("answers") != answers
 
-    def ensure(self, asked: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
-        """Make sure that the store has the result of what was asked."""
-        if not self.lacks(asked):
+    def ensure(self, asked: dict[str, Any], measure: Callable[[], dict[str, Any]], answers: str | None = None) -> None:
+        """Make sure that the store has the result of what was asked; `answers` is the digest of those it is to be of."""
+        if not self.lacks(asked, answers):
             return
         key, policy = digest(asked), asked["policy"]
         with self.store.writing(key):
-            if self.lacks(asked):
-                self.store.commit_result(policy, key, {"asked": asked, "maker": self._maker(policy), **measure()})
+            if self.lacks(asked, answers):
+                known = {} if answers is None else {"answers": answers}
+                self.store.commit_result(policy, key, {"asked": asked, "maker": self._maker(policy), **known, **measure()})
 
     def keep(self, suite: str, task: str, limit: int | None, asks: Callable[[str], dict[str, Any]]) -> None:
         """Write what is stored of a task for all policies to the game's folder; `asks` names it by the policy's key."""
@@ -158,9 +162,10 @@ def _held(run: Run, store: Store) -> Held:
 
 def of_game(game: Game) -> Played:
     """A game that this process has played."""
-    policies = {stage.name: stage.policy for stage in game.stages if isinstance(stage, Evaluate)}
+    planned = {stage.name: stage.policy for stage in game.stages if isinstance(stage, Evaluate)}
+    policies = runs.as_far_as_played(planned, runs.read(game.folder).record)
     trained = {name for name, key in policies.items() if name.startswith("iterate ") and game.store.adapter(key)}
-    measured = [name for name in policies if name == "base" or name in trained]  # a brake may have ended the game
+    measured = [name for name in policies if name == "base" or name in trained]
     found, tables = game.found, game.tables
 
     def answering(room: tuple[int, int] | None = None, oracle: Oracle | None = None) -> Answering:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from lowmem_spin.evaluating import of_recipe
 from lowmem_spin.opening import Game
 from lowmem_spin.stages import Train
 from lowmem_spin.store import write_json
@@ -31,6 +32,10 @@ def write_record(game: Game) -> None:
             resolved[section][name] = str(Path(place.location).resolve())
     if found.adapter is not None:
         resolved["model"]["adapter"] = str(Path(found.adapter.location).resolve())
+    judged = of_recipe(recipe, found.beside).judged
+    for name, path in (("mtbench", judged.mtbench), ("alpaca", judged.alpaca)):
+        if path is not None:
+            resolved["evaluation"][name] = str(path.resolve())
     if found.oracle is not None:
         resolved["game"]["oracle"] |= found.oracle.located()
     (game.folder / "recipe.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")

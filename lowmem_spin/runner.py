@@ -35,9 +35,11 @@ def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
         with display.timed("report"):
             player.finish()
         display.title = ""
-        evaluating.at_the_end([game], display)
-        with display.timed("report"):
-            show(game, player.healths, display)
+        try:
+            evaluating.at_the_end([game], display)
+        finally:  # without a judge that has gone away, or what else a benchmark needs, the game is still played
+            with display.timed("report"):
+                show(game, player.healths, display)
         with display.timed("shut-down"):
             shared.engines.close()
     finally:

@@ -94,9 +94,20 @@ def policy(run: Run, store: Store, asked: str | None, option: str = "--iterate")
     return Policy(name, run.policies[name], adapter)
 
 
+def as_far_as_played(policies: dict[str, str], record: dict[str, Any]) -> dict[str, str]:
+    """Without the iterates after the one at which a brake has ended the game; another game may have trained them."""
+    stopped = record.get("stopped")
+    iterates = [name for name in policies if name.startswith("iterate ")]
+    if not isinstance(stopped, dict) or stopped.get("after") not in iterates:
+        return policies
+    never = iterates[iterates.index(stopped["after"]) + 1 :]
+    return {name: key for name, key in policies.items() if name not in never}
+
+
 def trained(run: Run, store: Store) -> dict[str, Path]:
     """{number: adapter folder} of the iterates there are so far, in order."""
-    numbers = {name.removeprefix("iterate "): key for name, key in run.policies.items() if name.startswith("iterate ")}
+    played = as_far_as_played(run.policies, run.record)
+    numbers = {name.removeprefix("iterate "): key for name, key in played.items() if name.startswith("iterate ")}
     found = {number: store.adapter(key) for number, key in numbers.items()}
     return {number: adapter for number, adapter in found.items() if adapter is not None}
 
@@ -137,8 +148,9 @@ def used(folder: Path) -> dict[str, list[str]]:
     """{kind: keys} of the tables of the store that a run's benchmarks are made from."""
     path = folder / USED
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {str(kind): [str(key) for key in keys] for kind, keys in found.items()}
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (ValueError, AttributeError, TypeError):
         raise InputError(f"{path}: does not read back; delete it, `lowmem-spin evaluate` writes it again") from None

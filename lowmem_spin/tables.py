@@ -223,7 +223,10 @@ class Tables:
                     meter.saved()
 
     def preferences(self, asked: dict[str, Any], rows: Sequence[Compared], label: str) -> list[np.ndarray]:
-        """The oracle's preferences (K, K) between the answers of each row; `asked` is stages.judged_asked."""
+        """The oracle's preferences (K, K) between the answers of each row; `asked` is stages.judged_asked.
+
+        Those that the oracle leaves open are not kept.
+        """
         key = digest(asked)
         if key not in self._open:
             self._open[key] = self.store.table("judgements", key, asked, digest(asked["oracle"]))
@@ -232,28 +235,34 @@ class Tables:
         if any(row.name not in stored for row in rows):
             with self.store.writing(key):
                 stored = preferences_in(table)
-                self._judge(table, list({row.name: row for row in rows}.values()), stored, label)
+                passing = self._judge(table, list({row.name: row for row in rows}.values()), stored, label)
                 table.merge()
-                stored = preferences_in(table)
+                stored = {**passing, **preferences_in(table)}
         return [stored[row.name] for row in rows]
 
-    def _judge(self, table: Table, rows: Sequence[Compared], stored: dict[tuple[str, str], np.ndarray], label: str) -> None:
-        oracle = self.engines.oracle()
+    def _judge(
+        self, table: Table, rows: Sequence[Compared], stored: dict[tuple[str, str], np.ndarray], label: str
+    ) -> dict[tuple[str, str], np.ndarray]:
+        """Keep what the oracle decides; the rest is returned."""
+        oracle, passing = self.engines.oracle(), {}
         with self.progress.stage("judge", label, len(rows)) as meter:
             for shard in _batches(rows, self.generation_batch):
                 missing = [row for row in shard if row.name not in stored]
                 meter.advance(len(shard) - len(missing))
                 if missing:
                     found = oracle.prefer([row.question for row in missing])
-                    table.append(
-                        {
-                            "prompt_id": [row.prompt_id for row in missing],
-                            "content": [row.name[1] for row in missing],
-                            "preferences": [matrix.ravel().tolist() for matrix in found],
-                        }
-                    )
+                    passing |= {missing[place].name: found[place] for place in oracle.undecided}
+                    kept = [place for place in range(len(missing)) if place not in oracle.undecided]
+                    columns = {
+                        "prompt_id": [missing[place].prompt_id for place in kept],
+                        "content": [missing[place].name[1] for place in kept],
+                        "preferences": [found[place].ravel().tolist() for place in kept],
+                    }
+                    if kept:
+                        table.append(columns)
                     meter.advance(len(missing))
                     meter.saved()
+        return passing
 
     def average(self, stage: Average) -> Path:
         """The stage's adapter; the frozen base, whose update is nothing, has no part in the sum."""

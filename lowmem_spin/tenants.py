@@ -109,12 +109,18 @@ class Tenants:
         if self.judge is None:
             raise TypeError("this game has no oracle")
         signature = digest(self.judge.identity())
-        if pool.signatures.get(ORACLE) != signature and ORACLE in pool.opened:
+        if ORACLE in pool.opened and self._is_other(pool.opened[ORACLE], signature):
             pool.opened.pop(ORACLE).close()
         if not isinstance(self.judge, Weightless):
             pool.rest(pool.opened.keys() - {ORACLE}, self._settled().residency)
         pool.signatures[ORACLE] = signature
         return pool.opened.setdefault(ORACLE, self.judge)
+
+    def _is_other(self, opened: Oracle, signature: str) -> bool:
+        """An oracle without weights costs nothing to open, and a judge's address, key and counts are its own."""
+        if isinstance(self.judge, Weightless):
+            return opened is not self.judge
+        return self.pool.signatures.get(ORACLE) != signature
 
     def _open(self, name: str) -> Any:
         pool, signature = self.pool, self.signature(name)

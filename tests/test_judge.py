@@ -118,7 +118,13 @@ def longer(body: Body, number: int) -> str:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
+    yield from serving(longer)
+
+
+def serving(behave: Callable[[Body, int], str | Callable[[Handler], None]]) -> Iterator[Server]:
+    """A server under way, for as long as somebody wants it."""
     server = Server()
+    server.behave = behave
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import socket
@@ -24,7 +25,7 @@ import yaml
 from peft import PeftModel
 from rich.console import Console
 from scipy import optimize, stats
-from test_judge import Body, Handler, Server, send, shown
+from test_judge import Body, Handler, Server, send, serving, shown
 from test_living import wait
 from test_report import Page, check_offline
 from test_run import SMALL
@@ -33,20 +34,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lowmem_spin import gc, runs
 from lowmem_spin.display import Display
 from lowmem_spin.endpoint import Endpoint
-from lowmem_spin.evaluating import Asked, benchmark
+from lowmem_spin.evaluating import Asked, benchmark, of_recipe
 from lowmem_spin.evaluation import alpaca, arena, mtbench
-from lowmem_spin.judging import Judged, judge
+from lowmem_spin.judging import Judged, filled, judge
 from lowmem_spin.keys import digest
 from lowmem_spin.living.arena import arena as play_arena
 from lowmem_spin.living.evaluate import evaluate
 from lowmem_spin.opening import Shared
 from lowmem_spin.options import JudgeOracle
 from lowmem_spin.played import of_run
+from lowmem_spin.preference.judge import Judge
 from lowmem_spin.recipe import InputError
 from lowmem_spin.recipe_file import find, load
 from lowmem_spin.report.page import write_all
 from lowmem_spin.report.reading import read
 from lowmem_spin.runner import run as play
+from lowmem_spin.tables import Tables
+from lowmem_spin.tenants import Pool, Tenants
 
 QUESTIONS = [
     (81, "writing", ["upper: abc", "reverse: abc {answer}"]),
@@ -91,18 +95,7 @@ def longer(body: Body, number: int) -> str:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    yield from serving()
-
-
-def serving() -> Iterator[Server]:
-    server = Server()
-    server.behave = grade
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    yield from serving(grade)
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +104,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     write_questions(folder / "mt")
     values = {**SMALL, "game.iterations": 1, "game.pairs": 48, "model.quantization": "none", "generation.max_new_tokens": 12}
-    values |= {"output.store": folder / "store", "output.dir": folder / "game", "evaluation.mtbench": folder / "mt"}
-    for server in serving():
+    values |= {
+        "output.store": folder / "store",
+        "output.dir": folder / "game",
+    }
+    for server in serving(grade):
         asked = f"{{base_url: '{server.url}', model: strict/one}}"
         values |= {"evaluation.benchmarks": "[mtbench]", "evaluation.judge": asked}
         recipe = find("quickstart")
+        values["evaluation.mtbench"] = os.path.relpath(folder / "mt", recipe.parent)  # beside the recipe, as users write it
         play(load(recipe, [f"{name}={value}" for name, value in values.items()]), recipe.parent, quiet())
         assert set(server.requests.values()) == {1}
         (folder / "requests").write_text(str(len(server.asked)))
@@ -406,6 +403,7 @@ def test_files_of_fastchat_are_fetched_once(copy: Path, tmp_path: Path) -> None:
         f"/data/{n}" for n in ("mt_bench/question.jsonl", "judge_prompts.jsonl", "mt_bench/reference_answer/gpt-4.jsonl")
     ]
     assert mtbench.read(tmp_path / "mt", None, "") == mtbench.read(copy / "mt", None, "")
+    assert [one.id for one in mtbench.read(tmp_path / "mt", 2, "").questions] == [number for number, *_ in QUESTIONS[:2]]
     with pytest.raises(InputError, match=r"--download: http://127.0.0.1:9/mt_bench/question"):
         mtbench.download(tmp_path / "other", "http://127.0.0.1:9")
 
@@ -464,6 +462,9 @@ def test_alpaca_eval_runs_on_our_outputs_and_agrees(
     server.behave = longer
     measure(copy, server, suite="alpaca", alpaca=copy / "alpaca.json", longest=12)
     assert set(server.requests.values()) == {1}
+    asked = [json.loads(path.read_text())["asked"] for path in (copy / "store" / "completions").glob("*/manifest.json")]
+    drawn = [one["policy"] for one in asked if (one["sampling"]["temperature"], one["sampling"]["max_new_tokens"]) == (0.7, 12)]
+    assert len(drawn) == len(set(drawn)) == len(POLICIES)
     for name, line in benchmarks(copy, "alpaca").items():
         outputs = copy / "game" / "alpaca" / f"{name.replace(' ', '_')}.json"
         theirs = by_the_package(monkeypatch, tmp_path, outputs, copy / "alpaca.json", "winrate")
@@ -523,6 +524,11 @@ def test_the_length_controlled_rate_is_the_packages(
         assert 100 * controlled["stderr"] == pytest.approx(theirs["lc_standard_error"])
         assert abs(theirs["length_controlled_winrate"] - theirs["win_rate"]) > 0.1
         assert line["task"] == "AlpacaEval 2 against other, judged by m" and not line["own"]
+    measure(copy, server, suite="alpaca", longest=12, limit=5)  # length control is fitted to all of them
+    lines = [json.loads(line) for line in (copy / "game" / "benchmarks.jsonl").read_text().splitlines()]
+    some = [line for line in lines if line["limit"] == 5]
+    assert len(some) == len(POLICIES) and all(line["own"] and line["task"].startswith("Win-rate") for line in some)
+    assert not any("length-controlled win rate" in line["numbers"] for line in some)
 
 
 def test_an_arena_of_a_judge_that_prefers_the_longer(copy: Path, server: Server) -> None:
@@ -636,6 +642,15 @@ def test_the_report_names_the_judge_beside_every_score(copy: Path, server: Serve
             {"key": "NO_SUCH_KEY"},
             "--judge-api-key-env: the environment variable 'NO_SUCH_KEY' is not set; export it",
         ),
+        ("mtbench", {"mtbench": "dup"}, "--mtbench: 'dup/question.jsonl' has a question_id twice"),
+        ("mtbench", {"mtbench": "text"}, "--mtbench: question 8 of 'text' needs 2 turns, and a reference answer"),
+        ("mtbench", {"mtbench": "bare"}, "--mtbench: question 101 of 'bare' needs 2 turns, and a reference answer"),
+        (
+            "mtbench",
+            {"mtbench": "place"},
+            "--mtbench: prompt 'single-v1' of 'place/judge_prompts.jsonl' has a place that nothing fills: 'score'",
+        ),
+        ("alpaca", {"alpaca": "torn"}, "--alpaca: 'torn' cannot be read: Is a directory; give a JSON file"),
         ("alpaca", {"alpaca": "nowhere.json"}, "--alpaca: no file 'nowhere.json'; without the option the official one is"),
         ("alpaca", {"alpaca": "bare.json"}, "--alpaca: a row of 'bare.json' has no 'output'; each needs an instruction"),
         ("alpaca", {"alpaca": "two.json"}, "--alpaca: 'two.json' has outputs of a, b; a baseline is one of them"),
@@ -645,11 +660,16 @@ def test_what_cannot_be_judged_is_one_line(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suite: str, changes: dict[str, str], line: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("torn", "short"):
+    for name in ("torn", "short", "dup", "text", "bare", "place"):
         shutil.copytree(copy / "mt", tmp_path / name)
     (tmp_path / "torn" / mtbench.REFERENCES).unlink()
     question = {"question_id": 7, "category": "stem", "turns": ["only one"]}
     (tmp_path / "short" / mtbench.QUESTIONS).write_text(json.dumps(question))
+    (tmp_path / "text" / mtbench.QUESTIONS).write_text(json.dumps({**question, "question_id": 8, "turns": "ab"}))
+    (tmp_path / "dup" / mtbench.QUESTIONS).write_text((copy / "mt" / mtbench.QUESTIONS).read_text() * 2)
+    (tmp_path / "bare" / mtbench.REFERENCES).write_text('{"question_id": 101, "choices": []}')
+    prompts = (copy / "mt" / mtbench.PROMPTS).read_text().replace("Q {question} A", "{score} Q {question} A", 1)
+    (tmp_path / "place" / mtbench.PROMPTS).write_text(prompts)
     (tmp_path / "bare.json").write_text('[{"instruction": "a"}]')
     pair = [{"instruction": name, "output": "x", "generator": name} for name in "ab"]
     (tmp_path / "two.json").write_text(json.dumps(pair))
@@ -671,8 +691,214 @@ def test_what_cannot_be_judged_is_one_line(
         ((None, "m", None), "--judge-model 'm': where? add --judge-base-url"),
         (("http://h/v1", None, None), "--judge-base-url 'http://h/v1': which of its models? add --judge-model"),
         ((None, None, "KEY"), "--judge-api-key-env 'KEY': of which judge?"),
+        ((None, None, None), "--judge-max-tokens 7: of which judge?"),
     ],
 )
 def test_half_a_judge_is_refused(given: tuple[str | None, str | None, str | None], line: str) -> None:
     with pytest.raises(InputError, match=re.escape(line)):
-        judge(*given, concurrency=1, max_tokens=None)
+        judge(*given, concurrency=1, max_tokens=7)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (None, "--prompts: 'prompts.jsonl' cannot be read: Is a directory"),
+        ('"text"', "--prompts: a line of 'prompts.jsonl' has neither a prompt nor messages"),
+        ('{"messages": [{"role": "user", "content": ["a"]}]}', "--prompts: a line of 'prompts.jsonl' has neither a prompt nor"),
+        ('{"messages": [{"role": "assistant", "content": "a"}]}', "--prompts: a line of 'prompts.jsonl' asks nothing"),
+    ],
+)
+def test_what_an_arena_cannot_ask_is_one_line(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("prompts.jsonl")
+    path.mkdir() if content is None else path.write_text(content)
+    judged = Judged(JudgeOracle(base_url="http://127.0.0.1:9/v1", model="never asked"))
+    with pytest.raises(InputError, match=re.escape(line)):
+        play_arena(copy / "game", path, 4, judged, quiet())
+
+
+def test_a_run_knows_its_recipes_files_from_anywhere(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = runs.read(home / "game")
+    judged = of_recipe(run.recipe, run.folder).judged
+    assert judged.mtbench == home / "mt" and judged.alpaca is None
+
+
+def test_messages_name_what_the_user_wrote(tmp_path: Path) -> None:
+    own = Judged(None, mtbench=tmp_path / "a")
+    recipes = Judged(
+        JudgeOracle(base_url="http://h/v1", model="m"), tmp_path / "b", tmp_path / "c", recipes=frozenset({"judge", "mtbench"})
+    )
+    both = filled(own, recipes)
+    assert (both.judge, both.mtbench, both.alpaca) == (recipes.judge, tmp_path / "a", tmp_path / "c")
+    assert [both.option(name) for name in ("judge", "mtbench", "alpaca")] == [
+        "evaluation.judge",
+        "--mtbench",
+        "evaluation.alpaca",
+    ]
+
+
+def test_categories_are_asked_and_judged_as_fastchat_has_them() -> None:
+    """Its temperature_config, 0.7 where that has none, and its NEED_REF_CATS."""
+    known = {"writing": 0.7, "roleplay": 0.7, "extraction": 0, "math": 0, "coding": 0, "reasoning": 0, "stem": 0.1}
+    known |= {"humanities": 0.1, "of my own": 0.7}
+    assert {kind: mtbench.Question(1, kind, [], None).temperature for kind in known} == known
+    assert set(mtbench.REFERRED) == {"math", "reasoning", "coding"}
+
+
+def test_a_comparison_that_got_no_reply_is_asked_again_and_nothing_else(copy: Path, server: Server) -> None:
+    rows = instructions(copy)
+    refused = rows[2]["instruction"]
+
+    def behave(body: Body, number: int) -> Any:
+        return send(400, "no") if refused in body["messages"][0]["content"] else longer(body, number)
+
+    def rates() -> list[float]:
+        measure(copy, server, suite="alpaca", alpaca=copy / "alpaca.json", longest=12)
+        found = benchmarks(copy, "alpaca")
+        failed.append(found["base"]["numbers"]["failed"]["value"])
+        return [line["numbers"]["win rate"]["value"] for line in found.values()]
+
+    failed: list[float] = []
+    server.behave = behave
+    rates()
+    server.asked.clear()
+    server.behave = longer
+    again = rates()
+    assert server.asked and all(refused in text for _, text in server.asked)
+    assert failed == [pytest.approx(2 / 24), 0]
+    shutil.rmtree(copy / "store" / "judgements")
+    shutil.rmtree(copy / "store" / "results")
+    assert rates() == again
+
+
+def test_what_a_judge_never_decided_is_counted_by_every_call(copy: Path, server: Server) -> None:
+    """One order of one pair has no verdict, all tries: an arena that finds all of it stored says so, too."""
+    first: list[str] = []
+
+    def behave(body: Body, number: int) -> str:
+        content = body["messages"][0]["content"]
+        first.append(content)
+        return "I cannot say." if content == first[0] else longer(body, number)
+
+    server.behave = behave
+    judged, counts = Judged(JudgeOracle(base_url=server.url, model="m")), set()
+    for _ in range(2):
+        play_arena(copy / "game", None, 16, judged, quiet())
+        found = json.loads((copy / "game" / "arena.json").read_text())
+        counts.add((found["failed"], found["orders"]))
+    ((failed, orders),) = counts
+    assert failed == 1 and orders == len({json.loads(text)["messages"][0]["content"] for text in server.requests})
+    assert f"1 of {orders} judgements failed." in (copy / "game" / "report.html").read_text()
+
+
+def test_a_judge_keeps_its_own_address_and_counts(tmp_path: Path) -> None:
+    """Two of one identity, as the game's oracle and the judge of its benchmarks may be."""
+    pool = Pool()
+    judges = [Judge(f"http://{host}/v1", "m", tmp_path, print, field=host) for host in ("one", "two")]
+    unused: Any = None
+    for one in judges:
+        assert Tenants(unused, unused, unused, tmp_path, quiet(), pool, one).oracle() is one
+
+
+def test_an_arena_of_a_game_under_way_has_no_report_yet(copy: Path, server: Server) -> None:
+    server.behave = longer
+    for name in ("metrics.jsonl", "report.html"):
+        (copy / "game" / name).unlink(missing_ok=True)
+    play_arena(copy / "game", None, 8, Judged(JudgeOracle(base_url=server.url, model="m")), quiet())
+    assert (copy / "game" / "arena.json").is_file() and not (copy / "game" / "report.html").exists()
+
+
+def test_scores_are_of_the_answers_beside_them(copy: Path, server: Server) -> None:
+    """Shorter answers are others, and so are those that came out differently after they were lost."""
+    limit = JudgeOracle(base_url=server.url, model="m", max_tokens=99)
+    results = [len(list((copy / "store" / "results").rglob("*.json")))]
+    for judge_of, longest, asked_for in ((None, 200, 2048), (None, 3, 2048), (limit, 3, 99)):
+        server.asked.clear()
+        changes: dict[str, Any] = {"judge": judge_of} if judge_of else {}
+        measure(copy, server, **changes, longest=longest)
+        assert {json.loads(text)["max_tokens"] for _, text in server.asked} == {asked_for}
+        results.append(len(list((copy / "store" / "results").rglob("*.json"))))
+        lines = judgements(copy, "m")
+        for path in (copy / "game" / "mtbench" / "model_answer").iterdir():
+            turns = {one["question_id"]: one["choices"][0]["turns"] for one in map(json.loads, path.read_text().splitlines())}
+            mine = lines[lines["model"] == path.stem].to_dict("records")
+            assert mine and all(line["user_prompt"].endswith(turns[line["question_id"]][line["turn"] - 1]) for line in mine)
+    assert set(np.diff(results)) == {len(POLICIES)}  # each beside the others
+    for path in (copy / "store" / "results").rglob("*.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({**record, "answers": digest("others"), "judgements": []}))
+    measure(copy, server, longest=3, judge=limit)
+    assert len(judgements(copy, "m")) == len(POLICIES) * len(QUESTIONS) * 2
+
+
+def test_another_baseline_is_judged_anew(copy: Path, server: Server) -> None:
+    server.behave = longer
+    found = []
+    for length in (1, 60):
+        rows = [{**row, "output": "x" * length} for row in instructions(copy)]
+        (copy / "alpaca.json").write_text(json.dumps(rows))
+        measure(copy, server, suite="alpaca", alpaca=copy / "alpaca.json", longest=12)
+        found.append(benchmarks(copy, "alpaca")["base"]["numbers"]["win rate"]["value"])
+    assert found[0] > 0.5 > found[1]
+    measure(copy, server, suite="alpaca", alpaca=copy / "alpaca.json", longest=12, limit=5)
+    five = [line for line in map(json.loads, (copy / "game" / "benchmarks.jsonl").read_text().splitlines()) if line["limit"]]
+    assert {(line["count"], line["limit"]) for line in five} == {(5, 5)}
+    free = gc.unused(copy / "store", gc.used([copy / "game"]))
+    assert not [item for item in free if item.kind in ("completions", "judgements")]
+
+
+def test_policies_go_by_the_names_of_their_game(copy: Path, server: Server) -> None:
+    """The same adapter under a second name; and what lies behind a brake is no policy of the game."""
+    path = copy / "game" / "run.json"
+    record = json.loads(path.read_text())
+    record["policies"]["iterate 1"] = record["policies"]["iterate 0"]
+    path.write_text(json.dumps(record))
+    measure(copy, server)
+    assert Counter(judgements(copy, "m")["model"]) == dict.fromkeys(["base", "iterate_0", "iterate_1"], len(QUESTIONS) * 2)
+    record["stopped"] = {"after": "iterate 0", "why": "", "keep": "iterate 0"}
+    path.write_text(json.dumps(record))
+    assert of_run(runs.read(copy / "game"), "all", Shared(), quiet()).wanted == POLICIES
+
+
+def test_answers_under_way_are_in_use(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kill leaves half answered is not for gc to free."""
+    (copy / "game" / runs.USED).unlink()
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tables, "answers", killed)
+    played = of_run(runs.read(copy / "game"), "all", Shared(), quiet())
+    with pytest.raises(KeyboardInterrupt):
+        benchmark([played], Asked(["mtbench"], judged=Judged(mtbench=copy / "mt")), quiet())
+    assert len(runs.used(copy / "game")["completions"]) == len(POLICIES)
+
+
+def test_a_judges_name_means_nothing_to_markdown(copy: Path, server: Server) -> None:
+    measure(copy, server, "a\n## b | <i>")
+    write_all(read(copy / "game"))
+    headings = [line for line in (copy / "game" / "report.md").read_text().splitlines() if line.startswith("## ")]
+    assert len(headings) == 2 and "<i>" not in "".join(headings)
+
+
+def test_a_judge_that_has_gone_away_costs_no_report(copy: Path) -> None:
+    asked = "evaluation.judge={base_url: 'http://127.0.0.1:9/v1', model: gone}"
+    (copy / "game" / "report.html").unlink()
+    with pytest.raises(InputError, match=r"evaluation\.judge\.base_url: 'http://127.0.0.1:9/v1' cannot be reached"):
+        play(load(copy / "game" / "recipe.yaml", [asked]), copy, quiet())
+    assert (copy / "game" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("damage", [{"wins": [[0.5]]}, {"judge": None}, {"prompts": None}, {"names": 3}])
+def test_a_damaged_arena_is_one_line(copy: Path, server: Server, damage: dict[str, Any]) -> None:
+    """Of one prompt, whose errors nobody knows: null in the file."""
+    server.behave = longer
+    play_arena(copy / "game", None, 1, Judged(JudgeOracle(base_url=server.url, model="m")), quiet())
+    path = copy / "game" / "arena.json"
+    assert "NaN" not in path.read_text() and read(copy / "game").arena is not None  # type: ignore[union-attr]
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    with pytest.raises(InputError, match="does not read back; delete it"):
+        read(copy / "game")

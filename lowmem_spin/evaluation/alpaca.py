@@ -45,6 +45,8 @@ def read(path: Path | None, limit: int | None, option: str) -> Instructions:
         content = [json.loads(line) for line in text.splitlines() if line.strip()] if _is_lines(text) else json.loads(text)
     except FileNotFoundError:
         raise InputError(f"{option}: no file {str(source)!r}; without the option the official one is taken") from None
+    except OSError as error:
+        raise InputError(f"{option}: {str(source)!r} cannot be read: {error.strerror}; give a JSON file") from None
     except ValueError as error:
         raise InputError(f"{option}: {str(source)!r} is not JSON: {error}") from None
     rows = [_row(row, option, source) for row in content[:limit]] if isinstance(content, list) else []

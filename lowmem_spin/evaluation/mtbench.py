@@ -29,7 +29,8 @@ VERSION = 1  # bumped by hand when the same answers would be judged otherwise
 QUESTIONS, PROMPTS, REFERENCES = "question.jsonl", "judge_prompts.jsonl", "reference_answer/gpt-4.jsonl"
 COMMIT = "587d5cfa1609a43d192cedb8441cac3c17db105d"
 FASTCHAT = f"https://raw.githubusercontent.com/lm-sys/FastChat/{COMMIT}/fastchat/llm_judge/data"
-TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}  # of a category; 0 of any other
+TEMPERATURES = {"stem": 0.1, "humanities": 0.1, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0}
+OTHERS = 0.7  # the temperature of any other category, which are writing, roleplay and your own
 REFERRED = ("math", "reasoning", "coding")  # categories that are judged beside a reference answer
 TURNS = 2
 LONGEST = 1024  # tokens of an answer
@@ -50,7 +51,7 @@ class Question:
     @property
     def temperature(self) -> float:
         """Of the answers."""
-        return TEMPERATURES.get(self.category, 0.0)
+        return TEMPERATURES.get(self.category, OTHERS)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Bench:
     @property
     def identity(self) -> str:
         """Hash of all that is asked of policies and of judges."""
-        asked = [[q.id, q.category, q.turns, q.reference] for q in self.questions]
+        asked = [[q.id, q.category, q.temperature, q.turns, q.reference] for q in self.questions]
         return digest([asked, [self.prompts[kind] for kind in sorted(self.prompts)]])
 
     @property
@@ -122,14 +123,13 @@ def read(folder: Path, limit: int | None, option: str) -> Bench:
         remedy = "`evaluate --download` fetches FastChat's files, or name a folder that has them"
         raise InputError(f"{option}: {str(folder)!r} has no {QUESTIONS}; {remedy}")
     references = {
-        line["question_id"]: line["choices"][0]["turns"]
-        for line in _lines(folder / REFERENCES, option, ("question_id", "choices"))
+        line["question_id"]: _reference(line) for line in _lines(folder / REFERENCES, option, ("question_id", "choices"))
     }
     questions = []
     for line in _lines(folder / QUESTIONS, option, ("question_id", "category", "turns"))[:limit]:
         category = line["category"]
         reference = references.get(line["question_id"]) if category in REFERRED else None
-        if len(line["turns"]) != TURNS or (category in REFERRED and not (reference and len(reference) == TURNS)):
+        if not _is_turns(line["turns"]) or (category in REFERRED and not _is_turns(reference)):
             raise InputError(
                 f"{option}: question {line['question_id']} of {str(folder)!r} needs {TURNS} turns, and a reference answer to "
                 f"each if it is of {', '.join(REFERRED)}"
@@ -137,13 +137,37 @@ def read(folder: Path, limit: int | None, option: str) -> Bench:
         questions.append(Question(line["question_id"], category, line["turns"], reference))
     if not questions:
         raise InputError(f"{option}: {str(folder / QUESTIONS)!r} has no question")
+    if len({question.id for question in questions}) < len(questions):
+        raise InputError(f"{option}: {str(folder / QUESTIONS)!r} has a question_id twice; answers are told apart by it")
     named = {line["name"]: line for line in _lines(folder / PROMPTS, option, ("name", "system_prompt", "prompt_template"))}
     kinds = {(referred, second): _prompt_name(referred, second) for referred in (False, True) for second in (False, True)}
     absent = sorted(set(kinds.values()) - named.keys())
     if absent:
         raise InputError(f"{option}: {str(folder / PROMPTS)!r} has no prompt {absent[0]!r}; FastChat's file has")
     kept = ("name", "system_prompt", "prompt_template")
-    return Bench(questions, {kind: {field: named[name][field] for field in kept} for kind, name in kinds.items()})
+    prompts = {kind: {field: named[name][field] for field in kept} for kind, name in kinds.items()}
+    for (referred, second), prompt in prompts.items():
+        example = Question(0, "", ["", ""], ["", ""] if referred else None)
+        try:
+            prompt["prompt_template"].format(**_told(example, int(second), ["", ""]))
+        except (LookupError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{option}: prompt {prompt['name']!r} of {str(folder / PROMPTS)!r} has a place that nothing fills: {error}; "
+                "a brace that is none is written twice"
+            ) from None
+    return Bench(questions, prompts)
+
+
+def _reference(line: dict[str, Any]) -> Any:
+    """What a line of reference answers has of them; `_is_turns` says whether they are."""
+    try:
+        return line["choices"][0]["turns"]
+    except (LookupError, TypeError):
+        return None
+
+
+def _is_turns(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == TURNS and all(isinstance(turn, str) for turn in value)
 
 
 def _prompt_name(referred: bool, second: bool) -> str:

@@ -59,10 +59,10 @@ def arena(folder: Path, prompts: Path | None, limit: int, judged: Judged, displa
         shared.engines.close()
     write_json(folder / FILE, {**record, "from": "held-out rows" if prompts is None else prompts.name})
     with display.timed("report"):
-        results = read(folder)
         for grid, title in grids(record):
             display.console.print(grid.table(title))
-        display.say(f"report   {write_page(results)}")
+        if (folder / "metrics.jsonl").is_file():  # else the game is not played to its end, and has no report yet
+            display.say(f"report   {write_page(read(folder))}")
     display.say(f"numbers  {folder / FILE}")
     display.say(display.time_line())
 
@@ -105,23 +105,30 @@ def _lines(path: Path) -> list[Any]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except FileNotFoundError:
         raise InputError(f"--prompts: no file {str(path)!r}; leave the option out to take held-out rows") from None
+    except OSError as error:
+        raise InputError(f"--prompts: {str(path)!r} cannot be read: {error.strerror}; give a JSONL file") from None
     except ValueError as error:
         raise InputError(f"--prompts: {str(path)!r} is not JSON lines: {error}") from None
 
 
 def _conversation(line: Any, path: Path) -> list[Message]:
     """What a line asks: the text of `prompt` or `instruction`, or `messages` up to the last that is not an answer."""
-    text = next((line[name] for name in ("prompt", "instruction") if isinstance(line.get(name), str)), None)
+    known = line if isinstance(line, dict) else {}
+    text = next((known[name] for name in ("prompt", "instruction") if isinstance(known.get(name), str)), None)
     if text is not None:
         return [{"role": "user", "content": text}]
-    messages = line.get("messages") if isinstance(line, dict) else None
-    if not isinstance(messages, list) or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages):
-        raise InputError(f"--prompts: a line of {str(path)!r} has neither prompt nor messages")
+    messages = known.get("messages")
+    if not isinstance(messages, list) or not all(map(_is_message, messages)):
+        raise InputError(f"--prompts: a line of {str(path)!r} has neither a prompt nor messages with a role and a text each")
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
     if not messages:
         raise InputError(f"--prompts: a line of {str(path)!r} asks nothing")
     return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
 
 
 def _play(game: Played, answering: Answering, asked: Asked, oracle: Oracle, display: Display) -> dict[str, Any]:
@@ -132,11 +139,11 @@ def _play(game: Played, answering: Answering, asked: Asked, oracle: Oracle, disp
     pairs = len(names) * (len(names) - 1) // 2 * len(prompts)
     display.say(f"{len(names)} policies, {len(prompts)} prompts, {pairs:,} pairs, each judged in both orders by {shown}")
     tables, sampling = answering.tables, answering.sampling
-    answers = tables.answers([(policy, prompts) for policy in policies], sampling, f"{len(names)} policies")
     own = [digest(sampling.asked(policy)) for policy in policies]
     named = judged_asked([f"{table}/0" for table in own], judge)
     note_used(game.folder, "completions", own)
     note_used(game.folder, "judgements", [digest(named)])
+    answers = tables.answers([(policy, prompts) for policy in policies], sampling, f"{len(names)} policies")
     rows = []
     for place, (prompt, messages, reference) in enumerate(asked):
         mine = [of_policy[place] for of_policy in answers]
@@ -144,7 +151,17 @@ def _play(game: Played, answering: Answering, asked: Asked, oracle: Oracle, disp
         rows.append(Compared(prompt.id, question, [answer.tokens for answer in mine]))
     preferences = np.stack(tables.preferences(named, rows, f"{len(names)} policies by {shown}"))
     found = statistics.table(names, preferences, game.recipe.seed)
-    failed = {"failed": oracle.failed, "orders": oracle.orders} if isinstance(oracle, Judge) and oracle.orders else {}
-    numbers = {name: getattr(found, name).tolist() for name in ("wins", "errors", "strengths", "low", "high")}
+    failed = {}
+    if isinstance(oracle, Judge):
+        undecided, orders = oracle.failures([row.question for row in rows])
+        failed = {"failed": undecided + oracle.silent, "orders": orders}
+    numbers = {name: _known(getattr(found, name)) for name in ("wins", "errors", "strengths", "low", "high")}
     prompt = plain(asked[0][1])
     return {"judge": shown, "names": names, "policies": policies, "prompts": len(prompts), "first": prompt, **numbers, **failed}
+
+
+def _known(numbers: np.ndarray) -> Any:
+    """As lists, null where there is no number: JSON has no NaN."""
+    found = numbers.astype(object)
+    found[np.isnan(numbers)] = None
+    return found.tolist()

@@ -4,7 +4,7 @@ An oracle gives P, a matrix (K, K) for K answers to one prompt: P[i, j] is how l
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Protocol
@@ -39,6 +39,11 @@ class Question:
 class Oracle(Protocol):
     """Compares answers."""
 
+    @property
+    def undecided(self) -> Collection[int]:
+        """Questions of the last `prefer` that may be decided otherwise when they are asked again."""
+        ...
+
     def identity(self) -> dict[str, Any]:
         """All that decides its judgements: a part of the keys of what is built on them."""
         ...
@@ -62,6 +67,8 @@ class Oracle(Protocol):
 
 class Weightless:
     """An oracle that holds no memory."""
+
+    undecided: Collection[int] = ()
 
     def rest(self) -> None:
         """Nothing to let go of."""

@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from lowmem_spin.recipe import InputError
 
 BOUND = 0.2  # the share of orders that may fail,
 ENOUGH, EARLY = 20, 50  # of as many as this at least, at the end of a call and in the middle of one
+VERDICT = re.compile(r"\[\[([ABC])\]\]")
 VERDICTS = {"A": 1.0, "B": 0.0, "C": 0.5}  # what the answer shown as A gets
 PLACES = re.compile(r"\{(conversation|answer_a|answer_b|reference)\}")
 PROMPT = """\
@@ -59,6 +60,8 @@ class Judge(Weightless):
         concurrency, timeout, retries, backoff: see endpoint.Endpoint; they decide no judgement.
         say: told once, in a line, that orders have failed.
         field: where the recipe speaks of this oracle.
+        final: whether a pair that got no reply stays as it was counted, as a game that learns from it needs; else it is
+            in `undecided` until it is judged again.
 
     Raises:
         InputError: the address is none, or the prompt lacks a place.
@@ -81,6 +84,7 @@ class Judge(Weightless):
         retries: int = 5,
         backoff: float = 1.0,
         field: str = "game.oracle",
+        final: bool = True,
     ) -> None:
         missing = {"conversation", "answer_a", "answer_b"} - set(PLACES.findall(prompt))
         if missing:
@@ -89,8 +93,12 @@ class Judge(Weightless):
         self.temperature, self.max_tokens = temperature, max_tokens
         self.endpoint = Endpoint(base_url, model, cache, field, api_key_env, extra, concurrency, timeout, retries, backoff)
         self.orders = self.failed = self.unjudged = 0  # orders asked, those that failed, and pairs whose both orders did
+        self.silent = 0  # orders without a reply
+        self.undecided: Collection[int] = ()
+        self._final = final
         self._cause = ""
         self._said = False
+        self._silent: set[str] = set()  # prompts of the last `prefer` that got no reply
         self._lock = threading.Lock()
 
     def identity(self) -> dict[str, Any]:
@@ -119,13 +127,10 @@ class Judge(Weightless):
             InputError: more than a fifth of all orders so far have failed (of the first 20, while they are fewer; in
                 the middle of a call, where failures may have come first, of the first 50), or every one.
         """
-        asked = {
-            (place, one, other): self._ask(question, one, other)
-            for place, question in enumerate(questions)
-            for one, other in permutations(dict.fromkeys(question.answers), 2)
-        }
-        prompts = list(dict.fromkeys(asked.values()))
+        asked = self._orders(questions)
+        prompts, self._silent = list(dict.fromkeys(asked.values())), set()
         verdicts = dict(zip(prompts, self.endpoint.each(self._judge, prompts), strict=True))
+        self.undecided = set() if self._final else {place for (place, _, _), prompt in asked.items() if prompt in self._silent}
         self._stop_if_hopeless(1 if self.failed == self.orders else ENOUGH)
 
         def wins(place: int, one: str, other: str) -> float:
@@ -141,6 +146,28 @@ class Judge(Weightless):
         self._report()
         return matrices
 
+    def _orders(self, questions: Sequence[Question]) -> dict[tuple[int, str, str], str]:
+        """{(question, the answer shown as A, the other): prompt}"""
+        return {
+            (place, one, other): self._ask(question, one, other)
+            for place, question in enumerate(questions)
+            for one, other in permutations(dict.fromkeys(question.answers), 2)
+        }
+
+    def failures(self, questions: Sequence[Question]) -> tuple[int, int]:
+        """(orders without a verdict in all that the judge replied, orders), whichever process asked."""
+        prompts = set(self._orders(questions).values())
+        return sum(map(self._has_none, prompts)), len(prompts)
+
+    def _has_none(self, prompt: str) -> bool:
+        messages = [{"role": "user", "content": prompt}]
+        for _ in range(self.tries + 1):
+            reply = self.endpoint.kept(messages, self.temperature, self.max_tokens)
+            if reply is None or VERDICT.search(reply):
+                return False
+            messages += _once_more(reply)
+        return True
+
     def _ask(self, question: Question, first: str, second: str) -> str:
         """The prompt that shows `first` as A."""
         turns = "\n\n".join(f"{message['role']}: {message['content']}" for message in question.messages)
@@ -155,14 +182,17 @@ class Judge(Weightless):
         try:
             for _ in range(self.tries + 1):
                 reply = self.endpoint.ask(messages, self.temperature, self.max_tokens)
-                found = re.findall(r"\[\[([ABC])\]\]", reply)
+                found = VERDICT.findall(reply)
                 if found:
                     verdict = VERDICTS[found[-1]]
                     break
                 cause = f"model: no verdict in {reply[-80:]!r}"
-                messages += [{"role": "assistant", "content": reply or "..."}, {"role": "user", "content": AGAIN}]
+                messages += _once_more(reply)
         except NoReplyError as error:
             cause = f"base_url: {error}"
+            with self._lock:
+                self.silent += 1
+                self._silent.add(prompt)
         with self._lock:
             self.orders += 1
             if verdict is None:
@@ -185,3 +215,7 @@ class Judge(Weightless):
                 f"{self.field}: {self.failed} of {self.orders} judgements failed ({self.failure_rate:.1%}), and "
                 f"{self.unjudged} pairs without any count as 1/2; the last: {cause}"
             )
+
+
+def _once_more(reply: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": reply or "..."}, {"role": "user", "content": AGAIN}]

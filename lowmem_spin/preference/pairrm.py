@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class PairRM:
     Raises:
         InputError: the lengths leave answers no room, or, when it is first asked, this is no PairRM.
     """
+
+    undecided: Collection[int] = ()
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """A preference oracle that is a reward model: any sequence-classification model with one output, by Bradley-Terry."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ class RewardModel:
         batch_size: conversations in one forward.
         max_length: tokens; the beginning of longer conversations is left out.
     """
+
+    undecided: Collection[int] = ()
 
     def __init__(self, model: Source, device: str, dtype: str, batch_size: int, max_length: int) -> None:
         self.source, self.device, self.dtype = model, device, dtype

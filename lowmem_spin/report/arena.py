@@ -27,9 +27,13 @@ def read(folder: Path, keys: dict[str, str]) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         if [keys.get(name) for name in record["names"]] != record["policies"]:
             return None  # of iterates that were played anew since
-        for name in ("wins", "errors", "strengths", "low", "high"):
-            np.array(record[name], float)
-    except (ValueError, KeyError, TypeError):
+        count = len(record["names"])
+        for name, shape in (("wins", 2), ("errors", 2), ("strengths", 1), ("low", 1), ("high", 1)):
+            if np.array(record[name], float).shape != (count,) * shape:
+                raise ValueError(name)
+        if not all(isinstance(record[name], kind) for name, kind in (("judge", str), ("from", str), ("prompts", int))):
+            raise TypeError("judge")
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path}: does not read back; delete it, `lowmem-spin arena` writes it again") from None
     return record
 

@@ -13,6 +13,7 @@ from lowmem_spin.report.summary import Grid, plainly
 
 SHARES = {"acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "truncated", "distinct_1", "distinct_2"}
 SHARES |= {"failed", "win rate", "length-controlled win rate"}  # in percent, these all
+PLAIN = {"failed", "baseline's length"}  # numbers whose difference from the base says nothing about a policy
 JUDGED = {"mtbench", "alpaca"}  # suites whose tasks' names say who judged; each has a block of its own
 TITLES = {"leaderboard": "Open LLM Leaderboard v1", "tasks": "Other tasks", "diversity": "Length and diversity"}
 LEGEND = (
@@ -68,7 +69,7 @@ class Block:
         """Heading, tables and notes."""
         grids = [self.grid, *([self.gains] if self.gains else [])]
         said = "\n".join(f"- {plainly(line)}" for line in self.verdict)
-        return [f"## {self.title}", "", *(grid.markdown() for grid in grids), said, "", plainly(self.note), ""]
+        return [f"## {plainly(self.title)}", "", *(grid.markdown() for grid in grids), said, "", plainly(self.note), ""]
 
 
 def blocks(found: Sequence[Benchmark]) -> list[Block]:
@@ -149,7 +150,12 @@ def _metric(name: str) -> str:
 
 def _row(name: str, found: Sequence[Benchmark]) -> Row:
     values = {column: one.values[metric] for one in found for metric, column in _columns(one)}
-    gains = {column: one.gains[metric] for one in found for metric, column in _columns(one) if metric in one.gains}
+    gains = {
+        column: one.gains[metric]
+        for one in found
+        for metric, column in _columns(one)
+        if metric in one.gains and metric not in PLAIN
+    }
     return Row(name, values, gains)
 
 

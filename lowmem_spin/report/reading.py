@@ -13,6 +13,7 @@ from lowmem_spin.recipe import InputError
 from lowmem_spin.report.arena import read as read_arena
 from lowmem_spin.report.results import MATCH, Benchmark, Plan, Policy, Run, Sweep, field
 from lowmem_spin.report.statistics import Value
+from lowmem_spin.runs import as_far_as_played
 
 SAMPLED = ("prompts", "proposals", "rejected", "acceptance", "ess", "log_z")
 MEASURED = (
@@ -65,7 +66,7 @@ def _run(folder: Path) -> Run:
         recipe = None
     if not isinstance(recipe, dict):
         raise InputError(f"{folder / 'recipe.yaml'}: not a recipe; run the recipe again to write it anew")
-    keys = _as_far_as_played(record)
+    keys = as_far_as_played(record["policies"], record)
     policies = _policies(folder / "metrics.jsonl", keys)
     trainings, missing = _trainings(folder, recipe, keys)
     arena = read_arena(folder, keys)
@@ -109,16 +110,6 @@ def _benchmark(record: Any) -> Benchmark:
 
 def _error(value: Any) -> float:
     return math.nan if value is None else float(value)
-
-
-def _as_far_as_played(record: dict[str, Any]) -> dict[str, str]:
-    """Policies by name, without the iterates after the one at which a brake has ended the game."""
-    keys, stopped = record["policies"], record.get("stopped")
-    iterates = [name for name in keys if name.startswith("iterate ")]
-    if not isinstance(stopped, dict) or stopped.get("after") not in iterates:
-        return keys
-    never = iterates[iterates.index(stopped["after"]) + 1 :]
-    return {name: key for name, key in keys.items() if name not in never}
 
 
 def _policies(path: Path, keys: dict[str, str]) -> list[Policy]:
