@@ -125,12 +125,14 @@ def serving(behave: Callable[[Body, int], str | Callable[[Handler], None]]) -> I
     """A server under way, for as long as somebody wants it."""
     server = Server()
     server.behave = behave
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def judge(server: Server, cache: Path, **given: Any) -> Judge:

@@ -36,7 +36,7 @@ from lowmem_spin.display import Display
 from lowmem_spin.endpoint import Endpoint
 from lowmem_spin.evaluating import Asked, benchmark, of_recipe
 from lowmem_spin.evaluation import alpaca, arena, mtbench
-from lowmem_spin.judging import Judged, filled, judge
+from lowmem_spin.judging.asked import Judged, filled, judge
 from lowmem_spin.keys import digest
 from lowmem_spin.living.arena import arena as play_arena
 from lowmem_spin.living.evaluate import evaluate
@@ -392,7 +392,7 @@ def test_files_of_fastchat_are_fetched_once(copy: Path, tmp_path: Path) -> None:
 
     server = Server()
     server.RequestHandlerClass = Files
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     for _ in range(2):
         mtbench.download(tmp_path / "mt", server.url.replace("/v1", "/data"))

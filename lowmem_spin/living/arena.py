@@ -11,7 +11,7 @@ from lowmem_spin.conversations import Message
 from lowmem_spin.data import plain
 from lowmem_spin.display import Display
 from lowmem_spin.evaluation import arena as statistics
-from lowmem_spin.judging import Judged
+from lowmem_spin.judging.asked import Judged
 from lowmem_spin.keys import digest
 from lowmem_spin.opening import Shared
 from lowmem_spin.played import Answering, Played, of_run

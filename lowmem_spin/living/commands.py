@@ -68,7 +68,7 @@ def evaluate(
 
     from lowmem_spin.display import Display
     from lowmem_spin.evaluating import Asked
-    from lowmem_spin.judging import Judged, judge
+    from lowmem_spin.judging.asked import Judged, judge
     from lowmem_spin.living.evaluate import evaluate as measure
 
     display = Display(Console())
@@ -100,7 +100,7 @@ def arena(
     from rich.console import Console
 
     from lowmem_spin.display import Display
-    from lowmem_spin.judging import Judged, judge
+    from lowmem_spin.judging.asked import Judged, judge
     from lowmem_spin.living.arena import arena as play
 
     display = Display(Console())

@@ -3,10 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lowmem_spin import evaluating, judging, runs
+from lowmem_spin import evaluating, runs
 from lowmem_spin.display import Display
 from lowmem_spin.evaluating import FREE, SUITES, Asked
 from lowmem_spin.evaluation.kept import FILE
+from lowmem_spin.judging.asked import filled
 from lowmem_spin.opening import Shared
 from lowmem_spin.played import of_run
 from lowmem_spin.recipe import InputError
@@ -40,7 +41,7 @@ def evaluate(folder: Path, asked: Asked, iterate: str, display: Display) -> None
         own = evaluating.of_recipe(games[0].recipe, folders[0])
         names = (own.suites, own.tasks) if own.suites or own.tasks else (FREE, ())
         asked = replace(asked, suites=names[0], tasks=names[1], option=own.option)
-    asked = replace(asked, judged=judging.filled(asked.judged, evaluating.of_recipe(games[0].recipe, folders[0]).judged))
+    asked = replace(asked, judged=filled(asked.judged, evaluating.of_recipe(games[0].recipe, folders[0]).judged))
     shared = Shared()
     try:
         evaluating.benchmark([of_run(game, iterate, shared, display) for game in games], asked, display)

@@ -1,0 +1,101 @@
+"""AlpacaEval on the policies of a game: each answer beside a baseline's."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lowmem_spin.display import Display
+from lowmem_spin.evaluation import alpaca
+from lowmem_spin.judging.asked import Judged, as_prompt, file_name, plainly, reach, room_for, ungraded, user, write_json
+from lowmem_spin.keys import digest
+from lowmem_spin.played import Answering, Played
+from lowmem_spin.preference import Question
+from lowmem_spin.preference.judge import Judge
+from lowmem_spin.rows import Answer, Compared, Prompt
+from lowmem_spin.runs import note_used
+from lowmem_spin.stages import judged_asked
+
+TEMPERATURE = 0.7  # of answers, as most of AlpacaEval's own entries of open models have it
+
+
+def measure(game: Played, asked: Judged, limit: int | None, display: Display) -> None:
+    """Have the wanted policies answer, the answers judged, and both written to the game's folder."""
+    option, judge = asked.option("alpaca"), asked.judge
+    instructions = alpaca.read(asked.alpaca, limit, option)
+    with display.start_up("loading the tokenizer"):
+        renderer = game.renderer()
+    if instructions.official and judge is not None:
+        alpaca.check_length_control(option)
+    prompts = [as_prompt(renderer.prompt([user(row["instruction"])])) for row in instructions.rows]
+    longest = max(len(prompt.tokens) for prompt in prompts)
+    room = room_for(game, option, longest, asked.longest or alpaca.LONGEST)
+    oracle = None if judge is None else asked.oracle(game, judge, display)
+    with_engines = game.answering((longest, room), oracle)
+    sampling = plainly(with_engines.sampling, TEMPERATURE, room)
+
+    def compared(policy: str) -> dict[str, Any]:
+        known = {} if oracle is None else oracle.identity()
+        return judged_asked([instructions.identity, f"{digest(sampling.asked(policy))}/0"], known)
+
+    def asks(policy: str) -> dict[str, Any]:
+        what = {"task": "alpaca", "judged": digest(compared(policy)), "official": instructions.official}
+        return {"kind": "evaluate", "version": alpaca.VERSION, "policy": policy, **what}
+
+    if oracle is not None:
+        reach(oracle.endpoint, game, asks)
+    wanted = [(game.policies[name], prompts) for name in game.wanted]
+    note_used(game.folder, "completions", [digest(sampling.asked(policy)) for policy, _ in wanted])
+    answers = dict(zip(game.wanted, with_engines.tables.answers(wanted, sampling, "AlpacaEval"), strict=True))
+    place = game.folder / "alpaca"
+    for name, given in answers.items():
+        write_json(
+            place / f"{file_name(name)}.json", alpaca.outputs(instructions, file_name(name), [one.text for one in given])
+        )
+    if judge is None or oracle is None:
+        display.say(ungraded(place, asked))
+        return
+    note_used(game.folder, "judgements", [digest(compared(policy)) for policy, _ in wanted])
+    for name in game.wanted:
+        asked_of = compared(game.policies[name])
+        game.ensure(
+            asks(game.policies[name]),
+            lambda: _compare(with_engines, asked_of, instructions, prompts, name, answers[name], oracle),  # noqa: B023 called at once
+            digest([answer.text for answer in answers[name]]),
+        )
+    task = f"{'AlpacaEval 2' if instructions.official else 'Win-rate'} against {instructions.baseline}, judged by {judge.model}"
+    game.keep("alpaca", task, limit, asks)
+    for name, key in game.policies.items():
+        if (record := game.result(asks(key))) is not None:
+            annotated = [{**line, "generator_2": file_name(name)} for line in record["annotations"]]
+            write_json(place / f"annotations_{file_name(name)}_by_{file_name(judge.model)}.json", annotated)
+
+
+def _compare(
+    with_engines: Answering,
+    asked: dict[str, Any],
+    instructions: alpaca.Instructions,
+    prompts: Sequence[Prompt],
+    name: str,
+    answers: Sequence[Answer],
+    oracle: Judge,
+) -> dict[str, Any]:
+    rows = []
+    for row, prompt, answer in zip(instructions.rows, prompts, answers, strict=True):
+        question = Question([user(row["instruction"])], [row["output"], answer.text], row["output"])
+        rows.append(Compared(prompt.id, question, [list(row["output"].encode()), answer.tokens]))
+    judge, before = oracle.endpoint.model, oracle.silent
+    preferences = with_engines.tables.preferences(asked, rows, f"{name} against {instructions.baseline} by {judge}")
+    wins, texts = [float(matrix[1, 0]) for matrix in preferences], [answer.text for answer in answers]
+    annotated, silent = alpaca.annotations(instructions, file_name(name), texts, wins, judge), oracle.silent - before
+    failed, orders = oracle.failures([row.question for row in rows])
+    return {
+        "numbers": {
+            **alpaca.numbers(instructions, annotated),
+            "failed": {"value": (failed + silent) / max(orders, 1), "stderr": None},
+        },
+        "count": len(rows),
+        "fewshot": None,
+        "own": not instructions.official,
+        "recorded": {"versions": {"judge": judge, **alpaca.versions(instructions)}},
+        "unanswered": silent,
+        "annotations": annotated,
+    }

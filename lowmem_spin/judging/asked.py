@@ -1,0 +1,136 @@
+"""What is to be judged and by whom, and what MT-Bench and AlpacaEval have in common."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lowmem_spin.budget import read_config
+from lowmem_spin.conversations import Message
+from lowmem_spin.display import Display
+from lowmem_spin.endpoint import Endpoint
+from lowmem_spin.options import JudgeOracle
+from lowmem_spin.played import Played
+from lowmem_spin.preference.choosing import settings
+from lowmem_spin.preference.judge import Judge
+from lowmem_spin.recipe import InputError
+from lowmem_spin.rows import Prompt, fingerprint
+from lowmem_spin.stages import Sampling
+
+Asks = Callable[[str], dict[str, Any]]
+"""What names the result of a policy, by its key."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is to be judged, and by whom."""
+
+    judge: JudgeOracle | None = None
+    mtbench: Path | None = None  # folder with FastChat's files; None is the store's
+    alpaca: Path | None = None  # None is the official file
+    longest: int | None = None  # tokens of an answer, instead of the suite's
+    download: bool = False
+    recipes: frozenset[str] = frozenset()  # names of what a recipe said and no command, for messages
+
+    def option(self, name: str) -> str:
+        """What a user calls one of these things."""
+        return f"{'evaluation.' if name in self.recipes else '--'}{name}"
+
+    def cache(self, game: Played) -> Path:
+        """Where the judge's replies are kept."""
+        return game.store.root / "judge"
+
+    def endpoint(self, game: Played, judge: JudgeOracle) -> Endpoint:
+        """The judge as a model that is asked."""
+        where = judge.base_url, judge.model, self.cache(game), self.option("judge"), judge.api_key_env
+        return Endpoint(*where, concurrency=judge.concurrency)
+
+    def oracle(self, game: Played, judge: JudgeOracle, display: Display) -> Judge:
+        """The judge as an oracle that prefers."""
+        field, where = self.option("judge"), (judge.base_url, judge.model, self.cache(game))
+        return Judge(*where, lambda line: display.say(line, "yellow"), field=field, final=False, **settings(judge))
+
+
+def judge(
+    base_url: str | None, model: str | None, api_key_env: str | None, concurrency: int, max_tokens: int | None
+) -> JudgeOracle | None:
+    """The judge of a command's options; None without any.
+
+    Raises:
+        InputError: half of it is missing.
+    """
+    if base_url is None and model is None:
+        for option, value in (("--judge-api-key-env", api_key_env), ("--judge-max-tokens", max_tokens)):
+            if value is not None:
+                raise InputError(f"{option} {value!r}: of which judge? add --judge-base-url and --judge-model")
+        return None
+    if base_url is None:
+        raise InputError(f"--judge-model {model!r}: where? add --judge-base-url, for instance http://localhost:8000/v1")
+    if model is None:
+        raise InputError(f"--judge-base-url {base_url!r}: which of its models? add --judge-model")
+    known = {"concurrency": concurrency, "max_tokens": max_tokens}
+    return JudgeOracle(base_url=base_url, model=model, api_key_env=api_key_env, **known)
+
+
+def filled(given: Judged, recipes: Judged) -> Judged:
+    """What a command was given, and for the rest what the recipe says. A judge is the one or the other, whole."""
+    own = {name: getattr(recipes, name) for name in ("judge", "mtbench", "alpaca") if getattr(given, name) is None}
+    said = {name: value for name, value in own.items() if value is not None}
+    return replace(given, recipes=frozenset(said), **said)
+
+
+def reach(endpoint: Endpoint, game: Played, asks: Asks) -> None:
+    """Before policies answer for hours: the judge that will be needed is there."""
+    if any(game.lacks(asks(game.policies[name])) for name in game.wanted):
+        endpoint.reach()
+
+
+def room_for(game: Played, option: str, asked: int, wanted: int, turns: int = 1) -> int:
+    """Tokens for each answer: those wanted, or as many as the model's context has beside what is asked."""
+    context = read_config(game.model).get("max_position_embeddings")
+    room = wanted if context is None else min(wanted, (int(context) - asked) // turns)
+    if room < 1:
+        raise InputError(
+            f"{option}: a question of {asked} tokens leaves no room to answer in a context of {context}; remove it"
+        )
+    return room
+
+
+def plainly(own: Sampling, temperature: float, room: int) -> Sampling:
+    """Plain sampling with the game's seed and engine."""
+    return replace(own, temperature=temperature, top_p=1.0, top_k=None, max_new_tokens=room, mixture=None)
+
+
+def as_prompt(tokens: Sequence[int]) -> Prompt:
+    """A prompt that is no row of the data, known by its tokens."""
+    return Prompt(fingerprint(tokens), tokens)
+
+
+def user(text: str) -> Message:
+    """A question."""
+    return {"role": "user", "content": text}
+
+
+def ungraded(place: Path, asked: Judged) -> str:
+    """What to tell who gave no judge."""
+    remedy = "set evaluation.judge" if "judge" in asked.recipes else "add --judge-base-url and --judge-model"
+    return f"answers are in {place}, ungraded: {remedy}, or give them to FastChat or alpaca_eval"
+
+
+def file_name(name: str) -> str:
+    """A name as a file and as other programs take it."""
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+def write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """As FastChat has them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def write_json(path: Path, records: Sequence[Any]) -> None:
+    """As AlpacaEval has them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(records, indent=1), encoding="utf-8")

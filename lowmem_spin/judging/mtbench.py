@@ -1,0 +1,117 @@
+"""MT-Bench on the policies of a game: two turns of all of them, then each answer graded by itself."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lowmem_spin.conversations import Message
+from lowmem_spin.data import Renderer
+from lowmem_spin.display import Display
+from lowmem_spin.evaluation import mtbench
+from lowmem_spin.judging.asked import Judged, as_prompt, file_name, plainly, reach, room_for, ungraded, user, write_lines
+from lowmem_spin.keys import digest
+from lowmem_spin.played import Answering, Played
+from lowmem_spin.rows import Answer
+from lowmem_spin.runs import note_used
+from lowmem_spin.stages import Sampling
+
+
+def measure(game: Played, asked: Judged, limit: int | None, display: Display) -> None:
+    """Have the wanted policies answer, the answers judged, and both written to the game's folder."""
+    option, folder = asked.option("mtbench"), asked.mtbench or game.store.root / "mtbench"
+    if asked.download:
+        mtbench.download(folder)
+    bench = mtbench.read(folder, limit, option)
+    with display.start_up("loading the tokenizer"):
+        renderer = game.renderer()
+    asked_of = max(sum(len(renderer.prompt([user(turn)])) for turn in question.turns) for question in bench.questions)
+    room = room_for(game, option, asked_of, asked.longest or mtbench.LONGEST, turns=mtbench.TURNS)
+    with_engines = game.answering((asked_of + room, room))
+
+    def sampled(temperature: float) -> Sampling:
+        return plainly(with_engines.sampling, temperature, room)
+
+    temperatures = sorted({question.temperature for question in bench.questions})
+    judge = asked.judge
+    grader = None if judge is None else mtbench.Grader(asked.endpoint(game, judge), judge.max_tokens or mtbench.REPLY)
+
+    def asks(policy: str) -> dict[str, Any]:
+        tables = [digest(sampled(temperature).asked(policy)) for temperature in temperatures]
+        what = {"task": "mtbench", "questions": bench.identity, "answers": tables}
+        return {"kind": "evaluate", "version": mtbench.VERSION, "policy": policy, **what, "judge": grader and grader.identity()}
+
+    if grader is not None:
+        reach(grader.endpoint, game, asks)
+    answers = _two_turns(game, with_engines, bench, renderer, sampled)
+    place = game.folder / "mtbench"
+    for name, given in answers.items():
+        write_lines(place / "model_answer" / f"{file_name(name)}.jsonl", mtbench.answer_records(bench, file_name(name), given))
+    if judge is None or grader is None:
+        display.say(ungraded(place / "model_answer", asked))
+        return
+    for name in game.wanted:
+        game.ensure(
+            asks(game.policies[name]),
+            lambda: _grade(grader, bench, name, answers[name], display),  # noqa: B023 called at once
+            digest([[answer.text for answer in answers[name][question.id]] for question in bench.questions]),
+        )
+    game.keep("mtbench", f"MT-Bench judged by {judge.model}", limit, asks)
+    records = {name: game.result(asks(key)) for name, key in game.policies.items()}
+    judgements = [
+        {**line, "model": file_name(name)} for name, record in records.items() if record for line in record["judgements"]
+    ]  # another game may have another name for the same policy
+    write_lines(place / "model_judgment" / f"{file_name(judge.model)}_single.jsonl", judgements)
+
+
+def _two_turns(
+    game: Played,
+    with_engines: Answering,
+    bench: mtbench.Bench,
+    renderer: Renderer,
+    sampled: Callable[[float], Sampling],
+) -> dict[str, dict[int | str, list[Answer]]]:
+    """{policy: {question: its two answers}}: each turn of all policies is one stage, so that engines can mix them."""
+    found: dict[str, dict[int | str, list[Answer]]] = {name: {q.id: [] for q in bench.questions} for name in game.wanted}
+    for turn in range(mtbench.TURNS):
+        for temperature in sorted({question.temperature for question in bench.questions}):
+            mine = [question for question in bench.questions if question.temperature == temperature]
+            sampling = sampled(temperature)
+            prompts = {name: [as_prompt(renderer.prompt(_so_far(q, found[name][q.id]))) for q in mine] for name in game.wanted}
+            asked = [(game.policies[name], prompts[name]) for name in game.wanted]
+            label = f"MT-Bench turn {turn + 1} at temperature {temperature:g}"
+            note_used(game.folder, "completions", [digest(sampling.asked(policy)) for policy, _ in asked])
+            for name, answers in zip(game.wanted, with_engines.tables.answers(asked, sampling, label), strict=True):
+                for question, answer in zip(mine, answers, strict=True):
+                    found[name][question.id].append(answer)
+    return found
+
+
+def _so_far(question: mtbench.Question, answers: Sequence[Answer]) -> list[Message]:
+    """The conversation up to the turn that comes now."""
+    before = [
+        message
+        for turn, answer in zip(question.turns, answers, strict=False)
+        for message in (user(turn), {"role": "assistant", "content": answer.text})
+    ]
+    return [*before, user(question.turns[len(answers)])]
+
+
+def _grade(
+    grader: mtbench.Grader, bench: mtbench.Bench, name: str, answers: dict[int | str, list[Answer]], display: Display
+) -> dict[str, Any]:
+    judge = grader.endpoint.model
+    with display.stage("judge", f"{name} on MT-Bench by {judge}", mtbench.TURNS * len(bench.questions)) as meter:
+        judgements = grader.grade(bench, answers, meter.advance)
+    numbers = mtbench.numbers(bench, judgements)
+    silent = sum(one.reply is None for one in judgements)
+    if silent or numbers["failed"]["value"]:
+        failed = round(numbers["failed"]["value"] * len(judgements))
+        display.say(f"{name}: {failed} of {len(judgements)} judgements have no score, {silent} of them no reply", "yellow")
+    return {
+        "numbers": numbers,
+        "count": len(bench.questions),
+        "fewshot": None,
+        "own": False,
+        "recorded": {"versions": {"judge": judge}},
+        "unanswered": silent,
+        "judgements": [one.record(file_name(name), judge) for one in judgements],
+    }
