@@ -135,8 +135,13 @@ def play(sweep: Sweep, beside: Path, display: Display) -> None:
         if place + 1 < len(steps):
             display.stop_if_late()
     display.title = display.name = ""
-    evaluating.at_the_end([e.player.game for e in opened if e.player and e.status == "finished"], display)
-    shared.engines.close()
+    try:
+        evaluating.at_the_end([e.player.game for e in opened if e.player and e.status == "finished"], display)
+    except InputError:  # a judge that has gone away, or what else a benchmark needs: the games are played all the same
+        show(sweep, display)
+        raise
+    finally:
+        shared.engines.close()
 
 
 def _open(entry: Entry, beside: Path, display: Display, shared: Shared, counted: dict[str, float], finished: set[str]) -> None:

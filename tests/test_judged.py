@@ -31,7 +31,7 @@ from test_report import Page, check_offline
 from test_run import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lowmem_spin import gc, runs
+from lowmem_spin import gc, grid, runs
 from lowmem_spin.display import Display
 from lowmem_spin.endpoint import Endpoint
 from lowmem_spin.evaluating import Asked, benchmark, of_recipe
@@ -49,6 +49,8 @@ from lowmem_spin.recipe_file import find, load
 from lowmem_spin.report.page import write_all
 from lowmem_spin.report.reading import read
 from lowmem_spin.runner import run as play
+from lowmem_spin.sweep import Entry, Sweep
+from lowmem_spin.sweep import play as play_sweep
 from lowmem_spin.tables import Tables
 from lowmem_spin.tenants import Pool, Tenants
 
@@ -890,6 +892,12 @@ def test_a_judge_that_has_gone_away_costs_no_report(copy: Path) -> None:
     with pytest.raises(InputError, match=r"evaluation\.judge\.base_url: 'http://127.0.0.1:9/v1' cannot be reached"):
         play(load(copy / "game" / "recipe.yaml", [asked]), copy, quiet())
     assert (copy / "game" / "report.html").is_file()
+    recipe = load(copy / "game" / "recipe.yaml")
+    axes, folder = {"game.alpha": [recipe.game.alpha]}, grid.sweep_folder(recipe)
+    entries = [Entry(point) for point in grid.points(copy / "game" / "recipe.yaml", [asked], axes, 1)]
+    with pytest.raises(InputError, match="cannot be reached"):
+        play_sweep(Sweep("game", folder, axes, [42], entries), copy, quiet())
+    assert [entry.status for entry in entries] == ["finished"] and (folder / "report.html").is_file()
 
 
 @pytest.mark.parametrize("damage", [{"wins": [[0.5]]}, {"judge": None}, {"prompts": None}, {"names": 3}])
