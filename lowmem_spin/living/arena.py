@@ -8,7 +8,6 @@ import numpy as np
 
 from lowmem_spin import runs
 from lowmem_spin.conversations import Message
-from lowmem_spin.data import plain
 from lowmem_spin.display import Display
 from lowmem_spin.evaluation import arena as statistics
 from lowmem_spin.judging.asked import Judged
@@ -135,9 +134,9 @@ def _play(game: Played, answering: Answering, asked: Asked, oracle: Oracle, disp
     prompts, names = [prompt for prompt, _, _ in asked], game.wanted
     policies = [game.policies[name] for name in names]
     judge = oracle.identity()
-    shown = str(judge.get("model", judge["oracle"]))
+    shown, how = str(judge.get("model", judge["oracle"])), "in both orders by" if isinstance(oracle, Judge) else "by"
     pairs = len(names) * (len(names) - 1) // 2 * len(prompts)
-    display.say(f"{len(names)} policies, {len(prompts)} prompts, {pairs:,} pairs, each judged in both orders by {shown}")
+    display.say(f"{len(names)} policies, {len(prompts)} prompts, {pairs:,} pairs, each judged {how} {shown}")
     tables, sampling = answering.tables, answering.sampling
     own = [digest(sampling.asked(policy)) for policy in policies]
     named = judged_asked([f"{table}/0" for table in own], judge)
@@ -156,8 +155,8 @@ def _play(game: Played, answering: Answering, asked: Asked, oracle: Oracle, disp
         undecided, orders = oracle.failures([row.question for row in rows])
         failed = {"failed": undecided + oracle.silent, "orders": orders}
     numbers = {name: _known(getattr(found, name)) for name in ("wins", "errors", "strengths", "low", "high")}
-    prompt = plain(asked[0][1])
-    return {"judge": shown, "names": names, "policies": policies, "prompts": len(prompts), "first": prompt, **numbers, **failed}
+    about = {"judge": shown, "how": how, "names": names, "policies": policies, "prompts": len(prompts)}
+    return {**about, **numbers, **failed}
 
 
 def _known(numbers: np.ndarray) -> Any:

@@ -31,7 +31,9 @@ def read(folder: Path, keys: dict[str, str]) -> dict[str, Any] | None:
         for name, shape in (("wins", 2), ("errors", 2), ("strengths", 1), ("low", 1), ("high", 1)):
             if np.array(record[name], float).shape != (count,) * shape:
                 raise ValueError(name)
-        if not all(isinstance(record[name], kind) for name, kind in (("judge", str), ("from", str), ("prompts", int))):
+        if not all(
+            isinstance(record[name], kind) for name, kind in (("judge", str), ("how", str), ("from", str), ("prompts", int))
+        ):
             raise TypeError("judge")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path}: does not read back; delete it, `lowmem-spin arena` writes it again") from None
@@ -63,7 +65,7 @@ def note(record: dict[str, Any]) -> str:
     """How the numbers came about."""
     failed = f" {record['failed']} of {record['orders']} judgements failed." if record.get("failed") else ""
     return (
-        f"{record['prompts']} prompts ({record['from']}), one answer of each policy, every two judged in both orders by "
+        f"{record['prompts']} prompts ({record['from']}), one answer of each policy, every two judged {record['how']} "
         f"{record['judge']}; a tie is half a win.{failed} Points are Bradley-Terry strengths, the base's 0: 400 more are odds "
         "of ten to one. One tie is added to each pair, so that who never loses has a finite strength. Intervals are of 2,000 "
         "bootstrap samples of the prompts. Another judge's numbers do not compare with these."
