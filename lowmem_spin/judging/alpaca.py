@@ -41,7 +41,7 @@ def measure(game: Played, asked: Judged, limit: int | None, display: Display) ->
         return {"kind": "evaluate", "version": alpaca.VERSION, "policy": policy, **what}
 
     if oracle is not None:
-        reach(oracle.endpoint, game, asks)
+        reach(oracle.endpoint, game, asks, asked)
     wanted = [(game.policies[name], prompts) for name in game.wanted]
     note_used(game.folder, "completions", [digest(sampling.asked(policy)) for policy, _ in wanted])
     answers = dict(zip(game.wanted, with_engines.tables.answers(wanted, sampling, "AlpacaEval"), strict=True))

@@ -81,9 +81,10 @@ def filled(given: Judged, recipes: Judged) -> Judged:
     return replace(given, recipes=frozenset(said), **said)
 
 
-def reach(endpoint: Endpoint, game: Played, asks: Asks) -> None:
-    """Before policies answer for hours: the judge that will be needed is there."""
-    if any(game.lacks(asks(game.policies[name])) for name in game.wanted):
+def reach(endpoint: Endpoint, game: Played, asks: Asks, asked: Judged) -> None:
+    """Before policies answer for hours: the judge that will be needed is there. A recipe's may come later: while the game
+    has the only GPU, the judge cannot have it."""
+    if "judge" not in asked.recipes and any(game.lacks(asks(game.policies[name])) for name in game.wanted):
         endpoint.reach()
 
 

@@ -40,7 +40,7 @@ def measure(game: Played, asked: Judged, limit: int | None, display: Display) ->
         return {"kind": "evaluate", "version": mtbench.VERSION, "policy": policy, **what, "judge": grader and grader.identity()}
 
     if grader is not None:
-        reach(grader.endpoint, game, asks)
+        reach(grader.endpoint, game, asks, asked)
     answers = _two_turns(game, with_engines, bench, renderer, sampled)
     place = game.folder / "mtbench"
     for name, given in answers.items():
