@@ -22,6 +22,7 @@ from lowmem_spin.recipe_file import load
 
 PAIRS, SAMPLES = 6, 4
 SMALL = [
+    "game.iterations=2",  # a sampler that gives a prompt up, which no plan knows beforehand, comes with the third
     f"game.pairs={PAIRS}",
     f"game.samples={SAMPLES}",
     f"training.per_device_train_batch_size={PAIRS}",
