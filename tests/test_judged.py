@@ -604,7 +604,7 @@ def test_the_recipes_own_oracle_can_judge_an_arena(copy: Path) -> None:
     content["game"]["oracle"] = {"name": "function", "function": "exact_match"}
     path.write_text(yaml.safe_dump(content))
     (copy / "prompts.jsonl").write_text(
-        json.dumps({"prompt": "upper: abc"})
+        json.dumps({"prompt": "upper: a\u2028bc"}, ensure_ascii=False)  # no end of a line in JSON
         + "\n"
         + json.dumps({"messages": [{"role": "user", "content": "lower: ABC"}, {"role": "assistant", "content": "abc"}]})
         + "\n"
@@ -652,7 +652,7 @@ def test_the_report_names_the_judge_beside_every_score(copy: Path, server: Serve
             {"mtbench": "place"},
             "--mtbench: prompt 'single-v1' of 'place/judge_prompts.jsonl' has a place that nothing fills: 'score'",
         ),
-        ("alpaca", {"alpaca": "torn"}, "--alpaca: 'torn' cannot be read: Is a directory; give a JSON file"),
+        ("alpaca", {"alpaca": "torn"}, "--alpaca: 'torn' cannot be read: Is a directory; give a file of JSON"),
         ("alpaca", {"alpaca": "nowhere.json"}, "--alpaca: no file 'nowhere.json'; without the option the official one is"),
         ("alpaca", {"alpaca": "bare.json"}, "--alpaca: a row of 'bare.json' has no 'output'; each needs an instruction"),
         ("alpaca", {"alpaca": "two.json"}, "--alpaca: 'two.json' has outputs of a, b; a baseline is one of them"),

@@ -4,7 +4,6 @@ Instructions, outputs and annotations are JSON as the package alpaca-eval reads 
 (arXiv 2404.04475) is the package's own; it is fitted to the 805 official instructions and means nothing on others.
 """
 
-import json
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lowmem_spin.evaluation import given
 from lowmem_spin.evaluation.health import Estimate
 from lowmem_spin.keys import digest
 from lowmem_spin.recipe import InputError
@@ -40,28 +40,16 @@ def read(path: Path | None, limit: int | None, option: str) -> Instructions:
         InputError: it is not there, or not in AlpacaEval's format.
     """
     source = _fetch(OFFICIAL, option) if path is None else path
-    try:
-        text = source.read_text(encoding="utf-8")
-        content = [json.loads(line) for line in text.splitlines() if line.strip()] if _is_lines(text) else json.loads(text)
-    except FileNotFoundError:
-        raise InputError(f"{option}: no file {str(source)!r}; without the option the official one is taken") from None
-    except OSError as error:
-        raise InputError(f"{option}: {str(source)!r} cannot be read: {error.strerror}; give a JSON file") from None
-    except ValueError as error:
-        raise InputError(f"{option}: {str(source)!r} is not JSON: {error}") from None
-    rows = [_row(row, option, source) for row in content[:limit]] if isinstance(content, list) else []
+    absent = f"no file {str(source)!r}; without the option the official one is taken"
+    rows = [_row(row, option, source) for row in given.rows(source, option, absent)[:limit]]
     names = sorted({row["generator"] for row in rows})
     if not rows:
-        raise InputError(f"{option}: {str(source)!r} is not a list of instructions")
+        raise InputError(f"{option}: {str(source)!r} has no instruction")
     if len(names) > 1:
         raise InputError(f"{option}: {str(source)!r} has outputs of {', '.join(names[:3])}; a baseline is one of them")
     if len({row["instruction"] for row in rows}) < len(rows):
         raise InputError(f"{option}: {str(source)!r} has an instruction twice; alpaca-eval tells answers apart by it")
     return Instructions(rows, path is None and limit is None)
-
-
-def _is_lines(text: str) -> bool:
-    return not text.lstrip().startswith("[")
 
 
 def _row(row: Any, option: str, source: Path) -> Row:

@@ -6,7 +6,6 @@ are judged beside a reference answer; the second turn is judged with the first i
 Otherwise than there, an n outside 1 to 10 is a failure, not a score.
 """
 
-import json
 import re
 import threading
 import time
@@ -20,6 +19,7 @@ import httpx
 import numpy as np
 
 from lowmem_spin.endpoint import Endpoint, NoReplyError, part
+from lowmem_spin.evaluation import given
 from lowmem_spin.evaluation.health import Estimate
 from lowmem_spin.keys import digest
 from lowmem_spin.recipe import InputError
@@ -175,12 +175,7 @@ def _prompt_name(referred: bool, second: bool) -> str:
 
 
 def _lines(path: Path, option: str, fields: Sequence[str]) -> list[dict[str, Any]]:
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise InputError(f"{option}: {str(path)!r} is missing; FastChat has it, --download fetches it") from None
-    except ValueError as error:
-        raise InputError(f"{option}: {str(path)!r} is not JSON lines: {error}") from None
+    lines = given.rows(path, option, f"{str(path)!r} is missing; FastChat has it, --download fetches it")
     for line in lines:
         lacking = [field for field in fields if not isinstance(line, dict) or field not in line]
         if lacking:

@@ -1,6 +1,5 @@
 """All policies of a run against each other on the same prompts, every two answers judged in both orders."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from lowmem_spin import runs
 from lowmem_spin.conversations import Message
 from lowmem_spin.display import Display
 from lowmem_spin.evaluation import arena as statistics
+from lowmem_spin.evaluation import given
 from lowmem_spin.judging.asked import Judged
 from lowmem_spin.keys import digest
 from lowmem_spin.opening import Shared
@@ -86,7 +86,8 @@ def _asked(game: Played, prompts: Path | None, limit: int, display: Display) -> 
         places = held.health[:limit]
         rows = held.rows
         return [(Prompt(rows.ids[p], rows.prompt(p)), rows.messages(p), rows.completions[p]) for p in places], None
-    conversations = [_conversation(line, prompts) for line in _lines(prompts)[:limit]]
+    lines = given.rows(prompts, "--prompts", f"no file {str(prompts)!r}; leave the option out to take held-out rows")
+    conversations = [_conversation(line, prompts) for line in lines[:limit]]
     if not conversations:
         raise InputError(f"--prompts: {str(prompts)!r} has no prompt")
     with display.start_up("loading the tokenizer"):
@@ -97,17 +98,6 @@ def _asked(game: Played, prompts: Path | None, limit: int, display: Display) -> 
         for tokens, conversation in zip(rendered, conversations, strict=True)
     ]
     return asked, (max(map(len, rendered)), game.recipe.generation.max_new_tokens)
-
-
-def _lines(path: Path) -> list[Any]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise InputError(f"--prompts: no file {str(path)!r}; leave the option out to take held-out rows") from None
-    except OSError as error:
-        raise InputError(f"--prompts: {str(path)!r} cannot be read: {error.strerror}; give a JSONL file") from None
-    except ValueError as error:
-        raise InputError(f"--prompts: {str(path)!r} is not JSON lines: {error}") from None
 
 
 def _conversation(line: Any, path: Path) -> list[Message]:
