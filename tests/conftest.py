@@ -1,12 +1,16 @@
 import os
 from pathlib import Path
 
-# Before anything imports a library that reads them: no network, and TRL's Triton head interpreted on the CPU.
-os.environ.update(
-    HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TRITON_INTERPRET="1", TOKENIZERS_PARALLELISM="false", MPLBACKEND="agg"
-)
+# No network; before anything imports a library that reads these.
+os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", MPLBACKEND="agg")
 
 import pytest
+
+from lowmem_spin.engines import cuda_capability
+
+if cuda_capability() is None:
+    # TRL's Triton head runs on a CPU only interpreted; beside a GPU, Unsloth's and vLLM's kernels would run in numpy too.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "recipes" / "quickstart"

@@ -113,8 +113,9 @@ def test_a_rival_that_is_not_here_or_fails_is_a_sentence(tmp_path: Path, monkeyp
 
 
 @pytest.mark.slow
-def test_trl_does_the_same_work(tmp_path: Path) -> None:
-    """For real, in its own process, with its Triton kernel interpreted."""
+def test_trl_does_the_same_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For real, in its own process, with its Triton kernel interpreted, beside a GPU too."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     asked = Asked("tiny", None, 8, 16, 8, ["trl"], ["runtime.device=cpu"], tmp_path / "store")
     found = bench_in(tmp_path, asked, Console(quiet=True))
     assert found.missing == []

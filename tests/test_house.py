@@ -1,6 +1,7 @@
 """The house rules that a tool can check: style, types, and who may import whom."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 import time
@@ -30,3 +31,17 @@ def test_help_is_instant() -> None:
         subprocess.run([BIN / "lowmem-spin", "--help"], capture_output=True, check=True)
         times.append(time.monotonic() - began)
     assert min(times) < 1.0  # 0.3 s on a quiet machine; importing torch alone takes longer than this limit
+
+
+@pytest.mark.parametrize(("capability", "interpreted"), [("8.9", "None"), ("None", "1")])
+def test_triton_is_interpreted_only_where_there_is_no_gpu(capability: str, interpreted: str) -> None:
+    lines = [
+        "import os, sys, lowmem_spin.engines",
+        f"lowmem_spin.engines.cuda_capability = lambda: {capability}",
+        "import conftest",
+        "print(os.environ.get('TRITON_INTERPRET'), 'torch' in sys.modules)",
+    ]
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", "\n".join(lines)]
+    answer = subprocess.run(command, cwd=ROOT / "tests", env=clean, capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == [interpreted, "False"]
