@@ -70,8 +70,8 @@ def completion_logps(model: Any, batch: Batch, states: States = decoder_states, 
     """
     predicts = batch.completion_mask[:, 1:].bool()  # the hidden state before a token predicts it
     tokens = _predicted(model, batch, batch.input_ids[:, 1:][predicts], states, chunk_tokens)
-    rows = predicts.nonzero()[:, 0]
-    return torch.zeros(len(predicts), device=tokens.device).index_add(0, rows, tokens)
+    # One step after the other: a row's sum is then the same every time and in any batch. index_add's is not, on CUDA.
+    return sum(_by_step(tokens, predicts).unbind(1), torch.zeros(len(predicts), device=tokens.device))
 
 
 def step_logps(model: Any, batch: Batch, ends: Sequence[int], states: States = decoder_states) -> tuple[Tensor, Tensor]:
@@ -90,11 +90,17 @@ def step_logps(model: Any, batch: Batch, ends: Sequence[int], states: States = d
     taken = batch.input_ids[:, 1:][predicts]
     wanted = torch.cat([taken[:, None], torch.tensor([ends], device=taken.device).expand(len(taken), -1)], dim=1)
     found = _predicted(model, batch, wanted, states)
+    steps = _by_step(found, predicts)
+    return steps[..., 0], steps[..., 1:]
+
+
+def _by_step(values: Tensor, predicts: Tensor) -> Tensor:
+    """(tokens, ...), the rows of `predicts` one after another, as (rows, steps, ...) with 0 after a row's last step."""
     lengths = predicts.sum(1)
     inside = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-    steps = torch.zeros(*inside.shape, wanted.shape[1], device=found.device)
-    steps[inside] = found
-    return steps[..., 0], steps[..., 1:]
+    steps = torch.zeros(*inside.shape, *values.shape[1:], device=values.device)
+    steps[inside] = values
+    return steps
 
 
 def _predicted(model: Any, batch: Batch, labels: Tensor, states: States, chunk_tokens: int | None = None) -> Tensor:

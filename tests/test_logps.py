@@ -1,9 +1,12 @@
 """Chunked log-probs against the full log-softmax, gradients and peak size included."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from lowmem_spin.logps import collate, completion_logps, step_logps, token_logps
@@ -64,3 +67,37 @@ def test_step_logps_are_those_of_the_models_own_logits(quickstart: Path) -> None
         torch.testing.assert_close(tokens[row, :steps], logps[range(steps), completion], atol=1e-4, rtol=0)
         torch.testing.assert_close(others[row, :steps], logps[:, ends], atol=1e-4, rtol=0)
         assert not tokens[row, steps:].any() and not others[row, steps:].any()
+
+
+UNORDERED = {"index_add", "scatter_add", "scatter_reduce", "index_reduce", "put", "bincount", "histc", "cumsum"}
+"""Operators that add in no fixed order on CUDA, of those torch.use_deterministic_algorithms lists."""
+
+
+class Operators(TorchDispatchMode):
+    """The names of the operators that run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__.rstrip("_"))
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_a_rows_sum_has_one_order_in_any_batch(quickstart: Path) -> None:
+    """Bit for bit the sum of its steps from first to last, however long the others are; nor is CUDA left to order it."""
+    model = AutoModelForCausalLM.from_pretrained(quickstart / "base", dtype=torch.float32).eval()
+    rows = [*ROWS, ([1, 3, 70, 5, 4], [60 + n for n in range(150)]), ([1, 3, 71, 5, 4], [200 - n for n in range(131)])]
+    batch = collate(rows, pad=0)
+    with Operators() as ran:
+        ours = completion_logps(model, batch)
+    assert "_log_softmax" in ran.names
+    assert not ran.names & UNORDERED
+    tokens, _ = step_logps(model, batch, [5])
+    for value, (_, completion), steps in zip(ours, rows, tokens, strict=True):
+        total = np.float32(0)
+        for step in steps[: len(completion)].numpy():
+            total += step
+        assert value.item() == total
