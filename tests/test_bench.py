@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from games import CPU
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -20,6 +21,7 @@ from lowmem_spin.bench import Asked, Found, bench_in, checkpoint, rivals, table
 from lowmem_spin.bench.measure import Cost, Peak
 from lowmem_spin.budget import Shape, read_shape
 from lowmem_spin.calibration import Calibration, Record
+from lowmem_spin.engines import Machine
 from lowmem_spin.recipe import InputError
 from lowmem_spin.sources import Source
 
@@ -48,7 +50,7 @@ def test_what_is_written_loads_whole_and_never_ends_a_completion(
     """Tied and untied, in several shards: no weight left to transformers to make up, and no chance of an end."""
     monkeypatch.setitem(checkpoint.CONFIGS, name, {**checkpoint.CONFIGS[name], **SMALL, "num_key_value_heads": 1})
     monkeypatch.setattr(checkpoint, "SHARD_BYTES", 50_000)
-    folder = checkpoint.make(tmp_path, name, "float32", lambda line: None)
+    folder = checkpoint.make(tmp_path, name, CPU, lambda line: None)
     assert len(list(folder.glob("*.safetensors"))) > 2
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     model, loading = loaded
@@ -58,6 +60,15 @@ def test_what_is_written_loads_whole_and_never_ends_a_completion(
     ends = chances[checkpoint.SPECIAL["eos_token_id"]]
     assert ends.max() < 1e-11  # a million tokens are still far from one; the real sizes are less likely by far
     assert chances.max() < 10 * chances.median()  # and no token is drawn over and over
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there, a test of the GPU writes a base")
+def test_a_gpus_base_is_drawn_on_it_and_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
+    """In a process of its own, whose log stays; without a GPU all that can be seen is that it asks for one."""
+    with pytest.raises(InputError, match=r"^the checkpoint worker failed: .*(CUDA|NVIDIA).*checkpoint\.log$") as error:
+        checkpoint.make(tmp_path, "tiny", Machine("cuda", "bfloat16"), lambda line: None)
+    assert "Traceback" in Path(str(error.value).rpartition("its log is ")[2]).read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ def bench_in(work: Path, asked: Asked, console: Console) -> Found:
         for line in advice(recipe, shape, where.dtype, asked.vram * 1e9):
             display.say(f"by budget.py this does not fit in {asked.vram:g} GB: {line}", "yellow")
     with display.start_up("making the base"):
-        folder = checkpoint.make(asked.store / "bench", name, where.dtype, display.say)
+        folder = checkpoint.make(asked.store / "bench", name, where, display.say)
         checkpoint.write_rows(work / "rows.jsonl", SPARE * asked.pairs, asked.prompt_length, asked.completion_length)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name_or_path": str(folder.resolve())})})
     shared = Shared()

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lowmem_spin.engines import Machine
+from lowmem_spin.engines.worker import Worker
 from lowmem_spin.recipe import InputError
 from lowmem_spin.recipe_file import BUNDLED
 
@@ -73,17 +75,25 @@ def config_of(name: str) -> dict[str, Any]:
     return CONFIGS[name]
 
 
-def make(root: Path, name: str, dtype: str, say: Callable[[str], None]) -> Path:
-    """The folder of the checkpoint, written once: safetensors in `dtype`, shard by shard."""
+def make(root: Path, name: str, where: Machine, say: Callable[[str], None]) -> Path:
+    """The folder of the checkpoint, written once: safetensors in the machine's compute type, shard by shard.
+
+    A GPU draws the numbers where there is one: a CPU draws a hundred million a second. It does so in a process of its own,
+    whose memory on the card is gone before anything is measured.
+    """
     config = config_of(name)
-    folder = root / f"{name}-{dtype}"
+    folder = root / f"{name}-{where.dtype}"
     if folder.exists():
         return folder
     say(f"writing random weights in the shape of {name} to {folder}")
     temporary = root / f".{folder.name}.{uuid.uuid4().hex}"
     temporary.mkdir(parents=True)
     try:
-        _write(temporary, config, dtype)
+        if where.device == "cpu":
+            write(temporary, config, where)
+        else:
+            log, remedy = root / "logs" / "checkpoint.log", "free some memory or disk"
+            Worker("checkpoint", "lowmem_spin.bench.checkpoint:write", (temporary, config, where), {}, log, remedy).close()
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -105,14 +115,15 @@ def skeleton(config: dict[str, Any]) -> Any:
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **sizes))
 
 
-def _write(folder: Path, config: dict[str, Any], dtype: str) -> None:
+def write(folder: Path, config: dict[str, Any], where: Machine) -> None:
+    """The checkpoint's files, its numbers drawn on the machine's device."""
     import torch
     from safetensors.torch import save_file
 
-    model = skeleton(config)
+    model, dtype = skeleton(config), getattr(torch, where.dtype)
     shards: list[dict[str, Any]] = [{}]
     for parameter_name, parameter in model.named_parameters():  # a tied weight comes once
-        size = parameter.numel() * getattr(torch, dtype).itemsize
+        size = parameter.numel() * dtype.itemsize
         if shards[-1] and size + sum(shards[-1].values()) > SHARD_BYTES:
             shards.append({})
         shards[-1][parameter_name] = size
@@ -121,7 +132,8 @@ def _write(folder: Path, config: dict[str, Any], dtype: str) -> None:
     places = {}
     for number, shard in enumerate(shards):
         file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
-        tensors = {key: _weights(key, shapes[key].shape, config, getattr(torch, dtype)) for key in shard}
+        with torch.device(where.device):
+            tensors = {key: _weights(key, shapes[key].shape, config, dtype).cpu() for key in shard}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         places |= dict.fromkeys(shard, file)
         del tensors
@@ -130,7 +142,7 @@ def _write(folder: Path, config: dict[str, Any], dtype: str) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     for name in TOKENIZER:
         shutil.copy(tokenizer_folder() / name, folder / name)
-    model.config.dtype = dtype
+    model.config.dtype = where.dtype
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
 

@@ -41,7 +41,7 @@ def test_training_takes_the_memory_that_was_planned(where: Machine, tmp_path: Pa
     name = "gemma-2b" if where.device == "cuda" else "tiny"
     half = 512 if where.device == "cuda" else 32
     card = Card()
-    folder = checkpoint.make(tmp_path, name, where.dtype, print)
+    folder = checkpoint.make(tmp_path, name, where, print)
     source = Source(str(folder), None, "test")
     recipe = Recipe.model_validate(
         {
