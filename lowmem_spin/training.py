@@ -217,6 +217,7 @@ def train(
     settings: dict[str, Any],
     work: Path,
     *,
+    device: torch.device,
     pad: int,
     device_batch: int,
     checkpoint_steps: int,
@@ -226,8 +227,8 @@ def train(
 ) -> list[dict[str, float]]:
     """Train the active adapter of `model` in place, from the last whole checkpoint in `work` if there is one.
 
-    `settings` are game.Train's: schedule, optimiser, effective batch, seed. `device_batch`, the pairs in one
-    forward, is lowered to a divisor of the effective batch.
+    `settings` are game.Train's: schedule, optimiser, effective batch, seed. `device` is the engine's: not every weight
+    need be there. `device_batch`, the pairs in one forward, is lowered to a divisor of the effective batch.
 
     Returns:
         One record of metrics per logged step, named as TRL names them.
@@ -235,7 +236,6 @@ def train(
     effective = settings["batch_size"]
     device_batch = max(size for size in range(1, min(device_batch, effective) + 1) if effective % size == 0)
     steps = -(-len(pairs) // effective) * settings["num_train_epochs"]
-    device = next(model.parameters()).device
     arguments = TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=device_batch,

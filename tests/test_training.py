@@ -198,6 +198,22 @@ def test_training_computes_in_the_precision_that_scoring_does(
     assert len(seen) == 1 + 3 and all(seen)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="pretends a GPU")
+def test_the_trainer_is_where_the_engine_is(quickstart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that wait in RAM, as these do, are no reason to train on the CPU. Without a GPU, transformers takes it anyway."""
+    engine, asked, arguments = open_hf(quickstart / "base"), [], training.TrainingArguments
+
+    def asking(**options: Any) -> Any:
+        asked.append(options["use_cpu"])
+        return arguments(**options)
+
+    monkeypatch.setattr(training, "TrainingArguments", asking)
+    for device in ("cpu", "cuda"):
+        engine.device = torch.device(device)
+        engine.train(None, some_pairs(4), LOSS, SETTINGS, tmp_path / device, lambda rows: None)
+    assert asked == [True, False]
+
+
 def test_rows_shown_add_up_to_rows_trained(quickstart: Path, tmp_path: Path) -> None:
     shown: list[int] = []
     open_hf(quickstart / "base").train(None, some_pairs(14), LOSS, SETTINGS, tmp_path, shown.append)

@@ -213,6 +213,7 @@ class SlotLearner:
                     loss,
                     settings,
                     work,
+                    device=self.device,
                     pad=self.pad,
                     device_batch=device_batch,
                     checkpoint_steps=self.recipe.runtime.checkpoint_steps,
