@@ -158,7 +158,8 @@ def choices(store: Path) -> Iterator[Fact]:
 def self_tests(names: Sequence[str], store: Path) -> Iterator[Fact]:
     """(engine, how its self-test went): the shipped 4-bit base and two adapters, really trained, on this machine.
 
-    Every engine is held against hf. The verdicts on the others are kept in the store, for `auto`.
+    Every engine is held against hf. The verdicts on the others are kept in the store, for `auto`, and so are their logs,
+    which a verdict may name.
     """
     folder = next(path for path in BUNDLED if path.is_dir()) / "quickstart" / "base"
     content = {"model": {"name_or_path": str(folder)}, "data": {"path": "none", "max_prompt_length": 32}}
@@ -171,7 +172,7 @@ def self_tests(names: Sequence[str], store: Path) -> Iterator[Fact]:
         if where.device == "cuda":
             where = replace(where, residency="sleep", generator_share=min(0.5, 0.8 * where.limit / where.total))
         began = time.perf_counter()
-        learner = open_engine("hf", recipe, model, where, here / "weights", print)
+        learner = open_engine("hf", recipe, model, where, store / "weights", print)
         adapters = [None, *(_train(learner, here / str(seed), seed, where.dtype) for seed in range(2))]
         expected = _Expected(adapters, _answers(learner, adapters), [learner.score(adapter, ROWS) for adapter in adapters])
         differ = len({tuple(answer.tokens) for answer in expected.answers})
@@ -184,7 +185,7 @@ def self_tests(names: Sequence[str], store: Path) -> Iterator[Fact]:
                 continue
             began = time.perf_counter()
             try:
-                engine = open_engine(name, recipe, model, where, here / "weights", print)
+                engine = open_engine(name, recipe, model, where, store / "weights", print)
                 verdict = tests[name](engine, expected, here, where.dtype)
                 engine.close()
             except InputError as error:
