@@ -1,6 +1,7 @@
 """What this machine has, which engines a game would use here and why, and one real self-test of each."""
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -39,7 +40,12 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "data
 OLDEST = 7.0  # compute capability that vllm and unsloth support
 ROWS = [([1, 3, 70, 5, 4], [10, 11, 12, 5]), ([1, 3, 70, 5, 4], [30, 31, 32, 5])]  # prompt and answer
 TEST_SECONDS = 1200
+PROMPT = ROWS[0][0]
 GAP = 1.0  # nats per completion between two learners in half precision; another function is many times farther off
+# Nats by which a greedy token may fall short of hf's most likely one. Logits of 8 to 16 are held to 1/16 in bfloat16 and to
+# 1/128 in float16; two logits, rounded by two engines and as much again in the layers, make eight of those. Between dtypes on
+# a CPU, 420 answers fell short by 0.25 and 0.005 at most; an adapter taken for another, or for the base, by 3.8 at least.
+NEAR = {"float32": 1e-3, "float16": 8 / 128, "bfloat16": 8 / 16}
 GREEDY = Sampling(0.0, 1.0, None, 8, 0, {})
 Fact = tuple[str, str]
 
@@ -174,8 +180,8 @@ def self_tests(names: Sequence[str], store: Path) -> Iterator[Fact]:
         began = time.perf_counter()
         learner = open_engine("hf", recipe, model, where, store / "weights", print)
         adapters = [None, *(_train(learner, here / str(seed), seed, where.dtype) for seed in range(2))]
-        expected = _Expected(adapters, _answers(learner, adapters), [learner.score(adapter, ROWS) for adapter in adapters])
-        differ = len({tuple(answer.tokens) for answer in expected.answers})
+        expected = Expected(learner, adapters)
+        differ = len({tuple(answer.tokens) for answer in answers(learner, adapters)})
         seconds = time.perf_counter() - began
         yield "hf", f"works: trained two adapters, {differ} different answers from three policies, {seconds:.0f} s"
         tests = {"vllm": _vllm, "unsloth": _unsloth}
@@ -194,13 +200,31 @@ def self_tests(names: Sequence[str], store: Path) -> Iterator[Fact]:
             yield name, f"{verdict}, {time.perf_counter() - began:.0f} s"
 
 
-@dataclass(frozen=True)
-class _Expected:
-    """What hf makes of the base and two adapters."""
+class Expected:
+    """What hf makes of the base and two adapters.
 
-    adapters: list[Path | None]
-    answers: list[Completion]
-    logps: list[list[float]]
+    Args:
+        learner: hf itself.
+        adapters: their folders; None is the base.
+    """
+
+    def __init__(self, learner: Any, adapters: list[Path | None]) -> None:
+        self.learner, self.adapters = learner, adapters
+        self.logps = [learner.score(adapter, ROWS) for adapter in adapters]
+
+    def shortfall(self, found: Sequence[Completion]) -> float:
+        """Nats by which any token of the greedy answers, one of each policy, falls short of the most likely one after the
+        tokens before it; 0 for hf's own. Infinite if an answer is none: it goes on after an end, or stops without one."""
+        return max(self._shortfall(adapter, answer) for adapter, answer in zip(self.adapters, found, strict=True))
+
+    def _shortfall(self, adapter: Path | None, answer: Completion) -> float:
+        ended = self.learner.completion(answer.tokens, answer.logp)
+        full = ended.finish_reason == "stop" or len(answer.tokens) == GREEDY.max_new_tokens
+        if not full or (ended.tokens, ended.finish_reason) != (answer.tokens, answer.finish_reason):
+            return math.inf
+        states = [(*PROMPT, *answer.tokens[:place]) for place in range(len(answer.tokens))]
+        (logps,) = self.learner.next_token_logps([adapter])(states)
+        return max((row.max() - row[token]).item() for row, token in zip(logps, answer.tokens, strict=True))
 
 
 def _train(learner: Learner, work: Path, seed: int, dtype: str) -> Path:
@@ -215,24 +239,23 @@ def _train(learner: Learner, work: Path, seed: int, dtype: str) -> Path:
     return learner.train(None, pairs, {"name": "sft"}, settings, work, lambda rows: None)[0]
 
 
-def _answers(generator: Generator, adapters: list[Path | None]) -> list[Completion]:
-    requests = [Request(adapter, [1, 3, 70, 5, 4], 1) for adapter in adapters]
+def answers(generator: Generator, adapters: list[Path | None]) -> list[Completion]:
+    """The greedy answer of each policy, in one batch where the engine can."""
+    requests = [Request(adapter, PROMPT, 1) for adapter in adapters]
     if generator.mixes_policies:
         return generator.generate(requests, GREEDY)
     return [generator.generate([request], GREEDY)[0] for request in requests]
 
 
-def _vllm(engine: Any, expected: _Expected, *_: Any) -> str:
-    answers = _answers(engine, expected.adapters)
+def _vllm(engine: Any, expected: Expected, _: Path, dtype: str) -> str:
+    first = expected.shortfall(answers(engine, expected.adapters))
     engine.rest()
-    again = _answers(engine, expected.adapters)
-    same = sum(a.tokens == b.tokens for a, b in zip(answers, expected.answers, strict=True))
-    kept = sum(a.tokens == b.tokens for a, b in zip(answers, again, strict=True))
-    verdict = "works" if same == kept == len(answers) else "answers differently than hf"
-    return f"{verdict}: {same} of {len(answers)} greedy answers as hf's, {kept} the same after a rest"
+    again = expected.shortfall(answers(engine, expected.adapters))
+    verdict = "works" if max(first, again) <= NEAR[dtype] else "answers differently than hf"
+    return f"{verdict}: greedy tokens within {first:.3f} nats of hf's most likely ones, {again:.3f} after a rest"
 
 
-def _unsloth(engine: Any, expected: _Expected, here: Path, dtype: str) -> str:
+def _unsloth(engine: Any, expected: Expected, here: Path, dtype: str) -> str:
     scores = [engine.score(adapter, ROWS) for adapter in expected.adapters]
     gap = max(
         abs(a - b) for mine, theirs in zip(scores, expected.logps, strict=True) for a, b in zip(mine, theirs, strict=True)

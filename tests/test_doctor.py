@@ -1,20 +1,86 @@
-"""The self-tests of engines: what is left of a failed one."""
+"""The self-tests of engines: what passes, what does not, and what is left of a failed one."""
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+from games import CPU, Plain, open_hf, recipe_on, save_slot, shake_slot
 
 from lowmem_spin import doctor, engines
+from lowmem_spin.doctor import NEAR, PROMPT, Expected, answers
+from lowmem_spin.engines import Completion, Request
+from lowmem_spin.engines.hf import HF
+from lowmem_spin.sources import Source
+from lowmem_spin.stages import Sampling
+
+END = 5  # one of the base's
+
+
+class Deaf(HF):
+    """An engine that answers as the base, whichever adapter it is asked for."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        return super().generate([replace(request, adapter=None) for request in requests], sampling)
+
+
+@pytest.mark.parametrize(
+    ("engine", "verdict"),
+    [
+        ("lowmem_spin.engines.hf:HF", "works: greedy tokens within 0.000 nats"),
+        ("test_doctor:Deaf", "answers differently than hf"),
+    ],
+)
+def test_a_generator_passes_only_with_hfs_policies(
+    engine: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(engines.ENGINES, "vllm", engine)
+    for module in (doctor, engines):
+        monkeypatch.setattr(module, "installed", lambda name: True)
+    (_, hf), (_, found) = doctor.self_tests(["vllm"], tmp_path)
+    assert hf.startswith("works: trained two adapters, 3 different answers")
+    assert found.startswith(verdict)
+
+
+def test_the_shortfall_is_of_the_worst_token(quickstart: Path) -> None:
+    """Against transformers' own logits; each token is judged after those that the engine itself drew before it."""
+    expected, plain = Expected(open_hf(quickstart / "base", quantization="none"), [None]), Plain(quickstart / "base")
+
+    def gaps(tokens: list[int]) -> list[float]:
+        with torch.no_grad():
+            logits = plain.model(input_ids=torch.tensor([PROMPT + tokens])).logits[0, len(PROMPT) - 1 : -1].double()
+        return [(row.max() - row[token]).item() for row, token in zip(logits, tokens, strict=True)]
+
+    for tokens, reason in (([70, 71, 72, END], "stop"), (list(range(70, 78)), "length")):
+        assert expected.shortfall([Completion(tokens, "", reason, 0.0)]) == pytest.approx(max(gaps(tokens)), abs=1e-4)
+    for tokens, reason in (([70, END, 71, END], "stop"), ([70, 71], "length"), ([70, END], "length")):
+        assert expected.shortfall([Completion(tokens, "", reason, 0.0)]) == math.inf
+
+
+def test_half_precision_passes_and_another_adapter_does_not(quickstart: Path, tmp_path: Path) -> None:
+    hf, folder = open_hf(quickstart / "base"), quickstart / "base"
+    adapters: list[Path | None] = [None]
+    for seed in range(3):
+        shake_slot(hf, seed, scale=0.12)
+        adapters.append(save_slot(hf, tmp_path / str(seed)))
+    expected = Expected(hf, adapters)
+    for dtype in ("bfloat16", "float16"):
+        half = HF(recipe_on(folder), Source(str(folder), None, "test"), replace(CPU, dtype=dtype))
+        assert expected.shortfall(answers(half, adapters)) <= NEAR[dtype]
+    found = answers(hf, adapters)
+    assert expected.shortfall(found) <= NEAR["float32"]
+    assert expected.shortfall([*found[:2], found[3], found[2]]) > 2 * max(NEAR.values())
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_the_log_that_a_failed_test_names_is_still_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine is real up to its worker process, which looks for vLLM in vain."""
-    monkeypatch.setattr(doctor, "installed", lambda name: True)
-    monkeypatch.setattr(engines, "installed", lambda name: True)
-    (_, hf), (name, verdict) = doctor.self_tests(["vllm"], tmp_path / "store")
-    assert hf.startswith("works: trained two adapters, 3 different answers")
+    for module in (doctor, engines):
+        monkeypatch.setattr(module, "installed", lambda name: True)
+    _, (name, verdict) = doctor.self_tests(["vllm"], tmp_path / "store")
     kept = doctor.recorded("vllm", tmp_path / "store")
     assert name == "vllm" and kept is not None and verdict.startswith(kept)
     assert kept.startswith("fails: the vllm worker failed: No module named 'vllm'")
