@@ -1,10 +1,12 @@
 """The self-tests of engines: what passes, what does not, and what is left of a failed one."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from lowmem_spin import doctor, engines
 from lowmem_spin.doctor import NEAR, PROMPT, Expected, answers
 from lowmem_spin.engines import Completion, Request
 from lowmem_spin.engines.hf import HF
+from lowmem_spin.engines.vllm import Server
 from lowmem_spin.sources import Source
 from lowmem_spin.stages import Sampling
 
@@ -85,3 +88,21 @@ def test_the_log_that_a_failed_test_names_is_still_there(tmp_path: Path, monkeyp
     assert name == "vllm" and kept is not None and verdict.startswith(kept)
     assert kept.startswith("fails: the vllm worker failed: No module named 'vllm'")
     assert "ModuleNotFoundError" in Path(kept.rpartition("its log is ")[2]).read_text()
+
+
+def test_vllm_is_never_given_a_name_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes requests of one name for one adapter. Here vLLM itself only keeps what it is given."""
+    folders = ["a/adapter", "b/adapter"]
+    loaded: list[tuple[str, int, str]] = []
+    stub, lora, request = ModuleType("vllm"), ModuleType("vllm.lora"), ModuleType("vllm.lora.request")
+    output = SimpleNamespace(outputs=[SimpleNamespace(token_ids=[1], finish_reason="stop", cumulative_logprob=0.0)])
+    vars(stub)["LLM"] = lambda: SimpleNamespace(
+        generate=lambda prompts, *_, **__: [output] * len(prompts), llm_engine=SimpleNamespace(add_lora=loaded.append)
+    )
+    vars(stub)["SamplingParams"] = dict
+    vars(request)["LoRARequest"] = lambda *values: values
+    for name, module in (("vllm", stub), ("vllm.lora", lora), ("vllm.lora.request", request)):
+        monkeypatch.setitem(sys.modules, name, module)
+    Server({}, on_cpu=False).generate([(folder, [1], 0) for folder in [*folders, None, *folders]], {})
+    names, numbers, paths = zip(*loaded, strict=True)
+    assert (len(set(names)), len(set(numbers)), list(paths)) == (2, 2, folders)

@@ -61,8 +61,10 @@ class Server:
         if path is None:
             return None
         if path not in self.adapters:
-            # A number is never given twice: vLLM would serve the old weights under it. The folder's name is its key.
-            self.adapters[path] = LoRARequest(Path(path).name, len(self.adapters) + 1, path)
+            # A number is never given twice: vLLM would serve the old weights under it. Nor is a name, by which it compares
+            # requests, and by which it keeps prefixes: folders of one name may lie in several places.
+            number = len(self.adapters) + 1
+            self.adapters[path] = LoRARequest(f"{Path(path).name}-{number}", number, path)
             self.llm.llm_engine.add_lora(self.adapters[path])  # a bad one raises here and leaves the engine alive
         return self.adapters[path]
 
