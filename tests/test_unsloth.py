@@ -2,8 +2,9 @@
 
 pip install torch==2.13.0 unsloth==2026.10.7 && pip uninstall torchvision torchaudio torchcodec && pip install -e '.[test]'
 
-Here Unsloth's kernels are interpreted on the CPU (see unsloth_on_cpu.py), in float32, in the worker process that a GPU
-would have, so what is held against transformers is its forward, its backward and its checkpointing.
+Here Unsloth's kernels, the fused ones of its LoRA layers among them, are interpreted on the CPU (see unsloth_on_cpu.py), in
+float32, in the worker process that a GPU would have, so what is held against transformers is its forward, its backward and
+its checkpointing.
 """
 
 import inspect
@@ -35,6 +36,8 @@ SETTINGS = {
     "learner": {"dtype": "float32"},
 }
 DPO = {"name": "dpo", "beta": 0.1}
+FUSED = ("LoRA_MLP", "LoRA_QKV", "LoRA_W")  # Unsloth's own backward of an MLP, of an attention's input, and of its output
+LAYERS = 4
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +81,27 @@ def test_its_log_probs_are_those_of_transformers(hf: HF, quickstart: Path, tmp_p
         assert scored == pytest.approx(hf.score(adapter, ROWS), abs=1e-3)
         assert worker.call("score", adapter, ROWS) == scored
         seen.append(scored)
+    ran = worker.call("ran")
     worker.close()
+    assert all(ran[f"{name}.forward"] for name in FUSED)
     assert seen[0] == seen[3] and seen[0] != seen[1] != seen[2]
+
+
+def test_its_fused_kernels_give_the_gradients_of_peft(hf: HF, unsloth: Worker, adapters: list[Path], tmp_path: Path) -> None:
+    """A step of plain gradient descent moves every weight by its gradient: within 2e-5 of it, tensor by tensor."""
+    step = {**SETTINGS, "batch_size": len(PAIRS), "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 1e6}
+    before = unsloth.call("ran")
+    mine, _ = unsloth.call("train", adapters[0], PAIRS, DPO, step, tmp_path / "mine", report=lambda rows: None)
+    ran = unsloth.call("ran") - before
+    theirs, _ = hf.train(adapters[0], PAIRS, DPO, step, tmp_path / "theirs", lambda rows: None)
+    assert ran["LoRA_MLP.backward"] >= LAYERS
+    assert {ran[f"{name}.backward"] for name in FUSED} == {ran["LoRA_MLP.backward"]}
+    moved, wanted, start = (load_file(folder / "adapter_model.safetensors") for folder in (mine, theirs, adapters[0]))
+    assert moved.keys() == wanted.keys()
+    for name, weight in wanted.items():
+        gradient = (weight - start[name]).norm()
+        assert gradient > 1e-3  # and the weights are near 0.05: what float32 rounds off of them is far below
+        assert (moved[name] - weight).norm() < 2e-5 * gradient
 
 
 def test_it_trains_the_adapter_that_transformers_trains(hf: HF, unsloth: Worker, adapters: list[Path], tmp_path: Path) -> None:

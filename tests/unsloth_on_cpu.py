@@ -1,11 +1,15 @@
 """Unsloth's own forward, backward and patches on a CPU, for tests: Triton interprets its kernels, and what asks for a
 GPU is told there is one. Slow, and only float32; what a real GPU does in half precision is for `pytest -m gpu`.
 
+Unsloth takes its fused LoRA kernels only where the base's weights are not float32, a type it never has on a GPU. Its base
+is said to be something else here: the kernels compute in the type of what comes in, and so run in float32.
+
 Import in a process of its own, with UNSLOTH_ALLOW_CPU=1 and TRITON_INTERPRET=1 in its environment.
 """
 
 import inspect
 import sys
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,7 +46,17 @@ for name, module in list(sys.modules.items()):
             if hasattr(module, attribute):
                 setattr(module, attribute, value)
 
+from triton import language
+from unsloth.kernels import fast_lora, geglu  # pyright: ignore
 from unsloth.models import llama  # pyright: ignore
+
+
+def tanh(x: Any) -> Any:
+    """In place of libdevice's, which the interpreter does not have."""
+    return 2.0 * language.sigmoid(2.0 * x) - 1.0
+
+
+geglu.triton_tanh = tanh
 
 
 def build_rope(self: Any, _: int) -> None:
@@ -52,9 +66,27 @@ def build_rope(self: Any, _: int) -> None:
     self._rope_cache_versions[0] = self._rope_cache_version
 
 
+llama._base_weight_dtype = lambda _: torch.bfloat16
 ensure_rope = llama._PerDeviceRopeCache._ensure_rope_cache
 llama._PerDeviceRopeCache._build_rope_cache = build_rope
 llama._PerDeviceRopeCache._ensure_rope_cache = lambda self, _: ensure_rope(self, 0)
+RAN: Counter[str] = Counter()
+
+
+def count(function: type[torch.autograd.Function], name: str) -> None:
+    """Note every run of one side of an autograd function."""
+    inner = getattr(function, name)
+
+    def outer(*values: Any) -> Any:
+        RAN[f"{function.__name__}.{name}"] += 1
+        return inner(*values)
+
+    setattr(function, name, staticmethod(outer))
+
+
+for function in (fast_lora.LoRA_MLP, fast_lora.LoRA_QKV, fast_lora.LoRA_W):
+    count(function, "forward")
+    count(function, "backward")
 PASSED: dict[str, set[str]] = {}
 KNOWN: dict[str, set[str]] = {}
 
@@ -90,7 +122,10 @@ kernels.FastLanguageModel.from_pretrained = staticmethod(load_on_cpu)
 
 
 class Kernels(kernels.Kernels):
-    """The engine as it is, and what it passed to Unsloth."""
+    """The engine as it is, what it passed to Unsloth, and what of Unsloth ran."""
 
     def arguments(self) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
         return PASSED, KNOWN
+
+    def ran(self) -> Counter[str]:
+        return RAN
