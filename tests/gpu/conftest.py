@@ -1,20 +1,25 @@
 """Tests for a machine with CUDA: `pytest -m gpu -n 0`, and `-m "gpu and slow"` for the long ones.
 
-LOWMEM_SPIN_GPU_TESTS_ON=cpu runs what of their bodies means anything on a CPU, to try a change to them out there.
+LOWMEM_SPIN_GPU_TESTS_ON=cpu runs what of their bodies means anything on a CPU, to try a change to them out there;
+cpu:bfloat16 and cpu:float16 do so in a GPU's precision, which is where the tolerances come from.
 """
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from games import CPU, open_hf, recipe_on, save_slot, shake_slot
+from games import open_hf, recipe_on, save_slot, shake_slot
 
-from lowmem_spin.engines import Machine, machine
+from lowmem_spin.engines import Machine, driver, machine
 
 HERE = Path(__file__).parent
-DEVICE = os.environ.get("LOWMEM_SPIN_GPU_TESTS_ON", "cuda")
+DEVICE, _, DTYPE = os.environ.get("LOWMEM_SPIN_GPU_TESTS_ON", "cuda").partition(":")
+# Nats by which a row's log-prob may differ from float32's, on average and at most. On a CPU bfloat16 itself is off by
+# 0.11 on average and by 0.66 at most on these rows and adapters (log-probs around -17), float16 by 0.013 and 0.063.
+TOLERANCE = {"float32": (0.001, 0.005), "bfloat16": (0.2, 1.3), "float16": (0.03, 0.2)}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,7 +31,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def where(quickstart: Path) -> Machine:
     """bfloat16, or float16 on a card without it."""
-    return CPU if DEVICE == "cpu" else machine(recipe_on(quickstart / "base"))
+    return Machine("cpu", DTYPE or "float32") if DEVICE == "cpu" else machine(recipe_on(quickstart / "base"))
+
+
+@pytest.fixture(scope="session")
+def used() -> Callable[[], int]:
+    """How many MiB of the card are taken now, by all processes."""
+    return lambda: int((driver("memory.used") or ["0"])[0].split()[0])
+
+
+@pytest.fixture(scope="session")
+def tolerance(where: Machine) -> tuple[float, float]:
+    """Nats by which a row's log-prob may differ from the yardstick's: on average, at most."""
+    return TOLERANCE[where.dtype]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """vLLM on the GPU: the same answers as transformers', sleep that frees the card, and waking without a trace."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,23 +9,20 @@ from typing import Any
 import pytest
 from games import recipe_on
 
-from lowmem_spin.engines import Machine, Request, driver, open_engine
+from lowmem_spin.engines import Completion, Machine, Request, open_engine
 from lowmem_spin.sources import Source
 from lowmem_spin.stages import Sampling
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 GREEDY = Sampling(0.0, 1.0, None, 12, 0, {})
 AGREE = {"float32": 1.0, "bfloat16": 0.9, "float16": 0.95}  # share of rows; near-ties fall either way in half precision
+DRAWN = Sampling(1.0, 0.9, 20, 12, 0, {})
 ASLEEP = 0.25  # of what it takes awake: the context, and buffers for adapters
-
-
-def used() -> int:
-    """MiB of the card that are taken."""
-    return int((driver("memory.used") or ["0"])[0].split()[0])
+SPARE = 1024  # MiB: transformers' own context, in this process
 
 
 @pytest.fixture(scope="module")
-def before() -> int:
+def before(used: Callable[[], int]) -> int:
     return used()
 
 
@@ -67,8 +64,34 @@ def test_a_mixed_batch_answers_as_transformers_does(vllm: Any, asked: list[Reque
         assert same / len(places) >= AGREE[where.dtype], adapter
 
 
+def test_its_log_probs_are_those_of_its_answers(
+    vllm: Any, cpu: Any, asked: list[Request], tolerance: tuple[float, float]
+) -> None:
+    """Each under its own policy, as float32 scores the very tokens that it gave."""
+    found = vllm.generate(asked, GREEDY)
+    gaps = []
+    for adapter in {request.adapter for request in asked}:
+        pairs = [(request, answer) for request, answer in zip(asked, found, strict=True) if request.adapter == adapter]
+        scored = cpu.score(adapter, [(request.prompt, answer.tokens) for request, answer in pairs])
+        gaps += [abs(answer.logp - logp) for (_, answer), logp in zip(pairs, scored, strict=True)]
+    mean, most = tolerance
+    assert sum(gaps) / len(gaps) < mean
+    assert max(gaps) < most
+
+
+def test_a_seed_stands_for_an_answer(vllm: Any, asked: list[Request], where: Machine) -> None:
+    def share(found: list[Completion]) -> float:
+        return sum(a.tokens == b.tokens for a, b in zip(first, found, strict=True)) / len(asked)
+
+    first = vllm.generate(asked, DRAWN)
+    assert share(vllm.generate(asked, DRAWN)) >= AGREE[where.dtype]
+    assert share(vllm.generate(asked[::-1], DRAWN)[::-1]) >= AGREE[where.dtype]
+    others = [replace(request, seed=request.seed + 1) for request in asked]
+    assert share(vllm.generate(others, DRAWN)) < 0.9
+
+
 def test_sleeping_frees_the_card_and_waking_changes_nothing(
-    vllm: Any, asked: list[Request], before: int, where: Machine
+    vllm: Any, asked: list[Request], used: Callable[[], int], before: int, where: Machine
 ) -> None:
     first = [answer.tokens for answer in vllm.generate(asked, GREEDY)]
     awake = used() - before
@@ -80,3 +103,9 @@ def test_sleeping_frees_the_card_and_waking_changes_nothing(
     assert [answer.tokens for answer in vllm.generate(asked, GREEDY)] == first
     if where.device == "cuda":
         assert asleep < ASLEEP * awake
+
+
+def test_closing_gives_the_card_back(vllm: Any, asked: list[Request], used: Callable[[], int], before: int) -> None:
+    vllm.generate(asked[:4], GREEDY)
+    vllm.close()
+    assert used() - before < SPARE
