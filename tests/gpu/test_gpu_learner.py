@@ -139,7 +139,7 @@ def test_it_trains_with(learner: Any, where: Machine, pairs: list[Pair], optimis
 def test_dropout_is_for_training_and_the_card_is_given_back(
     name: str, quickstart: Path, where: Machine, used: Callable[[], int], pairs: list[Pair], tmp_path: Path
 ) -> None:
-    torch.ones(8, 8, device=where.device) @ torch.ones(8, 8, device=where.device)  # this process's own context
+    torch.matmul(torch.ones(8, 8, device=where.device), torch.ones(8, 8, device=where.device))  # this process's own context
     before = used()
     learner = start(name, quickstart, where, tmp_path, dropout=0.3)
     settings = {**SETTINGS, "learner": {"dtype": where.dtype}}
