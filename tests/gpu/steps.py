@@ -31,7 +31,7 @@ CLI = [sys.executable, "-m", "lowmem_spin.cli"]
 LEAST = 20  # seconds; with fewer left no step begins
 PATIENCE = 8  # seconds from an interrupt to the kill
 # What a command says of a failure that it goes on from.
-TROUBLE = r"self-test +(fails|answers|scores|not installed).*|.*worker (failed|was killed|ended).*|(?m:^(trl|vllm): .*)"
+TROUBLE = r".*self-test +(fails|answers|scores|not installed).*|.*worker (failed|was killed|ended).*|(?m:^(trl|vllm): .*)"
 VERSIONS = """
 import torch, bitsandbytes, transformers, peft, trl, lowmem_spin
 for module in (torch, bitsandbytes, transformers, peft, trl):
