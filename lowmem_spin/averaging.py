@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from lowmem_spin.recipe import InputError
+from lowmem_spin.common.errors import InputError
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 Matrix = NDArray[np.floating[Any]]

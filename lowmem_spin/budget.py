@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.recipe import Recipe
 from lowmem_spin.sources import Source
 
 GIB = 2**30

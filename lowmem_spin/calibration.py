@@ -14,10 +14,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import write_json
 from lowmem_spin.engines import driver
-from lowmem_spin.recipe import InputError
 from lowmem_spin.recipe_file import explain
-from lowmem_spin.store import write_json
 
 Kind = Literal["generate", "score", "train"]
 

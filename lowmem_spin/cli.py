@@ -26,7 +26,7 @@ def run(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
 
     from rich.console import Console
 
-    from lowmem_spin.display import Display
+    from lowmem_spin.common.display import Display
     from lowmem_spin.recipe_file import find, load
     from lowmem_spin.runner import run as play
 
@@ -67,8 +67,8 @@ def sweep(
     from rich.console import Console
 
     from lowmem_spin import grid as points
-    from lowmem_spin.display import Display, TimeIsUpError
-    from lowmem_spin.recipe import InputError
+    from lowmem_spin.common.display import Display, TimeIsUpError
+    from lowmem_spin.common.errors import InputError
     from lowmem_spin.recipe_file import find
     from lowmem_spin.sweep import Entry, Sweep, play, show
 
@@ -134,7 +134,7 @@ def plan(
     from lowmem_spin import grid as points
     from lowmem_spin import planning
     from lowmem_spin.budget import read_shape
-    from lowmem_spin.display import Display
+    from lowmem_spin.common.display import Display
     from lowmem_spin.recipe_file import find
     from lowmem_spin.report import plan as tables
 
@@ -170,8 +170,8 @@ def doctor(
     from rich.console import Console
 
     from lowmem_spin import doctor as examine
-    from lowmem_spin.display import Display
-    from lowmem_spin.recipe import InputError
+    from lowmem_spin.common.display import Display
+    from lowmem_spin.common.errors import InputError
 
     display, place, names = Display(Console()), Path(store), list(examine.ROLES.values())
     if engine is not None and engine not in names:
@@ -215,7 +215,7 @@ def report(folder: Annotated[str, typer.Argument(metavar="RUN_OR_SWEEP", help="T
 
     from rich.console import Console
 
-    from lowmem_spin.display import Display
+    from lowmem_spin.common.display import Display
     from lowmem_spin.report.page import write_all
     from lowmem_spin.report.reading import read
     from lowmem_spin.report.results import Sweep
@@ -241,7 +241,7 @@ def main() -> None:
     import errno
     import sys
 
-    from lowmem_spin.recipe import InputError, printable
+    from lowmem_spin.common.errors import InputError, printable
 
     try:
         app()
@@ -249,7 +249,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        from lowmem_spin.store import DISK
+        from lowmem_spin.common.files import DISK
 
         if errno.errorcode.get(error.errno or 0) not in DISK:
             raise

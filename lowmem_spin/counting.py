@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.keys import digest
+from lowmem_spin.common.keys import digest
 from lowmem_spin.stages import (
     Amortise,
     Average,

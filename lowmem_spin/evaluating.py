@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin import judging
-from lowmem_spin.display import Display
+from lowmem_spin.common.display import Display
 from lowmem_spin.evaluation import diversity
 from lowmem_spin.evaluation.tasks import Catalogue, Loaded, Task, check_installed
 from lowmem_spin.judging.asked import Judged

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from lowmem_spin.keys import digest
-from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.keys import digest
+from lowmem_spin.recipe import Recipe
 from lowmem_spin.recipe_file import load, variants
 
 VARIANT = "variant"  # the axis of a recipe file's variants

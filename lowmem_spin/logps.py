@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lowmem_spin.store import Tokens
+from lowmem_spin.common.files import Tokens
 
 CHUNK_BYTES = 64 * 2**20  # of float32 logits held at once; 64 tokens at a vocabulary of 256k
 

@@ -14,6 +14,8 @@ import pyarrow as pa
 
 from lowmem_spin import data
 from lowmem_spin.calibration import load as load_calibration
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import read_parquet
 from lowmem_spin.counting import GAME_KINDS, Held, Need, Places, Unit, Work, needs
 from lowmem_spin.data import Rows
 from lowmem_spin.engines import Machine
@@ -21,10 +23,9 @@ from lowmem_spin.estimating import Clock, Ids, Lengths, Stored
 from lowmem_spin.game import play, sampling
 from lowmem_spin.grid import Point
 from lowmem_spin.opening import Found, Shared, find
-from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.recipe import Recipe
 from lowmem_spin.sources import Sources
 from lowmem_spin.stages import Amortise, Average, Draw, Stage, Train
-from lowmem_spin.store import read_parquet
 from lowmem_spin.tenants import Choices, choose
 
 

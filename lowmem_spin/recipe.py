@@ -6,9 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lowmem_spin import rules
 from lowmem_spin.options import JudgeOracle
-from lowmem_spin.section import InputError, Section, printable
-
-__all__ = ["InputError", "Recipe", "printable"]
+from lowmem_spin.section import Section
 
 
 class Model(Section):

@@ -8,8 +8,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.options import Loss
-from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.recipe import Recipe
 from lowmem_spin.section import Section
 
 BUNDLED = [Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes"]

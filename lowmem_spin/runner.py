@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TypeGuard
 
 from lowmem_spin import evaluating
-from lowmem_spin.display import Display
+from lowmem_spin.common.display import Display
+from lowmem_spin.common.keys import digest
 from lowmem_spin.evaluation.brake import Stop, stop
 from lowmem_spin.evaluation.health import Health, evaluate, sample
 from lowmem_spin.game import sampling
-from lowmem_spin.keys import digest
 from lowmem_spin.opening import Game, Shared, open_game
 from lowmem_spin.options import in_words
 from lowmem_spin.pairing import answers, judged, sampled, score, training_pairs

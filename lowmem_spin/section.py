@@ -3,18 +3,6 @@
 from pydantic import BaseModel, ConfigDict
 
 
-def printable(text: str) -> str:
-    """`text` on one line: what would steer a terminal shows as its escape instead."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-
-
-class InputError(Exception):
-    """Something the user gave cannot be used. The message is one line: the field, the value, the remedy."""
-
-    def __init__(self, line: str) -> None:
-        super().__init__(printable(line))
-
-
 class Section(BaseModel):
     """A part of a recipe: unknown fields are refused, nothing changes after reading."""
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin.keys import digest
-from lowmem_spin.recipe import InputError, Model
-from lowmem_spin.store import sha256, write_json
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import sha256, write_json
+from lowmem_spin.common.keys import digest
+from lowmem_spin.recipe import Model
 
 UNRESOLVED = "unresolved"
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lowmem_spin.keys import digest
+from lowmem_spin.common.keys import digest
 
 # Bumped by hand when a stage of this kind would compute something else from the same inputs.
 VERSIONS = {"data": 1, "generate": 1, "judge": 1, "score": 1, "train": 1, "average": 1, "amortise": 1}

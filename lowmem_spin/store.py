@@ -14,22 +14,19 @@ Writes go to a temporary name and are renamed, so a file is whole or absent. A t
 """
 
 import contextlib
-import hashlib
-import itertools
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from lowmem_spin.recipe import InputError
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import Notice, read_parquet, sha256, write_atomically, write_json, write_parquet
 
 FORMAT = "1"  # of the store's layout; another number is another store
 COMPLETIONS = pa.schema(
@@ -73,50 +70,6 @@ IDENTITY = {
     "logps": ["prompt_id", "completion"],
 }
 SCHEMAS = {"completions": COMPLETIONS, "mixtures": MIXTURES, "judgements": JUDGEMENTS, "logps": LOGPS}
-# What a disk can answer; any other error of the system is a bug and keeps its traceback.
-DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR"}
-Notice = Callable[[str], None]
-Tokens = Sequence[int] | np.ndarray
-"""Token ids of one prompt or completion."""
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON that is whole or absent."""
-    _atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
-
-
-def _atomic(path: Path, write: Callable[[Path], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write a checksummed Parquet file that is whole or absent."""
-    _atomic(path, lambda temporary: pq.write_table(table, temporary, write_page_checksum=True))
-
-
-def read_parquet(path: Path) -> pa.Table:
-    """Read a Parquet file and verify its checksums."""
-    return pq.ParquetFile(path, page_checksum_verification=True).read()
-
-
-def token_arrays(column: pa.ChunkedArray) -> list[np.ndarray]:
-    """A column of token ids as int32 arrays that share its memory: a list of Python ints takes nine times as much."""
-    chunks = [(chunk.offsets.to_numpy(), chunk.values.to_numpy()) for chunk in column.chunks]
-    return [values[start:end] for offsets, values in chunks for start, end in itertools.pairwise(offsets)]
 
 
 class Table:
@@ -199,7 +152,7 @@ class Store:
         root.mkdir(parents=True, exist_ok=True)
         stamp = root / "FORMAT"
         if not stamp.exists():
-            _atomic(stamp, lambda temporary: temporary.write_text(FORMAT))
+            write_atomically(stamp, lambda temporary: temporary.write_text(FORMAT))
         if (found := stamp.read_text().strip()) != FORMAT:
             raise InputError(
                 f"output.store: {str(root)!r} has format {found!r}, this version writes {FORMAT!r}; use another folder"

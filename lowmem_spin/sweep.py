@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lowmem_spin import evaluating
-from lowmem_spin.display import Display
+from lowmem_spin.common.display import Display
+from lowmem_spin.common.errors import InputError, printable
+from lowmem_spin.common.files import DISK, write_json
 from lowmem_spin.grid import Axes, Point
 from lowmem_spin.opening import Shared, open_game
-from lowmem_spin.recipe import InputError, printable
 from lowmem_spin.records import is_recorded
 from lowmem_spin.runner import Player
 from lowmem_spin.stages import Amortise, Average, Evaluate, Generate, Judge, Score, Stage, Train
-from lowmem_spin.store import DISK, write_json
 
 ORDER: list[type] = [Average, Amortise, Generate, Judge, Score, Train, Evaluate]
 ERROR = "error.txt"  # in a point's folder: how it failed

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import write_json
 from lowmem_spin.evaluation.health import Health
-from lowmem_spin.recipe import InputError
-from lowmem_spin.store import write_json
 
 PROJECT = "lowmem-spin"
 Log = Callable[[dict[str, float], int], Any]

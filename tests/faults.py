@@ -25,7 +25,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from lowmem_spin import runner
-from lowmem_spin.display import Display
+from lowmem_spin.common.display import Display
 from lowmem_spin.engines import hf  # noqa: F401 - imported here so that no child has to
 from lowmem_spin.recipe_file import find, load
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
 
-from lowmem_spin.display import Display
+from lowmem_spin.common.display import Display
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.opening import Game, Shared, open_game

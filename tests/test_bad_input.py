@@ -11,8 +11,9 @@ from games import open_hf, save_slot, shake_slot
 from rich.console import Console
 from test_run import start
 
-from lowmem_spin.display import Display
-from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.common.display import Display
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.recipe import Recipe
 from lowmem_spin.runner import run
 
 GOOD = {"prompt": "sort: cab", "completion": "abc"}

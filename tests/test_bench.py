@@ -21,8 +21,8 @@ from lowmem_spin.bench import Asked, Found, bench_in, checkpoint, rivals, table
 from lowmem_spin.bench.measure import Cost, Peak
 from lowmem_spin.budget import Shape, read_shape
 from lowmem_spin.calibration import Calibration, Record
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines import Machine
-from lowmem_spin.recipe import InputError
 from lowmem_spin.sources import Source
 
 PROMPT, COMPLETION, PAIRS = 24, 10, 12

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lowmem_spin import planning, runs
 from lowmem_spin import sweep as sweeps
-from lowmem_spin.display import Display
+from lowmem_spin.common.display import Display
 from lowmem_spin.evaluation.brake import Stop, stop
 from lowmem_spin.evaluation.health import Estimate, Health
 from lowmem_spin.grid import axes, points, sweep_folder

@@ -11,9 +11,9 @@ from games import CPU, make_micro_base, open_hf
 from transformers import AutoModelForCausalLM
 
 from lowmem_spin.budget import CARDS, Shape, advice, peak, read_shape, stages
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines.models import load_base
 from lowmem_spin.logps import collate, completion_logps
-from lowmem_spin.recipe import InputError
 from lowmem_spin.recipe_file import find, load
 from lowmem_spin.sources import Source
 

@@ -21,7 +21,8 @@ from test_run import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from lowmem_spin import gc, grid, runs
-from lowmem_spin.display import Display, TimeIsUpError
+from lowmem_spin.common.display import Display, TimeIsUpError
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.evaluating import Asked, benchmark
 from lowmem_spin.evaluation import diversity
 from lowmem_spin.evaluation.leaderboard import COLUMNS
@@ -29,7 +30,6 @@ from lowmem_spin.evaluation.tasks import Catalogue
 from lowmem_spin.living.evaluate import evaluate
 from lowmem_spin.opening import Shared
 from lowmem_spin.played import of_run
-from lowmem_spin.recipe import InputError
 from lowmem_spin.recipe_file import find
 from lowmem_spin.report.benchmarks import blocks
 from lowmem_spin.report.page import write_all

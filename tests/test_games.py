@@ -16,7 +16,7 @@ from games import PAIRS, Plain, Row, data_rows, of_policy, open_hf, played, save
 from safetensors.numpy import load_file
 from test_references import updates
 
-from lowmem_spin.keys import number
+from lowmem_spin.common.keys import number
 from lowmem_spin.opening import Game
 from lowmem_spin.pairing import training_pairs
 from lowmem_spin.preference.function import Function

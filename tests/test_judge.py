@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.endpoint import Endpoint, NoReplyError
 from lowmem_spin.preference import Question, of_scores
 from lowmem_spin.preference.judge import AGAIN, Judge
-from lowmem_spin.recipe import InputError
 
 ASK = [{"role": "user", "content": "a question"}]
 Body = dict[str, Any]

@@ -32,19 +32,19 @@ from test_run import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lowmem_spin import gc, grid, runs
-from lowmem_spin.display import Display
+from lowmem_spin.common.display import Display
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.keys import digest
 from lowmem_spin.endpoint import Endpoint
 from lowmem_spin.evaluating import Asked, benchmark, of_recipe
 from lowmem_spin.evaluation import alpaca, arena, mtbench
 from lowmem_spin.judging.asked import Judged, filled, judge
-from lowmem_spin.keys import digest
 from lowmem_spin.living.arena import arena as play_arena
 from lowmem_spin.living.evaluate import evaluate
 from lowmem_spin.opening import Shared
 from lowmem_spin.options import JudgeOracle
 from lowmem_spin.played import of_run
 from lowmem_spin.preference.judge import Judge
-from lowmem_spin.recipe import InputError
 from lowmem_spin.recipe_file import find, load
 from lowmem_spin.report.page import write_all
 from lowmem_spin.report.reading import read

@@ -24,7 +24,7 @@ from test_run import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from lowmem_spin import runs
-from lowmem_spin.display import Display
+from lowmem_spin.common.display import Display
 from lowmem_spin.engines import Request
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.living.chat import Voice, open_voices, talk

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import DebertaV2Config, DebertaV2Model, PreTrainedTokenizerFast
 
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.preference import ORACLES, Question, oracle, win_rates
 from lowmem_spin.preference.pairrm import PairRM
-from lowmem_spin.recipe import InputError
 from lowmem_spin.sources import Source
 
 # A conversation of three turns and two answers, word for word as LLM-Blender's compare_conversations writes it.

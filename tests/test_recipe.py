@@ -13,7 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.recipe import Recipe
 from lowmem_spin.recipe_file import find, load, variants
 from lowmem_spin.tenants import choose
 

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
-from lowmem_spin.display import Display
+from lowmem_spin.common.display import Display
 
 SMALL = {
     "game.pairs": 96,

@@ -17,9 +17,9 @@ import torch
 from games import make_micro_base, open_hf, save_slot, shake_slot
 from scipy import stats
 
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines import Request
 from lowmem_spin.engines.hf import HF
-from lowmem_spin.recipe import InputError
 from lowmem_spin.sampling import SAMPLERS, Draw, Target, record, sampler
 from lowmem_spin.stages import Sampling
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from lowmem_spin.keys import digest
-from lowmem_spin.recipe import InputError
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.keys import digest
 from lowmem_spin.store import Store, Table
 
 

@@ -20,9 +20,9 @@ import pytest
 from games import CPU, open_hf, save_slot, shake_slot
 from safetensors.torch import load_file
 
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines import Request
 from lowmem_spin.engines.hf import HF
-from lowmem_spin.recipe import InputError
 from lowmem_spin.sources import Source
 from lowmem_spin.stages import Sampling
 

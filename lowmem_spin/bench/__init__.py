@@ -14,9 +14,10 @@ from lowmem_spin.bench import checkpoint, rivals, table
 from lowmem_spin.bench.measure import Card, Cost, Stopwatch
 from lowmem_spin.budget import Shape, advice, peak, stages
 from lowmem_spin.calibration import Record
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines import Machine, machine
 from lowmem_spin.opening import Game, Shared, open_game
-from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.recipe import Recipe
 from lowmem_spin.recipe_file import load
 from lowmem_spin.runner import step
 from lowmem_spin.sources import Sources

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.worker import Worker
-from lowmem_spin.recipe import InputError
 from lowmem_spin.recipe_file import BUNDLED
 
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": [2, 5]}  # of the quickstart's tokenizer, which all share

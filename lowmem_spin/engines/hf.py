@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
+from lowmem_spin.common.files import Tokens
 from lowmem_spin.engines import Completion, Request
 from lowmem_spin.engines.lookahead import Lookahead
 from lowmem_spin.engines.noise import RowNoise
 from lowmem_spin.engines.slot import SlotLearner, finite, naming_memory
 from lowmem_spin.stages import Sampling
-from lowmem_spin.store import Tokens
 
 
 class HF(SlotLearner):

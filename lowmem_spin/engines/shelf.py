@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from lowmem_spin.common.keys import digest
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.worker import Worker
-from lowmem_spin.keys import digest
 from lowmem_spin.sources import Source
 
 

@@ -12,12 +12,13 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
 
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import Tokens
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.models import end_tokens, load_base, load_tokenizer
 from lowmem_spin.logps import States, autocast, collate, completion_logps, decoder_states
-from lowmem_spin.recipe import InputError, Lora, Recipe
+from lowmem_spin.recipe import Lora, Recipe
 from lowmem_spin.sources import Source
-from lowmem_spin.store import Tokens
 from lowmem_spin.training import Pair, check_names, train
 
 SLOT = "default"  # the one adapter that is ever in memory; policies are copied into it

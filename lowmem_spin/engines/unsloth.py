@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import Tokens
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.worker import Resident, Worker
-from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.recipe import Recipe
 from lowmem_spin.sources import Source
-from lowmem_spin.store import Tokens
 
 REMEDY = "lower training.per_device_train_batch_size or runtime.scoring_batch_size, or use training.engine hf"
 

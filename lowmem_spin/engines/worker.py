@@ -12,7 +12,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lowmem_spin.recipe import InputError, Recipe
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.recipe import Recipe
 
 PR_SET_PDEATHSIG = 1
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin.recipe import InputError
+from lowmem_spin.common.errors import InputError
 
 
 def rows(path: Path, option: str, absent: str) -> list[Any]:

@@ -20,11 +20,11 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.models import huggingface
 from transformers import GenerationConfig
 
-from lowmem_spin.display import Display
+from lowmem_spin.common.display import Display
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines.models import load_tokenizer
 from lowmem_spin.engines.slot import SlotLearner
 from lowmem_spin.evaluation.tasks import Loaded, samples_hash, seed
-from lowmem_spin.recipe import InputError
 from lowmem_spin.sources import Source
 
 HFLM: Any = huggingface.HFLM  # its decorators hide its type

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from lowmem_spin.common.keys import digest
 from lowmem_spin.data import Rows, plain
-from lowmem_spin.keys import digest
 from lowmem_spin.preference import Question
 from lowmem_spin.rows import Answer, Compared, Prompt, Scored
 from lowmem_spin.stages import Evaluate, Sampling, judged_asked

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.evaluation.health import Estimate
-from lowmem_spin.recipe import InputError
 
 FILE = "benchmarks.jsonl"
 Record = dict[str, Any]

@@ -18,11 +18,11 @@ from typing import Any
 import httpx
 import numpy as np
 
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.keys import digest
 from lowmem_spin.endpoint import Endpoint, NoReplyError, part
 from lowmem_spin.evaluation import given
 from lowmem_spin.evaluation.health import Estimate
-from lowmem_spin.keys import digest
-from lowmem_spin.recipe import InputError
 from lowmem_spin.rows import Answer
 
 VERSION = 1  # bumped by hand when the same answers would be judged otherwise

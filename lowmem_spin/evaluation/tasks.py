@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import sha256
+from lowmem_spin.common.keys import digest
 from lowmem_spin.evaluation.leaderboard import COLUMNS
-from lowmem_spin.keys import digest
-from lowmem_spin.recipe import InputError
-from lowmem_spin.store import sha256
 
 VERSION = 1  # bumped by hand when the same task would be measured otherwise
 QUICK = ("arc", "truthfulqa", "winogrande", "gsm8k", "hellaswag", "mmlu")  # folders of the harness with the leaderboard's tasks

@@ -8,7 +8,7 @@ cache beside the store's; FastChat is no longer maintained.
 
 from pathlib import Path
 
-from lowmem_spin.display import Display
+from lowmem_spin.common.display import Display
 from lowmem_spin.endpoint import check_key
 from lowmem_spin.evaluation import alpaca as instructions
 from lowmem_spin.evaluation import mtbench as questions

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lowmem_spin.display import Display
+from lowmem_spin.common.display import Display
+from lowmem_spin.common.keys import digest
 from lowmem_spin.evaluation import alpaca
 from lowmem_spin.judging.asked import Judged, as_prompt, file_name, plainly, reach, room_for, ungraded, user, write_json
-from lowmem_spin.keys import digest
 from lowmem_spin.played import Answering, Played
 from lowmem_spin.preference import Question
 from lowmem_spin.preference.judge import Judge

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lowmem_spin.common.display import Display
+from lowmem_spin.common.keys import digest
 from lowmem_spin.conversations import Message
 from lowmem_spin.data import Renderer
-from lowmem_spin.display import Display
 from lowmem_spin.evaluation import mtbench
 from lowmem_spin.judging.asked import Judged, as_prompt, file_name, plainly, reach, room_for, ungraded, user, write_lines
-from lowmem_spin.keys import digest
 from lowmem_spin.played import Answering, Played
 from lowmem_spin.rows import Answer
 from lowmem_spin.runs import note_used

@@ -6,18 +6,19 @@ from typing import Any
 import numpy as np
 
 from lowmem_spin import runs
+from lowmem_spin.common.display import Display
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import write_json
+from lowmem_spin.common.keys import digest
 from lowmem_spin.conversations import Message
-from lowmem_spin.display import Display
 from lowmem_spin.evaluation import arena as statistics
 from lowmem_spin.evaluation import given
 from lowmem_spin.judging.asked import Judged
-from lowmem_spin.keys import digest
 from lowmem_spin.opening import Shared
 from lowmem_spin.played import Answering, Played, of_run
 from lowmem_spin.preference import Oracle, Question
 from lowmem_spin.preference.choosing import choose
 from lowmem_spin.preference.judge import Judge
-from lowmem_spin.recipe import InputError
 from lowmem_spin.report.arena import FILE, grids
 from lowmem_spin.report.page import write_page
 from lowmem_spin.report.reading import read
@@ -25,7 +26,6 @@ from lowmem_spin.rows import Compared, Prompt, fingerprint
 from lowmem_spin.runs import note_used
 from lowmem_spin.sources import Sources
 from lowmem_spin.stages import judged_asked
-from lowmem_spin.store import write_json
 
 Asked = list[tuple[Prompt, list[Message], str]]
 """Each prompt as the policies and as the judge see it, and the data's answer if there is one."""

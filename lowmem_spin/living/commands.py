@@ -66,7 +66,7 @@ def evaluate(
 
     from rich.console import Console
 
-    from lowmem_spin.display import Display
+    from lowmem_spin.common.display import Display
     from lowmem_spin.evaluating import Asked
     from lowmem_spin.judging.asked import Judged, judge
     from lowmem_spin.living.evaluate import evaluate as measure
@@ -99,7 +99,7 @@ def arena(
 
     from rich.console import Console
 
-    from lowmem_spin.display import Display
+    from lowmem_spin.common.display import Display
     from lowmem_spin.judging.asked import Judged, judge
     from lowmem_spin.living.arena import arena as play
 
@@ -124,7 +124,7 @@ def chat(
     from rich.console import Console
 
     from lowmem_spin import runs
-    from lowmem_spin.display import Display
+    from lowmem_spin.common.display import Display
 
     display = Display(Console(stderr=True))
     game = runs.read(run)
@@ -152,8 +152,8 @@ def export(
     from rich.console import Console
 
     from lowmem_spin import runs
-    from lowmem_spin.display import Display
-    from lowmem_spin.recipe import InputError
+    from lowmem_spin.common.display import Display
+    from lowmem_spin.common.errors import InputError
 
     if dtype is not None and not merge:
         raise InputError(f"--dtype {dtype.value}: an adapter keeps its own; add --merge, or leave it out")
@@ -180,7 +180,7 @@ def serve(
     from rich.console import Console
 
     from lowmem_spin import runs
-    from lowmem_spin.display import Display
+    from lowmem_spin.common.display import Display
     from lowmem_spin.living import serve as server
 
     display = Display(Console(stderr=True))
@@ -205,7 +205,7 @@ def gc(
     """Show what in the store no run uses any more, and free it if asked to."""
     from rich.console import Console
 
-    from lowmem_spin.display import Display
+    from lowmem_spin.common.display import Display
     from lowmem_spin.report import unused
 
     unused.show(store, runs, delete, aside, Display(Console()))

@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from lowmem_spin import evaluating, runs
-from lowmem_spin.display import Display
+from lowmem_spin.common.display import Display
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.evaluating import FREE, SUITES, Asked
 from lowmem_spin.evaluation.kept import FILE
 from lowmem_spin.judging.asked import filled
 from lowmem_spin.opening import Shared
 from lowmem_spin.played import of_run
-from lowmem_spin.recipe import InputError
 from lowmem_spin.report import benchmarks
 from lowmem_spin.report.page import write_page
 from lowmem_spin.report.reading import benchmarks as stored

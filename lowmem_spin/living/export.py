@@ -7,11 +7,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import write_json
 from lowmem_spin.data import Renderer
-from lowmem_spin.recipe import InputError
 from lowmem_spin.runs import Policy, Run, here
 from lowmem_spin.sources import Source
-from lowmem_spin.store import write_json
 
 
 def _check(policy: Policy, to: Path, merged: bool) -> None:

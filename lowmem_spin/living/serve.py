@@ -10,13 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lowmem_spin import runs
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import write_json
 from lowmem_spin.engines import held_rank
 from lowmem_spin.engines.shelf import unpacked
 from lowmem_spin.game import sampling
-from lowmem_spin.recipe import InputError
 from lowmem_spin.runs import Run
 from lowmem_spin.sources import Source
-from lowmem_spin.store import Store, write_json
+from lowmem_spin.store import Store
 
 SLOTS = 4  # adapters in one batch on a GPU
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lowmem_spin.recipe import InputError
+from lowmem_spin.common.errors import InputError
 
 ORACLES = {
     "function": "lowmem_spin.preference.function:Function",

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import sha256
 from lowmem_spin.preference import Question, Weightless, check, of_scores
-from lowmem_spin.recipe import InputError
-from lowmem_spin.store import sha256
 
 FIELD = "game.oracle.function"
 

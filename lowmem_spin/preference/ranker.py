@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model, DebertaV2PreTrainedModel, PreTrainedConfig
 
-from lowmem_spin.recipe import InputError
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.sources import Source
 
 transformers.utils.logging.disable_progress_bar()  # one display is enough

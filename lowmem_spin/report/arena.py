@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.recipe import InputError
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.report.plots import Panel, figure
 from lowmem_spin.report.summary import Grid
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lowmem_spin.recipe import printable
+from lowmem_spin.common.errors import printable
 from lowmem_spin.report import figures
 
 # Okabe and Ito's colours that show on light and on dark paper; more lines than colours are told apart by their dashes.

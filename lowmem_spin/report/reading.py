@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from lowmem_spin.keys import digest
-from lowmem_spin.recipe import InputError
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.keys import digest
 from lowmem_spin.report.arena import read as read_arena
 from lowmem_spin.report.results import MATCH, Benchmark, Plan, Policy, Run, Sweep, field
 from lowmem_spin.report.statistics import Value

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines import Request
-from lowmem_spin.recipe import InputError
 from lowmem_spin.stages import Sampling
 
 SAMPLERS = {

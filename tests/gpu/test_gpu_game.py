@@ -9,7 +9,7 @@ from rich.console import Console
 from lowmem_spin.bench import checkpoint
 from lowmem_spin.bench.measure import Card
 from lowmem_spin.budget import peak, read_shape, stages
-from lowmem_spin.display import Display
+from lowmem_spin.common.display import Display
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.recipe import Recipe

@@ -10,8 +10,8 @@ import torch
 from games import recipe_on
 from safetensors.torch import load_file
 
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines import Machine, open_engine
-from lowmem_spin.recipe import InputError
 from lowmem_spin.sources import Source
 from lowmem_spin.training import Pair
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
-from lowmem_spin.recipe import printable
+from lowmem_spin.common.errors import printable
 
 
 class TokensPerSecond(ProgressColumn):

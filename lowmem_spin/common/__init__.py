@@ -1,0 +1,1 @@
+"""What every file may use: errors, keys, files, the display. Nothing here knows a recipe."""
