@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.recipe import Recipe
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.sources import Source
 
 GIB = 2**30

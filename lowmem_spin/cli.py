@@ -27,7 +27,7 @@ def run(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
     from rich.console import Console
 
     from lowmem_spin.common.display import Display
-    from lowmem_spin.recipe_file import find, load
+    from lowmem_spin.config.load import find, load
     from lowmem_spin.runner import run as play
 
     display = Display(Console())
@@ -66,10 +66,10 @@ def sweep(
 
     from rich.console import Console
 
-    from lowmem_spin import grid as points
     from lowmem_spin.common.display import Display, TimeIsUpError
     from lowmem_spin.common.errors import InputError
-    from lowmem_spin.recipe_file import find
+    from lowmem_spin.config import grid as points
+    from lowmem_spin.config.load import find
     from lowmem_spin.sweep import Entry, Sweep, play, show
 
     if max_hours is not None and not (math.isfinite(max_hours) and max_hours > 0):
@@ -107,8 +107,8 @@ def recipe(
 
     import yaml
 
-    from lowmem_spin.recipe import Recipe
-    from lowmem_spin.recipe_file import find, load
+    from lowmem_spin.config.load import find, load
+    from lowmem_spin.config.recipe import Recipe
 
     if schema:
         print(json.dumps(Recipe.model_json_schema(), indent=2))
@@ -131,11 +131,11 @@ def plan(
 
     from rich.console import Console
 
-    from lowmem_spin import grid as points
     from lowmem_spin import planning
     from lowmem_spin.budget import read_shape
     from lowmem_spin.common.display import Display
-    from lowmem_spin.recipe_file import find
+    from lowmem_spin.config import grid as points
+    from lowmem_spin.config.load import find
     from lowmem_spin.report import plan as tables
 
     path = find(recipe)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.recipe import Data
+from lowmem_spin.config.recipe import Data
 from lowmem_spin.sources import Source
 
 Message = dict[str, str]

@@ -13,8 +13,8 @@ import pyarrow as pa
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import token_arrays
 from lowmem_spin.common.keys import digest, number
+from lowmem_spin.config.recipe import Data
 from lowmem_spin.conversations import Message, conversations
-from lowmem_spin.recipe import Data
 from lowmem_spin.sources import Source
 from lowmem_spin.stages import VERSIONS, Draw
 from lowmem_spin.templates import TEMPLATES

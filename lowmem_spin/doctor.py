@@ -20,6 +20,8 @@ import psutil
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import write_json
 from lowmem_spin.common.keys import digest
+from lowmem_spin.config.load import BUNDLED
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines import (
     Completion,
     Generator,
@@ -32,8 +34,6 @@ from lowmem_spin.engines import (
     open_engine,
     unchanging,
 )
-from lowmem_spin.recipe import Recipe
-from lowmem_spin.recipe_file import BUNDLED
 from lowmem_spin.sources import Sources
 from lowmem_spin.stages import Sampling
 

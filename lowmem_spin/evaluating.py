@@ -12,12 +12,12 @@ from typing import Any
 
 from lowmem_spin import judging
 from lowmem_spin.common.display import Display
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.evaluation import diversity
 from lowmem_spin.evaluation.tasks import Catalogue, Loaded, Task, check_installed
 from lowmem_spin.judging.asked import Judged
 from lowmem_spin.opening import Game
 from lowmem_spin.played import Played, of_game
-from lowmem_spin.recipe import Recipe
 from lowmem_spin.rows import Prompt
 
 SUITES = ("leaderboard", *judging.SUITES, "health", "diversity")

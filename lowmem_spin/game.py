@@ -6,9 +6,9 @@ Pure Python; nothing runs here. What the stages are made of is in stages.py.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from lowmem_spin.options import GFlowNet
-from lowmem_spin.recipe import Recipe, WarmStart
-from lowmem_spin.rules import Game
+from lowmem_spin.config.choices import GFlowNet
+from lowmem_spin.config.game_config import Game
+from lowmem_spin.config.recipe import Recipe, WarmStart
 from lowmem_spin.stages import (
     Amortise,
     Average,

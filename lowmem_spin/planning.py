@@ -16,14 +16,14 @@ from lowmem_spin import data
 from lowmem_spin.calibration import load as load_calibration
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import read_parquet
+from lowmem_spin.config.grid import Point
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.counting import GAME_KINDS, Held, Need, Places, Unit, Work, needs
 from lowmem_spin.data import Rows
 from lowmem_spin.engines import Machine
 from lowmem_spin.estimating import Clock, Ids, Lengths, Stored
 from lowmem_spin.game import play, sampling
-from lowmem_spin.grid import Point
 from lowmem_spin.opening import Found, Shared, find
-from lowmem_spin.recipe import Recipe
 from lowmem_spin.sources import Sources
 from lowmem_spin.stages import Amortise, Average, Draw, Stage, Train
 from lowmem_spin.tenants import Choices, choose

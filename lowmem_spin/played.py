@@ -9,6 +9,7 @@ from lowmem_spin import runs
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data import Renderer, Rows
 from lowmem_spin.engines import Machine
 from lowmem_spin.evaluation.health import Held
@@ -16,7 +17,6 @@ from lowmem_spin.evaluation.kept import keep
 from lowmem_spin.game import sampling
 from lowmem_spin.opening import Game, Shared, split
 from lowmem_spin.preference import Oracle
-from lowmem_spin.recipe import Recipe
 from lowmem_spin.runs import Run
 from lowmem_spin.sources import Source
 from lowmem_spin.stages import Evaluate, Sampling

@@ -8,7 +8,7 @@ from typing import Any
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import sha256, write_json
 from lowmem_spin.common.keys import digest
-from lowmem_spin.recipe import Model
+from lowmem_spin.config.recipe import Model
 
 UNRESOLVED = "unresolved"
 

@@ -12,7 +12,7 @@ from lowmem_spin import evaluating
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, printable
 from lowmem_spin.common.files import DISK, write_json
-from lowmem_spin.grid import Axes, Point
+from lowmem_spin.config.grid import Axes, Point
 from lowmem_spin.opening import Shared, open_game
 from lowmem_spin.records import is_recorded
 from lowmem_spin.runner import Player

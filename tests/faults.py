@@ -26,8 +26,8 @@ from safetensors.torch import load_file
 
 from lowmem_spin import runner
 from lowmem_spin.common.display import Display
+from lowmem_spin.config.load import find, load
 from lowmem_spin.engines import hf  # noqa: F401 - imported here so that no child has to
-from lowmem_spin.recipe_file import find, load
 
 SHORT = [
     "game.pairs=64",

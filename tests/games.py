@@ -14,11 +14,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
 
 from lowmem_spin.common.display import Display
+from lowmem_spin.config.load import find, load
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.opening import Game, Shared, open_game
-from lowmem_spin.recipe import Recipe
-from lowmem_spin.recipe_file import find, load
 from lowmem_spin.runner import Player
 from lowmem_spin.sources import Source
 

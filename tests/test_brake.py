@@ -14,11 +14,11 @@ from rich.console import Console
 from lowmem_spin import planning, runs
 from lowmem_spin import sweep as sweeps
 from lowmem_spin.common.display import Display
+from lowmem_spin.config.choices import StopWhen
+from lowmem_spin.config.grid import axes, points, sweep_folder
+from lowmem_spin.config.load import find, load
 from lowmem_spin.evaluation.brake import Stop, stop
 from lowmem_spin.evaluation.health import Estimate, Health
-from lowmem_spin.grid import axes, points, sweep_folder
-from lowmem_spin.options import StopWhen
-from lowmem_spin.recipe_file import find, load
 from lowmem_spin.report.reading import read
 from lowmem_spin.report.results import Run
 from lowmem_spin.report.summary import verdict

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.config.recipe import Data
 from lowmem_spin.data import Renderer, Rows, draw, prepare, set_aside
-from lowmem_spin.recipe import Data
 from lowmem_spin.sources import Source
 from lowmem_spin.stages import Draw
 from lowmem_spin.templates import TEMPLATES

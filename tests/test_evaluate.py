@@ -20,9 +20,11 @@ from test_report import Page, cells, check_offline
 from test_run import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from lowmem_spin import gc, grid, runs
+from lowmem_spin import gc, runs
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.config import grid
+from lowmem_spin.config.load import find
 from lowmem_spin.evaluating import Asked, benchmark
 from lowmem_spin.evaluation import diversity
 from lowmem_spin.evaluation.leaderboard import COLUMNS
@@ -30,7 +32,6 @@ from lowmem_spin.evaluation.tasks import Catalogue
 from lowmem_spin.living.evaluate import evaluate
 from lowmem_spin.opening import Shared
 from lowmem_spin.played import of_run
-from lowmem_spin.recipe_file import find
 from lowmem_spin.report.benchmarks import blocks
 from lowmem_spin.report.page import write_all
 from lowmem_spin.report.reading import read

@@ -31,10 +31,13 @@ from test_report import Page, check_offline
 from test_run import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lowmem_spin import gc, grid, runs
+from lowmem_spin import gc, runs
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
+from lowmem_spin.config import grid
+from lowmem_spin.config.choices import JudgeOracle
+from lowmem_spin.config.load import find, load
 from lowmem_spin.endpoint import Endpoint
 from lowmem_spin.evaluating import Asked, benchmark, of_recipe
 from lowmem_spin.evaluation import alpaca, arena, mtbench
@@ -42,10 +45,8 @@ from lowmem_spin.judging.asked import Judged, filled, judge
 from lowmem_spin.living.arena import arena as play_arena
 from lowmem_spin.living.evaluate import evaluate
 from lowmem_spin.opening import Shared
-from lowmem_spin.options import JudgeOracle
 from lowmem_spin.played import of_run
 from lowmem_spin.preference.judge import Judge
-from lowmem_spin.recipe_file import find, load
 from lowmem_spin.report.page import write_all
 from lowmem_spin.report.reading import read
 from lowmem_spin.runner import run as play

@@ -17,10 +17,10 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from lowmem_spin import game, losses
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.config.choices import Loss
+from lowmem_spin.config.load import find, load
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.losses import LOSSES, Sides, dpo, hinge, ipo, ipo_length_normalized, slic, sppo
-from lowmem_spin.options import Loss
-from lowmem_spin.recipe import Recipe
-from lowmem_spin.recipe_file import find, load
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "dpo": {"beta": 0.3},

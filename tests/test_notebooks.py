@@ -12,8 +12,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from lowmem_spin.grid import axes, points
-from lowmem_spin.recipe_file import find
+from lowmem_spin.config.grid import axes, points
+from lowmem_spin.config.load import find
 
 NOTEBOOKS = Path(__file__).parent.parent / "recipes" / "notebooks"
 SMALL = [

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.recipe import Recipe
-from lowmem_spin.recipe_file import find, load, variants
+from lowmem_spin.config.load import find, load, variants
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.tenants import choose
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))

@@ -17,10 +17,10 @@ from transformers import GemmaForCausalLM
 from lowmem_spin.averaging import ema_adapter
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.game import play, reference, reference_over_history
 from lowmem_spin.opening import Shared, open_game
-from lowmem_spin.recipe import Recipe
 from lowmem_spin.references import arithmetic
 from lowmem_spin.runner import step, training_pairs
 from lowmem_spin.stages import Evaluate, Inputs, Score, Train

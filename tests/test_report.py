@@ -19,7 +19,7 @@ from scipy import stats
 
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.recipe import Recipe
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.report.page import write_all
 from lowmem_spin.report.reading import read
 from lowmem_spin.report.results import Run, Sweep

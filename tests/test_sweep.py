@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.config.grid import axes, points
+from lowmem_spin.config.load import find
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.game import play
-from lowmem_spin.grid import axes, points
-from lowmem_spin.recipe import Recipe
-from lowmem_spin.recipe_file import find
 from lowmem_spin.stages import Evaluate, Generate, Inputs
 from lowmem_spin.sweep import in_step, numbered
 

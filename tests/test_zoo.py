@@ -16,9 +16,9 @@ from test_games import exact, judged, pairwise_rates
 from lowmem_spin import gc, planning
 from lowmem_spin import sweep as sweeps
 from lowmem_spin.common.display import Display
-from lowmem_spin.grid import Point, axes, points, sweep_folder
+from lowmem_spin.config.grid import Point, axes, points, sweep_folder
+from lowmem_spin.config.load import load
 from lowmem_spin.opening import Shared, open_game
-from lowmem_spin.recipe_file import load
 
 PAIRS, SAMPLES = 6, 4
 SMALL = [

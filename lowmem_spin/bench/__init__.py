@@ -15,10 +15,10 @@ from lowmem_spin.bench.measure import Card, Cost, Stopwatch
 from lowmem_spin.budget import Shape, advice, peak, stages
 from lowmem_spin.calibration import Record
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.config.load import load
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines import Machine, machine
 from lowmem_spin.opening import Game, Shared, open_game
-from lowmem_spin.recipe import Recipe
-from lowmem_spin.recipe_file import load
 from lowmem_spin.runner import step
 from lowmem_spin.sources import Sources
 from lowmem_spin.stages import Evaluate

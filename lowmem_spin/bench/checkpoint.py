@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.config.load import BUNDLED
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.worker import Worker
-from lowmem_spin.recipe_file import BUNDLED
 
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": [2, 5]}  # of the quickstart's tokenizer, which all share
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")

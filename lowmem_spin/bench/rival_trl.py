@@ -12,10 +12,10 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.config.choices import DPO, Hinge, IPOLengthNormalized
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.models import load_base, load_tokenizer
-from lowmem_spin.options import DPO, Hinge, IPOLengthNormalized
-from lowmem_spin.recipe import Recipe
 from lowmem_spin.sources import Source
 
 Outcome = tuple[int, int, float, int | None]

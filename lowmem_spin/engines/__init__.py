@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
-from lowmem_spin.recipe import Recipe
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.sources import Source
 from lowmem_spin.stages import Sampling
 

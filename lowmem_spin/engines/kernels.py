@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.models import naming_the_model
 from lowmem_spin.engines.slot import SlotLearner
 from lowmem_spin.logps import Batch
-from lowmem_spin.recipe import Recipe
 from lowmem_spin.sources import Source
 
 

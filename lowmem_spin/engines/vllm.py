@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines import Completion, Machine, Request, held_rank
 from lowmem_spin.engines.models import end_tokens, load_tokenizer
 from lowmem_spin.engines.shelf import unpacked
 from lowmem_spin.engines.worker import Resident, Worker
-from lowmem_spin.recipe import Recipe
 from lowmem_spin.sources import Source
 from lowmem_spin.stages import Sampling
 

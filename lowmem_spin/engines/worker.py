@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.recipe import Recipe
+from lowmem_spin.config.recipe import Recipe
 
 PR_SET_PDEATHSIG = 1
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from lowmem_spin.config.choices import StopWhen
 from lowmem_spin.evaluation.health import Health
-from lowmem_spin.options import StopWhen
 
 
 @dataclass(frozen=True)

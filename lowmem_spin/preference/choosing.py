@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin import options
+from lowmem_spin.config import choices as options
 from lowmem_spin.engines import Machine
 from lowmem_spin.preference import Oracle, oracle
 from lowmem_spin.sources import Sources

@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from lowmem_spin.common.errors import printable
-from lowmem_spin.options import in_words
+from lowmem_spin.config.choices import in_words
 from lowmem_spin.report import arena, benchmarks
 from lowmem_spin.report.benchmarks import Block
 from lowmem_spin.report.panels import DRAWN, Panel, drawn, run_panels, sweep_panels

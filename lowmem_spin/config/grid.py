@@ -10,8 +10,8 @@ import yaml
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.recipe import Recipe
-from lowmem_spin.recipe_file import load, variants
+from lowmem_spin.config.load import load, variants
+from lowmem_spin.config.recipe import Recipe
 
 VARIANT = "variant"  # the axis of a recipe file's variants
 LONGEST = 100  # characters of a point's name, which is a folder's

@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lowmem_spin import rules
-from lowmem_spin.options import JudgeOracle
-from lowmem_spin.section import Section
+from lowmem_spin.config import game_config as rules
+from lowmem_spin.config.choices import JudgeOracle
+from lowmem_spin.config.section import Section
 
 
 class Model(Section):

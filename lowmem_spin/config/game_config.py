@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from lowmem_spin.options import DPO, Loss, NoSampler, Oracle, Regularizer, Sampler, StopWhen, Weight, named
-from lowmem_spin.section import Section
+from lowmem_spin.config.choices import DPO, Loss, NoSampler, Oracle, Regularizer, Sampler, StopWhen, Weight, named
+from lowmem_spin.config.section import Section
 
 
 def _infinite(value: Any) -> Any:

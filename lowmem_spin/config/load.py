@@ -9,11 +9,12 @@ import yaml
 from pydantic import ValidationError
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.options import Loss
-from lowmem_spin.recipe import Recipe
-from lowmem_spin.section import Section
+from lowmem_spin.config.choices import Loss
+from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.config.section import Section
 
-BUNDLED = [Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes"]
+PACKAGE = Path(__file__).parents[1]
+BUNDLED = [PACKAGE / "recipes", PACKAGE.parent / "recipes"]  # of a wheel, of a clone
 
 
 def find(name: str) -> Path:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lowmem_spin.section import Section
+from lowmem_spin.config.section import Section
 
 
 def named(default: str) -> Callable[[Any], Any]:
