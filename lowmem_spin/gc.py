@@ -6,12 +6,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lowmem_spin import runs
+from lowmem_spin.algorithm.game import play, sampling
+from lowmem_spin.algorithm.stages import (
+    Amortise,
+    Average,
+    Evaluate,
+    Generate,
+    Judge,
+    Score,
+    Stage,
+    Train,
+    judged_asked,
+    logps_asked,
+)
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.engines.shelf import weights_key
-from lowmem_spin.game import play, sampling
 from lowmem_spin.runs import Run
-from lowmem_spin.stages import Amortise, Average, Evaluate, Generate, Judge, Score, Stage, Train, judged_asked, logps_asked
 from lowmem_spin.store import Store
 
 KINDS = ("adapters", "completions", "mixtures", "judgements", "logps", "data", "weights", "work", "results")

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin import data
+from lowmem_spin.algorithm.game import play
+from lowmem_spin.algorithm.stages import Amortise, Average, Draw, Inputs, Stage, Train
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.files import write_parquet
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data import Rows
 from lowmem_spin.evaluation.health import Held
-from lowmem_spin.game import play
 from lowmem_spin.preference import Oracle
 from lowmem_spin.preference.choosing import choose as choose_oracle
 from lowmem_spin.sources import Source, Sources, base_key
-from lowmem_spin.stages import Amortise, Average, Draw, Inputs, Stage, Train
 from lowmem_spin.store import Store, Table
 from lowmem_spin.tables import Tables
 from lowmem_spin.tenants import Choices, Pool, Tenants, choose

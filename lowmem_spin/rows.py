@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lowmem_spin.algorithm.preferences import Question
 from lowmem_spin.common.files import Tokens, token_arrays
-from lowmem_spin.preference import Question
 from lowmem_spin.store import Table
 
 

@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import TypeGuard
 
 from lowmem_spin import evaluating
+from lowmem_spin.algorithm.game import sampling
+from lowmem_spin.algorithm.stages import Amortise, Average, Evaluate, Generate, Judge, Score, Stage, Train, is_yardstick
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.choices import in_words
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.evaluation.brake import Stop, stop
 from lowmem_spin.evaluation.health import Health, evaluate, sample
-from lowmem_spin.game import sampling
 from lowmem_spin.opening import Game, Shared, open_game
 from lowmem_spin.pairing import answers, judged, sampled, score, training_pairs
 from lowmem_spin.records import add_seconds, link_iterate, note_stop, write_record
 from lowmem_spin.report import table
-from lowmem_spin.stages import Amortise, Average, Evaluate, Generate, Judge, Score, Stage, Train, is_yardstick
 from lowmem_spin.trackers import Tracker
 
 PICTURES = ("iterates.png", "report.html")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lowmem_spin import evaluating
+from lowmem_spin.algorithm.stages import Amortise, Average, Evaluate, Generate, Judge, Score, Stage, Train
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, printable
 from lowmem_spin.common.files import DISK, write_json
@@ -16,7 +17,6 @@ from lowmem_spin.config.grid import Axes, Point
 from lowmem_spin.opening import Shared, open_game
 from lowmem_spin.records import is_recorded
 from lowmem_spin.runner import Player
-from lowmem_spin.stages import Amortise, Average, Evaluate, Generate, Judge, Score, Stage, Train
 
 ORDER: list[type] = [Average, Amortise, Generate, Judge, Score, Train, Evaluate]
 ERROR = "error.txt"  # in a point's folder: how it failed

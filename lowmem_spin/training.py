@@ -19,12 +19,12 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
+from lowmem_spin.algorithm.losses import LOSSES, Sides
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.common.keys import number
 from lowmem_spin.config.recipe import Training
 from lowmem_spin.logps import Batch, States, autocast, collate, completion_logps, decoder_states
-from lowmem_spin.losses import LOSSES, Sides
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from lowmem_spin.algorithm.stages import Draw
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Data
 from lowmem_spin.data import Renderer, Rows, draw, prepare, set_aside
 from lowmem_spin.sources import Source
-from lowmem_spin.stages import Draw
 from lowmem_spin.templates import TEMPLATES
 
 QUESTION, ANSWER = {"role": "user", "content": "sort: cab"}, {"role": "assistant", "content": "abc"}

@@ -10,12 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowmem_spin import data
+from lowmem_spin.algorithm.game import mixture, opponents, play, reference, sampling
+from lowmem_spin.algorithm.stages import (
+    VERSIONS,
+    Draw,
+    Evaluate,
+    Generate,
+    Inputs,
+    Pairs,
+    Score,
+    Stage,
+    Train,
+    logps_asked,
+    shares,
+)
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Evaluation, Recipe, WarmStart
 from lowmem_spin.counting import GAME_KINDS, Held, Work, needs
-from lowmem_spin.game import mixture, opponents, play, reference, sampling
-from lowmem_spin.stages import VERSIONS, Draw, Evaluate, Generate, Inputs, Pairs, Score, Stage, Train, logps_asked, shares
 
 B, T0, T1, T2 = "b", "th0", "th1", "th2"
 THIRD, HALF = Fraction(1, 3), Fraction(1, 2)

@@ -16,6 +16,8 @@ from games import PAIRS, Plain, Row, data_rows, of_policy, open_hf, played, save
 from safetensors.numpy import load_file
 from test_references import updates
 
+from lowmem_spin.algorithm.samplers.mixture import Target, sampler
+from lowmem_spin.algorithm.stages import Given, Pairs, Sampling, Score, Train
 from lowmem_spin.common.keys import number
 from lowmem_spin.opening import Game
 from lowmem_spin.pairing import training_pairs
@@ -23,8 +25,6 @@ from lowmem_spin.preference.function import Function
 from lowmem_spin.preference.reward import RewardModel
 from lowmem_spin.report.reading import read
 from lowmem_spin.report.summary import verdict
-from lowmem_spin.sampling import Target, sampler
-from lowmem_spin.stages import Given, Pairs, Sampling, Score, Train
 from lowmem_spin.tenants import Pool
 
 Preference = Callable[[Row, Row, str], float]

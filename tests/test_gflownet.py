@@ -12,11 +12,11 @@ import pytest
 import torch
 from games import make_micro_base, open_hf, save_slot, shake_slot
 
-from lowmem_spin.balance import Steps, subtrajectory_balance, weighted_count
+from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.subtb import Steps, subtrajectory_balance, weighted_count
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines import Completion, Request, amortising
 from lowmem_spin.engines.hf import HF
-from lowmem_spin.stages import Sampling
 
 State = tuple[int, ...]
 ALPHA = 0.5

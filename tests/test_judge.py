@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lowmem_spin.algorithm.preferences import Question, of_scores
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.endpoint import Endpoint, NoReplyError
-from lowmem_spin.preference import Question, of_scores
 from lowmem_spin.preference.judge import AGAIN, Judge
 
 ASK = [{"role": "user", "content": "a question"}]

@@ -24,6 +24,7 @@ from test_run import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from lowmem_spin import runs
+from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.load import find, load
 from lowmem_spin.engines import Request
@@ -31,7 +32,6 @@ from lowmem_spin.engines.hf import HF
 from lowmem_spin.living.chat import Voice, open_voices, talk
 from lowmem_spin.living.export import export
 from lowmem_spin.runner import run
-from lowmem_spin.stages import Sampling
 from lowmem_spin.store import Store
 
 GREEDY = Sampling(0.0, 1.0, None, 20, 0, {})

@@ -15,12 +15,12 @@ from test_tabular import SEQUENCES, random_policy
 from test_training import SETTINGS, some_pairs
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from lowmem_spin import game, losses
+from lowmem_spin.algorithm import game, losses
+from lowmem_spin.algorithm.losses import LOSSES, Sides, dpo, hinge, ipo, ipo_length_normalized, slic, sppo
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import Loss
 from lowmem_spin.config.load import find, load
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.losses import LOSSES, Sides, dpo, hinge, ipo, ipo_length_normalized, slic, sppo
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "dpo": {"beta": 0.3},

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import DebertaV2Config, DebertaV2Model, PreTrainedTokenizerFast
 
+from lowmem_spin.algorithm.preferences import Question, win_rates
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.preference import ORACLES, Question, oracle, win_rates
+from lowmem_spin.preference import ORACLES, oracle
 from lowmem_spin.preference.pairrm import PairRM
 from lowmem_spin.sources import Source
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
+from lowmem_spin.algorithm.preferences import Question, best_and_worst, of_rewards, of_scores, win_rates
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.preference import Question, best_and_worst, of_rewards, of_scores, win_rates
 from lowmem_spin.preference.function import Function
 from lowmem_spin.preference.reward import RewardModel
 from lowmem_spin.sources import Source

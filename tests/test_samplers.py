@@ -17,11 +17,11 @@ import torch
 from games import make_micro_base, open_hf, save_slot, shake_slot
 from scipy import stats
 
+from lowmem_spin.algorithm.samplers.mixture import SAMPLERS, Draw, Target, record, sampler
+from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines import Request
 from lowmem_spin.engines.hf import HF
-from lowmem_spin.sampling import SAMPLERS, Draw, Target, record, sampler
-from lowmem_spin.stages import Sampling
 
 END, CAP, ALPHA, DRAWS = 0, 3, 0.6, 50_000
 PLAIN = Sampling(1.0, 1.0, None, CAP, 0, {})

@@ -11,10 +11,10 @@ import torch
 from games import make_micro_base, open_hf
 from scipy import stats
 
+from lowmem_spin.algorithm.samplers.noise import gumbel
+from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.engines import Request
-from lowmem_spin.engines.hf import HF
-from lowmem_spin.engines.noise import RowNoise, gumbel
-from lowmem_spin.stages import Sampling
+from lowmem_spin.engines.hf import HF, RowNoise
 
 PROMPT, END, LENGTH = [1, 3, 4], 2, 3
 DRAWS = 20_000

@@ -9,7 +9,7 @@ import torch
 from test_losses import ROWS, some_tokens, trls
 from test_tabular import SEQUENCES, random_policy
 
-from lowmem_spin.losses import LOSSES, PENALTIES, Sides, rspo_penalties, rspo_penalty, sppo
+from lowmem_spin.algorithm.losses import LOSSES, PENALTIES, Sides, rspo_penalties, rspo_penalty, sppo
 
 Tensor = torch.Tensor
 RPS = torch.tensor([[0.5, 0.0, 1.0], [1.0, 0.5, 0.0], [0.0, 1.0, 0.5]], dtype=torch.float64)  # row beats column

@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lowmem_spin.algorithm.game import play
+from lowmem_spin.algorithm.stages import Evaluate, Generate, Inputs
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.grid import axes, points
 from lowmem_spin.config.load import find
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.game import play
-from lowmem_spin.stages import Evaluate, Generate, Inputs
 from lowmem_spin.sweep import in_step, numbered
 
 SMALL = ["game.pairs=128", "game.iterations=3", "data.resample=false", "evaluation.health_prompts=16"]

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from lowmem_spin.game import reference
-from lowmem_spin.losses import dpo
+from lowmem_spin.algorithm.game import reference
+from lowmem_spin.algorithm.losses import dpo
 
 SEQUENCES = 6
 

@@ -20,11 +20,11 @@ import pytest
 from games import CPU, open_hf, save_slot, shake_slot
 from safetensors.torch import load_file
 
+from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines import Request
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.sources import Source
-from lowmem_spin.stages import Sampling
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 GREEDY = Sampling(0.0, 1.0, None, 12, 0, {})

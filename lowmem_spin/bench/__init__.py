@@ -10,6 +10,7 @@ import yaml
 from rich.console import Console
 
 from lowmem_spin import calibration
+from lowmem_spin.algorithm.stages import Evaluate
 from lowmem_spin.bench import checkpoint, rivals, table
 from lowmem_spin.bench.measure import Card, Cost, Stopwatch
 from lowmem_spin.budget import Shape, advice, peak, stages
@@ -21,7 +22,6 @@ from lowmem_spin.engines import Machine, machine
 from lowmem_spin.opening import Game, Shared, open_game
 from lowmem_spin.runner import step
 from lowmem_spin.sources import Sources
-from lowmem_spin.stages import Evaluate
 
 SPARE = 20  # times as many rows as pairs: two iterations then share few prompts, and each computes nearly all of its rows
 BATCHES = {"gemma-2b": (64, 8, 4), "llama-8b": (32, 4, 1), "tiny": (64, 32, 8)}  # completions, scored rows, trained pairs

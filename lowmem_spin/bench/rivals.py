@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lowmem_spin.algorithm.stages import Generate, Train
 from lowmem_spin.bench.measure import Card, Cost, Peak
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines import Machine, held_rank
@@ -12,7 +13,6 @@ from lowmem_spin.engines.worker import Worker
 from lowmem_spin.opening import Game
 from lowmem_spin.pairing import training_pairs
 from lowmem_spin.sources import Source
-from lowmem_spin.stages import Generate, Train
 
 REMEDY = "the benchmark goes on without it"
 

@@ -23,13 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
-from lowmem_spin.balance import Steps, subtrajectory_balance, weighted_count
+from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.subtb import Steps, subtrajectory_balance, weighted_count
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.common.keys import number
 from lowmem_spin.engines.slot import finite, naming_memory
 from lowmem_spin.logps import autocast, collate, step_logps
-from lowmem_spin.stages import Sampling
 from lowmem_spin.training import LengthGrouped, last_checkpoint
 
 if TYPE_CHECKING:

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
+from lowmem_spin.algorithm.samplers.noise import gumbel
+from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.engines import Completion, Request
 from lowmem_spin.engines.lookahead import Lookahead
-from lowmem_spin.engines.noise import RowNoise
 from lowmem_spin.engines.slot import SlotLearner, finite, naming_memory
-from lowmem_spin.stages import Sampling
 
 
 class HF(SlotLearner):
@@ -88,3 +89,33 @@ class HF(SlotLearner):
         kept = tokens if stop is None else tokens[: stop + 1]
         text = self.tokenizer.decode(kept if stop is None else kept[:-1], skip_special_tokens=False)
         return Completion(kept, text, "length" if stop is None else "stop", logp)
+
+
+class RowNoise(LogitsProcessor):
+    """Turns greedy decoding into sampling, and adds up the log-probs of what was drawn.
+
+    Temperature, top-k and top-p are applied here, before the noise: built-in warpers would run after it.
+    """
+
+    def __init__(
+        self, seeds: Tensor, ends: Tensor, temperature: float, top_p: float, top_k: int | None, prompt_length: int
+    ) -> None:
+        self.seeds, self.ends, self.temperature, self.prompt_length = seeds, ends, temperature, prompt_length
+        self.warpers = [] if top_k is None else [TopKLogitsWarper(top_k)]
+        self.warpers += [] if top_p == 1 else [TopPLogitsWarper(top_p)]
+        self.logps = torch.zeros(len(seeds), dtype=torch.float64, device=seeds.device)
+        self.alive = torch.ones(len(seeds), dtype=torch.bool, device=seeds.device)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        logps = scores.double().log_softmax(-1)
+        noisy = logps
+        if self.temperature > 0:
+            warped = scores.float() / self.temperature
+            for warper in self.warpers:
+                warped = warper(input_ids, warped)
+            step = input_ids.shape[1] - self.prompt_length
+            noisy = warped.double() + gumbel(self.seeds, step, scores.shape[-1])
+        drawn = noisy.argmax(-1)
+        self.logps += torch.where(self.alive, logps.gather(-1, drawn[:, None])[:, 0], 0.0)
+        self.alive &= ~torch.isin(drawn, self.ends)
+        return noisy  # type: ignore[return-value]

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.evaluation.health import Estimate
 from lowmem_spin.rows import Answer, Prompt
-from lowmem_spin.stages import Sampling
 from lowmem_spin.tables import Tables
 
 VERSION = 1  # bumped by hand when the same answers would give other numbers

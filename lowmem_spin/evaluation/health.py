@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from lowmem_spin.algorithm.preferences import Question
+from lowmem_spin.algorithm.stages import Evaluate, Sampling, judged_asked
 from lowmem_spin.common.keys import digest
 from lowmem_spin.data import Rows, plain
-from lowmem_spin.preference import Question
 from lowmem_spin.rows import Answer, Compared, Prompt, Scored
-from lowmem_spin.stages import Evaluate, Sampling, judged_asked
 from lowmem_spin.tables import Tables
 
 SHOWN = 8  # held-out prompts that a report shows with every policy's answer

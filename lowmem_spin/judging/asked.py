@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.budget import read_config
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
@@ -17,7 +18,6 @@ from lowmem_spin.played import Played
 from lowmem_spin.preference.choosing import settings
 from lowmem_spin.preference.judge import Judge
 from lowmem_spin.rows import Prompt, fingerprint
-from lowmem_spin.stages import Sampling
 
 Asks = Callable[[str], dict[str, Any]]
 """What names the result of a policy, by its key."""

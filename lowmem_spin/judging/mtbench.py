@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.keys import digest
 from lowmem_spin.conversations import Message
@@ -12,7 +13,6 @@ from lowmem_spin.judging.asked import Judged, as_prompt, file_name, plainly, rea
 from lowmem_spin.played import Answering, Played
 from lowmem_spin.rows import Answer
 from lowmem_spin.runs import note_used
-from lowmem_spin.stages import Sampling
 
 
 def measure(game: Played, asked: Judged, limit: int | None, display: Display) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from lowmem_spin import runs
+from lowmem_spin.algorithm.preferences import Question
+from lowmem_spin.algorithm.stages import judged_asked
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import write_json
@@ -16,7 +18,7 @@ from lowmem_spin.evaluation import given
 from lowmem_spin.judging.asked import Judged
 from lowmem_spin.opening import Shared
 from lowmem_spin.played import Answering, Played, of_run
-from lowmem_spin.preference import Oracle, Question
+from lowmem_spin.preference import Oracle
 from lowmem_spin.preference.choosing import choose
 from lowmem_spin.preference.judge import Judge
 from lowmem_spin.report.arena import FILE, grids
@@ -25,7 +27,6 @@ from lowmem_spin.report.reading import read
 from lowmem_spin.rows import Compared, Prompt, fingerprint
 from lowmem_spin.runs import note_used
 from lowmem_spin.sources import Sources
-from lowmem_spin.stages import judged_asked
 
 Asked = list[tuple[Prompt, list[Message], str]]
 """Each prompt as the policies and as the judge see it, and the data's answer if there is one."""

@@ -14,15 +14,14 @@ from rich.table import Table
 from rich.text import Text
 from transformers import GenerationConfig, TextStreamer
 
+from lowmem_spin.algorithm.game import sampling
+from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.errors import printable
 from lowmem_spin.common.keys import number
 from lowmem_spin.data import Message, Renderer
-from lowmem_spin.engines.hf import HF
-from lowmem_spin.engines.noise import RowNoise
-from lowmem_spin.game import sampling
+from lowmem_spin.engines.hf import HF, RowNoise
 from lowmem_spin.runs import Policy, Run, here
 from lowmem_spin.sources import Source
-from lowmem_spin.stages import Sampling
 
 WIDE = 100  # columns of a terminal in which two answers stand side by side
 Show = Callable[[str], object]

@@ -10,11 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lowmem_spin import runs
+from lowmem_spin.algorithm.game import sampling
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import write_json
 from lowmem_spin.engines import held_rank
 from lowmem_spin.engines.shelf import unpacked
-from lowmem_spin.game import sampling
 from lowmem_spin.runs import Run
 from lowmem_spin.sources import Source
 from lowmem_spin.store import Store

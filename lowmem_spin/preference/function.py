@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from lowmem_spin.algorithm.preferences import Question, check, of_scores
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import sha256
-from lowmem_spin.preference import Question, Weightless, check, of_scores
+from lowmem_spin.preference import Weightless
 
 FIELD = "game.oracle.function"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from lowmem_spin.algorithm.preferences import Question, of_rewards
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.preference import Question, of_rewards
 from lowmem_spin.sources import Source
 
 FIELD = "game.oracle.model"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lowmem_spin.algorithm.samplers.mixture import Draw, Target
+from lowmem_spin.algorithm.samplers.noise import fork, gumbel
+from lowmem_spin.algorithm.samplers.proposal import NextTokenLogps, Walk
 from lowmem_spin.common.files import Tokens
-from lowmem_spin.engines.noise import fork, gumbel
-from lowmem_spin.sampling import Draw, Target
-from lowmem_spin.sampling.proposal import NextTokenLogps, Walk
 
 CHOICE = -1  # the noise of a step before the first
 

@@ -6,10 +6,7 @@ Pure Python; nothing runs here. What the stages are made of is in stages.py.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from lowmem_spin.config.choices import GFlowNet
-from lowmem_spin.config.game_config import Game
-from lowmem_spin.config.recipe import Recipe, WarmStart
-from lowmem_spin.stages import (
+from lowmem_spin.algorithm.stages import (
     Amortise,
     Average,
     Contest,
@@ -27,6 +24,9 @@ from lowmem_spin.stages import (
     Stage,
     Train,
 )
+from lowmem_spin.config.choices import GFlowNet
+from lowmem_spin.config.game_config import Game
+from lowmem_spin.config.recipe import Recipe, WarmStart
 
 
 def mixture(weighted: Iterable[tuple[str, float]]) -> Mixture:

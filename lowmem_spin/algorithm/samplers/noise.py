@@ -6,7 +6,6 @@ The Gumbel-max trick: argmax(logits + Gumbel noise) is an exact draw from softma
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 _GOLDEN, _MIX1, _MIX2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # splitmix64's, as int64
 
@@ -42,33 +41,3 @@ def gumbel(seeds: Tensor, step: int, vocabulary: int) -> Tensor:
 def fork(seeds: Tensor, branches: Tensor) -> Tensor:
     """Seeds for several draws of one row, shape (rows,); branch 0 keeps the row's own."""
     return torch.where(branches == 0, seeds, _mix(_mix(seeds) + branches * _GOLDEN))
-
-
-class RowNoise(LogitsProcessor):
-    """Turns greedy decoding into sampling, and adds up the log-probs of what was drawn.
-
-    Temperature, top-k and top-p are applied here, before the noise: built-in warpers would run after it.
-    """
-
-    def __init__(
-        self, seeds: Tensor, ends: Tensor, temperature: float, top_p: float, top_k: int | None, prompt_length: int
-    ) -> None:
-        self.seeds, self.ends, self.temperature, self.prompt_length = seeds, ends, temperature, prompt_length
-        self.warpers = [] if top_k is None else [TopKLogitsWarper(top_k)]
-        self.warpers += [] if top_p == 1 else [TopPLogitsWarper(top_p)]
-        self.logps = torch.zeros(len(seeds), dtype=torch.float64, device=seeds.device)
-        self.alive = torch.ones(len(seeds), dtype=torch.bool, device=seeds.device)
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        logps = scores.double().log_softmax(-1)
-        noisy = logps
-        if self.temperature > 0:
-            warped = scores.float() / self.temperature
-            for warper in self.warpers:
-                warped = warper(input_ids, warped)
-            step = input_ids.shape[1] - self.prompt_length
-            noisy = warped.double() + gumbel(self.seeds, step, scores.shape[-1])
-        drawn = noisy.argmax(-1)
-        self.logps += torch.where(self.alive, logps.gather(-1, drawn[:, None])[:, 0], 0.0)
-        self.alive &= ~torch.isin(drawn, self.ends)
-        return noisy  # type: ignore[return-value]

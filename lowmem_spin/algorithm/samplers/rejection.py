@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
+from lowmem_spin.algorithm.samplers.mixture import Draw, Target
+from lowmem_spin.algorithm.samplers.noise import fork, uniform
+from lowmem_spin.algorithm.samplers.proposal import NextTokenLogps, Walk
 from lowmem_spin.common.files import Tokens
-from lowmem_spin.engines.noise import fork, uniform
-from lowmem_spin.sampling import Draw, Target
-from lowmem_spin.sampling.proposal import NextTokenLogps, Walk
 
 ACCEPT = -1  # the noise of a step before the first
 

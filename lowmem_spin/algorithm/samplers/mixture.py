@@ -13,20 +13,17 @@ import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.engines import Request
-from lowmem_spin.stages import Sampling
 
 SAMPLERS = {
-    "token_level": "lowmem_spin.sampling.proposal:token_level",
-    "rejection": "lowmem_spin.sampling.rejection:rejection",
-    "snis": "lowmem_spin.sampling.importance:snis",
-    "smc": "lowmem_spin.sampling.smc:smc",
+    "token_level": "lowmem_spin.algorithm.samplers.proposal:token_level",
+    "rejection": "lowmem_spin.algorithm.samplers.rejection:rejection",
+    "snis": "lowmem_spin.algorithm.samplers.importance:snis",
+    "smc": "lowmem_spin.algorithm.samplers.smc:smc",
 }
 
 
@@ -34,27 +31,6 @@ def sampler(name: str) -> Callable[..., "list[Draw]"]:
     """Import a sampler: f(next_token_logps, prompts, seeds, target, proposals, batch) -> one Draw per prompt."""
     module, _, attribute = SAMPLERS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-def draw_mixture(
-    generator: Any, base: Path | None, requests: Sequence[Request], sampling: Sampling, batch: int
-) -> list["Draw"]:
-    """For each request a draw from the mixture of its policy, the same for all, with the base.
-
-    Args:
-        generator: the hf engine; others do not say what policies think of every next token.
-        base: the base policy's adapter, if it has one.
-        requests: of one policy.
-        sampling: with the mixture that is asked.
-        batch: sequences that are in one forward.
-    """
-    mixed = dict(sampling.mixture or {})
-    (adapter,) = {request.adapter for request in requests}
-    options = {name: value for name, value in mixed["sampler"].items() if name != "name"}
-    draw = sampler(mixed["sampler"]["name"])
-    target = Target(mixed["alpha"], sampling, frozenset(generator.ends))
-    prompts, seeds = [request.prompt for request in requests], [request.seed for request in requests]
-    return draw(generator.next_token_logps([adapter, base]), prompts, seeds, target, batch=batch, **options)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lowmem_spin.algorithm.samplers.mixture import Draw, Target
+from lowmem_spin.algorithm.samplers.noise import gumbel
 from lowmem_spin.common.files import Tokens
-from lowmem_spin.engines.noise import gumbel
-from lowmem_spin.sampling import Draw, Target
 
 State = tuple[int, ...]
 """A prompt and what of its completion there is."""

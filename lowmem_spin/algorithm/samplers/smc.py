@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lowmem_spin.algorithm.samplers.importance import chosen, effective, particles
+from lowmem_spin.algorithm.samplers.mixture import Draw, Target
+from lowmem_spin.algorithm.samplers.noise import uniform
+from lowmem_spin.algorithm.samplers.proposal import NextTokenLogps
 from lowmem_spin.common.files import Tokens
-from lowmem_spin.engines.noise import uniform
-from lowmem_spin.sampling import Draw, Target
-from lowmem_spin.sampling.importance import chosen, effective, particles
-from lowmem_spin.sampling.proposal import NextTokenLogps
 
 RESAMPLE = -2  # the noise of step -2 - t, which no token has
 

@@ -1,0 +1,1 @@
+"""What is played and what is minimised: read game.py, then losses.py."""

@@ -1,0 +1,30 @@
+"""Answers drawn from mixtures of policies, by an engine that says what they think of every next token."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lowmem_spin.algorithm.samplers.mixture import Draw, Target, sampler
+from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.engines import Request
+
+
+def draw_mixture(
+    generator: Any, base: Path | None, requests: Sequence[Request], sampling: Sampling, batch: int
+) -> list["Draw"]:
+    """For each request a draw from the mixture of its policy, the same for all, with the base.
+
+    Args:
+        generator: the hf engine; others do not say what policies think of every next token.
+        base: the base policy's adapter, if it has one.
+        requests: of one policy.
+        sampling: with the mixture that is asked.
+        batch: sequences that are in one forward.
+    """
+    mixed = dict(sampling.mixture or {})
+    (adapter,) = {request.adapter for request in requests}
+    options = {name: value for name, value in mixed["sampler"].items() if name != "name"}
+    draw = sampler(mixed["sampler"]["name"])
+    target = Target(mixed["alpha"], sampling, frozenset(generator.ends))
+    prompts, seeds = [request.prompt for request in requests], [request.seed for request in requests]
+    return draw(generator.next_token_logps([adapter, base]), prompts, seeds, target, batch=batch, **options)
