@@ -12,7 +12,7 @@ from typing import Any
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.sources import Source
+from lowmem_spin.data.sources import Source
 
 GIB = 2**30
 CARDS = {"24 GB": 24e9, "16 GB": 16e9, "15 GB (T4)": 15e9}

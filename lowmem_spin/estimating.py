@@ -14,7 +14,7 @@ from lowmem_spin.calibration import Calibration, Kind, device_name
 from lowmem_spin.common.files import read_parquet
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.counting import SAMPLE, Places, Unit
-from lowmem_spin.data import Rows
+from lowmem_spin.data.rows import Rows
 from lowmem_spin.opening import Found
 
 

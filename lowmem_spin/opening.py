@@ -5,18 +5,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin import data
 from lowmem_spin.algorithm.game import play
 from lowmem_spin.algorithm.stages import Amortise, Average, Draw, Inputs, Stage, Train
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.files import write_parquet
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.data import Rows
+from lowmem_spin.data.prepare import prepare, prepared_key
+from lowmem_spin.data.render import Renderer
+from lowmem_spin.data.rows import Rows, fixed_sample, hold_out, shuffled, take
+from lowmem_spin.data.sources import Source, Sources, base_key
 from lowmem_spin.evaluation.health import Held
 from lowmem_spin.preference import Oracle
 from lowmem_spin.preference.choosing import choose as choose_oracle
-from lowmem_spin.sources import Source, Sources, base_key
 from lowmem_spin.store import Store, Table
 from lowmem_spin.tables import Tables
 from lowmem_spin.tenants import Choices, Pool, Tenants, choose
@@ -42,7 +43,7 @@ class Found:
 
     def data_key(self, source: Source, split: str) -> str:
         recipe, worse = self.recipe, self.has_worse(source)
-        return data.data_key(source, self.model, recipe.data, recipe.model.chat_template, split, worse)
+        return prepared_key(source, self.model, recipe.data, recipe.model.chat_template, split, worse)
 
     def has_worse(self, source: Source) -> bool:
         """Whether these rows need the data's worse answers too."""
@@ -85,9 +86,9 @@ def find(recipe: Recipe, sources: Sources, choices: Choices, say: Callable[[str]
 def split(recipe: Recipe, rows: Rows, held_rows: Rows | None) -> tuple[list[int], Held]:
     """(places that may be learned from, what policies are measured on)."""
     if held_rows is None:
-        health, pool = data.set_aside(rows.ids, recipe.evaluation.health_prompts)
+        health, pool = hold_out(rows.ids, recipe.evaluation.health_prompts)
         return pool, Held(rows, health, health, exact_match=False)
-    health = data.head(held_rows.ids, recipe.evaluation.health_prompts)
+    health = fixed_sample(held_rows.ids, recipe.evaluation.health_prompts)
     every = list(range(len(held_rows)))
     return list(range(len(rows))), Held(held_rows, every, health, recipe.evaluation.metric == "exact_match")
 
@@ -102,7 +103,7 @@ class Orders:
         """Places of `rows`, those of `pool` shuffled."""
         name = (draw.data, draw.seed, draw.round)
         if name not in self.known:
-            order = data.order([rows.ids[place] for place in pool], draw.seed, draw.round)
+            order = shuffled([rows.ids[place] for place in pool], draw.seed, draw.round)
             self.known[name] = [pool[place] for place in order]
         return self.known[name]
 
@@ -167,7 +168,7 @@ class Game:
     def places(self, draw: Draw) -> list[int]:
         """The rows of a draw, in its order."""
         if draw not in self.drawn:
-            self.drawn[draw] = data.taken(self.orders.of(draw, self.rows, self.pool), draw)
+            self.drawn[draw] = take(self.orders.of(draw, self.rows, self.pool), draw)
         return self.drawn[draw]
 
 
@@ -215,10 +216,8 @@ def _prepared(found: Found, source: Source, name: str, split: str, store: Store,
             from lowmem_spin.engines.models import load_tokenizer
 
             tokenizer = load_tokenizer(found.model, recipe.model.trust_remote_code)
-            renderer = data.Renderer(tokenizer, recipe.model.chat_template)
-            table = data.prepare(
-                source, recipe.data, name, split, recipe.evaluation.category, renderer, found.has_worse(source)
-            )
+            renderer = Renderer(tokenizer, recipe.model.chat_template)
+            table = prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer, found.has_worse(source))
             write_parquet(path, table)
     rows = shared.rows[path] = Rows(table)
     counts = ", ".join(f"{count:,} {name}" for name, count in rows.counts.items())

@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from lowmem_spin import data
 from lowmem_spin.algorithm.game import play, sampling
 from lowmem_spin.algorithm.stages import Amortise, Average, Draw, Stage, Train
 from lowmem_spin.calibration import load as load_calibration
@@ -21,11 +20,11 @@ from lowmem_spin.common.files import read_parquet
 from lowmem_spin.config.grid import Point
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.counting import GAME_KINDS, Held, Need, Places, Unit, Work, needs
-from lowmem_spin.data import Rows
+from lowmem_spin.data.rows import Rows, take
+from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines import Machine
 from lowmem_spin.estimating import Clock, Ids, Lengths, Stored
 from lowmem_spin.opening import Found, Shared, find
-from lowmem_spin.sources import Sources
 from lowmem_spin.tenants import Choices, choose
 
 
@@ -188,7 +187,7 @@ class _Draft:
 
             def places(draw: Draw) -> Places:
                 if draw not in self.drawn:
-                    order = data.taken(self.shared.orders.of(draw, rows, pool), draw)
+                    order = take(self.shared.orders.of(draw, rows, pool), draw)
                     self.drawn[draw] = self.ids.of([rows.ids[place] for place in order])
                 return self.drawn[draw]
         else:

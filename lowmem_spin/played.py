@@ -12,14 +12,15 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.data import Renderer, Rows
+from lowmem_spin.data.render import Renderer
+from lowmem_spin.data.rows import Rows
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import Machine
 from lowmem_spin.evaluation.health import Held
 from lowmem_spin.evaluation.kept import keep
 from lowmem_spin.opening import Game, Shared, split
 from lowmem_spin.preference import Oracle
 from lowmem_spin.runs import Run
-from lowmem_spin.sources import Source
 from lowmem_spin.store import Store
 from lowmem_spin.tables import Tables
 from lowmem_spin.tenants import Choices, Pool, Tenants, choose

@@ -13,9 +13,9 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import Generator, Learner, Machine, machine, open_engine
 from lowmem_spin.preference import Oracle, Weightless
-from lowmem_spin.sources import Source
 
 ORACLE = "oracle"  # its name beside the engines'
 

@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, GemmaConfig, GemmaForCausalLM, Pr
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.load import find, load
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.opening import Game, Shared, open_game
 from lowmem_spin.runner import Player
-from lowmem_spin.sources import Source
 
 QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart"  # conftest.py is another file in tests/gpu
 CPU = Machine("cpu", "float32")

@@ -14,9 +14,11 @@ from transformers import AutoTokenizer
 from lowmem_spin.algorithm.stages import Draw
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Data
-from lowmem_spin.data import Renderer, Rows, draw, prepare, set_aside
-from lowmem_spin.sources import Source
-from lowmem_spin.templates import TEMPLATES
+from lowmem_spin.data.chat_templates import TEMPLATES
+from lowmem_spin.data.prepare import prepare
+from lowmem_spin.data.render import Renderer
+from lowmem_spin.data.rows import Rows, draw, hold_out
+from lowmem_spin.data.sources import Source
 
 QUESTION, ANSWER = {"role": "user", "content": "sort: cab"}, {"role": "assistant", "content": "abc"}
 MORE = [{"role": "user", "content": "and zyx?"}, {"role": "assistant", "content": "xyz"}]
@@ -202,6 +204,6 @@ def test_rounds_draw_independently_and_a_fixed_set_does_not() -> None:
 def test_too_many_pairs_and_rows_set_aside() -> None:
     with pytest.raises(InputError, match=r"game\.pairs: 201 prompts asked of 200 usable rows"):
         draw(IDS, Draw("data", 0, 0, 201))
-    kept, learned = set_aside(IDS, 256)
+    kept, learned = hold_out(IDS, 256)
     assert len(kept) == 20
     assert sorted([*kept, *learned]) == list(range(200))

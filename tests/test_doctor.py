@@ -14,11 +14,11 @@ from games import CPU, Plain, open_hf, recipe_on, save_slot, shake_slot
 
 from lowmem_spin import doctor, engines
 from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.data.sources import Source
 from lowmem_spin.doctor import NEAR, PROMPT, Expected, answers
 from lowmem_spin.engines import Completion, Request
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.vllm import Server
-from lowmem_spin.sources import Source
 
 END = 5  # one of the base's
 

@@ -25,6 +25,7 @@ from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config import grid
 from lowmem_spin.config.load import find
+from lowmem_spin.data.sources import Source
 from lowmem_spin.evaluating import Asked, benchmark
 from lowmem_spin.evaluation import diversity
 from lowmem_spin.evaluation.leaderboard import COLUMNS
@@ -37,7 +38,6 @@ from lowmem_spin.report.page import write_all
 from lowmem_spin.report.reading import read
 from lowmem_spin.report.results import Run
 from lowmem_spin.runner import run as play
-from lowmem_spin.sources import Source
 from lowmem_spin.sweep import Entry, Sweep
 from lowmem_spin.sweep import play as play_sweep
 

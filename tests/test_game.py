@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowmem_spin import data
 from lowmem_spin.algorithm.game import mixture, opponents, play, reference, sampling
 from lowmem_spin.algorithm.stages import (
     VERSIONS,
@@ -28,6 +27,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Evaluation, Recipe, WarmStart
 from lowmem_spin.counting import GAME_KINDS, Held, Work, needs
+from lowmem_spin.data.rows import draw
 
 B, T0, T1, T2 = "b", "th0", "th1", "th2"
 THIRD, HALF = Fraction(1, 3), Fraction(1, 2)
@@ -317,12 +317,12 @@ def test_weights_and_the_bases_share_are_those_of_the_table_by_hand() -> None:
 def test_no_prompt_is_in_two_iterations_of_a_split() -> None:
     ids = [f"row {n}" for n in range(60)]
     draws = [stage.pairs.draw for stage in trained(resample="split", pairs=[30, 10, 20])]
-    drawn = [data.draw(ids, asked) for asked in draws]
+    drawn = [draw(ids, asked) for asked in draws]
     assert [len(places) for places in drawn] == [30, 10, 20]
     assert sorted(place for places in drawn for place in places) == list(range(60))
-    assert [place for places in drawn for place in places] == data.draw(ids, Draw("data", 42, None, 60))
+    assert [place for places in drawn for place in places] == draw(ids, Draw("data", 42, None, 60))
     with pytest.raises(
         InputError, match=r"^game.pairs: 60 prompts, 40 of them for earlier iterations .* asked of 59 usable rows"
     ):
-        data.draw(ids[:59], draws[2])
+        draw(ids[:59], draws[2])
     assert changed(recipe(resample=False), recipe(resample="split")) == [False, True, True]  # the first takes the same rows

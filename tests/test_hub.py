@@ -97,7 +97,7 @@ def test_no_network_is_named(tmp_path: Path) -> None:
 
 def test_a_commit_is_resolved_once_per_store(tmp_path: Path) -> None:
     """A game that goes on tomorrow plays with the files it began with, also when the branch has moved or the hub is away."""
-    from lowmem_spin.sources import Sources
+    from lowmem_spin.data.sources import Sources
 
     memory = tmp_path / "sources.json"
     memory.write_text(json.dumps({"hub|model|google/gemma-2b|None": COMMIT}))

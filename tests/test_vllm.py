@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import Request
 from lowmem_spin.engines.hf import HF
-from lowmem_spin.sources import Source
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 GREEDY = Sampling(0.0, 1.0, None, 12, 0, {})

@@ -16,9 +16,9 @@ from lowmem_spin.budget import Shape, idle, peak, served, stages, tenancy
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.worker import Resident, Worker, WorkerDiedError
-from lowmem_spin.sources import Source
 
 RECIPE = Recipe.model_validate(
     {

@@ -18,10 +18,10 @@ from lowmem_spin.calibration import Record
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import load
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines import Machine, machine
 from lowmem_spin.opening import Game, Shared, open_game
 from lowmem_spin.runner import step
-from lowmem_spin.sources import Sources
 
 SPARE = 20  # times as many rows as pairs: two iterations then share few prompts, and each computes nearly all of its rows
 BATCHES = {"gemma-2b": (64, 8, 4), "llama-8b": (32, 4, 1), "tiny": (64, 32, 8)}  # completions, scored rows, trained pairs

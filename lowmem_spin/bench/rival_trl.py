@@ -14,9 +14,9 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import DPO, Hinge, IPOLengthNormalized
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.models import load_base, load_tokenizer
-from lowmem_spin.sources import Source
 
 Outcome = tuple[int, int, float, int | None]
 """Rows, tokens, seconds, peak bytes of torch's allocator (None on a CPU)."""

@@ -8,11 +8,11 @@ from typing import Any
 from lowmem_spin.algorithm.stages import Generate, Train
 from lowmem_spin.bench.measure import Card, Cost, Peak
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import Machine, held_rank
 from lowmem_spin.engines.worker import Worker
 from lowmem_spin.opening import Game
 from lowmem_spin.pairing import training_pairs
-from lowmem_spin.sources import Source
 
 REMEDY = "the benchmark goes on without it"
 

@@ -20,7 +20,7 @@ from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.sources import Source
+from lowmem_spin.data.sources import Source
 
 # Before anything imports it: it warns that a CPU kernel is missing, the very one hf.py keeps it from using.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -15,11 +15,11 @@ import torch
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.models import naming_the_model
 from lowmem_spin.engines.slot import SlotLearner
 from lowmem_spin.logps import Batch
-from lowmem_spin.sources import Source
 
 
 def hidden_states(model: Any, batch: Batch) -> torch.Tensor:

@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.data import Renderer
+from lowmem_spin.data.render import Renderer
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import Machine
-from lowmem_spin.sources import Source
 
 transformers.utils.logging.disable_progress_bar()  # one display is enough
 transformers.utils.logging.set_verbosity_error()

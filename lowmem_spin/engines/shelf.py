@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from lowmem_spin.common.keys import digest
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.worker import Worker
-from lowmem_spin.sources import Source
 
 
 def weights_key(identity: str, quantization: str, dtype: str) -> str:

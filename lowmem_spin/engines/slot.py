@@ -15,10 +15,10 @@ from peft.utils import load_peft_weights
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.config.recipe import Lora, Recipe
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.models import end_tokens, load_base, load_tokenizer
 from lowmem_spin.logps import States, autocast, collate, completion_logps, decoder_states
-from lowmem_spin.sources import Source
 from lowmem_spin.training import Pair, check_names, train
 
 SLOT = "default"  # the one adapter that is ever in memory; policies are copied into it

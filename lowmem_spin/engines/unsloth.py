@@ -7,9 +7,9 @@ from typing import Any
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.worker import Resident, Worker
-from lowmem_spin.sources import Source
 
 REMEDY = "lower training.per_device_train_batch_size or runtime.scoring_batch_size, or use training.engine hf"
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import Completion, Machine, Request, held_rank
 from lowmem_spin.engines.models import end_tokens, load_tokenizer
 from lowmem_spin.engines.shelf import unpacked
 from lowmem_spin.engines.worker import Resident, Worker
-from lowmem_spin.sources import Source
 
 REMEDY = "lower runtime.generation_batch_size, or use generation.engine hf"
 

@@ -11,8 +11,8 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
 from safetensors.torch import save_file
 
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import Machine
-from lowmem_spin.sources import Source
 
 
 def dequantized(model: Any) -> dict[str, torch.Tensor]:

@@ -9,7 +9,8 @@ import numpy as np
 from lowmem_spin.algorithm.preferences import Question
 from lowmem_spin.algorithm.stages import Evaluate, Sampling, judged_asked
 from lowmem_spin.common.keys import digest
-from lowmem_spin.data import Rows, plain
+from lowmem_spin.data.render import plain
+from lowmem_spin.data.rows import Rows
 from lowmem_spin.rows import Answer, Compared, Prompt, Scored
 from lowmem_spin.tables import Tables
 

@@ -12,7 +12,7 @@ from lowmem_spin.budget import read_config
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import JudgeOracle
-from lowmem_spin.conversations import Message
+from lowmem_spin.data.formats import Message
 from lowmem_spin.endpoint import Endpoint
 from lowmem_spin.played import Played
 from lowmem_spin.preference.choosing import settings

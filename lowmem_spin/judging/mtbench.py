@@ -6,8 +6,8 @@ from typing import Any
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.keys import digest
-from lowmem_spin.conversations import Message
-from lowmem_spin.data import Renderer
+from lowmem_spin.data.formats import Message
+from lowmem_spin.data.render import Renderer
 from lowmem_spin.evaluation import mtbench
 from lowmem_spin.judging.asked import Judged, as_prompt, file_name, plainly, reach, room_for, ungraded, user, write_lines
 from lowmem_spin.played import Answering, Played

@@ -12,7 +12,8 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import write_json
 from lowmem_spin.common.keys import digest
-from lowmem_spin.conversations import Message
+from lowmem_spin.data.formats import Message
+from lowmem_spin.data.sources import Sources
 from lowmem_spin.evaluation import arena as statistics
 from lowmem_spin.evaluation import given
 from lowmem_spin.judging.asked import Judged
@@ -26,7 +27,6 @@ from lowmem_spin.report.page import write_page
 from lowmem_spin.report.reading import read
 from lowmem_spin.rows import Compared, Prompt, fingerprint
 from lowmem_spin.runs import note_used
-from lowmem_spin.sources import Sources
 
 Asked = list[tuple[Prompt, list[Message], str]]
 """Each prompt as the policies and as the judge see it, and the data's answer if there is one."""

@@ -10,9 +10,9 @@ from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from lowmem_spin import __version__
 from lowmem_spin.common.errors import printable
 from lowmem_spin.config.choices import in_words
+from lowmem_spin.data.sources import Source
 from lowmem_spin.report.table import Z
 from lowmem_spin.runs import Policy, Run
-from lowmem_spin.sources import Source
 
 # What the results table has of metrics.jsonl: (field, heading, factor).
 COLUMNS = (

@@ -18,10 +18,11 @@ from lowmem_spin.algorithm.game import sampling
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.errors import printable
 from lowmem_spin.common.keys import number
-from lowmem_spin.data import Message, Renderer
+from lowmem_spin.data.formats import Message
+from lowmem_spin.data.render import Renderer
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.hf import HF, RowNoise
 from lowmem_spin.runs import Policy, Run, here
-from lowmem_spin.sources import Source
 
 WIDE = 100  # columns of a terminal in which two answers stand side by side
 Show = Callable[[str], object]

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.config import choices as options
+from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines import Machine
 from lowmem_spin.preference import Oracle, oracle
-from lowmem_spin.sources import Sources
 
 
 def choose(

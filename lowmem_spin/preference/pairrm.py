@@ -11,7 +11,7 @@ import numpy as np
 
 from lowmem_spin.algorithm.preferences import Question, of_pairs
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.sources import Source
+from lowmem_spin.data.sources import Source
 
 FIELD = "game.oracle.model"
 SOURCE, FIRST, SECOND = "<|source|>", "<|candidate1|>", "<|candidate2|>"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model, DebertaV2PreTrainedModel, PreTrainedConfig
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.sources import Source
+from lowmem_spin.data.sources import Source
 
 transformers.utils.logging.disable_progress_bar()  # one display is enough
 transformers.utils.logging.set_verbosity_error()

@@ -12,10 +12,10 @@ from lowmem_spin.budget import peak, read_shape, stages
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.load import find, load
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.runner import run
-from lowmem_spin.sources import Source
 from lowmem_spin.training import Pair
 
 

@@ -11,8 +11,8 @@ from games import recipe_on
 from safetensors.torch import load_file
 
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import Machine, open_engine
-from lowmem_spin.sources import Source
 from lowmem_spin.training import Pair
 
 Row = tuple[list[int], list[int]]

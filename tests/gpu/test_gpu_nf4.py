@@ -9,9 +9,9 @@ from bitsandbytes.nn.modules import Linear4bit
 from games import CPU
 from safetensors.torch import load_file
 
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import Machine
 from lowmem_spin.engines.weights import Writer
-from lowmem_spin.sources import Source
 
 # Largest relative error of a product against float32's. On a CPU bfloat16 itself is off by 0.003, float16 by 0.0004.
 OFF = {"float32": 2e-3, "bfloat16": 2e-2, "float16": 4e-3}

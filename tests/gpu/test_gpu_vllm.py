@@ -10,8 +10,8 @@ import pytest
 from games import recipe_on
 
 from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import Completion, Machine, Request, open_engine
-from lowmem_spin.sources import Source
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 GREEDY = Sampling(0.0, 1.0, None, 12, 0, {})

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Data
-from lowmem_spin.sources import Source
+from lowmem_spin.data.sources import Source
 
 Message = dict[str, str]
 

@@ -1,0 +1,82 @@
+"""Prepared rows, and seeded draws from them."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from lowmem_spin.algorithm.stages import Draw
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import token_arrays
+from lowmem_spin.common.keys import number
+from lowmem_spin.data.formats import Message
+
+
+class Rows:
+    """Prepared rows: prompt and chosen token ids by place, ids, categories, conversations, and what was left out."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table.combine_chunks()
+        self.ids: list[str] = self.table["id"].to_pylist()
+        self.categories: list[str | None] = self.table["category"].to_pylist()
+        self.completions: list[str] = self.table["completion"].to_pylist()
+        self.counts: dict[str, int] = json.loads((self.table.schema.metadata or {}).get(b"counts", b"{}"))
+        self._prompts, self._chosen = token_arrays(self.table["prompt"]), token_arrays(self.table["chosen"])
+        self._rejected = token_arrays(self.table["rejected"]) if "rejected" in self.table.column_names else []
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def prompt(self, place: int) -> np.ndarray:
+        return self._prompts[place]
+
+    def chosen(self, place: int) -> np.ndarray:
+        return self._chosen[place]
+
+    def rejected(self, place: int) -> np.ndarray:
+        return self._rejected[place]
+
+    def messages(self, place: int) -> list[Message]:
+        """The conversation that the answer continues."""
+        return json.loads(self.table["messages"][place].as_py())
+
+
+def draw(ids: Sequence[str], asked: Draw) -> list[int]:
+    """The places of `asked.prompts` rows, without replacement, in their shuffled order.
+
+    Each row's place in the order is a hash of (seed, round, its id), so the draw does not depend on the
+    order of the file, on alpha or on the history, and a smaller draw is the head of a larger one.
+    """
+    return take(shuffled(ids, asked.seed, asked.round), asked)
+
+
+def shuffled(ids: Sequence[str], seed: int, turn: int | None) -> list[int]:
+    """All places in the order of this seed and round (`turn`), which every draw is the head of."""
+    return sorted(range(len(ids)), key=lambda place: (number(seed, turn, ids[place]), ids[place]))
+
+
+def take(shuffled: Sequence[int], asked: Draw) -> list[int]:
+    """The part of an order that a draw takes.
+
+    Raises:
+        InputError: there are too few rows.
+    """
+    if asked.start + asked.prompts > len(shuffled):
+        others = f", {asked.start} of them for earlier iterations (data.resample split)," if asked.start else ""
+        raise InputError(
+            f"game.pairs: {asked.start + asked.prompts} prompts{others} asked of {len(shuffled)} usable rows; "
+            "lower it or give more data"
+        )
+    return list(shuffled[asked.start : asked.start + asked.prompts])
+
+
+def hold_out(ids: Sequence[str], count: int) -> tuple[list[int], list[int]]:
+    """(places kept for measuring, places left to learn from): `count` rows, but at most a tenth of the data."""
+    kept = fixed_sample(ids, min(count, len(ids) // 10))
+    return kept, sorted(set(range(len(ids))) - set(kept))
+
+
+def fixed_sample(ids: Sequence[str], count: int) -> list[int]:
+    """`count` places, or all of them if there are fewer, the same for every seed."""
+    return sorted(range(len(ids)), key=lambda place: (number("head", ids[place]), ids[place]))[:count]
