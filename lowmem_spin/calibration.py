@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import write_json
 from lowmem_spin.config.load import explain
-from lowmem_spin.engines import driver
+from lowmem_spin.engines.machine import driver
 
 Kind = Literal["generate", "score", "train"]
 

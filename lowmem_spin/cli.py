@@ -132,10 +132,10 @@ def plan(
     from rich.console import Console
 
     from lowmem_spin import planning
-    from lowmem_spin.budget import read_shape
     from lowmem_spin.common.display import Display
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find
+    from lowmem_spin.engines.memory import read_shape
     from lowmem_spin.report import plan as tables
 
     path = find(recipe)
@@ -169,9 +169,9 @@ def doctor(
     """Say what this machine has and which engines a game would use, and test each for real."""
     from rich.console import Console
 
-    from lowmem_spin import doctor as examine
     from lowmem_spin.common.display import Display
     from lowmem_spin.common.errors import InputError
+    from lowmem_spin.engines import doctor as examine
 
     display, place, names = Display(Console()), Path(store), list(examine.ROLES.values())
     if engine is not None and engine not in names:

@@ -21,7 +21,7 @@ from lowmem_spin.algorithm.stages import (
 )
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.engines.shelf import weights_key
+from lowmem_spin.engines.dequantized import weights_key
 from lowmem_spin.runs import Run
 from lowmem_spin.store import Store
 

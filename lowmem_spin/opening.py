@@ -15,12 +15,12 @@ from lowmem_spin.data.prepare import prepare, prepared_key
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.rows import Rows, fixed_sample, hold_out, shuffled, take
 from lowmem_spin.data.sources import Source, Sources, base_key
+from lowmem_spin.engines.open_oracle import choose as choose_oracle
+from lowmem_spin.engines.oracles.base import Oracle
+from lowmem_spin.engines.pool import Choices, Pool, Tenants, choose
 from lowmem_spin.evaluation.health import Held
-from lowmem_spin.preference import Oracle
-from lowmem_spin.preference.choosing import choose as choose_oracle
 from lowmem_spin.store import Store, Table
 from lowmem_spin.tables import Tables
-from lowmem_spin.tenants import Choices, Pool, Tenants, choose
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _prepared(found: Found, source: Source, name: str, split: str, store: Store,
     table = store.read(path)
     if table is None:
         with display.start_up(f"reading {source.location}"):
-            from lowmem_spin.engines.models import load_tokenizer
+            from lowmem_spin.engines.loading import load_tokenizer
 
             tokenizer = load_tokenizer(found.model, recipe.model.trust_remote_code)
             renderer = Renderer(tokenizer, recipe.model.chat_template)

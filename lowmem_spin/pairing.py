@@ -171,7 +171,7 @@ def _log_normalizer(game: Game, stage: Train) -> np.ndarray:
 
 def training_pairs(game: Game, stage: Train) -> list[Any]:
     """What a stage learns from: training.Pair with both sides and all that its loss may read of them."""
-    from lowmem_spin.training import Pair
+    from lowmem_spin.engines.training.trainer import Pair
 
     rows = game.rows
     if stage.loss["name"] == "sft":

@@ -22,10 +22,10 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.counting import GAME_KINDS, Held, Need, Places, Unit, Work, needs
 from lowmem_spin.data.rows import Rows, take
 from lowmem_spin.data.sources import Sources
-from lowmem_spin.engines import Machine
+from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.pool import Choices, choose
 from lowmem_spin.estimating import Clock, Ids, Lengths, Stored
 from lowmem_spin.opening import Found, Shared, find
-from lowmem_spin.tenants import Choices, choose
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,15 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.rows import Rows
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import Machine
+from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.oracles.base import Oracle
+from lowmem_spin.engines.pool import Choices, Pool, Tenants, choose
 from lowmem_spin.evaluation.health import Held
 from lowmem_spin.evaluation.kept import keep
 from lowmem_spin.opening import Game, Shared, split
-from lowmem_spin.preference import Oracle
 from lowmem_spin.runs import Run
 from lowmem_spin.store import Store
 from lowmem_spin.tables import Tables
-from lowmem_spin.tenants import Choices, Pool, Tenants, choose
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Played:
 
     def renderer(self) -> Renderer:
         """Conversations to prompts, as the game's rows were rendered."""
-        from lowmem_spin.engines.models import load_tokenizer
+        from lowmem_spin.engines.loading import load_tokenizer
 
         model = self.recipe.model
         return Renderer(load_tokenizer(self.model, model.trust_remote_code), model.chat_template)

@@ -12,7 +12,7 @@ from lowmem_spin.common.files import Notice, write_json
 from lowmem_spin.config.load import load
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source, Sources, base_key
-from lowmem_spin.engines import Machine, machine
+from lowmem_spin.engines.machine import Machine, machine
 from lowmem_spin.store import Store
 
 USED = "benchmarks_use.json"

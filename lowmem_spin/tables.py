@@ -13,12 +13,12 @@ import numpy as np
 
 from lowmem_spin.algorithm.samplers.mixture import Draw
 from lowmem_spin.algorithm.stages import Amortise, Average, Sampling, Train, logps_asked
-from lowmem_spin.averaging import ema_adapter
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.common.keys import digest, number
-from lowmem_spin.engines import Completion, Generator, Learner, Request
+from lowmem_spin.engines.base import Completion, Generator, Learner, Request
 from lowmem_spin.engines.mixtures import draw_mixture
-from lowmem_spin.preference import Oracle
+from lowmem_spin.engines.oracles.base import Oracle
+from lowmem_spin.engines.training.average import ema_adapter
 from lowmem_spin.rows import Answer, Compared, Prompt, Scored, answers_in, logps_in, preferences_in
 from lowmem_spin.store import Store, Table
 

@@ -6,7 +6,7 @@ os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELIS
 
 import pytest
 
-from lowmem_spin.engines import cuda_capability
+from lowmem_spin.engines.machine import cuda_capability
 
 if cuda_capability() is None:
     # TRL's Triton head runs on a CPU only interpreted; beside a GPU, Unsloth's and vLLM's kernels would run in numpy too.

@@ -17,8 +17,8 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.config.load import find, load
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import Machine
 from lowmem_spin.engines.hf import HF
+from lowmem_spin.engines.machine import Machine
 from lowmem_spin.opening import Game, Shared, open_game
 from lowmem_spin.runner import Player
 

@@ -10,12 +10,12 @@ import torch
 from games import CPU, make_micro_base, open_hf
 from transformers import AutoModelForCausalLM
 
-from lowmem_spin.budget import CARDS, Shape, advice, peak, read_shape, stages
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find, load
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines.models import load_base
-from lowmem_spin.logps import collate, completion_logps
+from lowmem_spin.engines.loading import load_base
+from lowmem_spin.engines.memory import CARDS, Shape, advice, peak, read_shape, stages
+from lowmem_spin.engines.training.logps import collate, completion_logps
 
 GEMMA_2B = Shape(18, 2048, 16384, 8, 1, 256, 256000, True)
 ROW = ([1, 3, *range(70, 130), 5, 4], [*range(70, 133), 5])

@@ -12,11 +12,12 @@ import pytest
 import torch
 from games import CPU, Plain, open_hf, recipe_on, save_slot, shake_slot
 
-from lowmem_spin import doctor, engines
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.data.sources import Source
-from lowmem_spin.doctor import NEAR, PROMPT, Expected, answers
-from lowmem_spin.engines import Completion, Request
+from lowmem_spin.engines import doctor
+from lowmem_spin.engines import registry as engines
+from lowmem_spin.engines.base import Completion, Request
+from lowmem_spin.engines.doctor import NEAR, PROMPT, Expected, answers
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.vllm import Server
 

@@ -19,13 +19,13 @@ from test_references import updates
 from lowmem_spin.algorithm.samplers.mixture import Target, sampler
 from lowmem_spin.algorithm.stages import Given, Pairs, Sampling, Score, Train
 from lowmem_spin.common.keys import number
+from lowmem_spin.engines.oracles.function import Function
+from lowmem_spin.engines.oracles.reward_model import RewardModel
+from lowmem_spin.engines.pool import Pool
 from lowmem_spin.opening import Game
 from lowmem_spin.pairing import training_pairs
-from lowmem_spin.preference.function import Function
-from lowmem_spin.preference.reward import RewardModel
 from lowmem_spin.report.reading import read
 from lowmem_spin.report.summary import verdict
-from lowmem_spin.tenants import Pool
 
 Preference = Callable[[Row, Row, str], float]
 ETA, K = 3.0, 4

@@ -15,8 +15,9 @@ from games import make_micro_base, open_hf, save_slot, shake_slot
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.algorithm.subtb import Steps, subtrajectory_balance, weighted_count
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.engines import Completion, Request, amortising
+from lowmem_spin.engines.base import Completion, Request
 from lowmem_spin.engines.hf import HF
+from lowmem_spin.engines.training import gflownet as amortising
 
 State = tuple[int, ...]
 ALPHA = 0.5

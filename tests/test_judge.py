@@ -20,8 +20,8 @@ import pytest
 
 from lowmem_spin.algorithm.preferences import Question, of_scores
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.endpoint import Endpoint, NoReplyError
-from lowmem_spin.preference.judge import AGAIN, Judge
+from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError
+from lowmem_spin.engines.oracles.judge import AGAIN, Judge
 
 ASK = [{"role": "user", "content": "a question"}]
 Body = dict[str, Any]
@@ -298,8 +298,8 @@ def test_a_kill_loses_nothing(server: Server, tmp_path: Path) -> None:
     """kill -9 at the 9th request; then a reply torn in the middle of its line, as a kill during a write leaves it."""
     answers = ["a", "bb", "ccc", "dddd"]
     program = (
-        "import sys; from pathlib import Path; from lowmem_spin.preference import Question\n"
-        "from lowmem_spin.preference.judge import Judge\n"
+        "import sys; from pathlib import Path; from lowmem_spin.engines.oracles.base import Question\n"
+        "from lowmem_spin.engines.oracles.judge import Judge\n"
         "judge = Judge(sys.argv[1], 'm', Path(sys.argv[2]), print, concurrency=1)\n"
         f"judge.prefer([Question({ASK!r}, {answers!r}, '')])"
     )

@@ -38,7 +38,9 @@ from lowmem_spin.common.keys import digest
 from lowmem_spin.config import grid
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.config.load import find, load
-from lowmem_spin.endpoint import Endpoint
+from lowmem_spin.engines.oracles.endpoint import Endpoint
+from lowmem_spin.engines.oracles.judge import Judge
+from lowmem_spin.engines.pool import Pool, Tenants
 from lowmem_spin.evaluating import Asked, benchmark, of_recipe
 from lowmem_spin.evaluation import alpaca, arena, mtbench
 from lowmem_spin.judging.asked import Judged, filled, judge
@@ -46,14 +48,12 @@ from lowmem_spin.living.arena import arena as play_arena
 from lowmem_spin.living.evaluate import evaluate
 from lowmem_spin.opening import Shared
 from lowmem_spin.played import of_run
-from lowmem_spin.preference.judge import Judge
 from lowmem_spin.report.page import write_all
 from lowmem_spin.report.reading import read
 from lowmem_spin.runner import run as play
 from lowmem_spin.sweep import Entry, Sweep
 from lowmem_spin.sweep import play as play_sweep
 from lowmem_spin.tables import Tables
-from lowmem_spin.tenants import Pool, Tenants
 
 QUESTIONS = [
     (81, "writing", ["upper: abc", "reverse: abc {answer}"]),

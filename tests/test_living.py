@@ -27,7 +27,7 @@ from lowmem_spin import runs
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.load import find, load
-from lowmem_spin.engines import Request
+from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.living.chat import Voice, open_voices, talk
 from lowmem_spin.living.export import export

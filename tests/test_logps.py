@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from lowmem_spin.logps import collate, completion_logps, step_logps, token_logps
+from lowmem_spin.engines.training.logps import collate, completion_logps, step_logps, token_logps
 
 ROWS = [([1, 3, 70, 5, 4], [80, 81, 5]), ([1, 3, 71, 72, 73, 5, 4], [90, 5]), ([1, 4], [60, 61, 62, 63, 64])]
 

@@ -13,8 +13,8 @@ from transformers import DebertaV2Config, DebertaV2Model, PreTrainedTokenizerFas
 from lowmem_spin.algorithm.preferences import Question, win_rates
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
-from lowmem_spin.preference import ORACLES, oracle
-from lowmem_spin.preference.pairrm import PairRM
+from lowmem_spin.engines.oracles.base import ORACLES, oracle
+from lowmem_spin.engines.oracles.pairrm import PairRM
 
 # A conversation of three turns and two answers, word for word as LLM-Blender's compare_conversations writes it.
 GAPS = (

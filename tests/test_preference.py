@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrained
 from lowmem_spin.algorithm.preferences import Question, best_and_worst, of_rewards, of_scores, win_rates
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
-from lowmem_spin.preference.function import Function
-from lowmem_spin.preference.reward import RewardModel
+from lowmem_spin.engines.oracles.function import Function
+from lowmem_spin.engines.oracles.reward_model import RewardModel
 
 ROCK_PAPER_SCISSORS = np.array([[0.5, 0.1, 0.9], [0.9, 0.5, 0.1], [0.1, 0.9, 0.5]])  # each beats the one before it
 MESSAGES = [{"role": "user", "content": "a b"}]

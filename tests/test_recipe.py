@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find, load, variants
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.tenants import choose
+from lowmem_spin.engines.pool import choose
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 QUICKSTART = find("quickstart")

@@ -17,11 +17,11 @@ from transformers import GemmaForCausalLM
 from lowmem_spin.algorithm.game import play, reference, reference_over_history
 from lowmem_spin.algorithm.references import arithmetic
 from lowmem_spin.algorithm.stages import Evaluate, Inputs, Score, Train
-from lowmem_spin.averaging import ema_adapter
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.hf import HF
+from lowmem_spin.engines.training.average import ema_adapter
 from lowmem_spin.opening import Shared, open_game
 from lowmem_spin.runner import step, training_pairs
 

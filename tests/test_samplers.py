@@ -20,7 +20,7 @@ from scipy import stats
 from lowmem_spin.algorithm.samplers.mixture import SAMPLERS, Draw, Target, record, sampler
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.engines import Request
+from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.hf import HF
 
 END, CAP, ALPHA, DRAWS = 0, 3, 0.6, 50_000

@@ -13,7 +13,7 @@ from scipy import stats
 
 from lowmem_spin.algorithm.samplers.noise import gumbel
 from lowmem_spin.algorithm.stages import Sampling
-from lowmem_spin.engines import Request
+from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.hf import HF, RowNoise
 
 PROMPT, END, LENGTH = [1, 3, 4], 2, 3

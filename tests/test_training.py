@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from lowmem_spin import training
 from lowmem_spin.algorithm.losses import dpo
-from lowmem_spin.engines import slot
+from lowmem_spin.engines import peft_learner as slot
 from lowmem_spin.engines.hf import HF
-from lowmem_spin.logps import Batch, collate, completion_logps, decoder_states
-from lowmem_spin.training import LengthGrouped, Pair, last_checkpoint
+from lowmem_spin.engines.training import trainer as training
+from lowmem_spin.engines.training.logps import Batch, collate, completion_logps, decoder_states
+from lowmem_spin.engines.training.trainer import LengthGrouped, Pair, last_checkpoint
 
 SETTINGS = {
     "batch_size": 4,

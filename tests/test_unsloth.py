@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.hf import HF
+from lowmem_spin.engines.training.trainer import Pair
 from lowmem_spin.engines.unsloth import Unsloth
 from lowmem_spin.engines.worker import Worker
-from lowmem_spin.training import Pair
 
 pytestmark = pytest.mark.skipif(find_spec("unsloth") is None, reason="Unsloth is not installed")
 ROWS = [

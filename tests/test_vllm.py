@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import Request
+from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.hf import HF
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")

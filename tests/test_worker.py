@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lowmem_spin import doctor, tenants
-from lowmem_spin.budget import Shape, idle, peak, served, stages, tenancy
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import Machine
+from lowmem_spin.engines import doctor
+from lowmem_spin.engines import pool as tenants
+from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.memory import Shape, idle, peak, served, stages, tenancy
 from lowmem_spin.engines.worker import Resident, Worker, WorkerDiedError
 
 RECIPE = Recipe.model_validate(

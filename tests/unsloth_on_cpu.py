@@ -25,7 +25,7 @@ torch.cuda.empty_cache = lambda: None
 torch.cuda.synchronize = lambda *_: None  # type: ignore[assignment]
 torch.cuda.mem_get_info = lambda *_: (16e9, 16e9)  # type: ignore[assignment]
 
-from lowmem_spin.engines import kernels  # imports unsloth
+from lowmem_spin.engines import unsloth_worker as kernels  # imports unsloth
 
 
 def dequantize(weight: Any, state: Any = None, out: Any = None, use_global_buffer: bool = False) -> Any:
@@ -114,7 +114,7 @@ def load_on_cpu(**options: Any) -> Any:
     base, tokenizer = load(**{**options, "device_map": {"": "cpu"}})
     for layer in base.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False  # see lowmem_spin.engines.models
+            layer.support_avx512bf16_for_cpu = False  # see lowmem_spin.engines.loading
     return base, tokenizer
 
 

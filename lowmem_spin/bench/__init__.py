@@ -13,13 +13,13 @@ from lowmem_spin import calibration
 from lowmem_spin.algorithm.stages import Evaluate
 from lowmem_spin.bench import checkpoint, rivals, table
 from lowmem_spin.bench.measure import Card, Cost, Stopwatch
-from lowmem_spin.budget import Shape, advice, peak, stages
 from lowmem_spin.calibration import Record
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import load
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Sources
-from lowmem_spin.engines import Machine, machine
+from lowmem_spin.engines.machine import Machine, machine
+from lowmem_spin.engines.memory import Shape, advice, peak, stages
 from lowmem_spin.opening import Game, Shared, open_game
 from lowmem_spin.runner import step
 

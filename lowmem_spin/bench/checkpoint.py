@@ -14,7 +14,7 @@ from typing import Any
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import BUNDLED
-from lowmem_spin.engines import Machine
+from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.worker import Worker
 
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": [2, 5]}  # of the quickstart's tokenizer, which all share

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from lowmem_spin.common.display import Display
-from lowmem_spin.engines import driver
+from lowmem_spin.engines.machine import driver
 
 EVERY = 0.25  # seconds between two looks at the card; the allocators hold their peak much longer than that
 

@@ -15,8 +15,8 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import DPO, Hinge, IPOLengthNormalized
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import Machine
-from lowmem_spin.engines.models import load_base, load_tokenizer
+from lowmem_spin.engines.loading import load_base, load_tokenizer
+from lowmem_spin.engines.machine import Machine
 
 Outcome = tuple[int, int, float, int | None]
 """Rows, tokens, seconds, peak bytes of torch's allocator (None on a CPU)."""

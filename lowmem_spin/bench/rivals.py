@@ -9,7 +9,8 @@ from lowmem_spin.algorithm.stages import Generate, Train
 from lowmem_spin.bench.measure import Card, Cost, Peak
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import Machine, held_rank
+from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.registry import held_rank
 from lowmem_spin.engines.worker import Worker
 from lowmem_spin.opening import Game
 from lowmem_spin.pairing import training_pairs
@@ -54,7 +55,7 @@ def trl(bout: Bout) -> list[Cost]:
 
 def vllm(bout: Bout) -> list[Cost]:
     """vLLM answers what all opponents of the last iteration were asked."""
-    from lowmem_spin.engines.models import end_tokens, load_tokenizer
+    from lowmem_spin.engines.loading import end_tokens, load_tokenizer
 
     game, recipe, on_cpu = bout.game, bout.game.recipe, bout.where.device == "cpu"
     pairs = [stage for stage in game.stages if isinstance(stage, Generate)][-1].pairs
@@ -106,7 +107,7 @@ def _plain_base(bout: Bout) -> Path:
         return Path(bout.model.location)
     folder = bout.game.store.root / "work" / "plain base"
     arguments = (bout.model, quantization, bout.where, False, folder)
-    bout.worker("weights", "lowmem_spin.engines.weights:Writer", arguments, {}).close()
+    bout.worker("weights", "lowmem_spin.engines.dequantized:Writer", arguments, {}).close()
     return folder
 
 

@@ -13,9 +13,10 @@ from transformers import GenerationConfig, LogitsProcessor, TopKLogitsWarper, To
 from lowmem_spin.algorithm.samplers.noise import gumbel
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.files import Tokens
-from lowmem_spin.engines import Completion, Request
-from lowmem_spin.engines.lookahead import Lookahead
-from lowmem_spin.engines.slot import SlotLearner, finite, naming_memory
+from lowmem_spin.engines.base import Completion, Request
+from lowmem_spin.engines.next_token import Lookahead
+from lowmem_spin.engines.peft_learner import SlotLearner
+from lowmem_spin.engines.training.guards import finite, naming_memory
 
 
 class HF(SlotLearner):
@@ -72,7 +73,7 @@ class HF(SlotLearner):
         advance: Callable[[int], None],
     ) -> tuple[Path, list[dict[str, float]]]:
         """Fine-tune `previous` until it samples its geometric mixture with `base`; see amortising.py."""
-        from lowmem_spin.engines.amortising import Amortiser
+        from lowmem_spin.engines.training.gflownet import Amortiser
 
         return Amortiser(self, previous, base, prompts, alpha, max_new_tokens, settings, work).run(advance)
 

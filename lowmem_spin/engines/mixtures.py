@@ -6,7 +6,7 @@ from typing import Any
 
 from lowmem_spin.algorithm.samplers.mixture import Draw, Target, sampler
 from lowmem_spin.algorithm.stages import Sampling
-from lowmem_spin.engines import Request
+from lowmem_spin.engines.base import Request
 
 
 def draw_mixture(

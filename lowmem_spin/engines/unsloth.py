@@ -8,7 +8,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import Machine
+from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.worker import Resident, Worker
 
 REMEDY = "lower training.per_device_train_batch_size or runtime.scoring_batch_size, or use training.engine hf"
@@ -28,7 +28,7 @@ class Unsloth:
             }
             arguments = (bounded, model, where)
             log = shelf.parent / "logs" / "unsloth.log"
-            return Worker("unsloth", "lowmem_spin.engines.kernels:Kernels", arguments, environment, log, REMEDY)
+            return Worker("unsloth", "lowmem_spin.engines.unsloth_worker:Kernels", arguments, environment, log, REMEDY)
 
         self.worker = Resident(start, recipe, say)
 

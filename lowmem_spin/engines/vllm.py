@@ -11,9 +11,11 @@ from typing import Any
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import Completion, Machine, Request, held_rank
-from lowmem_spin.engines.models import end_tokens, load_tokenizer
-from lowmem_spin.engines.shelf import unpacked
+from lowmem_spin.engines.base import Completion, Request
+from lowmem_spin.engines.dequantized import unpacked
+from lowmem_spin.engines.loading import end_tokens, load_tokenizer
+from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.registry import held_rank
 from lowmem_spin.engines.worker import Resident, Worker
 
 REMEDY = "lower runtime.generation_batch_size, or use generation.engine hf"

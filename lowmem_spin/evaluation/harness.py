@@ -23,8 +23,8 @@ from transformers import GenerationConfig
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines.models import load_tokenizer
-from lowmem_spin.engines.slot import SlotLearner
+from lowmem_spin.engines.loading import load_tokenizer
+from lowmem_spin.engines.peft_learner import SlotLearner
 from lowmem_spin.evaluation.tasks import Loaded, samples_hash, seed
 
 HFLM: Any = huggingface.HFLM  # its decorators hide its type

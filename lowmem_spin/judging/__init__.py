@@ -9,7 +9,7 @@ cache beside the store's; FastChat is no longer maintained.
 from pathlib import Path
 
 from lowmem_spin.common.display import Display
-from lowmem_spin.endpoint import check_key
+from lowmem_spin.engines.oracles.endpoint import check_key
 from lowmem_spin.evaluation import alpaca as instructions
 from lowmem_spin.evaluation import mtbench as questions
 from lowmem_spin.judging import alpaca, mtbench

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.algorithm.stages import Sampling
-from lowmem_spin.budget import read_config
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.data.formats import Message
-from lowmem_spin.endpoint import Endpoint
+from lowmem_spin.engines.memory import read_config
+from lowmem_spin.engines.open_oracle import settings
+from lowmem_spin.engines.oracles.endpoint import Endpoint
+from lowmem_spin.engines.oracles.judge import Judge
 from lowmem_spin.played import Played
-from lowmem_spin.preference.choosing import settings
-from lowmem_spin.preference.judge import Judge
 from lowmem_spin.rows import Prompt, fingerprint
 
 Asks = Callable[[str], dict[str, Any]]

@@ -14,14 +14,14 @@ from lowmem_spin.common.files import write_json
 from lowmem_spin.common.keys import digest
 from lowmem_spin.data.formats import Message
 from lowmem_spin.data.sources import Sources
+from lowmem_spin.engines.open_oracle import choose
+from lowmem_spin.engines.oracles.base import Oracle
+from lowmem_spin.engines.oracles.judge import Judge
 from lowmem_spin.evaluation import arena as statistics
 from lowmem_spin.evaluation import given
 from lowmem_spin.judging.asked import Judged
 from lowmem_spin.opening import Shared
 from lowmem_spin.played import Answering, Played, of_run
-from lowmem_spin.preference import Oracle
-from lowmem_spin.preference.choosing import choose
-from lowmem_spin.preference.judge import Judge
 from lowmem_spin.report.arena import FILE, grids
 from lowmem_spin.report.page import write_page
 from lowmem_spin.report.reading import read

@@ -28,7 +28,7 @@ def export(run: Run, policy: Policy, base: Source, to: Path, dtype: str | None) 
     `dtype` is the merged model's; None exports the adapter alone.
     """
     _check(policy, to, merged=dtype is not None)
-    from lowmem_spin.engines.models import end_tokens, load_tokenizer
+    from lowmem_spin.engines.loading import end_tokens, load_tokenizer
     from lowmem_spin.living import card
 
     temporary = to.resolve().with_name(f".{to.resolve().name}.{uuid.uuid4().hex}")
@@ -61,7 +61,7 @@ def _write_merged(run: Run, adapter: Path | None, base: Source, ends: list[int],
     from peft import PeftModel
     from transformers import GenerationConfig
 
-    from lowmem_spin.engines.models import load_base
+    from lowmem_spin.engines.loading import load_base
 
     asked = run.recipe.model
     model = _unpacked(load_base(base, asked.quantization, here(run), asked.trust_remote_code))
@@ -76,7 +76,7 @@ def _unpacked(base: Any) -> Any:
     """The same model without quantization, in float32 on the CPU."""
     import torch
 
-    from lowmem_spin.engines.weights import dequantized
+    from lowmem_spin.engines.dequantized import dequantized
 
     config = deepcopy(base.config)
     if hasattr(config, "quantization_config"):

@@ -14,8 +14,8 @@ from lowmem_spin.algorithm.game import sampling
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import write_json
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import held_rank
-from lowmem_spin.engines.shelf import unpacked
+from lowmem_spin.engines.dequantized import unpacked
+from lowmem_spin.engines.registry import held_rank
 from lowmem_spin.runs import Run
 from lowmem_spin.store import Store
 
@@ -92,7 +92,7 @@ def prepare(run: Run, store: Store, host: str, port: int, extra: list[str]) -> t
 def _write_front(run: Run, base: Source, folder: Path) -> None:
     """Tokenizer, template, end tokens and sampling of the game, as vLLM reads them."""
     from lowmem_spin.data.render import Renderer
-    from lowmem_spin.engines.models import end_tokens, load_tokenizer
+    from lowmem_spin.engines.loading import end_tokens, load_tokenizer
 
     tokenizer = load_tokenizer(base, run.recipe.model.trust_remote_code)
     Renderer(tokenizer, run.recipe.model.chat_template)  # gives the tokenizer the template of the game

@@ -5,10 +5,10 @@ import math
 from rich import box
 from rich.table import Table
 
-from lowmem_spin.budget import CARDS, CONTEXT, FRAGMENTATION, Shape, advice, peak, served, stages, tenancy
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.counting import GAME_KINDS
+from lowmem_spin.engines.memory import CARDS, CONTEXT, FRAGMENTATION, Shape, advice, peak, served, stages, tenancy
 from lowmem_spin.planning import Line, Plan
 
 RAM = 12.7e9  # bytes free on the smallest host that has such cards, a free Colab

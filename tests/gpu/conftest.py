@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from games import open_hf, recipe_on, save_slot, shake_slot
 
-from lowmem_spin.engines import Machine, driver, machine
+from lowmem_spin.engines.machine import Machine, driver, machine
 
 HERE = Path(__file__).parent
 DEVICE, _, DTYPE = os.environ.get("LOWMEM_SPIN_GPU_TESTS_ON", "cuda").partition(":")

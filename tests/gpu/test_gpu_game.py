@@ -8,15 +8,15 @@ from rich.console import Console
 
 from lowmem_spin.bench import checkpoint
 from lowmem_spin.bench.measure import Card
-from lowmem_spin.budget import peak, read_shape, stages
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.load import find, load
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import Machine
 from lowmem_spin.engines.hf import HF
+from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.memory import peak, read_shape, stages
+from lowmem_spin.engines.training.trainer import Pair
 from lowmem_spin.runner import run
-from lowmem_spin.training import Pair
 
 
 def test_the_quickstart_gets_better(where: Machine, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from games import CPU
 from safetensors.torch import load_file
 
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import Machine
-from lowmem_spin.engines.weights import Writer
+from lowmem_spin.engines.dequantized import Writer
+from lowmem_spin.engines.machine import Machine
 
 # Largest relative error of a product against float32's. On a CPU bfloat16 itself is off by 0.003, float16 by 0.0004.
 OFF = {"float32": 2e-3, "bfloat16": 2e-2, "float16": 4e-3}
@@ -40,7 +40,7 @@ def run_layer(weight: torch.Tensor, inputs: torch.Tensor, device: str, dtype: to
     outputs, width = weight.shape
     layer = Linear4bit(width, outputs, bias=False, compute_dtype=dtype, quant_type="nf4")
     layer.weight.data = weight.clone()
-    layer.support_avx512bf16_for_cpu = False  # see lowmem_spin.engines.models
+    layer.support_avx512bf16_for_cpu = False  # see lowmem_spin.engines.loading
     layer = layer.to(device)
     leaf = inputs.to(device, dtype, copy=True).requires_grad_()
     output = layer(leaf)

@@ -11,7 +11,9 @@ from games import recipe_on
 from lowmem_spin.algorithm.samplers.noise import gumbel, uniform
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import Machine, Request, open_engine
+from lowmem_spin.engines.base import Request
+from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.registry import open_engine
 
 SAMPLINGS = {"greedy": Sampling(0.0, 1.0, None, 12, 0, {}), "drawn": Sampling(1.0, 1.0, None, 12, 0, {})}
 # Share of answers that are float32's, over the base and three adapters. On a CPU bfloat16 itself gives 0.95, float16 0.99.

@@ -11,7 +11,9 @@ from games import recipe_on
 
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import Completion, Machine, Request, open_engine
+from lowmem_spin.engines.base import Completion, Request
+from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.registry import open_engine
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 GREEDY = Sampling(0.0, 1.0, None, 12, 0, {})

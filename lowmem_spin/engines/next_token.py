@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from lowmem_spin.engines.slot import SlotLearner, finite, naming_memory
+from lowmem_spin.engines.peft_learner import SlotLearner
+from lowmem_spin.engines.training.guards import finite, naming_memory
 
 State = tuple[int, ...]  # a prompt and what of its completion there is
 

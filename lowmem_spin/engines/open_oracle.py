@@ -6,8 +6,8 @@ from typing import Any
 
 from lowmem_spin.config import choices as options
 from lowmem_spin.data.sources import Sources
-from lowmem_spin.engines import Machine
-from lowmem_spin.preference import Oracle, oracle
+from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.oracles.base import Oracle, oracle
 
 
 def choose(

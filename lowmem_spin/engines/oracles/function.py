@@ -11,7 +11,7 @@ import numpy as np
 from lowmem_spin.algorithm.preferences import Question, check, of_scores
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import sha256
-from lowmem_spin.preference import Weightless
+from lowmem_spin.engines.oracles.base import Weightless
 
 FIELD = "game.oracle.function"
 

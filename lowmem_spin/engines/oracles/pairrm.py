@@ -63,7 +63,7 @@ class PairRM:
         self.ranker: Any = None
 
     def _load(self) -> None:
-        from lowmem_spin.preference.ranker import load
+        from lowmem_spin.engines.oracles.pairrm_model import load
 
         self.tokenizer, ranker = load(self.source, self.dtype, MARKS, FIELD)
         self.ranker = ranker.to(self.device)  # type: ignore[arg-type]

@@ -7,15 +7,17 @@ from typing import Any
 
 import psutil
 
-from lowmem_spin import doctor
-from lowmem_spin.budget import read_shape, tenancy
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import Generator, Learner, Machine, machine, open_engine
-from lowmem_spin.preference import Oracle, Weightless
+from lowmem_spin.engines import doctor
+from lowmem_spin.engines.base import Generator, Learner
+from lowmem_spin.engines.machine import Machine, machine
+from lowmem_spin.engines.memory import read_shape, tenancy
+from lowmem_spin.engines.oracles.base import Oracle, Weightless
+from lowmem_spin.engines.registry import open_engine
 
 ORACLE = "oracle"  # its name beside the engines'
 

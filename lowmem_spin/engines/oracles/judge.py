@@ -12,8 +12,8 @@ import numpy as np
 from lowmem_spin.algorithm.preferences import Question, of_pairs
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.endpoint import Endpoint, NoReplyError, part
-from lowmem_spin.preference import Weightless
+from lowmem_spin.engines.oracles.base import Weightless
+from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError, part
 
 BOUND = 0.2  # the share of orders that may fail,
 ENOUGH, EARLY = 20, 50  # of as many as this at least, at the end of a call and in the middle of one

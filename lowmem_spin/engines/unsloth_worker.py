@@ -16,10 +16,10 @@ import torch
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import Machine
-from lowmem_spin.engines.models import naming_the_model
-from lowmem_spin.engines.slot import SlotLearner
-from lowmem_spin.logps import Batch
+from lowmem_spin.engines.loading import naming_the_model
+from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.peft_learner import SlotLearner
+from lowmem_spin.engines.training.logps import Batch
 
 
 def hidden_states(model: Any, batch: Batch) -> torch.Tensor:

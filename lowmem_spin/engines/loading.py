@@ -1,5 +1,6 @@
 """Bases and their tokenizers, loaded from the hub or a folder by every engine alike."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import Machine
+from lowmem_spin.engines.machine import Machine
 
+# bitsandbytes warns that a CPU kernel is missing, the very one hf.py keeps it from using.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 transformers.utils.logging.disable_progress_bar()  # one display is enough
 transformers.utils.logging.set_verbosity_error()
 

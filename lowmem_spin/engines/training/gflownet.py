@@ -28,9 +28,9 @@ from lowmem_spin.algorithm.subtb import Steps, subtrajectory_balance, weighted_c
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.common.keys import number
-from lowmem_spin.engines.slot import finite, naming_memory
-from lowmem_spin.logps import autocast, collate, step_logps
-from lowmem_spin.training import LengthGrouped, last_checkpoint
+from lowmem_spin.engines.training.guards import finite, naming_memory
+from lowmem_spin.engines.training.logps import autocast, collate, step_logps
+from lowmem_spin.engines.training.trainer import LengthGrouped, last_checkpoint
 
 if TYPE_CHECKING:
     from lowmem_spin.engines.hf import HF

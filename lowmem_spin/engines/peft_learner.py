@@ -16,35 +16,13 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.config.recipe import Lora, Recipe
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import Machine
-from lowmem_spin.engines.models import end_tokens, load_base, load_tokenizer
-from lowmem_spin.logps import States, autocast, collate, completion_logps, decoder_states
-from lowmem_spin.training import Pair, check_names, train
+from lowmem_spin.engines.loading import end_tokens, load_base, load_tokenizer
+from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.training.guards import finite, naming_memory
+from lowmem_spin.engines.training.logps import States, autocast, collate, completion_logps, decoder_states
+from lowmem_spin.engines.training.trainer import Pair, check_names, train
 
 SLOT = "default"  # the one adapter that is ever in memory; policies are copied into it
-
-
-def finite(logps: torch.Tensor, where: Machine) -> list[float]:
-    """Refuse to keep what is not a number, as an overflow in half precision gives."""
-    if not torch.isfinite(logps).all():
-        raise InputError(f"model.dtype: {where.dtype} gives log-probs that are not finite on this model; use another dtype")
-    return logps.tolist()
-
-
-class BatchTooLargeError(InputError, MemoryError):
-    """A batch that does not fit in memory."""
-
-
-@contextmanager
-def naming_memory(field: str, value: int) -> Iterator[None]:
-    """A GPU that is too small for a batch, in one line."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        raise BatchTooLargeError(
-            f"{field}: a batch of {value} does not fit in this GPU's memory; lower it and run again to go on"
-        ) from None
 
 
 class SlotLearner:

@@ -1,0 +1,1 @@
+"""What compares answers: a function, a reward model, PairRM, a judge."""

@@ -1,0 +1,32 @@
+"""What is refused while computing: numbers that are not finite, batches that do not fit."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.engines.machine import Machine
+
+
+def finite(logps: torch.Tensor, where: Machine) -> list[float]:
+    """Refuse to keep what is not a number, as an overflow in half precision gives."""
+    if not torch.isfinite(logps).all():
+        raise InputError(f"model.dtype: {where.dtype} gives log-probs that are not finite on this model; use another dtype")
+    return logps.tolist()
+
+
+class BatchTooLargeError(InputError, MemoryError):
+    """A batch that does not fit in memory."""
+
+
+@contextmanager
+def naming_memory(field: str, value: int) -> Iterator[None]:
+    """A GPU that is too small for a batch, in one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        raise BatchTooLargeError(
+            f"{field}: a batch of {value} does not fit in this GPU's memory; lower it and run again to go on"
+        ) from None
