@@ -18,7 +18,7 @@ from lowmem_spin.evaluation.tasks import Catalogue, Loaded, Task, check_installe
 from lowmem_spin.judging.asked import Judged
 from lowmem_spin.opening import Game
 from lowmem_spin.played import Played, of_game
-from lowmem_spin.rows import Prompt
+from lowmem_spin.store.rows import Prompt
 
 SUITES = ("leaderboard", *judging.SUITES, "health", "diversity")
 JUDGED = frozenset({"judge", *judging.SUITES})  # what a recipe says of judging

@@ -23,7 +23,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.engines.dequantized import weights_key
 from lowmem_spin.runs import Run
-from lowmem_spin.store import Store
+from lowmem_spin.store.store import Store
 
 KINDS = ("adapters", "completions", "mixtures", "judgements", "logps", "data", "weights", "work", "results")
 

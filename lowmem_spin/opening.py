@@ -19,8 +19,8 @@ from lowmem_spin.engines.open_oracle import choose as choose_oracle
 from lowmem_spin.engines.oracles.base import Oracle
 from lowmem_spin.engines.pool import Choices, Pool, Tenants, choose
 from lowmem_spin.evaluation.health import Held
-from lowmem_spin.store import Store, Table
-from lowmem_spin.tables import Tables
+from lowmem_spin.store.memo import Tables
+from lowmem_spin.store.store import Store, Table
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lowmem_spin.algorithm.stages import Contest, Given, Lesson, Pairs, Score, T
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.opening import Game
-from lowmem_spin.rows import Answer, Compared, Prompt, Scored
+from lowmem_spin.store.rows import Answer, Compared, Prompt, Scored
 
 
 @dataclass(frozen=True)

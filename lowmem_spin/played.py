@@ -22,8 +22,8 @@ from lowmem_spin.evaluation.health import Held
 from lowmem_spin.evaluation.kept import keep
 from lowmem_spin.opening import Game, Shared, split
 from lowmem_spin.runs import Run
-from lowmem_spin.store import Store
-from lowmem_spin.tables import Tables
+from lowmem_spin.store.memo import Tables
+from lowmem_spin.store.store import Store
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lowmem_spin.config.load import load
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source, Sources, base_key
 from lowmem_spin.engines.machine import Machine, machine
-from lowmem_spin.store import Store
+from lowmem_spin.store.store import Store
 
 USED = "benchmarks_use.json"
 

@@ -23,7 +23,7 @@ from lowmem_spin.report.reading import read
 from lowmem_spin.report.results import Run
 from lowmem_spin.report.summary import verdict
 from lowmem_spin.runner import Player, run
-from lowmem_spin.store import Store
+from lowmem_spin.store.store import Store
 
 
 def health(name: str, kl: float = 0.0, length: float = 10.0, chosen: float = -5.0, wins: float | None = None) -> Health:

@@ -51,9 +51,9 @@ from lowmem_spin.played import of_run
 from lowmem_spin.report.page import write_all
 from lowmem_spin.report.reading import read
 from lowmem_spin.runner import run as play
+from lowmem_spin.store.memo import Tables
 from lowmem_spin.sweep import Entry, Sweep
 from lowmem_spin.sweep import play as play_sweep
-from lowmem_spin.tables import Tables
 
 QUESTIONS = [
     (81, "writing", ["upper: abc", "reverse: abc {answer}"]),

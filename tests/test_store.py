@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.store import Store, Table
+from lowmem_spin.store.store import Store, Table
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.evaluation.health import Estimate
-from lowmem_spin.rows import Answer, Prompt
-from lowmem_spin.tables import Tables
+from lowmem_spin.store.memo import Tables
+from lowmem_spin.store.rows import Answer, Prompt
 
 VERSION = 1  # bumped by hand when the same answers would give other numbers
 PROMPTS, ANSWERS = 64, 16

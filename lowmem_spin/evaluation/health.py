@@ -11,8 +11,8 @@ from lowmem_spin.algorithm.stages import Evaluate, Sampling, judged_asked
 from lowmem_spin.common.keys import digest
 from lowmem_spin.data.render import plain
 from lowmem_spin.data.rows import Rows
-from lowmem_spin.rows import Answer, Compared, Prompt, Scored
-from lowmem_spin.tables import Tables
+from lowmem_spin.store.memo import Tables
+from lowmem_spin.store.rows import Answer, Compared, Prompt, Scored
 
 SHOWN = 8  # held-out prompts that a report shows with every policy's answer
 

@@ -17,7 +17,7 @@ from lowmem_spin.engines.open_oracle import settings
 from lowmem_spin.engines.oracles.endpoint import Endpoint
 from lowmem_spin.engines.oracles.judge import Judge
 from lowmem_spin.played import Played
-from lowmem_spin.rows import Prompt, fingerprint
+from lowmem_spin.store.rows import Prompt, fingerprint
 
 Asks = Callable[[str], dict[str, Any]]
 """What names the result of a policy, by its key."""

@@ -11,8 +11,8 @@ from lowmem_spin.data.render import Renderer
 from lowmem_spin.evaluation import mtbench
 from lowmem_spin.judging.asked import Judged, as_prompt, file_name, plainly, reach, room_for, ungraded, user, write_lines
 from lowmem_spin.played import Answering, Played
-from lowmem_spin.rows import Answer
 from lowmem_spin.runs import note_used
+from lowmem_spin.store.rows import Answer
 
 
 def measure(game: Played, asked: Judged, limit: int | None, display: Display) -> None:

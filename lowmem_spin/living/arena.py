@@ -25,8 +25,8 @@ from lowmem_spin.played import Answering, Played, of_run
 from lowmem_spin.report.arena import FILE, grids
 from lowmem_spin.report.page import write_page
 from lowmem_spin.report.reading import read
-from lowmem_spin.rows import Compared, Prompt, fingerprint
 from lowmem_spin.runs import note_used
+from lowmem_spin.store.rows import Compared, Prompt, fingerprint
 
 Asked = list[tuple[Prompt, list[Message], str]]
 """Each prompt as the policies and as the judge see it, and the data's answer if there is one."""

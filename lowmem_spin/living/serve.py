@@ -17,7 +17,7 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.dequantized import unpacked
 from lowmem_spin.engines.registry import held_rank
 from lowmem_spin.runs import Run
-from lowmem_spin.store import Store
+from lowmem_spin.store.store import Store
 
 SLOTS = 4  # adapters in one batch on a GPU
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from lowmem_spin import gc
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, printable
-from lowmem_spin.store import Store
+from lowmem_spin.store.store import Store
 
 LONGEST = 40  # rows of the table; the rest is one line
 

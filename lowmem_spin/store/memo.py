@@ -19,8 +19,8 @@ from lowmem_spin.engines.base import Completion, Generator, Learner, Request
 from lowmem_spin.engines.mixtures import draw_mixture
 from lowmem_spin.engines.oracles.base import Oracle
 from lowmem_spin.engines.training.average import ema_adapter
-from lowmem_spin.rows import Answer, Compared, Prompt, Scored, answers_in, logps_in, preferences_in
-from lowmem_spin.store import Store, Table
+from lowmem_spin.store.rows import Answer, Compared, Prompt, Scored, answers_in, logps_in, preferences_in
+from lowmem_spin.store.store import Store, Table
 
 ROOM = 2**20  # bytes: a disk with less is full
 
