@@ -28,7 +28,7 @@ def run(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
 
     from lowmem_spin.common.display import Display
     from lowmem_spin.config.load import find, load
-    from lowmem_spin.runner import run as play
+    from lowmem_spin.play import run as play
 
     display = Display(Console())
     signal.signal(signal.SIGINT, display.interrupt)
@@ -70,7 +70,9 @@ def sweep(
     from lowmem_spin.common.errors import InputError
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find
-    from lowmem_spin.sweep import Entry, Sweep, play, show
+    from lowmem_spin.play import sweep as play
+    from lowmem_spin.results import show_sweep
+    from lowmem_spin.sweep import Entry, Sweep
 
     if max_hours is not None and not (math.isfinite(max_hours) and max_hours > 0):
         raise InputError(f"--max-hours {max_hours}: cannot be used; give the hours to play, for instance 11.5")
@@ -90,7 +92,7 @@ def sweep(
     except KeyboardInterrupt:
         display.say("interrupted; what is finished is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None
-    show(game, display)
+    show_sweep(game, display)
     display.say(display.time_line())
     if any(entry.status == "failed" for entry in entries):
         raise typer.Exit(1)

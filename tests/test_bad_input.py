@@ -14,7 +14,7 @@ from test_run import start
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.runner import run
+from lowmem_spin.play import run
 
 GOOD = {"prompt": "sort: cab", "completion": "abc"}
 

@@ -11,7 +11,7 @@ import pytest
 from games import opened, played, stored, tiny
 from rich.console import Console
 
-from lowmem_spin import planning, runs
+from lowmem_spin import planning, play, runs
 from lowmem_spin import sweep as sweeps
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.choices import StopWhen
@@ -19,10 +19,12 @@ from lowmem_spin.config.grid import axes, points, sweep_folder
 from lowmem_spin.config.load import find, load
 from lowmem_spin.evaluation.brake import Stop, stop
 from lowmem_spin.evaluation.health import Estimate, Health
+from lowmem_spin.play import run
 from lowmem_spin.report.reading import read
 from lowmem_spin.report.results import Run
 from lowmem_spin.report.summary import verdict
-from lowmem_spin.runner import Player, run
+from lowmem_spin.results import show_sweep
+from lowmem_spin.runner import Player
 from lowmem_spin.store.store import Store
 
 
@@ -168,9 +170,9 @@ def test_a_sweep_with_such_a_point_finishes_and_without_the_brake_the_game_goes_
     base = load(path, overrides)
     sweep = sweeps.Sweep("quickstart", sweep_folder(base), varied, [42], [sweeps.Entry(point) for point in asked])
     display = Display(Console(quiet=True))
-    sweeps.play(sweep, stopped, display)
+    play.sweep(sweep, stopped, display)
     assert [entry.status for entry in sweep.entries] == ["finished", "finished"]
-    sweeps.show(sweep, display)
+    show_sweep(sweep, display)
     ends = [metrics(Path(str(point.recipe.output.dir))) for point in asked]
     assert [[one["name"] for one in end] for end in ends] == [
         ["base", "iterate 0", "iterate 1", "plain SFT"],
@@ -185,7 +187,7 @@ def test_a_sweep_with_such_a_point_finishes_and_without_the_brake_the_game_goes_
     late = Display(Console(quiet=True))
     late.deadline = 0.0
     with pytest.raises(KeyboardInterrupt):
-        sweeps.play(again, stopped, late)
+        play.sweep(again, stopped, late)
     assert len(read(sweep.folder).runs) == 2  # type: ignore[union-attr] - what is finished stays so, and can be reported
     assert [entry.status for entry in again.entries] == ["finished", "finished"]
 

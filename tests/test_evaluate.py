@@ -32,14 +32,14 @@ from lowmem_spin.evaluation.leaderboard import COLUMNS
 from lowmem_spin.evaluation.tasks import Catalogue
 from lowmem_spin.living.evaluate import evaluate
 from lowmem_spin.opening import Shared
+from lowmem_spin.play import run as play
+from lowmem_spin.play import sweep as play_sweep
 from lowmem_spin.played import of_run
 from lowmem_spin.report.benchmarks import blocks
 from lowmem_spin.report.page import write_all
 from lowmem_spin.report.reading import read
 from lowmem_spin.report.results import Run
-from lowmem_spin.runner import run as play
 from lowmem_spin.sweep import Entry, Sweep
-from lowmem_spin.sweep import play as play_sweep
 
 SWEEP = "game-sweep"
 NAMES = ("skills_choice", "skills_answer")

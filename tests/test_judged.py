@@ -47,13 +47,13 @@ from lowmem_spin.judging.asked import Judged, filled, judge
 from lowmem_spin.living.arena import arena as play_arena
 from lowmem_spin.living.evaluate import evaluate
 from lowmem_spin.opening import Shared
+from lowmem_spin.play import run as play
+from lowmem_spin.play import sweep as play_sweep
 from lowmem_spin.played import of_run
 from lowmem_spin.report.page import write_all
 from lowmem_spin.report.reading import read
-from lowmem_spin.runner import run as play
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.sweep import Entry, Sweep
-from lowmem_spin.sweep import play as play_sweep
 
 QUESTIONS = [
     (81, "writing", ["upper: abc", "reverse: abc {answer}"]),

@@ -31,7 +31,7 @@ from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.living.chat import Voice, open_voices, talk
 from lowmem_spin.living.export import export
-from lowmem_spin.runner import run
+from lowmem_spin.play import run
 from lowmem_spin.store.store import Store
 
 GREEDY = Sampling(0.0, 1.0, None, 20, 0, {})

@@ -20,12 +20,12 @@ from scipy import stats
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.play import run
 from lowmem_spin.report.page import write_all
 from lowmem_spin.report.reading import read
 from lowmem_spin.report.results import Run, Sweep
 from lowmem_spin.report.statistics import Value, difference, over, quantile, within_noise
 from lowmem_spin.report.summary import sweep_table
-from lowmem_spin.runner import run
 
 HOSTILE = (
     "<script>alert(1)</script> $x_1$ \x1b[31m\x00 &amp; |\u202eevil\u202c | שלום\n"

@@ -13,12 +13,13 @@ from games import QUICKSTART, stored, tiny
 from rich.console import Console
 from test_games import exact, judged, pairwise_rates
 
-from lowmem_spin import gc, planning
+from lowmem_spin import gc, planning, play
 from lowmem_spin import sweep as sweeps
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.grid import Point, axes, points, sweep_folder
 from lowmem_spin.config.load import load
 from lowmem_spin.opening import Shared, open_game
+from lowmem_spin.results import show_sweep
 
 PAIRS, SAMPLES = 6, 4
 SMALL = [
@@ -50,9 +51,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Point], di
     before = planning.plan(asked, folder).record()
     base = load(path, overrides, "SPIN")
     sweep = sweeps.Sweep("zoo", sweep_folder(base), axes(path, None, None, []), [42], [sweeps.Entry(point) for point in asked])
-    sweeps.play(sweep, folder, quiet)
+    play.sweep(sweep, folder, quiet)
     assert {entry.point.name: entry.error for entry in sweep.entries if entry.status != "finished"} == {}
-    sweeps.show(sweep, quiet)
+    show_sweep(sweep, quiet)
     return folder, asked, before
 
 

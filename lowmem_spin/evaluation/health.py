@@ -181,3 +181,33 @@ def _exact_match(tables: Tables, stage: Evaluate, held: Held, greedy: Sampling) 
 def _by_category(match: Estimate, labels: Sequence[str | None]) -> dict[str, Estimate]:
     names = sorted({label for label in labels if label is not None})
     return {name: Estimate(match.values[np.array([label == name for label in labels])]) for name in names}
+
+
+ALARM = 0.05  # nats per completion between the generator's and the learner's log-probs: worth a look above this
+
+
+def summary_line(health: Health, training: dict[str, Any] | None) -> str:
+    """One line on one policy: how the last quarter of its training went (`training`: its manifest), and its drift.
+
+    The drift of the chosen and the rejected side is from the reference, in nats per completion; with a loss that has none
+    these are the log-probs themselves.
+    """
+    parts = []
+    if training is not None:
+        metrics = training["metrics"]
+        last = metrics[-max(1, len(metrics) // 4) :]
+
+        def late(name: str) -> float:
+            return sum(record[name] for record in last) / len(last)
+
+        parts.append(f"loss {late('loss'):.3f}")
+        if "rewards/margins" in last[0]:
+            scale = training["asked"]["loss"].get("beta", 1.0)
+            drift = [late(f"rewards/{side}") / scale for side in ("chosen", "rejected")]
+            parts.append(f"margin {late('rewards/margins'):+.2f}, chosen {drift[0]:+.2f}, rejected {drift[1]:+.2f}")
+    parts.append(f"held-out log-prob {health.chosen_logp.mean:.2f}")
+    parts.append(f"KL base {health.kl_to_base.mean:.2f} previous {health.kl_to_previous.mean:.2f}")
+    parts.append(f"length {health.length.mean:.1f}, truncated {health.truncated.mean:.1%}")
+    if health.engine_gap.mean > ALARM:
+        parts.append(f"generator and learner differ by {health.engine_gap.mean:.3f} nats on own samples")
+    return f"{health.name}: " + ", ".join(parts)

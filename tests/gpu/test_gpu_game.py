@@ -16,7 +16,7 @@ from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.memory import peak, read_shape, stages
 from lowmem_spin.engines.training.trainer import Pair
-from lowmem_spin.runner import run
+from lowmem_spin.play import run
 
 
 def test_the_quickstart_gets_better(where: Machine, tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""What a person sees when a run or a sweep is over: the table, the picture, and where everything is."""
+
+from lowmem_spin.common.display import Display
+from lowmem_spin.config.choices import in_words
+from lowmem_spin.evaluation.health import Health
+from lowmem_spin.opening import Game
+from lowmem_spin.report import table
+from lowmem_spin.runner import PICTURES
+from lowmem_spin.sweep import Sweep
+
+
+def show_run(game: Game, healths: list[Health], display: Display) -> None:
+    """The table, the picture, and where everything is."""
+    picture, page = (game.folder / name for name in PICTURES)
+    if not (picture.exists() and page.exists()):
+        from lowmem_spin.report.figures import draw
+        from lowmem_spin.report.page import write_page
+        from lowmem_spin.report.reading import read
+
+        g = game.recipe.game
+        title = f"{g.algorithm}, alpha {g.alpha}, history {g.history}, {in_words(g.loss.model_dump())}"
+        draw(healths, f"{game.folder.name}: {title}", picture)
+        write_page(read(game.folder))
+    display.console.print(table.results(healths))
+    display.say(f"picture  {picture}")
+    display.say(f"report   {page}")
+    last = sum(health.name.startswith("iterate ") for health in healths) - 1
+    display.say(f"adapters {game.folder / 'iterates'}/0..{last}")
+    display.say(f"numbers  {game.folder / 'metrics.jsonl'}")
+
+
+def show_sweep(sweep: Sweep, display: Display) -> None:
+    """The table, the report, and what is left to do."""
+    from lowmem_spin.report.page import write_all
+    from lowmem_spin.report.reading import read
+    from lowmem_spin.report.results import Sweep as Results
+    from lowmem_spin.report.summary import sweep_table
+
+    states = [entry.status for entry in sweep.entries]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in ("finished", "waiting", "failed") if state in states)
+    if "finished" in states:
+        with display.timed("report"):
+            results = read(sweep.folder)
+            written = write_all(results)
+        if isinstance(results, Results):
+            display.console.print(sweep_table(results))
+        display.say("report   " + ", ".join(str(path) for path in written if path.suffix in (".html", ".md")))
+        display.say(f"pictures {sweep.folder / 'report_*.png'}")
+    display.say(f"points   {counts}, in {sweep.folder / 'points'}")
