@@ -72,7 +72,7 @@ def sweep(
     from lowmem_spin.config.load import find
     from lowmem_spin.play import sweep as play
     from lowmem_spin.results import show_sweep
-    from lowmem_spin.sweep import Entry, Sweep
+    from lowmem_spin.runner.sweep import Entry, Sweep
 
     if max_hours is not None and not (math.isfinite(max_hours) and max_hours > 0):
         raise InputError(f"--max-hours {max_hours}: cannot be used; give the hours to play, for instance 11.5")
@@ -133,12 +133,12 @@ def plan(
 
     from rich.console import Console
 
-    from lowmem_spin import planning
     from lowmem_spin.common.display import Display
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find
     from lowmem_spin.engines.memory import read_shape
     from lowmem_spin.report import plan as tables
+    from lowmem_spin.runner.planning import plan as planning
 
     path = find(recipe)
     varied = points.axes(path, alpha, history, grid or [])

@@ -16,8 +16,8 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.evaluation import diversity
 from lowmem_spin.evaluation.tasks import Catalogue, Loaded, Task, check_installed
 from lowmem_spin.judging.asked import Judged
-from lowmem_spin.opening import Game
 from lowmem_spin.played import Played, of_game
+from lowmem_spin.runner.open import Game
 from lowmem_spin.store.rows import Prompt
 
 SUITES = ("leaderboard", *judging.SUITES, "health", "diversity")

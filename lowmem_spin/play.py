@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from lowmem_spin import evaluating
-from lowmem_spin import sweep as sweeps
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.evaluation.health import Health
-from lowmem_spin.opening import Shared, open_game
 from lowmem_spin.results import show_run, show_sweep
-from lowmem_spin.runner import Player
+from lowmem_spin.runner import sweep as sweeps
+from lowmem_spin.runner.health import Health
+from lowmem_spin.runner.open import Shared, open_game
+from lowmem_spin.runner.run import Player
 
 
 def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from lowmem_spin import runs
 from lowmem_spin.algorithm.game import sampling
 from lowmem_spin.algorithm.stages import Evaluate, Sampling
 from lowmem_spin.common.display import Display
@@ -18,10 +17,11 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.oracles.base import Oracle
 from lowmem_spin.engines.pool import Choices, Pool, Tenants, choose
-from lowmem_spin.evaluation.health import Held
 from lowmem_spin.evaluation.kept import keep
-from lowmem_spin.opening import Game, Shared, split
-from lowmem_spin.runs import Run
+from lowmem_spin.runner import run_folder as runs
+from lowmem_spin.runner.health import Held
+from lowmem_spin.runner.open import Game, Shared, split
+from lowmem_spin.runner.run_folder import Run
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store
 

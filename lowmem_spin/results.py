@@ -2,11 +2,11 @@
 
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.choices import in_words
-from lowmem_spin.evaluation.health import Health
-from lowmem_spin.opening import Game
 from lowmem_spin.report import table
-from lowmem_spin.runner import PICTURES
-from lowmem_spin.sweep import Sweep
+from lowmem_spin.runner.health import Health
+from lowmem_spin.runner.open import Game
+from lowmem_spin.runner.run import PICTURES
+from lowmem_spin.runner.sweep import Sweep
 
 
 def show_run(game: Game, healths: list[Health], display: Display) -> None:

@@ -19,8 +19,8 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.machine import Machine
-from lowmem_spin.opening import Game, Shared, open_game
-from lowmem_spin.runner import Player
+from lowmem_spin.runner.open import Game, Shared, open_game
+from lowmem_spin.runner.run import Player
 
 QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart"  # conftest.py is another file in tests/gpu
 CPU = Machine("cpu", "float32")

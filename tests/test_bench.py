@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from lowmem_spin import calibration, cli
+from lowmem_spin import cli
 from lowmem_spin.bench import Asked, Found, bench_in, checkpoint, rivals, table
 from lowmem_spin.bench.measure import Cost, Peak
-from lowmem_spin.calibration import Calibration, Record
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.memory import Shape, read_shape
+from lowmem_spin.runner.planning import calibration
+from lowmem_spin.runner.planning.calibration import Calibration, Record
 
 PROMPT, COMPLETION, PAIRS = 24, 10, 12
 KNOWN = {"gemma-2b": 2_506_172_416, "llama-8b": 8_030_261_248}  # of google/gemma-2b and meta-llama/Meta-Llama-3-8B

@@ -11,20 +11,22 @@ import pytest
 from games import opened, played, stored, tiny
 from rich.console import Console
 
-from lowmem_spin import planning, play, runs
-from lowmem_spin import sweep as sweeps
+from lowmem_spin import play
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.choices import StopWhen
 from lowmem_spin.config.grid import axes, points, sweep_folder
 from lowmem_spin.config.load import find, load
-from lowmem_spin.evaluation.brake import Stop, stop
-from lowmem_spin.evaluation.health import Estimate, Health
 from lowmem_spin.play import run
 from lowmem_spin.report.reading import read
 from lowmem_spin.report.results import Run
 from lowmem_spin.report.summary import verdict
 from lowmem_spin.results import show_sweep
-from lowmem_spin.runner import Player
+from lowmem_spin.runner import run_folder as runs
+from lowmem_spin.runner import sweep as sweeps
+from lowmem_spin.runner.early_stopping import Stop, stop
+from lowmem_spin.runner.health import Estimate, Health
+from lowmem_spin.runner.planning import plan as planning
+from lowmem_spin.runner.run import Player
 from lowmem_spin.store.store import Store
 
 

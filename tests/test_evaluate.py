@@ -20,7 +20,6 @@ from test_report import Page, cells, check_offline
 from test_run import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from lowmem_spin import gc, runs
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config import grid
@@ -31,7 +30,6 @@ from lowmem_spin.evaluation import diversity
 from lowmem_spin.evaluation.leaderboard import COLUMNS
 from lowmem_spin.evaluation.tasks import Catalogue
 from lowmem_spin.living.evaluate import evaluate
-from lowmem_spin.opening import Shared
 from lowmem_spin.play import run as play
 from lowmem_spin.play import sweep as play_sweep
 from lowmem_spin.played import of_run
@@ -39,7 +37,10 @@ from lowmem_spin.report.benchmarks import blocks
 from lowmem_spin.report.page import write_all
 from lowmem_spin.report.reading import read
 from lowmem_spin.report.results import Run
-from lowmem_spin.sweep import Entry, Sweep
+from lowmem_spin.runner import gc
+from lowmem_spin.runner import run_folder as runs
+from lowmem_spin.runner.open import Shared
+from lowmem_spin.runner.sweep import Entry, Sweep
 
 SWEEP = "game-sweep"
 NAMES = ("skills_choice", "skills_answer")

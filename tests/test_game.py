@@ -26,8 +26,8 @@ from lowmem_spin.algorithm.stages import (
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Evaluation, Recipe, WarmStart
-from lowmem_spin.counting import GAME_KINDS, Held, Work, needs
 from lowmem_spin.data.rows import draw
+from lowmem_spin.runner.planning.counting import GAME_KINDS, Held, Work, needs
 
 B, T0, T1, T2 = "b", "th0", "th1", "th2"
 THIRD, HALF = Fraction(1, 3), Fraction(1, 2)

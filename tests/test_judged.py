@@ -31,7 +31,6 @@ from test_report import Page, check_offline
 from test_run import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lowmem_spin import gc, runs
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
@@ -46,14 +45,16 @@ from lowmem_spin.evaluation import alpaca, arena, mtbench
 from lowmem_spin.judging.asked import Judged, filled, judge
 from lowmem_spin.living.arena import arena as play_arena
 from lowmem_spin.living.evaluate import evaluate
-from lowmem_spin.opening import Shared
 from lowmem_spin.play import run as play
 from lowmem_spin.play import sweep as play_sweep
 from lowmem_spin.played import of_run
 from lowmem_spin.report.page import write_all
 from lowmem_spin.report.reading import read
+from lowmem_spin.runner import gc
+from lowmem_spin.runner import run_folder as runs
+from lowmem_spin.runner.open import Shared
+from lowmem_spin.runner.sweep import Entry, Sweep
 from lowmem_spin.store.memo import Tables
-from lowmem_spin.sweep import Entry, Sweep
 
 QUESTIONS = [
     (81, "writing", ["upper: abc", "reverse: abc {answer}"]),

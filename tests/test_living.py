@@ -23,7 +23,6 @@ from safetensors.torch import load_file
 from test_run import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from lowmem_spin import runs
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.load import find, load
@@ -32,6 +31,7 @@ from lowmem_spin.engines.hf import HF
 from lowmem_spin.living.chat import Voice, open_voices, talk
 from lowmem_spin.living.export import export
 from lowmem_spin.play import run
+from lowmem_spin.runner import run_folder as runs
 from lowmem_spin.store.store import Store
 
 GREEDY = Sampling(0.0, 1.0, None, 20, 0, {})

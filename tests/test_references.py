@@ -22,9 +22,9 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.training.average import ema_adapter
-from lowmem_spin.opening import Shared, open_game
-from lowmem_spin.pairing import training_pairs
-from lowmem_spin.runner import step
+from lowmem_spin.runner.open import Shared, open_game
+from lowmem_spin.runner.pairs import training_pairs
+from lowmem_spin.runner.run import step
 
 INPUTS = Inputs("b", "data", {"engine": "hf", "dtype": "float32"}, {"engine": "hf", "dtype": "float32"})
 

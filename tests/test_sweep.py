@@ -23,7 +23,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.grid import axes, points
 from lowmem_spin.config.load import find
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.sweep import in_step, numbered
+from lowmem_spin.runner.sweep import in_step, numbered
 
 SMALL = ["game.pairs=128", "game.iterations=3", "data.resample=false", "evaluation.health_prompts=16"]
 SMALL += ["evaluation.compare_sft=false", "evaluation.metric=none", "evaluation.path=null", "generation.max_new_tokens=12"]

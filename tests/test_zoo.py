@@ -13,13 +13,15 @@ from games import QUICKSTART, stored, tiny
 from rich.console import Console
 from test_games import exact, judged, pairwise_rates
 
-from lowmem_spin import gc, planning, play
-from lowmem_spin import sweep as sweeps
+from lowmem_spin import play
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.grid import Point, axes, points, sweep_folder
 from lowmem_spin.config.load import load
-from lowmem_spin.opening import Shared, open_game
 from lowmem_spin.results import show_sweep
+from lowmem_spin.runner import gc
+from lowmem_spin.runner import sweep as sweeps
+from lowmem_spin.runner.open import Shared, open_game
+from lowmem_spin.runner.planning import plan as planning
 
 PAIRS, SAMPLES = 6, 4
 SMALL = [

@@ -9,19 +9,19 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from lowmem_spin import calibration
 from lowmem_spin.algorithm.stages import Evaluate
 from lowmem_spin.bench import checkpoint, rivals, table
 from lowmem_spin.bench.measure import Card, Cost, Stopwatch
-from lowmem_spin.calibration import Record
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import load
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.machine import Machine, machine
 from lowmem_spin.engines.memory import Shape, advice, peak, stages
-from lowmem_spin.opening import Game, Shared, open_game
-from lowmem_spin.runner import step
+from lowmem_spin.runner.open import Game, Shared, open_game
+from lowmem_spin.runner.planning import calibration
+from lowmem_spin.runner.planning.calibration import Record
+from lowmem_spin.runner.run import step
 
 SPARE = 20  # times as many rows as pairs: two iterations then share few prompts, and each computes nearly all of its rows
 BATCHES = {"gemma-2b": (64, 8, 4), "llama-8b": (32, 4, 1), "tiny": (64, 32, 8)}  # completions, scored rows, trained pairs

@@ -12,8 +12,8 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.registry import held_rank
 from lowmem_spin.engines.worker import Worker
-from lowmem_spin.opening import Game
-from lowmem_spin.pairing import training_pairs
+from lowmem_spin.runner.open import Game
+from lowmem_spin.runner.pairs import training_pairs
 
 REMEDY = "the benchmark goes on without it"
 

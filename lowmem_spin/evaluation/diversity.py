@@ -17,7 +17,7 @@ from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.evaluation.health import Estimate
+from lowmem_spin.runner.health import Estimate
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.rows import Answer, Prompt
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.evaluation.health import Estimate
+from lowmem_spin.runner.health import Estimate
 
 FILE = "benchmarks.jsonl"
 Record = dict[str, Any]

@@ -22,7 +22,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError, part
 from lowmem_spin.evaluation import given
-from lowmem_spin.evaluation.health import Estimate
+from lowmem_spin.runner.health import Estimate
 from lowmem_spin.store.rows import Answer
 
 VERSION = 1  # bumped by hand when the same answers would be judged otherwise

@@ -11,7 +11,7 @@ from lowmem_spin.engines.oracles.judge import Judge
 from lowmem_spin.evaluation import alpaca
 from lowmem_spin.judging.asked import Judged, as_prompt, file_name, plainly, reach, room_for, ungraded, user, write_json
 from lowmem_spin.played import Answering, Played
-from lowmem_spin.runs import note_used
+from lowmem_spin.runner.run_folder import note_used
 from lowmem_spin.store.rows import Answer, Compared, Prompt
 
 TEMPERATURE = 0.7  # of answers, as most of AlpacaEval's own entries of open models have it

@@ -11,7 +11,7 @@ from lowmem_spin.data.render import Renderer
 from lowmem_spin.evaluation import mtbench
 from lowmem_spin.judging.asked import Judged, as_prompt, file_name, plainly, reach, room_for, ungraded, user, write_lines
 from lowmem_spin.played import Answering, Played
-from lowmem_spin.runs import note_used
+from lowmem_spin.runner.run_folder import note_used
 from lowmem_spin.store.rows import Answer
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin import runs
 from lowmem_spin.algorithm.preferences import Question
 from lowmem_spin.algorithm.stages import judged_asked
 from lowmem_spin.common.display import Display
@@ -20,12 +19,13 @@ from lowmem_spin.engines.oracles.judge import Judge
 from lowmem_spin.evaluation import arena as statistics
 from lowmem_spin.evaluation import given
 from lowmem_spin.judging.asked import Judged
-from lowmem_spin.opening import Shared
 from lowmem_spin.played import Answering, Played, of_run
 from lowmem_spin.report.arena import FILE, grids
 from lowmem_spin.report.page import write_page
 from lowmem_spin.report.reading import read
-from lowmem_spin.runs import note_used
+from lowmem_spin.runner import run_folder as runs
+from lowmem_spin.runner.open import Shared
+from lowmem_spin.runner.run_folder import note_used
 from lowmem_spin.store.rows import Compared, Prompt, fingerprint
 
 Asked = list[tuple[Prompt, list[Message], str]]

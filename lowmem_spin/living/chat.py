@@ -22,7 +22,7 @@ from lowmem_spin.data.formats import Message
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.hf import HF, RowNoise
-from lowmem_spin.runs import Policy, Run, here
+from lowmem_spin.runner.run_folder import Policy, Run, here
 
 WIDE = 100  # columns of a terminal in which two answers stand side by side
 Show = Callable[[str], object]

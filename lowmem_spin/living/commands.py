@@ -123,8 +123,8 @@ def chat(
     """Talk to an iterate, or to two side by side. Reads lines from a pipe too; /reset forgets, /quit ends."""
     from rich.console import Console
 
-    from lowmem_spin import runs
     from lowmem_spin.common.display import Display
+    from lowmem_spin.runner import run_folder as runs
 
     display = Display(Console(stderr=True))
     game = runs.read(run)
@@ -151,9 +151,9 @@ def export(
     """Write an iterate to a folder that PEFT loads, or merged into one that transformers and vLLM load."""
     from rich.console import Console
 
-    from lowmem_spin import runs
     from lowmem_spin.common.display import Display
     from lowmem_spin.common.errors import InputError
+    from lowmem_spin.runner import run_folder as runs
 
     if dtype is not None and not merge:
         raise InputError(f"--dtype {dtype.value}: an adapter keeps its own; add --merge, or leave it out")
@@ -179,9 +179,9 @@ def serve(
     """Serve the base and every iterate with vLLM, each under its own model name, as an OpenAI-compatible API."""
     from rich.console import Console
 
-    from lowmem_spin import runs
     from lowmem_spin.common.display import Display
     from lowmem_spin.living import serve as server
+    from lowmem_spin.runner import run_folder as runs
 
     display = Display(Console(stderr=True))
     game = runs.read(run)

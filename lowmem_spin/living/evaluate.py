@@ -3,13 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lowmem_spin import evaluating, runs
+from lowmem_spin import evaluating
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.evaluating import FREE, SUITES, Asked
 from lowmem_spin.evaluation.kept import FILE
 from lowmem_spin.judging.asked import filled
-from lowmem_spin.opening import Shared
 from lowmem_spin.played import of_run
 from lowmem_spin.report import benchmarks
 from lowmem_spin.report.page import write_page
@@ -17,6 +16,8 @@ from lowmem_spin.report.reading import benchmarks as stored
 from lowmem_spin.report.reading import read
 from lowmem_spin.report.results import Run, Sweep
 from lowmem_spin.report.summary import NAMES, Grid, run_grid, sweep_table
+from lowmem_spin.runner import run_folder as runs
+from lowmem_spin.runner.open import Shared
 
 PAGE = "report.html"
 

@@ -11,7 +11,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import write_json
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
-from lowmem_spin.runs import Policy, Run, here
+from lowmem_spin.runner.run_folder import Policy, Run, here
 
 
 def _check(policy: Policy, to: Path, merged: bool) -> None:

@@ -9,14 +9,14 @@ from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
-from lowmem_spin import runs
 from lowmem_spin.algorithm.game import sampling
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import write_json
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.dequantized import unpacked
 from lowmem_spin.engines.registry import held_rank
-from lowmem_spin.runs import Run
+from lowmem_spin.runner import run_folder as runs
+from lowmem_spin.runner.run_folder import Run
 from lowmem_spin.store.store import Store
 
 SLOTS = 4  # adapters in one batch on a GPU

@@ -7,9 +7,9 @@ from rich.table import Table
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.counting import GAME_KINDS
 from lowmem_spin.engines.memory import CARDS, CONTEXT, FRAGMENTATION, Shape, advice, peak, served, stages, tenancy
-from lowmem_spin.planning import Line, Plan
+from lowmem_spin.runner.planning.counting import GAME_KINDS
+from lowmem_spin.runner.planning.plan import Line, Plan
 
 RAM = 12.7e9  # bytes free on the smallest host that has such cards, a free Colab
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from lowmem_spin.evaluation.health import Estimate, Health
 from lowmem_spin.report.statistics import Z
+from lowmem_spin.runner.health import Estimate, Health
 
 
 def results(healths: Sequence[Health]) -> Table:

@@ -6,9 +6,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from lowmem_spin import gc
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, printable
+from lowmem_spin.runner import gc
 from lowmem_spin.store.store import Store
 
 LONGEST = 40  # rows of the table; the rest is one line

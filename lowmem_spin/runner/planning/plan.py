@@ -14,18 +14,18 @@ import pyarrow as pa
 
 from lowmem_spin.algorithm.game import play, sampling
 from lowmem_spin.algorithm.stages import Amortise, Average, Draw, Stage, Train
-from lowmem_spin.calibration import load as load_calibration
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import read_parquet
 from lowmem_spin.config.grid import Point
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.counting import GAME_KINDS, Held, Need, Places, Unit, Work, needs
 from lowmem_spin.data.rows import Rows, take
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.pool import Choices, choose
-from lowmem_spin.estimating import Clock, Ids, Lengths, Stored
-from lowmem_spin.opening import Found, Shared, find
+from lowmem_spin.runner.open import Found, Shared, find
+from lowmem_spin.runner.planning.calibration import load as load_calibration
+from lowmem_spin.runner.planning.counting import GAME_KINDS, Held, Need, Places, Unit, Work, needs
+from lowmem_spin.runner.planning.estimates import Clock, Ids, Lengths, Stored
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lowmem_spin.data.sources import Source, Sources, base_key
 from lowmem_spin.engines.open_oracle import choose as choose_oracle
 from lowmem_spin.engines.oracles.base import Oracle
 from lowmem_spin.engines.pool import Choices, Pool, Tenants, choose
-from lowmem_spin.evaluation.health import Held
+from lowmem_spin.runner.health import Held
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store, Table
 

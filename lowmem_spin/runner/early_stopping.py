@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lowmem_spin.config.choices import StopWhen
-from lowmem_spin.evaluation.health import Health
+from lowmem_spin.runner.health import Health
 
 
 @dataclass(frozen=True)

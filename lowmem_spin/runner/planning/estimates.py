@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lowmem_spin.calibration import Calibration, Kind, device_name
 from lowmem_spin.common.files import read_parquet
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.counting import SAMPLE, Places, Unit
 from lowmem_spin.data.rows import Rows
 from lowmem_spin.engines.memory import peak, read_shape, served, stages
-from lowmem_spin.opening import Found
+from lowmem_spin.runner.open import Found
+from lowmem_spin.runner.planning.calibration import Calibration, Kind, device_name
+from lowmem_spin.runner.planning.counting import SAMPLE, Places, Unit
 
 
 @dataclass

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lowmem_spin import runs
 from lowmem_spin.algorithm.game import play, sampling
 from lowmem_spin.algorithm.stages import (
     Amortise,
@@ -22,7 +21,8 @@ from lowmem_spin.algorithm.stages import (
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.engines.dequantized import weights_key
-from lowmem_spin.runs import Run
+from lowmem_spin.runner import run_folder as runs
+from lowmem_spin.runner.run_folder import Run
 from lowmem_spin.store.store import Store
 
 KINDS = ("adapters", "completions", "mixtures", "judgements", "logps", "data", "weights", "work", "results")

@@ -9,12 +9,12 @@ from lowmem_spin.algorithm.game import sampling
 from lowmem_spin.algorithm.stages import Amortise, Average, Evaluate, Generate, Judge, Score, Stage, Train, is_yardstick
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.keys import digest
-from lowmem_spin.evaluation.brake import Stop, stop
-from lowmem_spin.evaluation.health import Health, evaluate, sample, summary_line
-from lowmem_spin.opening import Game
-from lowmem_spin.pairing import answers, judged, sampled, score, training_pairs
-from lowmem_spin.records import add_seconds, link_iterate, note_stop, write_record
-from lowmem_spin.trackers import Tracker
+from lowmem_spin.runner.early_stopping import Stop, stop
+from lowmem_spin.runner.health import Health, evaluate, sample, summary_line
+from lowmem_spin.runner.open import Game
+from lowmem_spin.runner.pairs import answers, judged, sampled, score, training_pairs
+from lowmem_spin.runner.record import add_seconds, link_iterate, note_stop, write_record
+from lowmem_spin.runner.trackers import Tracker
 
 PICTURES = ("iterates.png", "report.html")
 

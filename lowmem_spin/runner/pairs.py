@@ -13,7 +13,7 @@ from lowmem_spin.algorithm.samplers.mixture import record
 from lowmem_spin.algorithm.stages import Contest, Given, Lesson, Pairs, Score, Train
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
-from lowmem_spin.opening import Game
+from lowmem_spin.runner.open import Game
 from lowmem_spin.store.rows import Answer, Compared, Prompt, Scored
 
 

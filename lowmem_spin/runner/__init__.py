@@ -1,0 +1,1 @@
+"""How a game, a sweep or a plan is carried out."""

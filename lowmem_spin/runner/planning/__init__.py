@@ -1,0 +1,1 @@
+"""What a recipe or a sweep will compute, before anything does."""
