@@ -1,5 +1,8 @@
 """What a person sees when a run or a sweep is over: the table, the picture, and where everything is."""
 
+from pathlib import Path
+from typing import Any
+
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.choices import in_words
 from lowmem_spin.report import table
@@ -47,3 +50,19 @@ def show_sweep(sweep: Sweep, display: Display) -> None:
         display.say("report   " + ", ".join(str(path) for path in written if path.suffix in (".html", ".md")))
         display.say(f"pictures {sweep.folder / 'report_*.png'}")
     display.say(f"points   {counts}, in {sweep.folder / 'points'}")
+
+
+def show_arena(folder: Path, record: dict[str, Any], display: Display) -> None:
+    """Strengths and wins, and where everything is."""
+    from lowmem_spin.evaluation.arena import FILE
+    from lowmem_spin.report.arena import grids
+    from lowmem_spin.report.page import write_page
+    from lowmem_spin.report.reading import read
+
+    with display.timed("report"):
+        for grid, title in grids(record):
+            display.console.print(grid.table(title))
+        if (folder / "metrics.jsonl").is_file():  # else the game is not played to its end, and has no report yet
+            display.say(f"report   {write_page(read(folder))}")
+    display.say(f"numbers  {folder / FILE}")
+    display.say(display.time_line())

@@ -25,14 +25,14 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.config import grid
 from lowmem_spin.config.load import find
 from lowmem_spin.data.sources import Source
-from lowmem_spin.evaluating import Asked, benchmark
 from lowmem_spin.evaluation import diversity
+from lowmem_spin.evaluation.harness_tasks import Catalogue
 from lowmem_spin.evaluation.leaderboard import COLUMNS
-from lowmem_spin.evaluation.tasks import Catalogue
+from lowmem_spin.evaluation.suites import Asked, benchmark
+from lowmem_spin.evaluation.target import of_run
 from lowmem_spin.living.evaluate import evaluate
 from lowmem_spin.play import run as play
 from lowmem_spin.play import sweep as play_sweep
-from lowmem_spin.played import of_run
 from lowmem_spin.report.benchmarks import blocks
 from lowmem_spin.report.page import write_all
 from lowmem_spin.report.reading import read

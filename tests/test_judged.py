@@ -40,14 +40,15 @@ from lowmem_spin.config.load import find, load
 from lowmem_spin.engines.oracles.endpoint import Endpoint
 from lowmem_spin.engines.oracles.judge import Judge
 from lowmem_spin.engines.pool import Pool, Tenants
-from lowmem_spin.evaluating import Asked, benchmark, of_recipe
-from lowmem_spin.evaluation import alpaca, arena, mtbench
-from lowmem_spin.judging.asked import Judged, filled, judge
-from lowmem_spin.living.arena import arena as play_arena
+from lowmem_spin.evaluation import bradley_terry as arena
+from lowmem_spin.evaluation.arena import arena as play_arena
+from lowmem_spin.evaluation.judged import alpaca, mtbench
+from lowmem_spin.evaluation.judged.shared import Judged, filled, judge
+from lowmem_spin.evaluation.suites import Asked, benchmark, of_recipe
+from lowmem_spin.evaluation.target import of_run
 from lowmem_spin.living.evaluate import evaluate
 from lowmem_spin.play import run as play
 from lowmem_spin.play import sweep as play_sweep
-from lowmem_spin.played import of_run
 from lowmem_spin.report.page import write_all
 from lowmem_spin.report.reading import read
 from lowmem_spin.runner import gc

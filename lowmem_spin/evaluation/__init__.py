@@ -1,1 +1,1 @@
-"""How good and how healthy each policy of a game is."""
+"""How good a policy is that exists: suites of benchmarks, judges, the arena."""

@@ -1,68 +1,155 @@
-"""Policies against each other: win-rates, Bradley-Terry strengths, and how far both can be trusted."""
+"""All policies of a run against each other on the same prompts, every two answers judged in both orders."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-DRAWS = 2000  # bootstrap samples of the prompts
-POINTS = 400 / np.log(10)  # of a chess rating per nat of log-odds: 400 points are odds of ten to one
-STEPS, CLOSE = 50, 1e-10  # of Newton's method: at most so many, and when its step is too small to matter
+from lowmem_spin.algorithm.preferences import Question
+from lowmem_spin.algorithm.stages import judged_asked
+from lowmem_spin.common.display import Display
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import write_json
+from lowmem_spin.common.keys import digest
+from lowmem_spin.data.formats import Message
+from lowmem_spin.data.sources import Sources
+from lowmem_spin.engines.open_oracle import choose
+from lowmem_spin.engines.oracles.base import Oracle
+from lowmem_spin.engines.oracles.judge import Judge
+from lowmem_spin.evaluation import bradley_terry as statistics
+from lowmem_spin.evaluation import json_rows as given
+from lowmem_spin.evaluation.judged.shared import Judged
+from lowmem_spin.evaluation.target import Answering, Played, of_run
+from lowmem_spin.runner import run_folder as runs
+from lowmem_spin.runner.open import Shared
+from lowmem_spin.runner.run_folder import note_used
+from lowmem_spin.store.rows import Compared, Prompt, fingerprint
+
+Asked = list[tuple[Prompt, list[Message], str]]
+"""Each prompt as the policies and as the judge see it, and the data's answer if there is one."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """What N prompts say of K policies.
-
-    Attributes:
-        names: of the policies, the first of which has strength 0.
-        wins: (K, K), how often the row's policy is preferred to the column's; 1/2 on the diagonal.
-        errors: (K, K), its standard error over prompts.
-        strengths: (K,), in points.
-        low, high: (K,), the 95% interval of each strength over the bootstrap's prompts.
-    """
-
-    names: list[str]
-    wins: np.ndarray
-    errors: np.ndarray
-    strengths: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    prompts: int
-
-
-def table(names: Sequence[str], preferences: np.ndarray, seed: int) -> Table:
-    """All numbers from the preferences (N, K, K) of an oracle, P[n, i, j] = P(i's answer to prompt n beats j's)."""
-    count = len(preferences)
-    mean = preferences.mean(0)
-    spread = preferences.std(0, ddof=1) / count**0.5 if count > 1 else np.full(mean.shape, np.nan)
-    drawn = np.random.default_rng(seed).integers(0, count, (DRAWS, count))
-    weights = np.stack([np.bincount(row, minlength=count) for row in drawn])  # (draws, prompts)
-    again = np.einsum("dn,nij->dij", weights, preferences) / count
-    low, high = np.quantile(strengths(again, count), [0.025, 0.975], axis=0)
-    return Table(list(names), mean, spread, strengths(mean, count), low, high, count)
-
-
-def strengths(wins: np.ndarray, prompts: int) -> np.ndarray:
-    """Bradley-Terry strengths (..., K) in points, the first policy's 0: the likeliest ones, by Newton's method.
-
-    Each pair of policies has one tie more than was seen, without which one that never loses would be infinitely strong.
+def arena(folder: Path, prompts: Path | None, limit: int, judged: Judged, display: Display) -> dict[str, Any]:
+    """Let the base and all trained iterates answer, have them judged, and count who wins how often.
 
     Args:
-        wins: (..., K, K), the share of `prompts` that the row's policy wins against the column's; a tie is half a win.
-        prompts: how many were judged for each pair.
+        folder: of the run.
+        prompts: a JSONL file; None takes held-out rows, which the game itself has had answered.
+        limit: of how many prompts.
+        judged: the judge; without one, the recipe's oracle.
+        display: what a person sees.
+
+    Returns:
+        What `arena.json` in the folder has.
+
+    Raises:
+        InputError: one line on what is missing.
     """
-    others = 1 - np.eye(wins.shape[-1])
-    games, won = (prompts + 1) * others, (wins * prompts + 0.5) * others
-    nats = np.zeros(wins.shape[:-1])
-    for _ in range(STEPS):
-        expected = 1 / (1 + np.exp(nats[..., None, :] - nats[..., :, None]))
-        slope = (won - games * expected).sum(-1)
-        bend = games * expected * (1 - expected)
-        curve = bend.sum(-1)[..., None] * np.eye(wins.shape[-1]) - bend
-        step = np.zeros(nats.shape)
-        step[..., 1:] = np.linalg.solve(curve[..., 1:, 1:], slope[..., 1:, None])[..., 0]
-        nats += step
-        if np.abs(step).max() < CLOSE:
-            break
-    return nats * POINTS
+    run, shared = runs.read(folder), Shared()
+    try:
+        game = of_run(run, "all", shared, display)
+        if len(game.wanted) < 2:
+            raise InputError(f"run {str(folder)!r}: has no iterate yet to put against the base; play it first")
+        oracle = _oracle(game, run, judged, display)
+        asked, room = _asked(game, prompts, limit, display)
+        if isinstance(oracle, Judge):
+            oracle.endpoint.reach()
+        record = _play(game, game.answering(room, oracle), asked, oracle, display)
+    finally:
+        shared.engines.close()
+    record["from"] = "held-out rows" if prompts is None else prompts.name
+    write_json(folder / FILE, record)
+    return record
+
+
+def _oracle(game: Played, run: runs.Run, judged: Judged, display: Display) -> Oracle:
+    if judged.judge is not None:
+        return judged.oracle(game, judged.judge, display)
+    sources = Sources(run.folder, game.store.root / "sources.json")
+    own = choose(run.recipe.game.oracle, sources, game.where, judged.cache(game), lambda line: display.say(line, "yellow"))
+    if own is None:
+        raise InputError(
+            f"--judge-model: who judges? the recipe of {str(run.folder)!r} has no game.oracle; add --judge-base-url and "
+            "--judge-model"
+        )
+    return own
+
+
+def _asked(game: Played, prompts: Path | None, limit: int, display: Display) -> tuple[Asked, tuple[int, int] | None]:
+    """What is asked, and the room that it needs if it is not of the recipe's own data."""
+    if prompts is None:
+        held = game.answering().held
+        places = held.health[:limit]
+        rows = held.rows
+        return [(Prompt(rows.ids[p], rows.prompt(p)), rows.messages(p), rows.completions[p]) for p in places], None
+    lines = given.rows(prompts, "--prompts", f"no file {str(prompts)!r}; leave the option out to take held-out rows")
+    conversations = [_conversation(line, prompts) for line in lines[:limit]]
+    if not conversations:
+        raise InputError(f"--prompts: {str(prompts)!r} has no prompt")
+    with display.start_up("loading the tokenizer"):
+        renderer = game.renderer()
+    rendered = [renderer.prompt(conversation) for conversation in conversations]
+    asked: Asked = [
+        (Prompt(fingerprint(tokens), tokens), conversation, "")
+        for tokens, conversation in zip(rendered, conversations, strict=True)
+    ]
+    return asked, (max(map(len, rendered)), game.recipe.generation.max_new_tokens)
+
+
+def _conversation(line: Any, path: Path) -> list[Message]:
+    """What a line asks: the text of `prompt` or `instruction`, or `messages` up to the last that is not an answer."""
+    known = line if isinstance(line, dict) else {}
+    text = next((known[name] for name in ("prompt", "instruction") if isinstance(known.get(name), str)), None)
+    if text is not None:
+        return [{"role": "user", "content": text}]
+    messages = known.get("messages")
+    if not isinstance(messages, list) or not all(map(_is_message, messages)):
+        raise InputError(f"--prompts: a line of {str(path)!r} has neither a prompt nor messages with a role and a text each")
+    while messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages:
+        raise InputError(f"--prompts: a line of {str(path)!r} asks nothing")
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+
+
+def _play(game: Played, answering: Answering, asked: Asked, oracle: Oracle, display: Display) -> dict[str, Any]:
+    prompts, names = [prompt for prompt, _, _ in asked], game.wanted
+    policies = [game.policies[name] for name in names]
+    judge = oracle.identity()
+    shown, how = str(judge.get("model", judge["oracle"])), "in both orders by" if isinstance(oracle, Judge) else "by"
+    pairs = len(names) * (len(names) - 1) // 2 * len(prompts)
+    display.say(f"{len(names)} policies, {len(prompts)} prompts, {pairs:,} pairs, each judged {how} {shown}")
+    tables, sampling = answering.tables, answering.sampling
+    own = [digest(sampling.asked(policy)) for policy in policies]
+    named = judged_asked([f"{table}/0" for table in own], judge)
+    note_used(game.folder, "completions", own)
+    note_used(game.folder, "judgements", [digest(named)])
+    answers = tables.answers([(policy, prompts) for policy in policies], sampling, f"{len(names)} policies")
+    rows = []
+    for place, (prompt, messages, reference) in enumerate(asked):
+        mine = [of_policy[place] for of_policy in answers]
+        question = Question(messages, [answer.text for answer in mine], reference)
+        rows.append(Compared(prompt.id, question, [answer.tokens for answer in mine]))
+    preferences = np.stack(tables.preferences(named, rows, f"{len(names)} policies by {shown}"))
+    found = statistics.table(names, preferences, game.recipe.seed)
+    failed = {}
+    if isinstance(oracle, Judge):
+        undecided, orders = oracle.failures([row.question for row in rows])
+        failed = {"failed": undecided + oracle.silent, "orders": orders}
+    numbers = {name: _known(getattr(found, name)) for name in ("wins", "errors", "strengths", "low", "high")}
+    about = {"judge": shown, "how": how, "names": names, "policies": policies, "prompts": len(prompts)}
+    return {**about, **numbers, **failed}
+
+
+def _known(numbers: np.ndarray) -> Any:
+    """As lists, null where there is no number: JSON has no NaN."""
+    found = numbers.astype(object)
+    found[np.isnan(numbers)] = None
+    return found.tolist()
+
+
+FILE = "arena.json"

@@ -25,7 +25,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.loading import load_tokenizer
 from lowmem_spin.engines.peft_learner import SlotLearner
-from lowmem_spin.evaluation.tasks import Loaded, samples_hash, seed
+from lowmem_spin.evaluation.harness_tasks import Loaded, samples_hash, seed
 
 HFLM: Any = huggingface.HFLM  # its decorators hide its type
 harness_evaluate: Any = evaluator.evaluate

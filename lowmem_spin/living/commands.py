@@ -67,8 +67,8 @@ def evaluate(
     from rich.console import Console
 
     from lowmem_spin.common.display import Display
-    from lowmem_spin.evaluating import Asked
-    from lowmem_spin.judging.asked import Judged, judge
+    from lowmem_spin.evaluation.judged.shared import Judged, judge
+    from lowmem_spin.evaluation.suites import Asked
     from lowmem_spin.living.evaluate import evaluate as measure
 
     display = Display(Console())
@@ -100,14 +100,16 @@ def arena(
     from rich.console import Console
 
     from lowmem_spin.common.display import Display
-    from lowmem_spin.judging.asked import Judged, judge
-    from lowmem_spin.living.arena import arena as play
+    from lowmem_spin.evaluation.arena import arena as play
+    from lowmem_spin.evaluation.judged.shared import Judged, judge
+    from lowmem_spin.results import show_arena
 
     display = Display(Console())
     signal.signal(signal.SIGINT, display.interrupt)
     judged = Judged(judge(judge_base_url, judge_model, judge_api_key_env, judge_concurrency, judge_max_tokens))
     try:
-        play(run, prompts, limit, judged, display)
+        record = play(run, prompts, limit, judged, display)
+        show_arena(run, record, display)
     except KeyboardInterrupt:
         display.say("interrupted; what is judged is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None

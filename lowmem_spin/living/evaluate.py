@@ -3,13 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lowmem_spin import evaluating
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.evaluating import FREE, SUITES, Asked
-from lowmem_spin.evaluation.kept import FILE
-from lowmem_spin.judging.asked import filled
-from lowmem_spin.played import of_run
+from lowmem_spin.evaluation import suites as evaluating
+from lowmem_spin.evaluation.benchmark_records import FILE
+from lowmem_spin.evaluation.judged.shared import filled
+from lowmem_spin.evaluation.suites import FREE, SUITES, Asked
+from lowmem_spin.evaluation.target import of_run
 from lowmem_spin.report import benchmarks
 from lowmem_spin.report.page import write_page
 from lowmem_spin.report.reading import benchmarks as stored

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.evaluation.arena import FILE
 from lowmem_spin.report.plots import Panel, figure
 from lowmem_spin.report.summary import Grid
-
-FILE = "arena.json"
 
 
 def read(folder: Path, keys: dict[str, str]) -> dict[str, Any] | None:

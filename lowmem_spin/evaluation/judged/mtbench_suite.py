@@ -8,9 +8,19 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.keys import digest
 from lowmem_spin.data.formats import Message
 from lowmem_spin.data.render import Renderer
-from lowmem_spin.evaluation import mtbench
-from lowmem_spin.judging.asked import Judged, as_prompt, file_name, plainly, reach, room_for, ungraded, user, write_lines
-from lowmem_spin.played import Answering, Played
+from lowmem_spin.evaluation.judged import mtbench
+from lowmem_spin.evaluation.judged.shared import (
+    Judged,
+    as_prompt,
+    file_name,
+    plainly,
+    reach,
+    room_for,
+    ungraded,
+    user,
+    write_lines,
+)
+from lowmem_spin.evaluation.target import Answering, Played
 from lowmem_spin.runner.run_folder import note_used
 from lowmem_spin.store.rows import Answer
 

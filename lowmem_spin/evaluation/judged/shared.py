@@ -16,7 +16,7 @@ from lowmem_spin.engines.memory import read_config
 from lowmem_spin.engines.open_oracle import settings
 from lowmem_spin.engines.oracles.endpoint import Endpoint
 from lowmem_spin.engines.oracles.judge import Judge
-from lowmem_spin.played import Played
+from lowmem_spin.evaluation.target import Played
 from lowmem_spin.store.rows import Prompt, fingerprint
 
 Asks = Callable[[str], dict[str, Any]]

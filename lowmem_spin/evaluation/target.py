@@ -17,7 +17,7 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.oracles.base import Oracle
 from lowmem_spin.engines.pool import Choices, Pool, Tenants, choose
-from lowmem_spin.evaluation.kept import keep
+from lowmem_spin.evaluation.benchmark_records import keep
 from lowmem_spin.runner import run_folder as runs
 from lowmem_spin.runner.health import Held
 from lowmem_spin.runner.open import Game, Shared, split

@@ -15,7 +15,7 @@ import numpy as np
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.evaluation import given
+from lowmem_spin.evaluation import json_rows as given
 from lowmem_spin.runner.health import Estimate
 
 VERSION = 1  # bumped by hand when the same answers would be compared otherwise

@@ -21,7 +21,7 @@ import numpy as np
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError, part
-from lowmem_spin.evaluation import given
+from lowmem_spin.evaluation import json_rows as given
 from lowmem_spin.runner.health import Estimate
 from lowmem_spin.store.rows import Answer
 

@@ -10,18 +10,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin import judging
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.engines.oracles.endpoint import check_key
 from lowmem_spin.evaluation import diversity
-from lowmem_spin.evaluation.tasks import Catalogue, Loaded, Task, check_installed
-from lowmem_spin.judging.asked import Judged
-from lowmem_spin.played import Played, of_game
+from lowmem_spin.evaluation.harness_tasks import Catalogue, Loaded, Task, check_installed
+from lowmem_spin.evaluation.judged import alpaca as instructions
+from lowmem_spin.evaluation.judged import alpaca_suite as alpaca
+from lowmem_spin.evaluation.judged import mtbench as questions
+from lowmem_spin.evaluation.judged import mtbench_suite as mtbench
+from lowmem_spin.evaluation.judged.shared import Judged
+from lowmem_spin.evaluation.target import Played, of_game
 from lowmem_spin.runner.open import Game
 from lowmem_spin.store.rows import Prompt
 
-SUITES = ("leaderboard", *judging.SUITES, "health", "diversity")
-JUDGED = frozenset({"judge", *judging.SUITES})  # what a recipe says of judging
+JUDGED_SUITES = ("mtbench", "alpaca")
+SUITES = ("leaderboard", *JUDGED_SUITES, "health", "diversity")
+JUDGED = frozenset({"judge", *JUDGED_SUITES})  # what a recipe says of judging
 FREE = ("health", "diversity")  # suites that need nothing but the game's own rows
 
 
@@ -75,9 +80,9 @@ def check(game: Game) -> dict[str, Path]:
     if asked.harness:
         check_installed(asked.option)
     _check_names(tuple(asked.tasks), asked.option)
-    for suite in judging.SUITES:
+    for suite in JUDGED_SUITES:
         if suite in asked.suites:
-            judging.check(suite, asked.judged, game.store.root)
+            check_judged(suite, asked.judged, game.store.root)
     files = {"mtbench": asked.judged.mtbench, "alpaca": asked.judged.alpaca}
     return {field: path for field, path in files.items() if path is not None}
 
@@ -105,10 +110,10 @@ def benchmark(games: Sequence[Played], asked: Asked, display: Display) -> None:
     if "diversity" in asked.suites:
         for game in games:
             _diversity(game, asked.limit or diversity.PROMPTS, display)
-    for suite in judging.SUITES:
+    for suite in JUDGED_SUITES:
         if suite in asked.suites:
             for game in games:
-                judging.measure(suite, game, asked.judged, asked.limit, display)
+                measure_judged(suite, game, asked.judged, asked.limit, display)
     if not asked.harness:
         return
     check_installed("--suite leaderboard" if "leaderboard" in asked.suites else asked.option)
@@ -168,3 +173,21 @@ class _Harness:
                 game.pool.close()
             self._bench, self._signature = harness.Bench(tenants.learner(), game.model, self.display), signature  # type: ignore[arg-type]
         return harness.measure(self._bench, game.adapter(name), self._loaded, limit, name)
+
+
+def check_judged(suite: str, asked: Judged, store: Path) -> None:
+    """Refuse before a game is played what could not be asked after it."""
+    option = asked.option(suite)
+    if suite == "mtbench":
+        questions.read(asked.mtbench or store / "mtbench", None, option)
+    else:
+        instructions.read(asked.alpaca, None, option)
+        if asked.alpaca is None and asked.judge is not None:
+            instructions.check_length_control(option)
+    if asked.judge is not None and asked.judge.api_key_env is not None:
+        check_key(asked.option("judge"), asked.judge.api_key_env)
+
+
+def measure_judged(suite: str, game: Played, asked: Judged, limit: int | None, display: Display) -> None:
+    """One suite on the wanted policies of a game."""
+    {"mtbench": mtbench, "alpaca": alpaca}[suite].measure(game, asked, limit, display)
