@@ -24,10 +24,10 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from lowmem_spin.cli.play import run
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.load import find, load
 from lowmem_spin.engines import hf  # noqa: F401 - imported here so that no child has to
-from lowmem_spin.play import run
 
 SHORT = [
     "game.pairs=64",

@@ -11,10 +11,10 @@ from games import open_hf, save_slot, shake_slot
 from rich.console import Console
 from test_run import start
 
+from lowmem_spin.cli.play import run
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.play import run
 
 GOOD = {"prompt": "sort: cab", "completion": "abc"}
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from lowmem_spin import cli
-from lowmem_spin.bench import Asked, Found, bench_in, checkpoint, rivals, table
-from lowmem_spin.bench.measure import Cost, Peak
+from lowmem_spin.cli import main as cli
+from lowmem_spin.cli.bench import checkpoint, rivals, table
+from lowmem_spin.cli.bench.bench import Asked, Found, bench_in
+from lowmem_spin.cli.bench.measure import Cost, Peak
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine

@@ -11,16 +11,16 @@ import pytest
 from games import opened, played, stored, tiny
 from rich.console import Console
 
-from lowmem_spin import play
+from lowmem_spin.cli import play
+from lowmem_spin.cli.play import run
+from lowmem_spin.cli.results import show_sweep
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.choices import StopWhen
 from lowmem_spin.config.grid import axes, points, sweep_folder
 from lowmem_spin.config.load import find, load
-from lowmem_spin.play import run
-from lowmem_spin.report.reading import read
+from lowmem_spin.report.load import read
 from lowmem_spin.report.results import Run
 from lowmem_spin.report.summary import verdict
-from lowmem_spin.results import show_sweep
 from lowmem_spin.runner import run_folder as runs
 from lowmem_spin.runner import sweep as sweeps
 from lowmem_spin.runner.early_stopping import Stop, stop

@@ -108,7 +108,7 @@ def test_a_config_without_sizes_is_named() -> None:
 
 def test_the_plan_is_printed_without_torch(quickstart: Path) -> None:
     call = "app(['plan', 'quickstart'], standalone_mode=False)"
-    script = f"import sys; from lowmem_spin.cli import app; {call}; print('torch' in sys.modules)"
+    script = f"import sys; from lowmem_spin.cli.main import app; {call}; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "24 GB       fits" in result.stdout
     assert result.stdout.splitlines()[-1] == "False"

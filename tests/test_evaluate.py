@@ -20,6 +20,9 @@ from test_report import Page, cells, check_offline
 from test_run import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from lowmem_spin.cli.evaluate import evaluate
+from lowmem_spin.cli.play import run as play
+from lowmem_spin.cli.play import sweep as play_sweep
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config import grid
@@ -30,12 +33,9 @@ from lowmem_spin.evaluation.harness_tasks import Catalogue
 from lowmem_spin.evaluation.leaderboard import COLUMNS
 from lowmem_spin.evaluation.suites import Asked, benchmark
 from lowmem_spin.evaluation.target import of_run
-from lowmem_spin.living.evaluate import evaluate
-from lowmem_spin.play import run as play
-from lowmem_spin.play import sweep as play_sweep
 from lowmem_spin.report.benchmarks import blocks
+from lowmem_spin.report.load import read
 from lowmem_spin.report.page import write_all
-from lowmem_spin.report.reading import read
 from lowmem_spin.report.results import Run
 from lowmem_spin.runner import gc
 from lowmem_spin.runner import run_folder as runs
@@ -371,7 +371,7 @@ def test_without_the_extra_one_line_says_what_to_install(home: Path, tmp_path: P
 
 def without(modules: list[str], arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """A command where these modules are not installed."""
-    hidden = f"import sys; sys.modules.update(dict.fromkeys({modules})); from lowmem_spin.cli import main; main()"
+    hidden = f"import sys; sys.modules.update(dict.fromkeys({modules})); from lowmem_spin.cli.main import main; main()"
     return subprocess.run([sys.executable, "-c", hidden, *arguments], capture_output=True, text=True, check=False)
 
 

@@ -22,7 +22,7 @@ from lowmem_spin.common.keys import number
 from lowmem_spin.engines.oracles.function import Function
 from lowmem_spin.engines.oracles.reward_model import RewardModel
 from lowmem_spin.engines.pool import Pool
-from lowmem_spin.report.reading import read
+from lowmem_spin.report.load import read
 from lowmem_spin.report.summary import verdict
 from lowmem_spin.runner.open import Game
 from lowmem_spin.runner.pairs import training_pairs

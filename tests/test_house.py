@@ -36,7 +36,7 @@ def test_help_is_instant() -> None:
 @pytest.mark.parametrize(("capability", "interpreted"), [("8.9", "None"), ("None", "1")])
 def test_triton_is_interpreted_only_where_there_is_no_gpu(capability: str, interpreted: str) -> None:
     lines = [
-        "import os, sys, lowmem_spin.engines.registry",
+        "import os, sys, lowmem_spin.engines.machine",
         f"lowmem_spin.engines.machine.cuda_capability = lambda: {capability}",
         "import conftest",
         "print(os.environ.get('TRITON_INTERPRET'), 'torch' in sys.modules)",

@@ -31,6 +31,9 @@ from test_report import Page, check_offline
 from test_run import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lowmem_spin.cli.evaluate import evaluate
+from lowmem_spin.cli.play import run as play
+from lowmem_spin.cli.play import sweep as play_sweep
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
@@ -46,11 +49,8 @@ from lowmem_spin.evaluation.judged import alpaca, mtbench
 from lowmem_spin.evaluation.judged.shared import Judged, filled, judge
 from lowmem_spin.evaluation.suites import Asked, benchmark, of_recipe
 from lowmem_spin.evaluation.target import of_run
-from lowmem_spin.living.evaluate import evaluate
-from lowmem_spin.play import run as play
-from lowmem_spin.play import sweep as play_sweep
+from lowmem_spin.report.load import read
 from lowmem_spin.report.page import write_all
-from lowmem_spin.report.reading import read
 from lowmem_spin.runner import gc
 from lowmem_spin.runner import run_folder as runs
 from lowmem_spin.runner.open import Shared

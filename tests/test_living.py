@@ -24,13 +24,13 @@ from test_run import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.cli.chat import Voice, open_voices, talk
+from lowmem_spin.cli.export import export
+from lowmem_spin.cli.play import run
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.load import find, load
 from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.hf import HF
-from lowmem_spin.living.chat import Voice, open_voices, talk
-from lowmem_spin.living.export import export
-from lowmem_spin.play import run
 from lowmem_spin.runner import run_folder as runs
 from lowmem_spin.store.store import Store
 

@@ -17,14 +17,14 @@ import yaml
 from rich.console import Console
 from scipy import stats
 
+from lowmem_spin.cli.play import run
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.play import run
+from lowmem_spin.report.intervals import Value, difference, over, quantile, within_noise
+from lowmem_spin.report.load import read
 from lowmem_spin.report.page import write_all
-from lowmem_spin.report.reading import read
 from lowmem_spin.report.results import Run, Sweep
-from lowmem_spin.report.statistics import Value, difference, over, quantile, within_noise
 from lowmem_spin.report.summary import sweep_table
 
 HOSTILE = (
@@ -329,7 +329,7 @@ def test_folders_that_do_not_read_back_are_one_line(played: Path, harm: Any, lin
 def test_the_command_needs_no_torch_and_torn_results_end_it_with_2(played: Path) -> None:
     report = (
         "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; "
-        "from lowmem_spin.cli import main; sys.argv[1:] = ['report', sys.argv[1]]; main()"
+        "from lowmem_spin.cli.main import main; sys.argv[1:] = ['report', sys.argv[1]]; main()"
     )
     command = [sys.executable, "-c", report, str(played)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -220,9 +220,8 @@ def test_bad_input_is_one_line(arguments: list[str], line: str, tmp_path: Path) 
 
 
 def test_a_plan_loads_no_torch(tmp_path: Path) -> None:
-    script = (
-        "import sys; from lowmem_spin.cli import app; app(standalone_mode=False); assert 'torch' not in sys.modules, 'torch'"
-    )
+    run = "from lowmem_spin.cli.main import app; app(standalone_mode=False)"
+    script = f"import sys; {run}; assert 'torch' not in sys.modules, 'torch'"
     arguments = command("plan", tmp_path, *GRID)[3:]
     result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -13,11 +13,11 @@ from games import QUICKSTART, stored, tiny
 from rich.console import Console
 from test_games import exact, judged, pairwise_rates
 
-from lowmem_spin import play
+from lowmem_spin.cli import play
+from lowmem_spin.cli.results import show_sweep
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.grid import Point, axes, points, sweep_folder
 from lowmem_spin.config.load import load
-from lowmem_spin.results import show_sweep
 from lowmem_spin.runner import gc
 from lowmem_spin.runner import sweep as sweeps
 from lowmem_spin.runner.open import Shared, open_game

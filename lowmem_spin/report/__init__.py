@@ -1,1 +1,1 @@
-"""What a game found: the final table and picture, from measured results only."""
+"""How it is shown: tables, pictures and the page, from stored results alone."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from lowmem_spin.evaluation.leaderboard import COLUMNS, PAPER, PAPER_SOURCE
+from lowmem_spin.report.intervals import Value, over, within_noise
 from lowmem_spin.report.plots import COLORS, DASHES, GREY, Line, Panel, lines, radar
 from lowmem_spin.report.results import Benchmark, Run, Sweep
-from lowmem_spin.report.statistics import Value, over, within_noise
 from lowmem_spin.report.summary import Grid, plainly
 
 SHARES = {"acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "truncated", "distinct_1", "distinct_2"}

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 
 from lowmem_spin.common.errors import printable
-from lowmem_spin.report.statistics import Z
+from lowmem_spin.report.intervals import Z
 from lowmem_spin.runner.health import Estimate, Health
 
 COLORS = ["#8a8f98", "#9ecae1", "#4292c6", "#08519c", "#3f007d", "#7a0177", "#ae017e"]  # base grey, then darker

@@ -7,11 +7,11 @@ from statistics import fmean
 import numpy as np
 from matplotlib import colormaps
 
-from lowmem_spin.report.curves import training
 from lowmem_spin.report.plots import COLORS, DASHES, DRAWN, GREY, YARDSTICK, Line, Panel, figure, lines, radar, short
 from lowmem_spin.report.results import MATCH, Configuration, Policy, Run, Sweep, plain
 from lowmem_spin.report.summary import NAMES, SHARES, show
 from lowmem_spin.report.svg import INK
+from lowmem_spin.report.training_curves import training
 
 
 def run_panels(run: Run) -> list[Panel]:

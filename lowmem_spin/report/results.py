@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from lowmem_spin.report.statistics import Value, difference, over
+from lowmem_spin.report.intervals import Value, difference, over
 
 MATCH = "exact_match"
 

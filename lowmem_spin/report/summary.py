@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from lowmem_spin.common.errors import printable
+from lowmem_spin.report.intervals import Value, within_noise
 from lowmem_spin.report.results import MATCH, Configuration, Policy, Run, Sweep, plain
-from lowmem_spin.report.statistics import Value, within_noise
 from lowmem_spin.runner.health import ALARM
 
 NAMES = {

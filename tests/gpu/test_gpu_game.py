@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lowmem_spin.bench import checkpoint
-from lowmem_spin.bench.measure import Card
+from lowmem_spin.cli.bench import checkpoint
+from lowmem_spin.cli.bench.measure import Card
+from lowmem_spin.cli.play import run
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.load import find, load
 from lowmem_spin.config.recipe import Recipe
@@ -16,7 +17,6 @@ from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.memory import peak, read_shape, stages
 from lowmem_spin.engines.training.trainer import Pair
-from lowmem_spin.play import run
 
 
 def test_the_quickstart_gets_better(where: Machine, tmp_path: Path) -> None:

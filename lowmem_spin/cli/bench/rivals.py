@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.algorithm.stages import Generate, Train
-from lowmem_spin.bench.measure import Card, Cost, Peak
+from lowmem_spin.cli.bench.measure import Card, Cost, Peak
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
@@ -46,7 +46,7 @@ def trl(bout: Bout) -> list[Cost]:
     sides = [[list(map(int, side)) for side in (p.prompt, p.chosen, p.rejected)] for p in training_pairs(bout.game, last)]
     arguments = (recipe, bout.model, bout.where, sides, work, bout.limit)
     environment = {"TRITON_INTERPRET": "1"} if bout.where.device == "cpu" else {}
-    worker = bout.worker("trl", "lowmem_spin.bench.rival_trl:Rival", arguments, environment)
+    worker = bout.worker("trl", "lowmem_spin.cli.bench.rival_trl:Rival", arguments, environment)
     try:
         return [bout.cost(work, "trl", lambda work=work: worker.call(work)) for work in ("score", "train")]
     finally:
@@ -93,7 +93,7 @@ def vllm(bout: Bout) -> list[Cost]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
     }
-    worker = bout.worker("vllm", "lowmem_spin.bench.rival_vllm:Rival", (options,), environment)
+    worker = bout.worker("vllm", "lowmem_spin.cli.bench.rival_vllm:Rival", (options,), environment)
     try:
         return [bout.cost("generate", "vllm", lambda: worker.call("generate", requests, sampling))]
     finally:

@@ -5,7 +5,7 @@ from typing import Any
 
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.choices import in_words
-from lowmem_spin.report import table
+from lowmem_spin.report import final_table as table
 from lowmem_spin.runner.health import Health
 from lowmem_spin.runner.open import Game
 from lowmem_spin.runner.run import PICTURES
@@ -17,8 +17,8 @@ def show_run(game: Game, healths: list[Health], display: Display) -> None:
     picture, page = (game.folder / name for name in PICTURES)
     if not (picture.exists() and page.exists()):
         from lowmem_spin.report.figures import draw
+        from lowmem_spin.report.load import read
         from lowmem_spin.report.page import write_page
-        from lowmem_spin.report.reading import read
 
         g = game.recipe.game
         title = f"{g.algorithm}, alpha {g.alpha}, history {g.history}, {in_words(g.loss.model_dump())}"
@@ -34,8 +34,8 @@ def show_run(game: Game, healths: list[Health], display: Display) -> None:
 
 def show_sweep(sweep: Sweep, display: Display) -> None:
     """The table, the report, and what is left to do."""
+    from lowmem_spin.report.load import read
     from lowmem_spin.report.page import write_all
-    from lowmem_spin.report.reading import read
     from lowmem_spin.report.results import Sweep as Results
     from lowmem_spin.report.summary import sweep_table
 
@@ -56,8 +56,8 @@ def show_arena(folder: Path, record: dict[str, Any], display: Display) -> None:
     """Strengths and wins, and where everything is."""
     from lowmem_spin.evaluation.arena import FILE
     from lowmem_spin.report.arena import grids
+    from lowmem_spin.report.load import read
     from lowmem_spin.report.page import write_page
-    from lowmem_spin.report.reading import read
 
     with display.timed("report"):
         for grid, title in grids(record):

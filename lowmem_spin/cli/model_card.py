@@ -11,7 +11,7 @@ from lowmem_spin import __version__
 from lowmem_spin.common.errors import printable
 from lowmem_spin.config.choices import in_words
 from lowmem_spin.data.sources import Source
-from lowmem_spin.report.table import Z
+from lowmem_spin.report.final_table import Z
 from lowmem_spin.runner.run_folder import Policy, Run
 
 # What the results table has of metrics.jsonl: (field, heading, factor).

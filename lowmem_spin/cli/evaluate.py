@@ -11,9 +11,9 @@ from lowmem_spin.evaluation.judged.shared import filled
 from lowmem_spin.evaluation.suites import FREE, SUITES, Asked
 from lowmem_spin.evaluation.target import of_run
 from lowmem_spin.report import benchmarks
+from lowmem_spin.report.load import benchmarks as stored
+from lowmem_spin.report.load import read
 from lowmem_spin.report.page import write_page
-from lowmem_spin.report.reading import benchmarks as stored
-from lowmem_spin.report.reading import read
 from lowmem_spin.report.results import Run, Sweep
 from lowmem_spin.report.summary import NAMES, Grid, run_grid, sweep_table
 from lowmem_spin.runner import run_folder as runs

@@ -28,8 +28,8 @@ def export(run: Run, policy: Policy, base: Source, to: Path, dtype: str | None) 
     `dtype` is the merged model's; None exports the adapter alone.
     """
     _check(policy, to, merged=dtype is not None)
+    from lowmem_spin.cli import model_card as card
     from lowmem_spin.engines.loading import end_tokens, load_tokenizer
-    from lowmem_spin.living import card
 
     temporary = to.resolve().with_name(f".{to.resolve().name}.{uuid.uuid4().hex}")
     temporary.mkdir(parents=True)

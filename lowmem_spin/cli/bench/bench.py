@@ -10,8 +10,8 @@ import yaml
 from rich.console import Console
 
 from lowmem_spin.algorithm.stages import Evaluate
-from lowmem_spin.bench import checkpoint, rivals, table
-from lowmem_spin.bench.measure import Card, Cost, Stopwatch
+from lowmem_spin.cli.bench import checkpoint, rivals, table
+from lowmem_spin.cli.bench.measure import Card, Cost, Stopwatch
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import load
 from lowmem_spin.config.recipe import Recipe

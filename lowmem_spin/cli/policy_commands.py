@@ -66,10 +66,10 @@ def evaluate(
 
     from rich.console import Console
 
+    from lowmem_spin.cli.evaluate import evaluate as measure
     from lowmem_spin.common.display import Display
     from lowmem_spin.evaluation.judged.shared import Judged, judge
     from lowmem_spin.evaluation.suites import Asked
-    from lowmem_spin.living.evaluate import evaluate as measure
 
     display = Display(Console())
     signal.signal(signal.SIGINT, display.interrupt)
@@ -99,10 +99,10 @@ def arena(
 
     from rich.console import Console
 
+    from lowmem_spin.cli.results import show_arena
     from lowmem_spin.common.display import Display
     from lowmem_spin.evaluation.arena import arena as play
     from lowmem_spin.evaluation.judged.shared import Judged, judge
-    from lowmem_spin.results import show_arena
 
     display = Display(Console())
     signal.signal(signal.SIGINT, display.interrupt)
@@ -135,7 +135,7 @@ def chat(
     policies += [runs.policy(game, store, versus, "--versus")] if versus is not None else []
     base = runs.model(game, store)
     with display.start_up(f"loading {base.location}"):
-        from lowmem_spin.living.chat import lines, open_voices, talk
+        from lowmem_spin.cli.chat import lines, open_voices, talk
 
         voices = open_voices(game, policies, base, temperature)
     display.say(f"{' and '.join(policy.name for policy in policies)} of {run}; /reset forgets, /quit ends")
@@ -164,7 +164,7 @@ def export(
     store = runs.open_store(game, display.say)
     policy, base = runs.policy(game, store, iterate), runs.model(game, store)
     with display.start_up(f"exporting {policy.name}"):
-        from lowmem_spin.living.export import export as write
+        from lowmem_spin.cli.export import export as write
 
         write(game, policy, base, to, (dtype or Dtype.bfloat16).value if merge else None)
     display.say(f"{policy.name} of {run} is in {to}")
@@ -181,8 +181,8 @@ def serve(
     """Serve the base and every iterate with vLLM, each under its own model name, as an OpenAI-compatible API."""
     from rich.console import Console
 
+    from lowmem_spin.cli import serve as server
     from lowmem_spin.common.display import Display
-    from lowmem_spin.living import serve as server
     from lowmem_spin.runner import run_folder as runs
 
     display = Display(Console(stderr=True))
@@ -207,7 +207,7 @@ def gc(
     """Show what in the store no run uses any more, and free it if asked to."""
     from rich.console import Console
 
+    from lowmem_spin.cli import gc as unused
     from lowmem_spin.common.display import Display
-    from lowmem_spin.report import unused
 
     unused.show(store, runs, delete, aside, Display(Console()))

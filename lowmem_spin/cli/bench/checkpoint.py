@@ -93,7 +93,7 @@ def make(root: Path, name: str, where: Machine, say: Callable[[str], None]) -> P
             write(temporary, config, where)
         else:
             log, remedy = root / "logs" / "checkpoint.log", "free some memory or disk"
-            Worker("checkpoint", "lowmem_spin.bench.checkpoint:write", (temporary, config, where), {}, log, remedy).close()
+            Worker("checkpoint", "lowmem_spin.cli.bench.checkpoint:write", (temporary, config, where), {}, log, remedy).close()
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lowmem_spin.living.commands import app as living
+from lowmem_spin.cli.policy_commands import app as living
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,9 +26,9 @@ def run(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
 
     from rich.console import Console
 
+    from lowmem_spin.cli.play import run as play
     from lowmem_spin.common.display import Display
     from lowmem_spin.config.load import find, load
-    from lowmem_spin.play import run as play
 
     display = Display(Console())
     signal.signal(signal.SIGINT, display.interrupt)
@@ -66,12 +66,12 @@ def sweep(
 
     from rich.console import Console
 
+    from lowmem_spin.cli.play import sweep as play
+    from lowmem_spin.cli.results import show_sweep
     from lowmem_spin.common.display import Display, TimeIsUpError
     from lowmem_spin.common.errors import InputError
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find
-    from lowmem_spin.play import sweep as play
-    from lowmem_spin.results import show_sweep
     from lowmem_spin.runner.sweep import Entry, Sweep
 
     if max_hours is not None and not (math.isfinite(max_hours) and max_hours > 0):
@@ -133,11 +133,11 @@ def plan(
 
     from rich.console import Console
 
+    from lowmem_spin.cli import plan as tables
     from lowmem_spin.common.display import Display
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find
     from lowmem_spin.engines.memory import read_shape
-    from lowmem_spin.report import plan as tables
     from lowmem_spin.runner.planning import plan as planning
 
     path = find(recipe)
@@ -202,8 +202,8 @@ def bench(
 
     from rich.console import Console
 
-    from lowmem_spin.bench import Asked
-    from lowmem_spin.bench import bench as measure
+    from lowmem_spin.cli.bench.bench import Asked
+    from lowmem_spin.cli.bench.bench import bench as measure
 
     names = [name.strip() for name in versus.split(",") if name.strip()]
     asked = Asked(model, vram, pairs, prompt_length, completion_length, names, overrides or [], Path(store))
@@ -218,8 +218,8 @@ def report(folder: Annotated[str, typer.Argument(metavar="RUN_OR_SWEEP", help="T
     from rich.console import Console
 
     from lowmem_spin.common.display import Display
+    from lowmem_spin.report.load import read
     from lowmem_spin.report.page import write_all
-    from lowmem_spin.report.reading import read
     from lowmem_spin.report.results import Sweep
     from lowmem_spin.report.summary import sweep_table
 
@@ -259,7 +259,3 @@ def main() -> None:
         remedy = "make room, or choose another output.store and output.dir; what is finished is kept, run again to go on"
         print(printable(f"error: cannot write: {where}{error.strerror}; {remedy}"), file=sys.stderr)
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

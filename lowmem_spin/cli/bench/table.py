@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from lowmem_spin.bench.measure import Cost
+from lowmem_spin.cli.bench.measure import Cost
 
 HEADINGS = ["stage", "by", "rows", "tokens", "seconds", "tok/s", "GB of\ncard", "GB of\ntorch"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from lowmem_spin.report.statistics import Z
+from lowmem_spin.report.intervals import Z
 from lowmem_spin.runner.health import Estimate, Health
 
 

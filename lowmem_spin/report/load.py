@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.report.arena import read as read_arena
+from lowmem_spin.report.intervals import Value
 from lowmem_spin.report.results import MATCH, Benchmark, Plan, Policy, Run, Sweep, field
-from lowmem_spin.report.statistics import Value
 from lowmem_spin.runner.run_folder import as_far_as_played
 
 SAMPLED = ("prompts", "proposals", "rejected", "acceptance", "ess", "log_z")

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from lowmem_spin.cli.results import show_run, show_sweep
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.evaluation import suites as evaluating
-from lowmem_spin.results import show_run, show_sweep
 from lowmem_spin.runner import sweep as sweeps
 from lowmem_spin.runner.health import Health
 from lowmem_spin.runner.open import Shared, open_game

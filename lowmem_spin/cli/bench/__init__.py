@@ -1,0 +1,1 @@
+"""Speed and memory of each stage on this machine, beside TRL and vLLM."""

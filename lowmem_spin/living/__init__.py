@@ -1,1 +1,0 @@
-"""What to do with the policies of a game: talk to them, export them, serve them."""
