@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from gpu import steps
 from gpu.steps import Step
 

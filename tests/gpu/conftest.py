@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from games import open_hf, recipe_on, save_slot, shake_slot
 
+from helpers.games import open_hf, recipe_on, save_slot, shake_slot
 from lowmem_spin.engines.machine import Machine, driver, machine
 
 HERE = Path(__file__).parent

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from games import recipe_on
 from safetensors.torch import load_file
 
+from helpers.games import recipe_on
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine

@@ -6,9 +6,9 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
-from games import CPU
 from safetensors.torch import load_file
 
+from helpers.games import CPU
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.dequantized import Writer
 from lowmem_spin.engines.machine import Machine

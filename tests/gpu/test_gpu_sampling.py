@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from games import recipe_on
 
+from helpers.games import recipe_on
 from lowmem_spin.algorithm.samplers.noise import gumbel, uniform
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.data.sources import Source

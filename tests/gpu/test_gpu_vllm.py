@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from games import recipe_on
 
+from helpers.games import recipe_on
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.base import Completion, Request

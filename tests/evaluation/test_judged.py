@@ -26,8 +26,8 @@ from peft import PeftModel
 from rich.console import Console
 from scipy import optimize, stats
 from test_judge import Body, Handler, Server, send, serving, shown
-from test_living import wait
-from test_report import Page, check_offline
+from test_page import Page, check_offline
+from test_policy_commands import wait
 from test_run import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

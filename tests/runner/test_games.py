@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from games import PAIRS, Plain, Row, data_rows, of_policy, open_hf, played, save_slot, stored, tiny
 from safetensors.numpy import load_file
 from test_references import updates
 
+from helpers.games import PAIRS, Plain, Row, data_rows, of_policy, open_hf, played, save_slot, stored, tiny
 from lowmem_spin.algorithm.samplers.mixture import Target, sampler
 from lowmem_spin.algorithm.stages import Given, Pairs, Sampling, Score, Train
 from lowmem_spin.common.keys import number

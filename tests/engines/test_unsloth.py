@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from games import CPU, open_hf, save_slot, shake_slot
 from safetensors.torch import load_file
 
+from helpers.games import CPU, open_hf, save_slot, shake_slot
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.hf import HF

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from games import make_micro_base, open_hf
 from scipy import stats
 
+from helpers.games import make_micro_base, open_hf
 from lowmem_spin.algorithm.samplers.noise import gumbel
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.engines.base import Request

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from games import open_hf, save_slot, shake_slot
 from rich.console import Console
 from test_run import start
 
+from helpers.games import open_hf, save_slot, shake_slot
 from lowmem_spin.cli.play import run
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from faults import SHORT, adapters, distance, rows
 
-ROOT = Path(__file__).parent.parent
+from helpers.faults import SHORT, adapters, distance, rows
+
+ROOT = Path(__file__).parents[2]
 
 
 def command(folder: Path, *overrides: str) -> list[str]:

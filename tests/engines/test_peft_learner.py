@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from games import open_hf, save_slot, shake_slot
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GraniteConfig, GraniteForCausalLM
 
+from helpers.games import open_hf, save_slot, shake_slot
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from games import CPU, make_micro_base, open_hf
 from transformers import AutoModelForCausalLM
 
+from helpers.games import CPU, make_micro_base, open_hf
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find, load
 from lowmem_spin.data.sources import Source

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from games import make_micro_base, open_hf, save_slot, shake_slot
 
+from helpers.games import make_micro_base, open_hf, save_slot, shake_slot
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.algorithm.subtb import Steps, subtrajectory_balance, weighted_count
 from lowmem_spin.common.errors import InputError

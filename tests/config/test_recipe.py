@@ -18,7 +18,7 @@ from lowmem_spin.config.load import find, load, variants
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.pool import choose
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 QUICKSTART = find("quickstart")
 
 

@@ -10,8 +10,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from games import CPU, Plain, open_hf, recipe_on, save_slot, shake_slot
 
+from helpers.games import CPU, Plain, open_hf, recipe_on, save_slot, shake_slot
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import doctor

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from games import open_hf, shake_slot
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from helpers.games import open_hf, shake_slot
 from lowmem_spin.algorithm.losses import dpo
 from lowmem_spin.engines import peft_learner as slot
 from lowmem_spin.engines.hf import HF

@@ -8,13 +8,13 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from games import open_hf
 from test_bad_input import GOOD, play
 from test_game import INPUTS
 from test_tabular import SEQUENCES, random_policy
-from test_training import SETTINGS, some_pairs
+from test_trainer import SETTINGS, some_pairs
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from helpers.games import open_hf
 from lowmem_spin.algorithm import game, losses
 from lowmem_spin.algorithm.losses import LOSSES, Sides, dpo, hinge, ipo, ipo_length_normalized, slic, sppo
 from lowmem_spin.common.errors import InputError

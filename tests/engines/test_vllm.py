@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from games import CPU, open_hf, save_slot, shake_slot
 from safetensors.torch import load_file
 
+from helpers.games import CPU, open_hf, save_slot, shake_slot
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source

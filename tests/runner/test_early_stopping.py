@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from games import opened, played, stored, tiny
 from rich.console import Console
 
+from helpers.games import opened, played, stored, tiny
 from lowmem_spin.cli import play
 from lowmem_spin.cli.play import run
 from lowmem_spin.cli.results import show_sweep

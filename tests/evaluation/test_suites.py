@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from games import open_hf, save_slot, shake_slot
 from peft import PeftModel
 from rich.console import Console
 from scipy import stats
-from test_report import Page, cells, check_offline
+from test_page import Page, cells, check_offline
 from test_run import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from helpers.games import open_hf, save_slot, shake_slot
 from lowmem_spin.cli.evaluate import evaluate
 from lowmem_spin.cli.play import run as play
 from lowmem_spin.cli.play import sweep as play_sweep

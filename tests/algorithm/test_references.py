@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from games import make_micro_base, open_hf, save_slot, shake_slot
 from peft import PeftModel
 from rich.console import Console
 from safetensors.numpy import load_file
 from transformers import GemmaForCausalLM
 
+from helpers.games import make_micro_base, open_hf, save_slot, shake_slot
 from lowmem_spin.algorithm.game import play, reference, reference_over_history
 from lowmem_spin.algorithm.references import arithmetic
 from lowmem_spin.algorithm.stages import Evaluate, Inputs, Score, Train

@@ -22,7 +22,7 @@ from lowmem_spin.engines.machine import Machine
 from lowmem_spin.runner.open import Game, Shared, open_game
 from lowmem_spin.runner.run import Player
 
-QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart"  # conftest.py is another file in tests/gpu
+QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart"  # conftest.py is another file in tests/gpu
 CPU = Machine("cpu", "float32")
 PAIRS = 12
 TINY = [

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from games import CPU
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from helpers.games import CPU
 from lowmem_spin.cli import main as cli
 from lowmem_spin.cli.bench import checkpoint, rivals, table
 from lowmem_spin.cli.bench.bench import Asked, Found, bench_in

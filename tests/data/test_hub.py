@@ -15,7 +15,7 @@ import pytest
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RECIPES = sorted(
     path.stem
-    for path in (Path(__file__).parent.parent / "recipes").glob("*.yaml")
+    for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml")
     if not path.stem.startswith(("quickstart", "zoo"))
 )
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from games import make_micro_base, open_hf, save_slot, shake_slot
 from scipy import stats
 
+from helpers.games import make_micro_base, open_hf, save_slot, shake_slot
 from lowmem_spin.algorithm.samplers.mixture import SAMPLERS, Draw, Target, record, sampler
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.errors import InputError
