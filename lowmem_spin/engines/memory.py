@@ -1,6 +1,6 @@
 """The memory of each stage, from the model's config alone: does it fit, and what to change if it does not.
 
-Worst case: rows as long as the recipe allows, batches full. Each term says what it counts; `tests/test_budget.py`
+Worst case: rows as long as the recipe allows, batches full. Each term says what it counts; `tests/engines/test_memory.py`
 holds them against real models on a CPU. What a GPU adds (context, fragmentation) is an allowance, not yet measured.
 """
 

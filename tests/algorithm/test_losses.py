@@ -1,20 +1,14 @@
 """The losses of pairs: against TRL's code, the papers' formulas, closed forms on enumerable spaces, and a real training."""
 
-from collections import defaultdict
 from decimal import Decimal
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
 import torch
-from test_bad_input import GOOD, play
-from test_game import INPUTS
-from test_tabular import SEQUENCES, random_policy
-from test_trainer import SETTINGS, some_pairs
-from trl.trainer.dpo_trainer import DPOTrainer
 
-from helpers.games import open_hf
+from helpers.games import GOOD, SETTINGS, open_hf, play, some_pairs
+from helpers.references import ROWS, SEQUENCES, random_policy, some_tokens, trls
 from lowmem_spin.algorithm import game, losses
 from lowmem_spin.algorithm.losses import LOSSES, Sides, dpo, hinge, ipo, ipo_length_normalized, slic, sppo
 from lowmem_spin.common.errors import InputError
@@ -29,32 +23,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "hinge": {"beta": 0.3},
     "slic": {"delta": 4.0, "lam": 0.6},
 }
-ROWS = 12
-
-
-def some_tokens() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Per-token log-probs (2 ROWS, 8), chosen rows first, their mask, and reference log-probs (2 ROWS,)."""
-    torch.manual_seed(5)
-    lengths = torch.randint(1, 8, (2 * ROWS, 1))
-    mask = (torch.arange(8) < lengths).long()
-    tokens = -3 * torch.rand(2 * ROWS, 8, dtype=torch.float64) * mask
-    return tokens, mask, tokens.sum(1) + 4 * torch.randn(2 * ROWS, dtype=torch.float64)
-
-
-def trls(name: str, beta: float, tokens: torch.Tensor, mask: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-    """DPOTrainer's own loss; everything around its formula is given."""
-    before = torch.nn.functional.pad(mask, (1, 0))  # one token of prompt
-    nothing = torch.zeros_like(tokens)
-    outputs = SimpleNamespace(log_probs=tokens, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool())
-    same = SimpleNamespace(device="cpu", gather=lambda value: value, gather_for_metrics=lambda value: value)
-    trainer = SimpleNamespace(
-        model=SimpleNamespace(training=False), accelerator=same, aux_loss_enabled=False, ld_alpha=None, use_weighting=False,
-        precompute_ref_logps=True, f_divergence_type="reverse_kl", loss_types=[name], loss_weights=[1.0], beta=beta,
-        _metrics={"eval": defaultdict(list)}, _total_train_tokens=0,
-    )  # fmt: skip
-    chosen, rejected = references.chunk(2)
-    inputs = {"input_ids": before, "completion_mask": before, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-    return DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)  # type: ignore[arg-type]
 
 
 def hard_sppo(chosen: torch.Tensor, rejected: torch.Tensor, ref: torch.Tensor, ref_rejected: torch.Tensor, beta: float):
@@ -227,7 +195,8 @@ def test_the_refusals_remedy_works_and_a_name_alone_is_enough() -> None:
 
 def stages(loss: str, alpha: float) -> list[game.Stage]:
     content = {"model": {"name_or_path": "m"}, "data": {"path": "d.jsonl"}, "game": {"alpha": alpha, "loss": loss}}
-    return list(game.play(Recipe.model_validate(content), INPUTS))
+    engine = {"engine": "hf", "dtype": "float32"}
+    return list(game.play(Recipe.model_validate(content), game.Inputs("b", "data", engine, engine)))
 
 
 def test_without_a_reference_nothing_is_scored_for_one_and_alpha_is_in_no_key() -> None:

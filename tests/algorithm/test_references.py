@@ -10,10 +10,10 @@ import pytest
 import torch
 from peft import PeftModel
 from rich.console import Console
-from safetensors.numpy import load_file
 from transformers import GemmaForCausalLM
 
 from helpers.games import make_micro_base, open_hf, save_slot, shake_slot
+from helpers.references import updates
 from lowmem_spin.algorithm.game import play, reference, reference_over_history
 from lowmem_spin.algorithm.references import arithmetic
 from lowmem_spin.algorithm.stages import Evaluate, Inputs, Score, Train
@@ -125,15 +125,6 @@ def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
         shake_slot(engine, seed, scale=0.2)
         folders.append(save_slot(engine, tmp_path_factory.mktemp("adapters") / str(seed)))
     return folders
-
-
-def updates(adapter: Path) -> dict[str, np.ndarray]:
-    """What an adapter adds to each layer's weights, by its own config and tensors."""
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    scale = config["lora_alpha"] / config["r"]
-    names = [name.removesuffix(".lora_A.weight") for name in tensors if "lora_A" in name]
-    return {n: scale * tensors[f"{n}.lora_B.weight"] @ tensors[f"{n}.lora_A.weight"] for n in names}
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:

@@ -6,9 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from test_losses import ROWS, some_tokens, trls
-from test_tabular import SEQUENCES, random_policy
 
+from helpers.references import ROWS, SEQUENCES, random_policy, some_tokens, trls
 from lowmem_spin.algorithm.losses import LOSSES, PENALTIES, Sides, rspo_penalties, rspo_penalty, sppo
 
 Tensor = torch.Tensor

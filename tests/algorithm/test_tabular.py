@@ -5,15 +5,9 @@ import math
 import pytest
 import torch
 
+from helpers.references import SEQUENCES, random_policy
 from lowmem_spin.algorithm.game import reference
 from lowmem_spin.algorithm.losses import dpo
-
-SEQUENCES = 6
-
-
-def random_policy(seed: int) -> torch.Tensor:
-    """Log-probs of a full-support distribution over the enumerated sequences, float64."""
-    return torch.randn(SEQUENCES, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).log_softmax(0)
 
 
 def expected_loss(logits: torch.Tensor, ref: torch.Tensor, data: torch.Tensor, opponent: torch.Tensor, beta: float):

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -20,9 +19,10 @@ import yaml
 from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
-from test_run import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from helpers.commands import SMALL
+from helpers.server import wait
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.cli.chat import Voice, open_voices, talk
 from lowmem_spin.cli.export import export
@@ -407,17 +407,6 @@ def test_the_game_that_vllm_serves_answers_as_the_game_does(home: Path, engine: 
     finally:
         server.terminate()
         server.wait(60)
-
-
-def wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        assert server.poll() is None, log.read_text()[-3000:]
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.5)
-    raise AssertionError(log.read_text()[-3000:])
 
 
 def _ask(port: int, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -16,34 +14,8 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
+from helpers.commands import finish, start
 from lowmem_spin.common.display import Display
-
-SMALL = {
-    "game.pairs": 96,
-    "game.iterations": 2,
-    "training.per_device_train_batch_size": 8,
-    "evaluation.path": "null",
-    "evaluation.metric": "none",
-    "evaluation.compare_sft": "false",
-    "evaluation.health_prompts": 24,
-    "runtime.generation_batch_size": 16,
-    "runtime.scoring_batch_size": 2,
-    "runtime.checkpoint_steps": 2,
-}
-
-
-def start(folder: Path, **changes: object) -> subprocess.Popen[str]:
-    values = {**SMALL, "output.store": folder / "store", "output.dir": folder / "run"}
-    values |= {name.replace("__", "."): value for name, value in changes.items()}
-    overrides = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
-    command = [sys.executable, "-m", "lowmem_spin.cli", "run", "quickstart", *overrides]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
 
 
 def committed(folder: Path, kind: str) -> dict[str, pa.Table]:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from helpers.games import open_hf, shake_slot
+from helpers.games import SETTINGS, open_hf, shake_slot, some_pairs
 from lowmem_spin.algorithm.losses import dpo
 from lowmem_spin.engines import peft_learner as slot
 from lowmem_spin.engines.hf import HF
@@ -22,29 +22,7 @@ from lowmem_spin.engines.training import trainer as training
 from lowmem_spin.engines.training.logps import Batch, collate, completion_logps, decoder_states
 from lowmem_spin.engines.training.trainer import LengthGrouped, Pair, last_checkpoint
 
-SETTINGS = {
-    "batch_size": 4,
-    "num_train_epochs": 3,
-    "learning_rate": 1e-3,
-    "optim": "adamw_torch",
-    "lr_scheduler_type": "cosine",
-    "warmup_ratio": 0.1,
-    "weight_decay": 0.01,
-    "max_grad_norm": 1.0,
-    "seed": 1,
-    "iteration": 0,
-    "learner": {"engine": "hf", "dtype": "float32"},
-}
 LOSS = {"name": "dpo", "beta": 0.3}
-
-
-def some_pairs(count: int) -> list[Pair]:
-    torch.manual_seed(0)
-
-    def tokens(low: int, high: int) -> list[int]:
-        return torch.randint(40, 120, (int(torch.randint(low, high, ())),)).tolist()
-
-    return [Pair([1, 3, *tokens(2, 6), 5, 4], [*tokens(1, 7), 5], [*tokens(1, 7), 5], (-9.0, -8.0)) for _ in range(count)]
 
 
 class TRL(DPOTrainer):

@@ -63,7 +63,7 @@ def open_unsloth(hf: HF, quickstart: Path, folder: Path, dropout: float) -> Work
     training = hf.recipe.training.model_copy(update={"lora": lora})
     recipe = hf.recipe.model_copy(update={"data": data, "generation": generation, "training": training})
     arguments = (recipe, Source(str(quickstart / "base"), None, "test"), CPU)
-    return Worker("unsloth", "unsloth_on_cpu:Kernels", arguments, environment, folder / "log", "")
+    return Worker("unsloth", "helpers.unsloth_on_cpu:Kernels", arguments, environment, folder / "log", "")
 
 
 @pytest.fixture(scope="module")

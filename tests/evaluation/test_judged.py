@@ -25,12 +25,11 @@ import yaml
 from peft import PeftModel
 from rich.console import Console
 from scipy import optimize, stats
-from test_judge import Body, Handler, Server, send, serving, shown
-from test_page import Page, check_offline
-from test_policy_commands import wait
-from test_run import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helpers.commands import SMALL
+from helpers.page import Page, check_offline
+from helpers.server import Body, Handler, Server, send, serving, shown, wait
 from lowmem_spin.cli.evaluate import evaluate
 from lowmem_spin.cli.play import run as play
 from lowmem_spin.cli.play import sweep as play_sweep

@@ -15,11 +15,11 @@ import pytest
 from peft import PeftModel
 from rich.console import Console
 from scipy import stats
-from test_page import Page, cells, check_offline
-from test_run import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from helpers.commands import SMALL
 from helpers.games import open_hf, save_slot, shake_slot
+from helpers.page import Page, cells, check_offline
 from lowmem_spin.cli.evaluate import evaluate
 from lowmem_spin.cli.play import run as play
 from lowmem_spin.cli.play import sweep as play_sweep

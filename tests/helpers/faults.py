@@ -1,7 +1,7 @@
 """The fault campaign: play a short game, kill it at random moments, go on, and count what was lost or redone.
 
-    python tests/faults.py --kills 200            # in a folder of its own; about 3 s a kill
-    python tests/faults.py --hours 1 --seed 7
+    python tests/helpers/faults.py --kills 200            # in a folder of its own; about 3 s a kill
+    python tests/helpers/faults.py --hours 1 --seed 7
 
 Games run in children forked from a process that has imported everything, so a kill costs no imports.
 """

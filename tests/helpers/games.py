@@ -2,7 +2,7 @@
 seconds and what they leave in their files."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
 
+from lowmem_spin.cli.play import run
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.load import find, load
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.training.trainer import Pair
 from lowmem_spin.runner.open import Game, Shared, open_game
 from lowmem_spin.runner.run import Player
 
@@ -159,3 +161,78 @@ class Plain:
         ids = torch.tensor([[*map(int, prompt), *map(int, completion)]])
         logps = self.model(input_ids=ids).logits[0].double().log_softmax(-1)
         return sum(logps[len(prompt) - 1 + place, token].item() for place, token in enumerate(ids[0, len(prompt) :].tolist()))
+
+
+SETTINGS = {
+    "batch_size": 4,
+    "num_train_epochs": 3,
+    "learning_rate": 1e-3,
+    "optim": "adamw_torch",
+    "lr_scheduler_type": "cosine",
+    "warmup_ratio": 0.1,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "seed": 1,
+    "iteration": 0,
+    "learner": {"engine": "hf", "dtype": "float32"},
+}
+
+
+def some_pairs(count: int) -> list[Pair]:
+    torch.manual_seed(0)
+
+    def tokens(low: int, high: int) -> list[int]:
+        return torch.randint(40, 120, (int(torch.randint(low, high, ())),)).tolist()
+
+    return [Pair([1, 3, *tokens(2, 6), 5, 4], [*tokens(1, 7), 5], [*tokens(1, 7), 5], (-9.0, -8.0)) for _ in range(count)]
+
+
+GOOD = {"prompt": "sort: cab", "completion": "abc"}
+
+
+def play(tmp_path: Path, base: Path, rows: Path, console: Console | None = None, **sections: dict[str, Any]) -> None:
+    content: dict[str, Any] = {
+        "model": {"name_or_path": str(base)},
+        "data": {"path": str(rows)},
+        "game": {"pairs": 8, "iterations": 1},
+        "generation": {"max_new_tokens": 4},
+        "training": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1},
+        "output": {"dir": str(tmp_path / "run"), "store": str(tmp_path / "store")},
+    }
+    for name, section in sections.items():
+        content[name] = {**content.get(name, {}), **section}
+    run(Recipe.model_validate(content), tmp_path, Display(console or Console(quiet=True)))
+
+
+Preference = Callable[[Row, Row, str], float]
+
+
+def exact(mine: Row, other: Row, reference: str) -> float:
+    """The data's own answer beats any other."""
+    return 0.5 if (mine["text"] == reference) == (other["text"] == reference) else float(mine["text"] == reference)
+
+
+def pairwise_rates(matrix: list[list[float]]) -> list[float]:
+    return [sum(row) / len(row) for row in matrix]
+
+
+def contests(store: Path, policy: str, samples: int = 4) -> dict[str, list[Row]]:
+    """The answers of a policy to each prompt that it has answered so many times, in order; each row with its `side`'s name."""
+    found: dict[str, list[Row]] = {}
+    for row in of_policy(store, "completions", policy):
+        found.setdefault(row["prompt_id"], []).append({**row, "side": f"{row['table']}/{row['sample']}"})
+    return {prompt: sorted(rows, key=lambda row: row["sample"]) for prompt, rows in found.items() if len(rows) == samples}
+
+
+def judged(
+    store: Path, policy: str, prefer: Preference, rates: Callable[..., list[float]], samples: int = 4
+) -> dict[str, tuple[Row, Row]]:
+    """{prompt id: (best, worst)}, each with its `rate`; of equal ones the first is best and the last is worst."""
+    rows, found = data_rows(store), {}
+    for prompt, answers in contests(store, policy, samples).items():
+        reference = rows[prompt]["completion"]
+        wins = rates([[prefer(one, two, reference) for two in answers] for one in answers])
+        best = min(k for k in range(samples) if wins[k] > max(wins) - 1e-9)  # rounding makes no difference
+        worst = max(k for k in range(samples) if wins[k] < min(wins) + 1e-9)
+        found[prompt] = ({**answers[best], "rate": wins[best]}, {**answers[worst], "rate": wins[worst]})
+    return found

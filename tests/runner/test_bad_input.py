@@ -8,15 +8,10 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from test_run import start
 
-from helpers.games import open_hf, save_slot, shake_slot
-from lowmem_spin.cli.play import run
-from lowmem_spin.common.display import Display
+from helpers.commands import start
+from helpers.games import GOOD, open_hf, play, save_slot, shake_slot
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.recipe import Recipe
-
-GOOD = {"prompt": "sort: cab", "completion": "abc"}
 
 
 @pytest.fixture
@@ -29,20 +24,6 @@ def rows(tmp_path: Path) -> Path:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({**GOOD, "prompt": f"sort: {n}"}) + "\n" for n in range(40)))
     return path
-
-
-def play(tmp_path: Path, base: Path, rows: Path, console: Console | None = None, **sections: dict[str, Any]) -> None:
-    content: dict[str, Any] = {
-        "model": {"name_or_path": str(base)},
-        "data": {"path": str(rows)},
-        "game": {"pairs": 8, "iterations": 1},
-        "generation": {"max_new_tokens": 4},
-        "training": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1},
-        "output": {"dir": str(tmp_path / "run"), "store": str(tmp_path / "store")},
-    }
-    for name, section in sections.items():
-        content[name] = {**content.get(name, {}), **section}
-    run(Recipe.model_validate(content), tmp_path, Display(console or Console(quiet=True)))
 
 
 def pickled(base: Path) -> None:

@@ -12,24 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers.faults import SHORT, adapters, distance, rows
+from helpers.commands import assert_one_line, play
+from helpers.faults import adapters, distance, rows
 
 ROOT = Path(__file__).parents[2]
-
-
-def command(folder: Path, *overrides: str) -> list[str]:
-    changes = [*SHORT, f"output.store={folder / 'store'}", f"output.dir={folder / 'run'}", *overrides]
-    return [sys.executable, "-m", "lowmem_spin.cli", "run", "quickstart", *(f"--set={change}" for change in changes)]
-
-
-def play(folder: Path, *overrides: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(folder, *overrides), capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
-
-
-def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert result.returncode == 2, result.stderr
-    assert len(result.stderr.splitlines()) == 1, result.stderr
-    assert all(word in result.stderr for word in words), result.stderr
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,25 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from test_references import updates
 
-from helpers.games import PAIRS, Plain, Row, data_rows, of_policy, open_hf, played, save_slot, stored, tiny
+from helpers.games import (
+    PAIRS,
+    Plain,
+    Preference,
+    Row,
+    contests,
+    data_rows,
+    exact,
+    judged,
+    of_policy,
+    open_hf,
+    pairwise_rates,
+    played,
+    save_slot,
+    stored,
+    tiny,
+)
+from helpers.references import updates
 from lowmem_spin.algorithm.samplers.mixture import Target, sampler
 from lowmem_spin.algorithm.stages import Given, Pairs, Sampling, Score, Train
 from lowmem_spin.common.keys import number
@@ -27,7 +43,6 @@ from lowmem_spin.report.summary import verdict
 from lowmem_spin.runner.open import Game
 from lowmem_spin.runner.pairs import training_pairs
 
-Preference = Callable[[Row, Row, str], float]
 ETA, K = 3.0, 4
 CONTEST = [
     "game.algorithm=sppo",
@@ -43,20 +58,11 @@ def cycle(messages, answers, reference):
 """
 
 
-def exact(mine: Row, other: Row, reference: str) -> float:
-    """The data's own answer beats any other."""
-    return 0.5 if (mine["text"] == reference) == (other["text"] == reference) else float(mine["text"] == reference)
-
-
 def cycle(mine: Row, other: Row, _: str) -> float:
     """Lengths play rock, paper, scissors."""
     beats = {(1, 0), (2, 1), (0, 2)}
     one, two = len(mine["text"]) % 3, len(other["text"]) % 3
     return 0.9 if (one, two) in beats else 0.1 if (two, one) in beats else 0.5
-
-
-def pairwise_rates(matrix: list[list[float]]) -> list[float]:
-    return [sum(row) / len(row) for row in matrix]
 
 
 def aggregated_rates(matrix: list[list[float]]) -> list[float]:
@@ -73,28 +79,6 @@ def trained(game: Game) -> list[Train]:
 def logp(store: Path, policy: str) -> dict[tuple[str, str], float]:
     """{(prompt id, completion): log-prob} under a policy."""
     return {(row["prompt_id"], row["completion"]): row["logp"] for row in of_policy(store, "logps", policy)}
-
-
-def contests(store: Path, policy: str, samples: int = K) -> dict[str, list[Row]]:
-    """The K answers of a policy to each prompt that it has answered K times, in order; each row with its `side`'s name."""
-    found: dict[str, list[Row]] = {}
-    for row in of_policy(store, "completions", policy):
-        found.setdefault(row["prompt_id"], []).append({**row, "side": f"{row['table']}/{row['sample']}"})
-    return {prompt: sorted(rows, key=lambda row: row["sample"]) for prompt, rows in found.items() if len(rows) == samples}
-
-
-def judged(
-    store: Path, policy: str, prefer: Preference, rates: Callable[..., list[float]], samples: int = K
-) -> dict[str, tuple[Row, Row]]:
-    """{prompt id: (best, worst)}, each with its `rate`; of equal ones the first is best and the last is worst."""
-    rows, found = data_rows(store), {}
-    for prompt, answers in contests(store, policy, samples).items():
-        reference = rows[prompt]["completion"]
-        wins = rates([[prefer(one, two, reference) for two in answers] for one in answers])
-        best = min(k for k in range(samples) if wins[k] > max(wins) - 1e-9)  # rounding makes no difference
-        worst = max(k for k in range(samples) if wins[k] < min(wins) + 1e-9)
-        found[prompt] = ({**answers[best], "rate": wins[best]}, {**answers[worst], "rate": wins[worst]})
-    return found
 
 
 def ids(tokens: Sequence[int] | np.ndarray | None) -> list[int]:

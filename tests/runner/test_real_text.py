@@ -10,7 +10,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from test_run import finish, start
+
+from helpers.commands import finish, start
 
 SKIPPED = ("idlelib", "turtledemo", "test", "antigravity", "this", "lib2to3", "tkinter")  # they open windows or print
 

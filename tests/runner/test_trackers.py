@@ -6,7 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from test_faults import assert_one_line, play
+
+from helpers.commands import assert_one_line, play
 
 OFFLINE = {"WANDB_SILENT": "true", "HF_HUB_OFFLINE": "1"}
 

@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from rich.console import Console
-from test_games import exact, judged, pairwise_rates
 
-from helpers.games import QUICKSTART, stored, tiny
+from helpers.games import QUICKSTART, exact, judged, pairwise_rates, stored, tiny
 from lowmem_spin.cli import play
 from lowmem_spin.cli.results import show_sweep
 from lowmem_spin.common.display import Display
