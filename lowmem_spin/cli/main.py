@@ -239,7 +239,7 @@ app.add_typer(living)
 
 
 def main() -> None:
-    """Run a command; bad input, and a disk that is full or closed, is one line and exit code 2."""
+    """Run a command; bad input, and a disk that is full, closed or does not answer, is one line and exit code 2."""
     import errno
     import sys
 
@@ -251,11 +251,15 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        from lowmem_spin.common.files import DISK
+        from lowmem_spin.common.files import DISK, UnreadableError
 
-        if errno.errorcode.get(error.errno or 0) not in DISK:
+        if isinstance(error, UnreadableError):
+            what, remedy = "read", "see that its drive answers and lets it be read"
+        elif errno.errorcode.get(error.errno or 0) in DISK:
+            what, remedy = "write", "make room, or choose another output.store and output.dir"
+        else:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        remedy = "make room, or choose another output.store and output.dir; what is finished is kept, run again to go on"
-        print(printable(f"error: cannot write: {where}{error.strerror}; {remedy}"), file=sys.stderr)
+        line = f"error: cannot {what}: {where}{error.strerror}; {remedy}; what is finished is kept, run again to go on"
+        print(printable(line), file=sys.stderr)
         sys.exit(2)

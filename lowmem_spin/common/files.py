@@ -1,11 +1,12 @@
 """Files that are whole or absent, and token ids as arrays."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,42 @@ Tokens = Sequence[int] | np.ndarray
 """Token ids of one prompt or completion."""
 
 
+class DamagedError(ValueError):
+    """A file has other bytes than were written."""
+
+
+class UnreadableError(OSError):
+    """The system does not give a file's bytes, which may be as they were: a drive does not answer, or is closed."""
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Have an error of the system name the file that is read: only opening it does so by itself.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        UnreadableError: any other error of the system.
+    """
+    try:
+        yield
+    except (FileNotFoundError, UnreadableError):
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise UnreadableError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
+    """Hex digest of a file's bytes; raises as `reading` does."""
+    with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_text(path: Path) -> str:
+    """A file in UTF-8; raises as `reading` does."""
+    with reading(path):
+        return path.read_text(encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -50,8 +83,19 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 
 
 def read_parquet(path: Path) -> pa.Table:
-    """Read a Parquet file and verify its checksums."""
-    return pq.ParquetFile(path, page_checksum_verification=True).read()
+    """Read a Parquet file and verify its checksums.
+
+    Raises:
+        DamagedError: its bytes are wrong.
+        FileNotFoundError, UnreadableError: as `reading` does.
+    """
+    with reading(path):
+        try:
+            return pq.ParquetFile(path, page_checksum_verification=True).read()
+        except (OSError, ValueError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # pyarrow's own, of wrong bytes, have no number
+                raise
+            raise DamagedError(str(error).splitlines()[0]) from error
 
 
 def token_arrays(column: pa.ChunkedArray) -> list[np.ndarray]:

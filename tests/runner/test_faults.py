@@ -14,6 +14,7 @@ import pytest
 
 from helpers.commands import assert_one_line, play
 from helpers.faults import adapters, distance, rows
+from helpers.unreadable import answering_eio
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,6 +117,27 @@ def test_a_limit_on_file_size_is_one_line_and_loses_nothing(tmp_path: Path, whol
     assert_one_line(play(tmp_path, preexec_fn=limit), "cannot write", "run again to go on")
     assert play(tmp_path).returncode == 0
     assert_same_game(tmp_path, whole)
+
+
+def test_a_drive_that_does_not_answer_is_one_line_and_nothing_is_computed_again(copy: Path, whole: Path) -> None:
+    table, weights = rows_file(copy), next((copy / "store" / "adapters").glob("*/adapter_model.safetensors"))
+    for victim in (table, weights):
+        healthy = victim.rename(victim.with_name("healthy"))
+        victim.symlink_to(answering_eio())
+        assert_one_line(play(copy), f"cannot read: {victim}: Input/output error", "run again to go on")
+        victim.unlink()
+        healthy.rename(victim)
+    assert not (copy / "store" / "aside").exists()
+    result = play(copy)
+    assert result.returncode == 0, result.stderr
+    assert "generate" not in result.stdout
+    assert "train iterate" not in result.stdout
+    assert_same_game(copy, whole)
+
+
+def rows_file(folder: Path) -> Path:
+    """A file of a finished game's completions."""
+    return max((folder / "store" / "completions").glob("*/*.parquet"), key=lambda file: file.stat().st_size)
 
 
 @contextmanager

@@ -1,8 +1,12 @@
 """The store keeps what was committed, refuses what does not read back, and has one writer at a time."""
 
+import errno
 import hashlib
+import os
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
+from helpers.unreadable import answering_eio
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import DamagedError, UnreadableError, read_parquet
 from lowmem_spin.common.keys import digest
 from lowmem_spin.store.store import Store, Table
 
@@ -85,6 +91,60 @@ def test_a_damaged_shard_is_set_aside_and_the_others_stay(store: Store, said: li
     assert "computed again" in said[0]
     assert len(list((store.root / "aside").iterdir())) == 1
     assert ids(store) == ["kept"]  # said once: the shard is gone from the table
+
+
+@contextmanager
+def silenced(path: Path, error: str) -> Iterator[None]:
+    """For a while the system, for real, answers the file's reader with this error."""
+    if error == "EACCES":
+        path.chmod(0)
+        yield
+        path.chmod(0o644)
+        return
+    healthy = path.rename(path.with_name("healthy"))
+    path.symlink_to(answering_eio() if error == "EIO" else path)
+    yield
+    path.unlink()
+    healthy.rename(path)
+
+
+@pytest.mark.parametrize("error", ["EIO", "ELOOP", "EACCES"])
+def test_what_the_system_does_not_let_be_read_stays_and_is_named(store: Store, said: list[str], error: str) -> None:
+    if error == "EACCES" and os.geteuid() == 0:
+        pytest.skip("nothing is closed to root")
+    table(store).append(rows("a"))
+    (shard,) = table(store).folder.glob("*.parquet")
+    adapter(store, "k", 1.0)
+    weights = store.root / "adapters" / "k" / "adapter_model.safetensors"
+    store.commit_result("p", "k", {"maker": "base"})
+    result = store.root / "results" / "p" / "k.json"
+    reads: dict[Path, Callable[[], Any]] = {
+        shard: table(store).read,
+        weights: lambda: store.adapter("k"),
+        result: lambda: store.result("p", "k", "base"),
+    }
+    for path, read in reads.items():
+        with silenced(path, error), pytest.raises(UnreadableError) as caught:
+            read()
+        assert (caught.value.errno, caught.value.filename) == (getattr(errno, error), str(path))
+    assert not (store.root / "aside").exists()
+    assert said == []
+    assert ids(store) == ["a"]
+    assert store.adapter("k") is not None
+    assert store.result("p", "k", "base") == {"maker": "base"}
+
+
+def test_whatever_bit_of_a_table_is_wrong_is_damage_and_nothing_else(store: Store) -> None:
+    table(store).append(rows(*(f"row {n}" for n in range(50))))
+    (file,) = table(store).folder.glob("*.parquet")
+    content, damaged = file.read_bytes(), 0
+    for place in range(0, len(content), 3):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        try:
+            read_parquet(file)
+        except DamagedError:
+            damaged += 1
+    assert damaged > len(content) / 3 / 4  # not all of a footer is checked
 
 
 def test_a_wrong_bit_that_parquet_itself_would_not_notice_is_noticed(store: Store, said: list[str]) -> None:

@@ -5,6 +5,8 @@ import os
 import threading
 from pathlib import Path
 
+from lowmem_spin.common.files import reading
+
 
 class Replies:
     """The replies in one JSONL file: read once, then appended to, a line for each. Several processes may append."""
@@ -26,7 +28,8 @@ class Replies:
 
     def _read(self) -> dict[str, str]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = self.path.read_bytes() if self.path.exists() else b""
+        with reading(self.path):
+            content = self.path.read_bytes() if self.path.exists() else b""
         self._torn = bool(content) and not content.endswith(b"\n")
         found = {}
         for line in content.splitlines():

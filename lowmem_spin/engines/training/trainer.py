@@ -21,7 +21,7 @@ from transformers.training_args import OptimizerNames
 
 from lowmem_spin.algorithm.losses import LOSSES, Sides
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import Tokens
+from lowmem_spin.common.files import Tokens, read_text
 from lowmem_spin.common.keys import number
 from lowmem_spin.config.recipe import Training
 from lowmem_spin.engines.training.logps import Batch, States, autocast, collate, completion_logps, decoder_states
@@ -204,7 +204,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
     for checkpoint in found:
         try:
-            json.loads((checkpoint / "trainer_state.json").read_text())
+            json.loads(read_text(checkpoint / "trainer_state.json"))
         except (FileNotFoundError, json.JSONDecodeError):
             continue
         return checkpoint

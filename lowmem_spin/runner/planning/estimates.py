@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lowmem_spin.common.files import read_parquet
+from lowmem_spin.common.files import DamagedError, read_parquet
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import Rows
 from lowmem_spin.engines.memory import peak, read_shape, served, stages
@@ -71,13 +71,13 @@ class Stored:
         return int(np.isin(unit.places, np.array(known, np.int64)).sum())
 
     def _names(self, kind: str, table: str) -> dict[str, list[tuple[str, int]]]:
-        """(prompt id, sample) in a table by side. A shard that does not read back is redone, so it does not count."""
+        """(prompt id, sample) in a table by side. A damaged shard is redone, so it does not count."""
         if (kind, table) not in self.tables:
             found: dict[str, list[tuple[str, int]]] = {}
             for path in sorted((self.root / kind / table).glob("[!.]*.parquet")):
                 try:
                     rows = read_parquet(path)
-                except (OSError, pa.ArrowInvalid):
+                except (FileNotFoundError, DamagedError):
                     continue
                 for side, name, sample in _named(kind, rows):
                     found.setdefault(side, []).append((name, sample))

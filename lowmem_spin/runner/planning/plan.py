@@ -10,12 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from lowmem_spin.algorithm.game import play, sampling
 from lowmem_spin.algorithm.stages import Amortise, Average, Draw, Stage, Train
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import read_parquet
+from lowmem_spin.common.files import DamagedError, read_parquet
 from lowmem_spin.config.grid import Point
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import Rows, take
@@ -173,7 +171,7 @@ class _Draft:
         if path not in self.files:
             try:
                 self.files[path] = Rows(read_parquet(path))
-            except (OSError, pa.ArrowInvalid):  # not there yet, or to be made again
+            except (FileNotFoundError, DamagedError):  # not there yet, or to be made again
                 self.files[path] = None
         return self.files[path]
 
