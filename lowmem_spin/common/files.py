@@ -82,8 +82,9 @@ def write_parquet(path: Path, table: pa.Table) -> None:
     write_atomically(path, lambda temporary: pq.write_table(table, temporary, write_page_checksum=True))
 
 
-def read_parquet(path: Path) -> pa.Table:
-    """Read a Parquet file and verify its checksums.
+@contextlib.contextmanager
+def reading_parquet(path: Path) -> Iterator[None]:
+    """Tell wrong bytes of a Parquet file from an error of the system.
 
     Raises:
         DamagedError: its bytes are wrong.
@@ -91,11 +92,17 @@ def read_parquet(path: Path) -> pa.Table:
     """
     with reading(path):
         try:
-            return pq.ParquetFile(path, page_checksum_verification=True).read()
+            yield
         except (OSError, ValueError, NotImplementedError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # pyarrow's own, of wrong bytes, have no number
                 raise
             raise DamagedError(str(error).splitlines()[0]) from error
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Read a Parquet file and verify its checksums; raises as `reading_parquet` does."""
+    with reading_parquet(path):
+        return pq.ParquetFile(path, page_checksum_verification=True).read()
 
 
 def token_arrays(column: pa.ChunkedArray) -> list[np.ndarray]:

@@ -5,14 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import DamagedError, reading_parquet
 from lowmem_spin.config.recipe import Data
 from lowmem_spin.data.sources import Source
 
 Message = dict[str, str]
+BATCH, BUFFER = 1000, 1 << 20  # rows of a Parquet file that are in memory at once, and bytes of each of its columns
 
 
 def conversations(
@@ -92,11 +93,7 @@ def _read(source: Source, field: str, split: str) -> Iterator[tuple[str, Any]]:
     if not source.local:
         yield from _read_hub(source, field, split)
     elif source.location.endswith(".parquet"):
-        try:
-            rows = pq.read_table(source.location).to_pylist()
-        except pa.ArrowInvalid as error:
-            raise InputError(f"{field}: {source.location!r} is not a Parquet file: {error}") from None
-        yield from ((f"row {index + 1}", row) for index, row in enumerate(rows))
+        yield from ((f"row {index + 1}", row) for index, row in enumerate(_read_parquet(source, field)))
     else:
         with Path(source.location).open("rb") as lines:
             for index, line in enumerate(lines):
@@ -111,6 +108,17 @@ def _read(source: Source, field: str, split: str) -> Iterator[tuple[str, Any]]:
                         f"{field}: line {index + 1} is not JSON ({error.msg}); one object per line is needed"
                     ) from None
                 yield f"line {index + 1}", row
+
+
+def _read_parquet(source: Source, field: str) -> Iterator[Any]:
+    """The rows of a Parquet file, some at a time: as Python objects they are many times as large as on the disk."""
+    path = Path(source.location)
+    try:
+        with reading_parquet(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:
+            for batch in file.iter_batches(BATCH):
+                yield from batch.to_pylist()
+    except DamagedError as error:
+        raise InputError(f"{field}: {source.location!r} is not a Parquet file: {error}") from None
 
 
 def _read_hub(source: Source, field: str, split: str) -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,8 @@
 """From rows to token ids: every layout, the one renderer, nothing cut silently, seeded draws."""
 
 import json
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from lowmem_spin.algorithm.stages import Draw
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Data
 from lowmem_spin.data.chat_templates import TEMPLATES
+from lowmem_spin.data.formats import conversations
 from lowmem_spin.data.prepare import prepare
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.rows import Rows, draw, hold_out
@@ -116,6 +119,50 @@ def test_parquet_reads_as_jsonl_does(tmp_path: Path, tokenizer: Any) -> None:
     pq.write_table(pa.Table.from_pylist([{"messages": [QUESTION, ANSWER]}]), tmp_path / "d.parquet")
     rows = prepared(Source(str(tmp_path / "d.parquet"), None, "test"), tokenizer)
     assert tokenizer.decode(rows.chosen(0)) == "abc<end_of_turn>"
+
+
+def turns(place: Path) -> Iterator[str]:
+    source = Source(str(place), None, "test")
+    yield from (answer for _, answer, _, _ in conversations(source, Data(path="x"), "data.path", "train", "category", False))
+
+
+@pytest.mark.parametrize("group", [700, 100_000])
+def test_parquet_is_read_in_order_and_never_whole(tmp_path: Path, group: int) -> None:
+    rows = [{"messages": [QUESTION, {"role": "assistant", "content": f"{n} " * 20}]} for n in range(20_000)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet", row_group_size=group)
+    tracemalloc.start()
+    pq.read_table(tmp_path / "d.parquet").to_pylist()
+    _, whole = tracemalloc.get_traced_memory()
+    tracemalloc.reset_peak()
+    for row, answer in zip(rows, turns(tmp_path / "d.parquet"), strict=True):
+        assert answer == row["messages"][1]["content"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < whole / 5
+
+
+def test_a_row_is_named_by_its_number_in_the_whole_parquet_file(tmp_path: Path) -> None:
+    rows = [{"messages": [QUESTION, ANSWER]}] * 2099 + [{"messages": [QUESTION]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet", row_group_size=700)
+    with pytest.raises(InputError, match="row 2100 has no question followed by an answer"):
+        list(turns(tmp_path / "d.parquet"))
+
+
+def without_footer(content: bytes) -> bytes:
+    length = int.from_bytes(content[-8:-4], "little")
+    return content[: -8 - length] + b"\xff" * length + content[-8:]
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [lambda content: content[:-9], lambda content: content.replace(b"PAR1", b"RAP1"), without_footer],
+    ids=["truncated", "other format", "footer"],
+)
+def test_what_is_no_parquet_file_is_one_line(tmp_path: Path, harm: Callable[[bytes], bytes]) -> None:
+    pq.write_table(pa.Table.from_pylist([{"messages": [QUESTION, ANSWER]}]), tmp_path / "d.parquet")
+    (tmp_path / "d.parquet").write_bytes(harm((tmp_path / "d.parquet").read_bytes()))
+    with pytest.raises(InputError, match="is not a Parquet file"):
+        list(turns(tmp_path / "d.parquet"))
 
 
 def test_all_turns_are_one_row_per_answer(tmp_path: Path, tokenizer: Any) -> None:
