@@ -20,62 +20,69 @@ def named(default: str) -> Callable[[Any], Any]:
 
 
 class DPO(Section):
-    """The logistic loss of DPO and SPIN."""
+    """The logistic loss of DPO and SPIN, on the log-prob margin of chosen over rejected relative to the reference."""
 
     name: Literal["dpo"] = "dpo"
-    """-log sigmoid(beta * margin); the margin is chosen less rejected, in log-probs relative to the reference."""
+    """Selects the loss -log sigmoid(beta * margin) of DPO and SPIN. It has no minimum, so each pair keeps pulling."""
     beta: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference; small values move further per pair. SPIN's value is 0.1."""
+    """Strength of the pull to the reference; it multiplies the margin, which is in nats. 0.1 is SPIN's value. Raise it if
+    iterates drift too far from the reference, lower it if they hardly move."""
 
 
 class IPO(Section):
-    """The squared loss of IPO, on sums over a completion's tokens."""
+    """The squared loss of IPO, on log-probs summed over a completion's tokens."""
 
     name: Literal["ipo"] = "ipo"
-    """(margin - 1 / (2 tau))^2, which stops pulling where the margin is reached."""
+    """Selects IPO's loss (margin - 1 / (2 tau))^2, which stops pulling once a pair reaches its target margin."""
     tau: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference: 0.1 aims at a margin of 5 nats per completion. Played to each iteration's
-    exact minimum, SPIN is stable only above 1/8; training that stops earlier is not bound by this."""
+    """Strength of the pull to the reference; the target margin is 1 / (2 tau) nats per completion, 5 for 0.1. Raise it if
+    iterates drift; SPIN trained to convergence in every iteration is stable only above 1/8."""
 
 
 class IPOLengthNormalized(Section):
-    """TRL's form of IPO: both sides' log-ratios divided by their lengths."""
+    """IPO as TRL computes it: each side's log-ratio is divided by its length in tokens."""
 
     name: Literal["ipo_length_normalized"] = "ipo_length_normalized"
-    """(margin per token - 1 / (2 tau))^2. Needs a normalised reference: alpha 0 or 1."""
+    """Selects the loss (margin per token - 1 / (2 tau))^2, TRL's "ipo". Needs a normalised reference: game.alpha 0
+    or 1, or game.reference arithmetic or ema."""
     tau: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference: 0.1, which is TRL's, aims at a margin of 5 nats per token."""
+    """Strength of the pull to the reference; the target margin is 1 / (2 tau) nats per token, 5 for TRL's 0.1. Raise it
+    to aim at a smaller margin."""
 
 
 class Hinge(Section):
-    """The hinge of TRL and of SPIN's code."""
+    """The hinge loss of TRL and of SPIN's code, relative to the reference."""
 
     name: Literal["hinge"] = "hinge"
-    """max(0, 1 - beta * margin), which leaves pairs alone that are apart enough."""
+    """Selects the loss max(0, 1 - beta * margin), which leaves pairs alone once they are far enough apart."""
     beta: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference: pairs are apart enough at a margin of 1 / beta nats."""
+    """Strength of the pull to the reference: a pair counts as far enough apart at a margin of 1 / beta nats. Raise it if
+    iterates drift too far."""
 
 
 class SLiC(Section):
-    """The rank loss of SLiC with its term for the data's answer. It has no reference, so alpha means nothing to it."""
+    """SLiC's rank loss plus a likelihood term on the chosen answer. It uses no reference, so game.alpha has no effect on it."""
 
     name: Literal["slic"] = "slic"
-    """max(0, delta - chosen + rejected) - lam * chosen, in log-probs of the policy."""
+    """Selects the loss max(0, delta - chosen + rejected) - lam * chosen, in log-probs of the policy alone."""
     delta: float = Field(default=1.0, gt=0)
-    """Nats by which the data's answer has to be likelier than the opponent's."""
+    """Margin in nats per completion by which the chosen answer has to be likelier than the rejected one. Raise it to
+    separate the two further."""
     lam: float = Field(default=0.5, ge=0)
-    """Weight of the data's answer's own log-prob, which keeps the policy near the data."""
+    """Weight of the chosen answer's own log-prob, an SFT term that keeps the policy near the data; 0 turns it off."""
 
 
 class SPPO(Section):
-    """The squared loss of SPPO: each answer's log-ratio is drawn to how much more often than not it wins."""
+    """The squared loss of SPPO: each answer's log-ratio is regressed on how far its win-rate is from 1/2."""
 
     name: Literal["sppo"] = "sppo"
-    """(log-ratio - eta (win-rate - 1/2))^2, the mean of a pair's two. Needs a normalised reference: alpha 0 or 1."""
+    """Selects the loss (log-ratio - eta * (win-rate - 1/2))^2, averaged over a pair's two answers. Needs a normalised
+    reference: game.alpha 0 or 1, game.reference arithmetic or ema, or game.normalizer estimated."""
     eta: float = Field(default=1000.0, gt=0)
-    """Step of the multiplicative weights that it imitates, in nats per win-rate; the paper's is 1000."""
+    """Step size in nats per unit of win-rate; the paper's is 1000. Lower it if iterates move too far in one iteration."""
     targets: Literal["soft", "hard"] = "soft"
-    """soft: the win-rates that were estimated. hard: 1 for the better answer and 0 for the worse one."""
+    """Win-rates that the loss aims at. soft: the oracle's estimates. hard: 1 for the better answer and 0 for the worse,
+    however close the oracle found them."""
 
 
 Loss = DPO | IPO | IPOLengthNormalized | Hinge | SLiC | SPPO
@@ -87,58 +94,61 @@ def in_words(loss: dict[str, Any]) -> str:
 
 
 class FunctionOracle(Section):
-    """A preference that is computed."""
+    """An oracle that is a Python function: tests, parsers, exact answers, anything that can be computed."""
 
     name: Literal["function"] = "function"
-    """A Python function scores the answers."""
+    """Selects a Python function as the oracle."""
     function: str = "exact_match"
-    """exact_match: the data's answer beats any other. Or file.py:function, called with (messages, answers, reference);
-    it returns one score for each answer, or the preferences, a K by K matrix."""
+    """Function that judges answers: exact_match, by which the data's answer beats any other, or your own as file.py:function.
+    It is called with (messages, answers, reference) and returns one score per answer, or a K by K matrix of preferences."""
 
 
 class RewardModelOracle(Section):
-    """A preference by Bradley-Terry."""
+    """An oracle that scores each answer with a reward model; preferences follow by Bradley-Terry."""
 
     name: Literal["reward_model"] = "reward_model"
-    """Any sequence-classification model with one output and a chat template."""
+    """Selects a reward model as the oracle: any sequence-classification model with one output and a chat template."""
     model: str
-    """A hub id or a folder."""
+    """Hub id or local folder of the reward model."""
     revision: str | None = None
-    """Branch, tag or commit on the hub."""
+    """Branch, tag or commit of the reward model on the hub; null is its main branch. Set a commit to pin it."""
     batch_size: int = Field(default=16, ge=1)
-    """Conversations in one forward; no result depends on it."""
+    """Conversations scored in one forward pass. No result depends on it; lower it if memory runs out."""
     max_length: int = Field(default=2048, ge=1)
-    """In tokens; the beginning of longer conversations is left out."""
+    """Longest conversation in tokens; longer ones lose their beginning. Raise it if prompts and answers do not fit and the
+    reward model can read more."""
 
 
 class PairRMOracle(Section):
-    """A preference by LLM-Blender's pairwise ranker."""
+    """An oracle that compares two answers side by side: PairRM, the pairwise ranker of LLM-Blender."""
 
     name: Literal["pairrm"] = "pairrm"
-    """Reads two answers at a time, in both orders."""
+    """Selects PairRM as the oracle; it reads every two answers in both orders."""
     model: str = "llm-blender/PairRM-hf"
-    """A hub id or a folder."""
+    """Hub id or local folder of the PairRM model; change it only for another model of that kind."""
     revision: str | None = None
-    """Branch, tag or commit on the hub."""
+    """Branch, tag or commit of the PairRM model on the hub; null is its main branch. Set a commit to pin it."""
     batch_size: int = Field(default=16, ge=1)
-    """Pairs in one forward; no result depends on it."""
+    """Ordered pairs of answers read in one forward pass. No result depends on it; lower it if memory runs out."""
 
 
 class JudgeOracle(Section):
-    """A preference by a language model behind any OpenAI-compatible endpoint."""
+    """An oracle that asks a language model behind an OpenAI-compatible endpoint."""
 
     name: Literal["judge"] = "judge"
-    """Asked for every two answers, in both orders."""
+    """Selects a language model as the judge; it compares every two answers in both orders."""
     base_url: str
-    """Of the endpoint, for instance http://localhost:8000/v1."""
+    """Address of the OpenAI-compatible endpoint, for instance http://localhost:8000/v1."""
     model: str
-    """Its name there."""
+    """Name under which the endpoint serves the judge model. It is part of every result: scores of different judges are
+    not comparable."""
     api_key_env: str | None = None
-    """Environment variable that has the key; null sends none."""
+    """Name of the environment variable that holds the API key; null sends no key, which is enough for most local servers."""
     concurrency: int = Field(default=8, ge=1)
-    """Questions under way at a time; no result depends on it."""
+    """Requests in flight at the same time. No result depends on it; lower it if the endpoint limits your rate."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Of a reply; null is 1024 for a comparison of two answers, 2048 for a grade of MT-Bench."""
+    """Longest reply of the judge in tokens; null is 1024 for comparing two answers and 2048 for an MT-Bench grade. Raise it
+    if replies end before their verdict."""
 
 
 Oracle = FunctionOracle | RewardModelOracle | PairRMOracle | JudgeOracle
@@ -146,22 +156,27 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class Regularizer(Section):
-    """RSPO's penalties, added to the sppo loss: weights of divergences of the policy from the base."""
+    """RSPO's penalties for leaving the base, added to the sppo loss. RSPO's own runs use weights of 0.1 and 0.5."""
 
     reverse_kl: Weight = 0.0
-    """KL(policy | base)."""
+    """Weight of the penalty KL(policy | base); 0 turns it off. Raise it if the policy gives answers that the base finds
+    unlikely."""
     forward_kl: Weight = 0.0
-    """KL(base | policy)."""
+    """Weight of the penalty KL(base | policy); 0 turns it off. Raise it if the policy loses answers that the base gives."""
     chi2: Weight = 0.0
-    """chi-square(policy | base)."""
+    """Weight of the penalty chi-square(policy | base); 0 turns it off. It is stronger than reverse_kl on answers that
+    have become much likelier than under the base."""
     reverse_kl_no_entropy: Weight = 0.0
-    """The cross-entropy part of the reverse KL."""
+    """Weight of the cross-entropy of the base under the policy, which is reverse_kl without its entropy term; 0 turns it
+    off. Use it instead of reverse_kl to weight the entropy separately."""
     entropy: Weight = 0.0
-    """The policy's negative entropy."""
+    """Weight of the policy's negative entropy, so that a larger weight keeps answers more diverse; 0 turns it off."""
     clamp: float = Field(default=10.0, gt=0)
-    """Largest exponent of forward_kl and chi2; beyond it an answer has no gradient."""
+    """Largest log-ratio in nats that forward_kl and chi2 exponentiate; answers beyond it get no gradient from
+    them. Lower it if these penalties make training unstable."""
     importance: Literal["none", "corrected"] = "none"
-    """none: answers of the last iterate count as the policy's own, as in RSPO's code. corrected: they are weighted."""
+    """How the penalties treat answers that the last iterate gave. none: as the policy's own, as in RSPO's code. corrected:
+    each answer is weighted by policy / last iterate, which removes that bias."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -171,81 +186,92 @@ class Regularizer(Section):
 
 
 class Rejection(Section):
-    """Exact samples: proposals are rejected until one is accepted."""
+    """Samples the mixture exactly: answers are proposed until one is accepted."""
 
     name: Literal["rejection"] = "rejection"
-    """Exact."""
+    """Selects rejection sampling: exact samples of the mixture, but many proposals where its policies differ."""
     proposals: int = Field(default=100, ge=1)
-    """Tries of a prompt; one that has none accepted is left out of the iteration."""
+    """Most proposals per prompt; a prompt without an accepted one is left out of the iteration. Raise it if too many
+    prompts are left out."""
 
 
 class Resampled(Section):
-    """Of several weighted proposals one is drawn."""
+    """Samples the mixture approximately: one of several weighted proposals is drawn."""
 
     name: Literal["snis", "smc"] = "snis"
-    """snis: whole answers are weighted. smc: unlikely beginnings are also replaced on the way."""
+    """Selects weighted proposals. snis: whole answers are weighted at the end. smc: proposals are also resampled while they
+    grow; use it for long answers."""
     proposals: int = Field(default=16, ge=1)
-    """Of a prompt: the more, the nearer to the mixture."""
+    """Proposals per prompt: more come closer to the mixture and take proportionally longer."""
 
 
 class TokenLevel(Section):
-    """The mixture taken token by token, which is another policy: Nash-MD's."""
+    """Mixes next-token distributions instead of whole answers, as Nash-MD does: fast, but another policy than the mixture."""
 
     name: Literal["token_level"] = "token_level"
-    """Uncorrected."""
+    """Selects token-by-token mixing as in Nash-MD, without a correction towards the mixture of whole answers."""
 
 
 class NoSampler(Section):
-    """Opponents answer for themselves."""
+    """No mixture: every opponent answers as it was trained."""
 
     name: Literal["none"] = "none"
-    """Past iterates, as they are."""
+    """Selects no sampler: opponents are the past iterates themselves, as in SPIN and alpha-SPIN."""
 
 
 class GFlowNet(Section):
-    """An adapter of its own, fine-tuned from the iterate until it samples the mixture by itself: generation is then plain."""
+    """An extra adapter per iterate, fine-tuned to sample the mixture by itself; generating then needs one policy, not two."""
 
     name: Literal["gflownet"] = "gflownet"
-    """Sub-trajectory balance, as in appendix A of arXiv 2404.04291; the defaults are from there where it has them."""
+    """Selects GFlowNet fine-tuning with sub-trajectory balance, as in appendix A of arXiv 2404.04291; the defaults are
+    that paper's where it gives any."""
     prompts: int = Field(default=1000, ge=1)
-    """Rows of the data to fine-tune on."""
+    """Rows of the data whose prompts the sampler is fine-tuned on. Raise it if it does not generalise to other prompts."""
     epochs: int = Field(default=10, ge=1)
-    """Passes over them."""
+    """Passes over the sampler's prompts. Raise it if the reported log_ratio is still falling at the end."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Peak learning rate; it falls to 0."""
+    """Peak learning rate of the sampler's fine-tuning; it falls linearly to 0. Lower it if the loss diverges."""
     batch_size: int = Field(default=32, ge=1)
-    """Sequences in one step."""
+    """Sequences in one optimiser step of the sampler's fine-tuning. Raise it if the loss is too noisy."""
     warmup_ratio: float = Field(default=0.0, ge=0, le=1)
-    """Share of the steps in which the learning rate rises."""
+    """Share of the sampler's steps, from 0 to 1, in which the learning rate rises to its peak. Raise it if the first steps are
+    unstable."""
     max_grad_norm: float = Field(default=1.0, ge=0)
-    """Gradients longer than this are shortened; 0 leaves them."""
+    """Gradient norm above which the sampler's gradients are scaled down; 0 turns clipping off. Lower it if the loss
+    has spikes."""
     lam: float = Field(default=1.0, gt=0, le=1)
-    """Weight of a stretch of a sequence against that of one that is a token shorter."""
+    """Weight of a sub-trajectory relative to one that is a token shorter. Below 1, short stretches of a sequence count more."""
     buffer: int = Field(default=8, ge=1)
-    """Sequences of each prompt that are kept to train on again."""
+    """Sequences kept per prompt to train the sampler on again, the newest ones. It matters only with replay above 0."""
     replay: float = Field(default=0.25, ge=0, le=1)
-    """Probability that a kept sequence is trained on instead of a new one."""
+    """Probability, per prompt and step, of training on a kept sequence instead of drawing a new one. Raise it
+    to spend less time on generating."""
     explore: float = Field(default=0.666, ge=0, le=1)
-    """Probability that a step draws at another temperature than 1."""
+    """Probability that a step samples at a temperature from `temperatures` instead of at 1. Raise it if the sampler misses
+    answers that the mixture gives."""
     temperatures: tuple[float, float] = (0.5, 2.0)
-    """The range of those temperatures."""
+    """Lowest and highest sampling temperature of exploring steps. Widen the range to explore more."""
     reward_temperature: float = Field(default=1.0, gt=0)
-    """At first log R is divided by this."""
+    """Temperature by which the log reward is divided at first; it falls to 1. Above 1, training starts from an easier, flatter
+    target."""
     anneal: float = Field(default=0.5, ge=0, le=1)
-    """Share of the steps in which that number falls to 1."""
+    """Share of the sampler's steps, from 0 to 1, in which reward_temperature falls to 1."""
 
 
 Sampler = NoSampler | TokenLevel | Rejection | Resampled | GFlowNet
 
 
 class StopWhen(Section):
-    """Ends the game before its last iteration, after an iterate that has gone wrong. All bounds that are given hold."""
+    """Ends the game early, after an iterate that has gone wrong. Any bound that is set can end it; null turns a bound off."""
 
     kl_to_base: float | None = Field(default=None, gt=0)
-    """KL(iterate | base) above this, in nats per completion; a warm start's own part in it counts."""
+    """Stop when KL(iterate | base) exceeds this many nats per completion. With a warm start, the KL includes the warm start's
+    share."""
     chosen_logp_falls: int | None = Field(default=None, ge=1)
-    """The held-out answers' log-prob has fallen in so many iterations, one after the other."""
+    """Stop when the log-prob of the held-out answers has fallen in this many iterations in a row."""
     length_drift: float | None = Field(default=None, gt=0)
-    """Mean length of answers off what it was before the first iterate by more than this share of it."""
+    """Stop when the mean answer length differs from its value before the first iterate by more than this share: 0.5 means
+    half as long again, or half as long."""
     win_rate_below: float | None = Field(default=None, ge=0, le=1)
-    """Win-rate against the iterate before below this, by game.oracle on held-out prompts."""
+    """Stop when an iterate's win-rate against the one before it, from 0 to 1, falls below this. Judged by game.oracle on
+    held-out prompts."""

@@ -14,63 +14,72 @@ def _infinite(value: Any) -> Any:
 
 
 class Game(Section):
-    """Who plays against whom, and what holds the iterates back."""
+    """The self-play game: who plays against whom, with which loss and reference, and when it ends."""
 
     algorithm: Literal["alpha-spin", "sppo", "offline"] = "alpha-spin"
-    """alpha-spin: the data's answers against past iterates', Algorithm 2 of arXiv 2404.04291; with alpha 1 and history 1
-    it is SPIN. sppo: the better of the last iterate's own answers against the worse, as game.oracle judges them
-    (arXiv 2405.00675). offline: the data's `chosen` answers against its `rejected` ones, as in ordinary DPO."""
+    """Which answers an iterate learns from. alpha-spin: the data's against past iterates' (Algorithm 2 of arXiv 2404.04291;
+    SPIN with alpha 1 and history 1). sppo: the best against the worst of the last iterate's own, as game.oracle judges them
+    (arXiv 2405.00675). offline: the data's `chosen` against its `rejected`, as in ordinary DPO."""
     iterations: int = Field(default=3, ge=1)
-    """How many iterates to train (the paper's T + 1)."""
+    """Number of iterates to train, one after the other (the paper's T + 1). Raise it while held-out scores still improve."""
     alpha: float = Field(default=0.95, ge=0, le=1)
-    """Weight of the previous iterate in the reference; the base has the rest. 1 is SPIN."""
+    """Weight of the previous iterate in the reference, from 0 to 1; the base has the rest. 1 is SPIN; lower it if iterates
+    drift away from the base."""
     reference: Literal["geometric", "arithmetic", "ema"] = "geometric"
-    """How the reference mixes its policies: geometric multiplies powers of their probabilities, as alpha-SPIN does.
-    arithmetic adds their probabilities of a whole answer: near it where either policy is likely. ema is one policy whose
-    weights are a moving average: alpha of the previous iterate's and the rest of the reference's before it."""
+    """How the reference combines its policies. geometric: product of powers of their probabilities, as in alpha-SPIN.
+    arithmetic: average of their probabilities of a whole answer, so that an answer likely under either stays likely. ema: one
+    policy, whose weights are the moving average alpha * previous iterate + (1 - alpha) * previous reference."""
     ema: Literal["svd", "exact"] = "svd"
-    """The moving average as one adapter: the best one of training.lora.r, or the exact one, whose rank grows."""
+    """For game.reference ema: how the average becomes one adapter. svd: the best approximation of rank training.lora.r.
+    exact: no approximation, but a rank that grows with every iteration."""
     reference_over: Literal["previous", "history"] = "previous"
-    """Who has alpha in the reference: the previous iterate, or all past iterates in equal parts."""
+    """Which iterates have the weight alpha in the reference: the previous one alone, or all past ones in equal parts."""
     history: Annotated[Annotated[int, Field(ge=1)] | Literal["inf"], BeforeValidator(_infinite)] = 2
-    """How many past iterates play the opponent. inf: all of them, which is fictitious play."""
+    """Number of past iterates that play the opponent. 1 is SPIN; inf is all of them, which is fictitious play. Raise it if
+    iterates unlearn what they had learned against earlier ones."""
     weights: Literal["algorithm", "distinct"] | list[Weight] = "algorithm"
-    """Before `history` iterates exist, count the base once per missing one (algorithm) or only once (distinct). Or a
-    number for each of the `history` last policies, the newest first; those of missing iterates go to the base."""
+    """Shares of the prompts that the last `history` policies answer. algorithm: equal, with the base in place of each iterate
+    that does not exist yet. distinct: equal, with the base counted once. A list: one number per policy, newest first; those of
+    missing iterates go to the base."""
     base_weight: float = Field(default=0.0, ge=0, le=1)
-    """Share of the prompts that the base always answers; the past iterates have the rest."""
+    """Share of prompts, from 0 to 1, that the base answers in every iteration; past iterates answer the rest. Raise it to keep
+    easy opponents in the game."""
     sampler: Annotated[
         Sampler, Field(discriminator="name"), BeforeValidator(named("rejection"), json_schema_input_type=Sampler | str)
     ] = NoSampler()
-    """Who answers for an iterate: none is the iterate itself, the others its geometric mixture with the base by alpha, which
-    is the policy that the next iterate is held to."""
+    """What an opponent's answers are sampled from. none: the iterate itself. Any other name: the iterate's geometric
+    mixture with the base by alpha, as in the reference; the name says how that mixture is sampled."""
     pairing: Literal["split", "concatenate"] = "split"
-    """split: each prompt is answered by one opponent. concatenate: by every opponent, one row for each."""
+    """How prompts go to opponents. split: each prompt to one of them. concatenate: each prompt to all of them, which gives one
+    pair per opponent, and fewer prompts for the same number of pairs."""
     pairs: Annotated[int, Field(ge=1)] | list[Annotated[int, Field(ge=1)]] = 50000
-    """Rows to train on per iteration, after pairing; or a list with one number per iteration."""
+    """Pairs (rows) to train on in each iteration, counted after pairing; a list has one number per iteration. Lower it for
+    a quick trial or a small data set."""
     init: Literal["previous", "base"] = "previous"
-    """Where an iterate's weights start."""
+    """Weights from which an iterate's training starts: the previous iterate's, as in SPIN, or the base's, which trains
+    every iterate afresh."""
     loss: Annotated[Loss, Field(discriminator="name"), BeforeValidator(named("dpo"), json_schema_input_type=Loss | str)] = DPO()
-    """What tells the data's answers from the opponents': {name: dpo, beta: 0.1}, {name: ipo, tau: 0.1}, ... or a name
-    alone. Each loss has options of its own, so change it whole: --set 'game.loss={name: ipo, tau: 0.1}'."""
+    """Loss that separates chosen from rejected answers: a name alone, or with its own options, for instance
+    {name: dpo, beta: 0.1}. Options differ between losses, so set it as a whole: --set 'game.loss={name: ipo, tau: 0.1}'."""
     samples: int = Field(default=5, ge=2)
-    """Of sppo: answers to each prompt, of which the best and the worst are learned from."""
+    """For sppo: answers sampled per prompt, of which the best and the worst become a pair. More give a clearer pair and cost
+    that much more generation and judging."""
     oracle: (
         Annotated[Oracle, Field(discriminator="name"), BeforeValidator(named("function"), json_schema_input_type=Oracle | str)]
         | None
     ) = None
-    """What judges answers: {name: function, function: exact_match}, {name: reward_model, model: ...}, {name: pairrm},
-    {name: judge, base_url: ..., model: ...}. sppo needs one; any other game is then measured by win-rates too."""
+    """What judges answers: {name: function, function: exact_match}, {name: reward_model, model: ...}, {name: pairrm} or
+    {name: judge, base_url: ..., model: ...}. sppo needs one; any other game then also reports win-rates."""
     win_rates: Literal["pairwise", "aggregated"] = "pairwise"
-    """How win-rates come of preferences: pairwise is the paper's mean; aggregated is its code's, which makes any preference
-    transitive."""
+    """How win-rates follow from preferences. pairwise: their mean over the answers to the prompt, as in SPPO's paper.
+    aggregated: by Bradley-Terry, as in SPPO's code, which makes any preference transitive."""
     normalizer: Literal["none", "estimated"] = "none"
-    """Of sppo: estimated makes a geometric mixture a distribution, its constant estimated from the answers of each prompt;
-    alpha may then be between 0 and 1."""
+    """For sppo with a geometric reference: estimated computes the reference's normalising constant from each prompt's samples,
+    so that alpha may lie strictly between 0 and 1. none leaves it out."""
     regularizer: Regularizer = Regularizer()
-    """RSPO's penalties for leaving the base, for the sppo loss."""
+    """RSPO's penalties for leaving the base, which are added to the sppo loss; all weights are 0 by default."""
     stop_when: StopWhen = StopWhen()
-    """When the game ends early."""
+    """Bounds on drift, length and win-rate that end the game early; none is set by default."""
 
     @property
     def window(self) -> int | None:
@@ -85,26 +94,34 @@ def check(game: Game) -> None:
         ValueError: one line: field, value, remedy.
     """
     if isinstance(game.pairs, list) and len(game.pairs) != game.iterations:
-        raise ValueError(f"game.pairs: has {len(game.pairs)} numbers for {game.iterations} iterations; give one each")
+        raise ValueError(f"game.pairs: {len(game.pairs)} numbers for {game.iterations} iterations; give one per iteration")
     if isinstance(game.weights, list):
-        if game.window is None or len(game.weights) != game.window:
-            raise ValueError(f"game.weights: {len(game.weights)} numbers for history {game.history}; give one for each policy")
+        if game.window is None:
+            raise ValueError(
+                "game.weights: a list needs a fixed number of opponents, but game.history is inf; set it to a number"
+            )
+        if len(game.weights) != game.window:
+            raise ValueError(f"game.weights: {len(game.weights)} numbers for game.history {game.history}; give one per policy")
         if not sum(game.weights):
-            raise ValueError("game.weights: all are 0; give at least one policy a part")
+            raise ValueError("game.weights: all are 0; make at least one positive")
     if game.pairing == "concatenate" and (game.base_weight or isinstance(game.weights, list)):
         given = "base_weight" if game.base_weight else "weights"
         raise ValueError(
-            f"game.{given}: with pairing concatenate every opponent answers every prompt; leave it out, or use split"
+            f"game.{given}: has no effect with game.pairing concatenate, where every opponent answers every prompt; leave it "
+            "out, or use game.pairing split"
         )
     _check_reference(game)
     _check_algorithm(game)
     if game.stop_when.win_rate_below is not None and game.oracle is None:
-        raise ValueError("game.stop_when.win_rate_below: nothing judges here; give game.oracle")
+        rate = game.stop_when.win_rate_below
+        raise ValueError(f"game.stop_when.win_rate_below: {rate} needs an oracle that judges answers; set game.oracle")
 
 
 def _check_reference(game: Game) -> None:
     if game.reference == "ema" and game.reference_over == "history":
-        raise ValueError("game.reference_over: 'history', but ema is over all past iterates by itself; use previous")
+        raise ValueError(
+            "game.reference_over: 'history', but game.reference ema already averages all past iterates; use previous"
+        )
     alone = game.alpha == 1 and (game.reference_over == "previous" or game.iterations == 2)  # one iterate has all of alpha
     one = alone or game.alpha == 0 or game.iterations == 1  # at t = 0 the reference is the base
     normalised = one or game.reference != "geometric" or game.normalizer == "estimated"
@@ -112,25 +129,30 @@ def _check_reference(game: Game) -> None:
         remedy = "use ipo" if game.loss.name == "ipo_length_normalized" else "use game.normalizer estimated"
         over = " over history" if game.reference_over == "history" else ""
         raise ValueError(
-            f"game.loss.name: {game.loss.name} needs a normalised reference, which alpha {game.alpha}{over} does not "
-            f"give (its constant cancels only between sums); {remedy}, or game.alpha 0{' or 1' * (not over)}"
+            f"game.loss.name: {game.loss.name} needs a normalised reference, and a geometric mixture with alpha {game.alpha}"
+            f"{over} is not (its constant cancels only between sums); {remedy}, or game.alpha 0{' or 1' * (not over)}"
         )
     if game.normalizer == "estimated" and (game.algorithm != "sppo" or game.reference != "geometric"):
-        raise ValueError("game.normalizer: estimated from a policy's own answers to a prompt, for geometric references of sppo")
+        raise ValueError(
+            f"game.normalizer: estimated needs game.algorithm sppo and game.reference geometric, not {game.algorithm} and "
+            f"{game.reference}; use none"
+        )
     if game.regularizer.weights and game.loss.name != "sppo":
         kinds = ", ".join(game.regularizer.weights)
-        raise ValueError(f"game.regularizer: {kinds} is added to the sppo loss, not to {game.loss.name}; use game.loss sppo")
+        raise ValueError(
+            f"game.regularizer: {kinds} can only be added to the sppo loss, not to {game.loss.name}; use game.loss sppo"
+        )
     if game.regularizer.importance == "corrected" and not (game.algorithm == "sppo" and alone):
         raise ValueError(
-            "game.regularizer.importance: corrected needs answers of the reference itself; use game.algorithm sppo, alpha 1 "
-            "and reference_over previous"
+            "game.regularizer.importance: corrected needs answers sampled from the reference itself; use game.algorithm sppo, "
+            "game.alpha 1 and game.reference_over previous"
         )
 
 
 def whole_policies(game: Game) -> str | None:
-    """What in a game takes answers for draws from whole policies, so that no temperature or top_p may change them."""
+    """What in a game needs answers sampled from the policies themselves, so that no temperature, top_p or top_k may apply."""
     asking = {
-        game.sampler.name: game.sampler.name != "none",
+        f"game.sampler {game.sampler.name}": game.sampler.name != "none",
         "game.normalizer estimated": game.normalizer == "estimated",
         "game.regularizer.importance corrected": game.regularizer.importance == "corrected" and bool(game.regularizer.weights),
     }
@@ -142,10 +164,20 @@ def _check_algorithm(game: Game) -> None:
     if game.algorithm != "alpha-spin":
         for name, free in opponents.items():
             if getattr(game, name) not in free:
-                raise ValueError(f"game.{name}: {game.algorithm} has no opponents; leave it out, or use alpha-spin")
+                value = getattr(game, name)
+                raise ValueError(
+                    f"game.{name}: {value!r} has no effect, as {game.algorithm} has no opponents; leave it out, or use "
+                    "game.algorithm alpha-spin"
+                )
         if game.sampler.name != "none":
-            raise ValueError(f"game.sampler: {game.algorithm} has no opponents to sample; leave it out, or use alpha-spin")
+            raise ValueError(
+                f"game.sampler: {game.sampler.name} has no effect, as {game.algorithm} has no opponents; leave it out, or use "
+                "game.algorithm alpha-spin"
+            )
     if game.algorithm == "sppo" and game.oracle is None:
-        raise ValueError("game.oracle: sppo needs something that judges answers; for instance {name: function}")
+        raise ValueError("game.oracle: missing, but sppo needs one to judge answers; set it, for instance to {name: function}")
     if game.sampler.name != "none" and game.reference_over == "history":
-        raise ValueError("game.sampler: draws from mixtures of one iterate with the base; use game.reference_over previous")
+        raise ValueError(
+            f"game.sampler: {game.sampler.name} samples the mixture of one iterate with the base, not of the whole history; "
+            "use game.reference_over previous"
+        )

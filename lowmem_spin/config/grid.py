@@ -43,12 +43,12 @@ def axes(path: Path, alpha: str | None, history: str | None, grid: Sequence[str]
         if not equals or not name or not values.strip():
             raise InputError(f"--grid {text!r}: write it as field=value,value, for instance game.loss.beta=0.05,0.1")
         if name in found:
-            raise InputError(f"--grid {text!r}: {name} is varied twice; give all its values at once")
+            raise InputError(f"--grid {text!r}: {name} is varied twice; list all its values in one option")
         if name == "seed":
             raise InputError(f"--grid {text!r}: use --seeds for several seeds")
         if name.partition(".")[0] == "output":
             raise InputError(
-                f"--grid {text!r}: where results go is no part of a game; a sweep gives every point its own folder"
+                f"--grid {text!r}: fields of output cannot be varied; leave it out: a sweep gives every point its own folder"
             )
         found[name] = _values(text, values)
     return found
@@ -72,7 +72,7 @@ def points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int) -> li
         InputError: a combination is no recipe; the line says which.
     """
     if seeds < 1:
-        raise InputError(f"--seeds {seeds}: at least 1 is needed")
+        raise InputError(f"--seeds {seeds}: cannot be used; give at least 1")
     base = first(path, overrides)
     folder = sweep_folder(base)
     found: dict[str, Point] = {}

@@ -21,12 +21,12 @@ def find(name: str) -> Path:
     """The recipe file `name`: a path, or the name of one that comes with the package."""
     path = Path(name)
     if path.is_dir():
-        raise InputError(f"recipe {name!r} is a folder; give the YAML file in it")
+        raise InputError(f"recipe {name!r}: this is a folder; give the YAML file in it")
     shipped = [folder / f"{name.removesuffix('.yaml')}.yaml" for folder in BUNDLED]
     for candidate in [path, *(shipped if path.name == name else [])]:
         if candidate.is_file():
             return candidate
-    raise InputError(f"recipe {name!r}: no such file; `lowmem-spin recipe` shows how one looks")
+    raise InputError(f"recipe {name!r}: no such file or shipped recipe; `lowmem-spin recipe` prints one to start from")
 
 
 def load(path: Path, overrides: Sequence[str] = (), variant: str | None = None) -> Recipe:
@@ -40,7 +40,7 @@ def load(path: Path, overrides: Sequence[str] = (), variant: str | None = None) 
     content = _read(path)
     known = _variants(path, content.pop("variants", {}))
     if variant is None and known:
-        raise InputError(f"{path}: it has the variants {', '.join(known)}; play them with `lowmem-spin sweep {path}`")
+        raise InputError(f"{path}: has the variants {', '.join(known)}; play them all with `lowmem-spin sweep {path}`")
     for name, value in known[variant].items() if variant is not None else ():
         _set(content, str(name), value, f"{path}: variants.{variant}")
     for override in overrides:
@@ -62,7 +62,7 @@ def variants(path: Path) -> list[str]:
 def _variants(path: Path, found: Any) -> dict[str, dict[str, Any]]:
     fine = isinstance(found, dict) and all(isinstance(changes, dict) for changes in found.values())
     if not fine:
-        raise InputError(f"{path}: variants: write them as `name: {{field: value, field: value}}`, a line each")
+        raise InputError(f"{path}: variants: write them as `name: {{field: value, field: value}}`, one per line")
     return {str(name): changes for name, changes in found.items()}
 
 
@@ -72,7 +72,8 @@ def _read(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: a recipe is a list of `field: value` lines, not {type(content).__name__}")
+        problem = "is empty" if content is None else "holds no fields"
+        raise InputError(f"{path}: {problem}; write a recipe as `section: {{field: value}}` lines")
     return content
 
 
@@ -88,12 +89,12 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 
 def _set(content: dict[str, Any], name: str, value: Any, said: str) -> None:
-    """Put a value where `a.b` is; `said` is what an error begins with."""
+    """Put a value where `a.b` is; `said` begins the error message."""
     *parents, last = name.split(".")
     for parent in parents:
         content = content.setdefault(parent, {})
         if not isinstance(content, dict):
-            raise InputError(f"{said}: {parent} has no fields of its own")
+            raise InputError(f"{said}: {parent} is {content!r}, which has no fields; set {parent} as a whole")
     content[last] = value
 
 
@@ -157,8 +158,8 @@ def _unknown(places: list[str], section: type[Section]) -> str:
     if section in get_args(Loss) and siblings:
         loss = section().model_dump()
         written = ", ".join(f"{name}: {value}" for name, value in loss.items())
-        has = f"{loss['name']} has {' and '.join(options)} instead ({last} is of {', '.join(sorted(siblings))})"
-        return f"{has}; give the loss whole: --set '{'.'.join(parents)}={{{written}}}'"
+        has = f"{loss['name']} has {' and '.join(options)} instead ({last} belongs to {', '.join(sorted(siblings))})"
+        return f"{has}; set the loss as a whole: --set '{'.'.join(parents)}={{{written}}}'"
     near = difflib.get_close_matches(last, section.model_fields, n=1)
     known = f"did you mean {near[0]}?" if near else f"known here: {', '.join(section.model_fields)}"
     return f"unknown field; {known}"

@@ -1,4 +1,4 @@
-"""What a user writes: frozen, documented, checked values. recipe_file.py reads them."""
+"""What a user writes: frozen, documented, checked values. load.py reads them."""
 
 from typing import Literal
 
@@ -10,202 +10,231 @@ from lowmem_spin.config.section import Section
 
 
 class Model(Section):
-    """The one frozen base that every policy is an adapter on."""
+    """The frozen base model that every policy is an adapter on."""
 
     name_or_path: str
-    """A hub id, or a folder with a model in safetensors, looked for beside the recipe and then from here."""
+    """Hub id or local folder (safetensors) of the base model. A relative path is looked up next to the recipe, then in the
+    working directory."""
     revision: str | None = None
-    """Branch, tag or commit on the hub; null is its main branch."""
+    """Branch, tag or commit of the base model on the hub; null is its main branch. Set a commit to pin it."""
     quantization: Literal["nf4", "none"] = "nf4"
-    """nf4: the frozen base in 4 bits through bitsandbytes (QLoRA). none: in `dtype`."""
+    """How the frozen base is stored. nf4: in 4 bits with bitsandbytes (QLoRA). none: unquantized in model.dtype, for small
+    models or large cards."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Compute type. auto: bfloat16 on a GPU that has it, float16 on an older one, float32 on a CPU."""
+    """Number format to compute in. auto: bfloat16 on a GPU that has it, float16 on an older one, float32 on a CPU."""
     chat_template: str | None = None
-    """For a base model that has none: gemma, chatml, zephyr, alpaca, or Jinja text. null: the tokenizer's own."""
+    """Chat template for a base model without one: gemma, chatml, zephyr, alpaca, or Jinja text. null uses the tokenizer's
+    own."""
     adapter: str | None = None
-    """A PEFT adapter folder that belongs to the base policy, from an SFT run for instance; the game starts from it.
-    Its rank, scale and layers have to be those of training.lora."""
+    """Local folder of a PEFT adapter, for instance from an SFT run, that is made part of the base policy; the game starts from
+    it. Its rank, scale and layers must be those of training.lora."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Off unless you have read that code."""
+    """Whether Python code that comes with the model may run. Turn it on only for code that you have read."""
 
 
 class Data(Section):
-    """The human answers to learn from."""
+    """The prompts and answers that the iterates learn from."""
 
     path: str
-    """A hub data set, or a JSONL or Parquet file, looked for beside the recipe and then from here.
-    Columns: `messages`; or `prompt` and `completion`; or `real` as in SPIN's own data; or `chosen`, and for an offline game
-    `rejected`, with the prompt inside or in `prompt`."""
+    """Hub data set, or a JSONL or Parquet file; a relative path is looked up next to the recipe, then in the working directory.
+    Columns: `messages`; or `prompt` and `completion`; or `real`, as in SPIN's data; or `chosen`, with `rejected` for an
+    offline game, and the prompt inside them or in `prompt`."""
     revision: str | None = None
-    """Branch, tag or commit of a hub data set."""
+    """Branch, tag or commit of a hub data set; null is its main branch. Set a commit to pin it."""
     split: str = "train"
-    """Split of a hub data set."""
+    """Split of a hub data set to learn from, for instance train_sft; local files have none."""
     turns: Literal["first", "all"] = "first"
-    """first: one row per conversation, its first answer, as SPIN does. all: one row per answer."""
+    """Which answers of a conversation become rows. first: only the first, as in SPIN. all: every one, for
+    multi-turn data."""
     resample: bool | Literal["split"] = True
-    """true: every iteration draws its own prompts. false: all iterations take the same ones. split: iterations share the
-    data out, so that no prompt is learned from in two of them."""
+    """Which prompts an iteration draws. true: a new draw each time. false: the same ones every time. split: the iterations
+    share the data out, so that no two of them learn from the same prompt."""
     max_prompt_length: int = Field(default=512, ge=1)
-    """In tokens. Rows with longer prompts are counted, reported and left out, never cut."""
+    """Longest prompt in tokens; rows with a longer one are left out and counted, never cut. Raise it if too many are left
+    out and memory allows."""
     max_completion_length: int = Field(default=512, ge=1)
-    """In tokens. The data's longer answers are counted, reported, and end here without an end of turn."""
+    """Longest answer of the data in tokens; longer ones are counted and cut, without an end of turn. Raise it if too many are
+    cut and memory allows."""
 
 
 class Generation(Section):
-    """How opponents answer."""
+    """How policies generate completions."""
 
     engine: Literal["auto", "hf", "vllm"] = "auto"
-    """hf: transformers, on any device. vllm: all opponents in one batch, each request with its own adapter.
-    auto is vllm on a GPU where its self-test passes (see `lowmem-spin doctor`), hf elsewhere."""
+    """What generates. hf: transformers, on any device. vllm: all opponents in one batch, each request with its own adapter.
+    auto: vllm on a GPU where its self-test passes (see `lowmem-spin doctor`), else hf."""
     weights: Literal["dequantized", "bnb4bit", "shared"] = "dequantized"
-    """How vllm holds a 4-bit base: dequantized is up to rounding the function that is trained, at full speed."""
+    """How vllm holds a 4-bit base. dequantized: unpacked to model.dtype, equal up to rounding to what is trained, at full
+    speed. bnb4bit and shared are not implemented yet."""
     temperature: float = Field(default=1.0, ge=0)
-    """1 samples from the policy itself, as the algorithms assume; 0 is greedy."""
+    """Sampling temperature. 1 samples from the policy itself, which the algorithms assume; 0 is greedy decoding."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Sample from the smallest set of tokens with this much probability."""
+    """Nucleus sampling: only the likeliest tokens with this total probability are sampled. 1 keeps all tokens, which the
+    algorithms assume."""
     top_k: int | None = Field(default=None, ge=1)
-    """Sample from the k likeliest tokens; null is all of them."""
+    """Number of likeliest tokens among which the next one is sampled; null keeps all tokens, which the algorithms assume."""
     max_new_tokens: int = Field(default=256, ge=1)
-    """Completions end here at the latest, and are then marked as truncated."""
+    """Longest completion in tokens; one that reaches it is marked as truncated. Raise it if the report shows many truncated
+    completions."""
 
     @field_validator("weights")
     @classmethod
     def _supported(cls, value: str) -> str:
         if value != "dequantized":
-            raise ValueError("so far vllm can only hold the base dequantized")
+            raise ValueError("not implemented yet; use dequantized")
         return value
 
 
 class Lora(Section):
-    """The shape of the adapters."""
+    """The shape of the LoRA adapters; all policies of a game share it."""
 
     r: int = Field(default=16, ge=1)
-    """Rank of the adapters."""
+    """Rank of the adapters. A higher one can learn more and costs memory and disk space."""
     lora_alpha: int = Field(default=32, ge=1)
-    """Scale of the adapters: the update is lora_alpha / r * B A."""
+    """Scale of the adapters: the update to a layer is lora_alpha / r * B A. Scale it together with r."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
-    """Dropout on the adapters' input while training."""
+    """Dropout probability on the adapters' input during training. Raise it if training overfits."""
     target_modules: str | list[str] = "all-linear"
-    """Names of the layers that get an adapter, or all-linear."""
+    """Layers that get an adapter: all-linear, or a list of module names such as [q_proj, v_proj]. Name fewer to save memory."""
 
 
 class Training(Section):
-    """How an iterate is trained."""
+    """How iterates are trained and scored: the engine, the adapters and the optimiser."""
 
     engine: Literal["auto", "hf", "unsloth"] = "auto"
-    """What scores and trains. hf: transformers and PEFT, on any device. unsloth: its kernels, on a GPU.
-    auto is unsloth on a GPU where its self-test passes (see `lowmem-spin doctor`), hf elsewhere."""
+    """What scores and trains. hf: transformers and PEFT, on any device. unsloth: its faster kernels, on a GPU. auto: unsloth
+    on a GPU where its self-test passes (see `lowmem-spin doctor`), else hf."""
     lora: Lora = Lora()
+    """Rank, scale, dropout and layers of the LoRA adapters that are trained."""
     learning_rate: float = Field(default=5e-5, gt=0)
-    """Peak learning rate of the adapter."""
+    """Peak learning rate of the adapter. Lower it if the loss diverges or iterates drift too far."""
     num_train_epochs: int = Field(default=1, ge=1)
-    """Passes over an iteration's pairs."""
+    """Passes over an iteration's pairs. Raise it for small data sets."""
     per_device_train_batch_size: int = Field(default=4, ge=1)
-    """Pairs in one forward. Only its product with gradient_accumulation_steps matters to
-    the result, dropout's draws aside."""
+    """Pairs in one forward and backward pass; lower it if memory runs out. Dropout's random draws aside, only its product with
+    gradient_accumulation_steps affects the result."""
     gradient_accumulation_steps: int = Field(default=16, ge=1)
-    """Forwards in one optimiser step."""
+    """Forward and backward passes in one optimiser step. Raise it as much as you lower per_device_train_batch_size."""
     optim: str = "adamw_torch"
-    """Any optimiser name of transformers; paged_adamw_8bit saves memory on a GPU."""
+    """Optimiser, by its name in transformers. paged_adamw_8bit saves memory on a GPU."""
     lr_scheduler_type: str = "linear"
-    """Any schedule name of transformers."""
+    """Learning-rate schedule, by its name in transformers, for instance linear, cosine or constant."""
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)
-    """Share of the steps in which the learning rate rises."""
+    """Share of the optimiser steps, from 0 to 1, in which the learning rate rises to its peak. Raise it if the first
+    steps are unstable."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Of the adapter's weights."""
+    """Weight decay of the optimiser on the adapter's weights; 0 turns it off. Raise it if training overfits."""
     max_grad_norm: float = Field(default=1.0, ge=0)
-    """Gradients longer than this are shortened; 0 leaves them."""
+    """Gradient norm above which gradients are scaled down; 0 turns clipping off. Lower it if the loss has spikes."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time, the same result."""
+    """Whether activations are recomputed in the backward pass: less memory and the same result, in about a third more time.
+    Turn it on if training runs out of memory."""
 
     @field_validator("optim", "lr_scheduler_type")
     @classmethod
     def _plain_name(cls, value: str) -> str:
         if not value.isidentifier():
-            raise ValueError("a name such as adamw_torch or linear is needed")
+            raise ValueError("give a name that transformers knows, such as adamw_torch or linear")
         return value
 
 
 class WarmStart(Section):
-    """Ordinary fine-tuning on the data's answers before the game. Its adapter is the game's base policy."""
+    """Ordinary fine-tuning on the data's answers before the game; its adapter becomes the game's base policy."""
 
     rows: int = Field(ge=1)
-    """Rows of the data to train on."""
+    """Rows of the data to fine-tune on before the game."""
     num_train_epochs: int = Field(default=1, ge=1)
-    """Passes over them."""
+    """Passes over the warm start's rows."""
     learning_rate: float = Field(default=2e-4, gt=0)
-    """Peak learning rate; all else is as in `training`."""
+    """Peak learning rate of the warm start; its other options are those of `training`."""
 
 
 class Evaluation(Section):
-    """How every policy is measured."""
+    """How every policy is measured: held-out rows, benchmarks, and who judges."""
 
     path: str | None = None
-    """Held-out rows with the columns of `data`. null: health is measured on rows set aside from the data."""
+    """Held-out rows: a hub data set or a file with the columns of `data`. null sets evaluation.health_prompts rows of the data
+    aside instead."""
     split: str = "test"
-    """Split of a hub data set."""
+    """Split of a hub data set that held-out rows come from; local files have none."""
     metric: Literal["exact_match", "none"] = "none"
-    """exact_match: the share of held-out rows whose greedy answer is the row's, to the letter."""
+    """Score on held-out rows. exact_match: the share of greedy answers that end and equal the row's answer to the letter. It
+    suits short answers and needs evaluation.path."""
     category: str = "category"
-    """Column that groups the held-out rows, if they have it."""
+    """Name of the column by which reports group held-out rows; change it if your file calls it otherwise."""
     health_prompts: int = Field(default=256, ge=1)
-    """Prompts on which every iterate's drift and lengths are measured."""
+    """Held-out prompts on which every policy's drift, lengths and win-rates are measured. More give narrower intervals and
+    cost generation time."""
     compare_sft: bool = False
-    """Also fine-tune plainly on the same rows for as many steps, as the yardstick."""
+    """Whether to also run plain SFT on the same rows for as many steps. Turn it on to see whether self-play beats it."""
     benchmarks: list[str] = Field(default_factory=list)
-    """What `lowmem-spin evaluate` measures on every policy when the game is over: leaderboard, mtbench, alpaca,
-    diversity, or any task of lm-evaluation-harness by its name."""
+    """Benchmarks to run on every policy when the game is over, as `lowmem-spin evaluate` does: leaderboard, mtbench, alpaca,
+    diversity, or tasks of lm-evaluation-harness by name."""
     judge: JudgeOracle | None = None
-    """Who grades mtbench and alpaca; null leaves the answers ungraded."""
+    """Language model that grades mtbench and alpaca; null leaves their answers ungraded."""
     mtbench: str | None = None
-    """Folder with FastChat's MT-Bench files; null is mtbench in output.store."""
+    """Folder with FastChat's MT-Bench questions and reference answers; null is the folder mtbench in output.store."""
     alpaca: str | None = None
-    """Instructions with a baseline's outputs in AlpacaEval's format; null is the official file from the hub."""
+    """File with instructions and a baseline's outputs in AlpacaEval's format; null is the official file from the hub."""
 
 
 class Runtime(Section):
-    """Nothing here changes what is computed, only how fast and in how much memory."""
+    """Speed and memory: nothing here changes what is computed."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Where to compute. auto: on the first GPU if there is one, else on the CPU. Set cpu to leave the GPU alone."""
     generation_batch_size: int = Field(default=64, ge=1)
-    """Completions generated, and committed, together."""
+    """Completions generated together and stored as one batch. Lower it if generation runs out of memory."""
     scoring_batch_size: int = Field(default=16, ge=1)
-    """Rows scored in one forward."""
+    """Rows whose log-probs are computed in one forward pass. Lower it if scoring runs out of memory."""
     checkpoint_steps: int = Field(default=50, ge=1)
-    """Optimiser steps between two checkpoints: what a crash in the middle of training can cost."""
+    """Optimiser steps between two checkpoints, which is the most that a crash in the middle of training can cost. Lower it if
+    steps are slow."""
     vram_gb: float | None = Field(default=None, gt=0)
-    """Use no more of the GPU than this many GB; null is all of it."""
+    """Most GPU memory to plan with, in GB of 10^9 bytes; null is all that is free. Set it to leave room for other programs."""
     residency: Literal["auto", "resident", "sleep", "exit"] = "auto"
-    """What the generator and the learner do while the other works, if they are two: stay whole, sleep (the
-    generator's weights wait in RAM; only on a GPU), or end. auto is the first of these that fits in memory."""
+    """What generator and learner do while the other one works, if they are two engines. resident: stay loaded. sleep: the
+    generator's weights wait in RAM (GPU only). exit: end and load again. auto: the first of these that fits in memory."""
 
 
 class Output(Section):
-    """Where results go."""
+    """Where results are stored and logged."""
 
     dir: str | None = None
-    """Folder of this run's results; null is runs/ and the recipe's name."""
+    """Folder for this run's results; null is runs/ plus the recipe's file name. Set it to keep two runs of one recipe apart."""
     store: str = "runs/store"
-    """Folder that all runs share: completions, log-probs and adapters, each computed once."""
+    """Folder for completions, log-probs and adapters, each computed once. Let all runs share one store, so that they reuse
+    each other's results."""
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = "none"
-    """Tracker to log to as well, in output.dir and offline unless its own settings say otherwise."""
+    """Experiment tracker to log to as well. It logs into output.dir and offline, unless the tracker's own settings say
+    otherwise."""
 
 
 class Recipe(Section):
-    """One game: what to play with, how, and where the results go."""
+    """A whole game: the model, the data, how to play, train and measure, and where results go."""
 
     model: Model
+    """The base model: which one, how it is quantized, and its chat template."""
     data: Data
+    """The data set with prompts and answers to learn from."""
     game: rules.Game = rules.Game()
+    """The algorithm and its options: iterations, alpha, opponents, reference and loss."""
     warm_start: WarmStart | None = None
+    """Ordinary fine-tuning before the game; null starts from the base as it is. Use it for a base that does not answer in the
+    chat format yet."""
     generation: Generation = Generation()
+    """Engine and sampling options with which policies answer."""
     training: Training = Training()
+    """Engine, adapter shape and optimiser with which iterates are trained."""
     evaluation: Evaluation = Evaluation()
+    """Held-out rows, metrics and benchmarks by which policies are measured."""
     runtime: Runtime = Runtime()
+    """Device, batch sizes and memory; nothing here changes the result."""
     output: Output = Output()
+    """Folders for results and shared computations, and the experiment tracker."""
     seed: int = Field(default=42, ge=0)
-    """Of the prompts drawn, the completions sampled, the adapters' first weights and the row order."""
+    """Random seed of prompt draws, sampled completions, initial adapter weights and row order. Change it to repeat the game
+    independently."""
 
     @model_validator(mode="after")
     def _cross_checks(self) -> "Recipe":
@@ -214,11 +243,15 @@ class Recipe(Section):
         for name, value in whole.items() if asking else ():
             if (asked := getattr(self.generation, name)) != value:
                 remedy = "null" if value is None else "1"
-                raise ValueError(f"generation.{name}: {asked}, but {asking} needs draws from whole policies; use {remedy}")
+                raise ValueError(
+                    f"generation.{name}: {asked}, but {asking} needs samples of the unchanged policies; use {remedy}"
+                )
         if self.game.algorithm == "sppo" and self.generation.temperature == 0:
-            raise ValueError("generation.temperature: 0 makes all answers to a prompt the same, and sppo compares them; use 1")
+            raise ValueError(
+                "generation.temperature: 0 makes all answers to a prompt identical, and sppo compares different ones; use 1"
+            )
         if self.evaluation.metric != "none" and self.evaluation.path is None:
-            raise ValueError("evaluation.metric: exact_match needs held-out rows; give evaluation.path")
+            raise ValueError("evaluation.metric: exact_match needs held-out rows; set evaluation.path, or use none")
         return self
 
     def with_half_batches(self) -> "Recipe":

@@ -55,16 +55,16 @@ def test_the_papers_recipe_is_the_papers() -> None:
         ("game.history=0", "game.history: 0 cannot be used"),
         ("game.history=ever", "game.history: 'ever' cannot be used"),
         ("game.alpha=lots", "game.alpha: 'lots' cannot be used: Input should be a valid number"),
-        ("game.pairs=[1, 2]", "game.pairs: has 2 numbers for 3 iterations; give one each"),
+        ("game.pairs=[1, 2]", "game.pairs: 2 numbers for 3 iterations; give one per iteration"),
         ("game.loss.beta=.nan", "game.loss.beta: nan cannot be used: Input should be a finite number"),
         ("model=null", "model: None cannot be used"),
         (
             "generation.weights=shared",
-            "generation.weights: 'shared' cannot be used: so far vllm can only hold the base dequantized",
+            "generation.weights: 'shared' cannot be used: not implemented yet; use dequantized",
         ),
-        ("evaluation.path=null", "evaluation.metric: exact_match needs held-out rows; give evaluation.path"),
+        ("evaluation.path=null", "evaluation.metric: exact_match needs held-out rows; set evaluation.path, or use none"),
         ("alpha", "--set 'alpha': write it as field=value"),
-        ("seed.value=3", "--set 'seed.value=3': seed has no fields of its own"),
+        ("seed.value=3", "--set 'seed.value=3': seed is 1, which has no fields; set seed as a whole"),
         ("game.alpha=[", "--set 'game.alpha=[': the value is not valid YAML"),
     ],
 )
@@ -82,50 +82,68 @@ LOSS = "game.loss={name: sppo, eta: 10}"
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["game.algorithm=sppo"], "game.oracle: sppo needs something that judges answers; for instance {name: function}"),
+        (
+            ["game.algorithm=sppo"],
+            "game.oracle: missing, but sppo needs one to judge answers; set it, for instance to {name: function}",
+        ),
         ([*SPPO, "game.oracle=oracel"], "game.oracle.name: 'oracel' is unknown; known: function, reward_model, pairrm, judge"),
         ([*SPPO, "game.oracle={name: function, model: m}"], "game.oracle.model: unknown field; known here: name, function"),
         ([*SPPO, "game.oracle={name: pairrm, function: f}"], "game.oracle.function: unknown field; known here: name, model"),
         ([*SPPO, "game.oracle=reward_model"], "game.oracle.model: missing; add it"),
-        ([*SPPO, "game.alpha=0.9", LOSS], "sppo needs a normalised reference, which alpha 0.9 does not give"),
-        (["game.alpha=0.9", LOSS], "sppo needs a normalised reference, which alpha 0.9 does not give"),
+        ([*SPPO, "game.alpha=0.9", LOSS], "sppo needs a normalised reference, and a geometric mixture with alpha 0.9 is not"),
+        (["game.alpha=0.9", LOSS], "sppo needs a normalised reference, and a geometric mixture with alpha 0.9 is not"),
         (
             [*SPPO, LOSS, "game.reference_over=history"],
-            "sppo needs a normalised reference, which alpha 1.0 over history does not give",
+            "sppo needs a normalised reference, and a geometric mixture with alpha 1.0 over history is not",
         ),
         ([*SPPO, "game.samples=1"], "game.samples: 1 cannot be used: Input should be greater than or equal to 2"),
-        ([*SPPO, "game.history=3"], "game.history: sppo has no opponents; leave it out, or use alpha-spin"),
-        ([*SPPO, "game.base_weight=0.1"], "game.base_weight: sppo has no opponents"),
-        ([*SPPO, "game.sampler=smc"], "game.sampler: sppo has no opponents to sample"),
-        (["game.algorithm=offline", "game.pairing=concatenate"], "game.pairing: offline has no opponents"),
-        ([*SPPO, "generation.temperature=0"], "generation.temperature: 0 makes all answers to a prompt the same"),
-        (["game.normalizer=estimated"], "game.normalizer: estimated from a policy's own answers to a prompt"),
-        ([*SPPO, "game.normalizer=estimated", "game.reference=arithmetic"], "game.normalizer: estimated from a policy's own"),
+        (
+            [*SPPO, "game.history=3"],
+            "game.history: 3 has no effect, as sppo has no opponents; leave it out, or use game.algorithm alpha-spin",
+        ),
+        ([*SPPO, "game.base_weight=0.1"], "game.base_weight: 0.1 has no effect, as sppo has no opponents"),
+        ([*SPPO, "game.sampler=smc"], "game.sampler: smc has no effect, as sppo has no opponents"),
+        (
+            ["game.algorithm=offline", "game.pairing=concatenate"],
+            "game.pairing: 'concatenate' has no effect, as offline has no opponents",
+        ),
+        ([*SPPO, "generation.temperature=0"], "generation.temperature: 0 makes all answers to a prompt identical"),
+        (
+            ["game.normalizer=estimated"],
+            "game.normalizer: estimated needs game.algorithm sppo and game.reference geometric, not alpha-spin and geometric",
+        ),
+        ([*SPPO, "game.normalizer=estimated", "game.reference=arithmetic"], "not sppo and arithmetic; use none"),
         (
             [*SPPO, "game.normalizer=estimated", "generation.top_p=0.9"],
-            "generation.top_p: 0.9, but game.normalizer estimated needs draws from whole policies; use 1",
+            "generation.top_p: 0.9, but game.normalizer estimated needs samples of the unchanged policies; use 1",
         ),
-        (["game.regularizer={chi2: 1}"], "game.regularizer: chi2 is added to the sppo loss, not to dpo; use game.loss sppo"),
+        (
+            ["game.regularizer={chi2: 1}"],
+            "game.regularizer: chi2 can only be added to the sppo loss, not to dpo; use game.loss sppo",
+        ),
         (["game.regularizer={kl: 1}"], "game.regularizer.kl: unknown field; known here: reverse_kl, forward_kl"),
         (["game.regularizer={chi2: -1}"], "game.regularizer.chi2: -1 cannot be used"),
         (
             ["game.alpha=1", LOSS, "game.regularizer={chi2: 1, importance: corrected}"],
-            "game.regularizer.importance: corrected needs answers of the reference itself; use game.algorithm sppo",
+            "game.regularizer.importance: corrected needs answers sampled from the reference itself; use game.algorithm sppo",
         ),
         (
             [*SPPO, "game.reference_over=history", "game.regularizer={importance: corrected}"],
-            "game.regularizer.importance: corrected needs answers of the reference itself",
+            "game.regularizer.importance: corrected needs answers sampled from the reference itself",
         ),
         (
             [*SPPO, LOSS, "game.regularizer={chi2: 1, importance: corrected}", "generation.temperature=0.7"],
-            "generation.temperature: 0.7, but game.regularizer.importance corrected needs draws from whole policies; use 1",
+            "0.7, but game.regularizer.importance corrected needs samples of the unchanged policies; use 1",
         ),
-        (["game.weights=[1, 1, 1]"], "game.weights: 3 numbers for history 2; give one for each policy"),
-        (["game.history=inf", "game.weights=[1]"], "game.weights: 1 numbers for history inf"),
-        (["game.weights=[0, 0]"], "game.weights: all are 0; give at least one policy a part"),
+        (["game.weights=[1, 1, 1]"], "game.weights: 3 numbers for game.history 2; give one per policy"),
+        (
+            ["game.history=inf", "game.weights=[1]"],
+            "game.weights: a list needs a fixed number of opponents, but game.history is inf",
+        ),
+        (["game.weights=[0, 0]"], "game.weights: all are 0; make at least one positive"),
         (["game.weights=[1, -1]"], "game.weights.1: -1 cannot be used"),
-        (["game.pairing=concatenate", "game.base_weight=0.1"], "game.base_weight: with pairing concatenate every opponent"),
-        (["game.pairing=concatenate", "game.weights=[1, 2]"], "game.weights: with pairing concatenate every opponent"),
+        (["game.pairing=concatenate", "game.base_weight=0.1"], "game.base_weight: has no effect with game.pairing concatenate"),
+        (["game.pairing=concatenate", "game.weights=[1, 2]"], "game.weights: has no effect with game.pairing concatenate"),
         (["game.base_weight=1.5"], "game.base_weight: 1.5 cannot be used"),
         (
             ["game.sampler=rejecting"],
@@ -135,12 +153,24 @@ LOSS = "game.loss={name: sppo, eta: 10}"
         (["game.sampler={name: token_level, proposals: 2}"], "game.sampler.proposals: unknown field; known here: name"),
         (
             ["game.sampler=smc", "generation.temperature=0.7"],
-            "generation.temperature: 0.7, but smc needs draws from whole policies",
+            "generation.temperature: 0.7, but game.sampler smc needs samples of the unchanged policies",
         ),
-        (["game.sampler=smc", "generation.top_k=5"], "generation.top_k: 5, but smc needs draws from whole policies; use null"),
-        (["game.sampler=smc", "game.reference_over=history"], "game.sampler: draws from mixtures of one iterate with the base"),
-        (["game.reference=ema", "game.reference_over=history"], "game.reference_over: 'history', but ema is over all past"),
-        (["game.stop_when.win_rate_below=0.4"], "game.stop_when.win_rate_below: nothing judges here; give game.oracle"),
+        (
+            ["game.sampler=smc", "generation.top_k=5"],
+            "generation.top_k: 5, but game.sampler smc needs samples of the unchanged policies; use null",
+        ),
+        (
+            ["game.sampler=smc", "game.reference_over=history"],
+            "game.sampler: smc samples the mixture of one iterate with the base",
+        ),
+        (
+            ["game.reference=ema", "game.reference_over=history"],
+            "game.reference_over: 'history', but game.reference ema already",
+        ),
+        (
+            ["game.stop_when.win_rate_below=0.4"],
+            "game.stop_when.win_rate_below: 0.4 needs an oracle that judges answers; set game.oracle",
+        ),
         (["game.stop_when.chosen_logp_falls=0"], "game.stop_when.chosen_logp_falls: 0 cannot be used"),
         (["game.stop_when.kl_base=3"], "game.stop_when.kl_base: unknown field; did you mean kl_to_base?"),
         (["warm_start={}"], "warm_start.rows: missing; add it"),
@@ -183,17 +213,17 @@ def test_a_family_of_recipes_is_played_by_variant(tmp_path: Path) -> None:
     zoo = find("zoo")
     result = cli("run", str(zoo))
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
-    assert f"{zoo}: it has the variants SPIN, alpha-SPIN," in result.stderr
-    assert f"play them with `lowmem-spin sweep {zoo}`" in result.stderr
+    assert f"{zoo}: has the variants SPIN, alpha-SPIN," in result.stderr
+    assert f"play them all with `lowmem-spin sweep {zoo}`" in result.stderr
     found = {name: load(zoo, ["game.pairs=7"], name).game for name in variants(zoo)}
     assert len(set(map(repr, found.values()))) == len(found) >= 20
     assert all(game.pairs == 7 for game in found.values())
     assert (found["SPIN"].alpha, found["SPIN"].history, found["alpha-SPIN"].alpha) == (1, 1, 0.9)
     assert found["RSPO"].regularizer.weights == {"forward_kl": 0.1, "reverse_kl": 0.5}
     for content, line in (
-        ("variants: [a, b]", "variants: write them as `name: {field: value, field: value}`, a line each"),
+        ("variants: [a, b]", "variants: write them as `name: {field: value, field: value}`, one per line"),
         ("variants: {a: 1}", "variants: write them as"),
-        ("seed: 1\nvariants: {a: {seed.x: 1}}", "variants.a: seed has no fields of its own"),
+        ("seed: 1\nvariants: {a: {seed.x: 1}}", "variants.a: seed is 1, which has no fields"),
         ("variants: {a: {game.alfa: 1}}\nmodel: {name_or_path: m}\ndata: {path: d}", "game.alfa: unknown field"),
     ):
         (tmp_path / "r.yaml").write_text(content)
@@ -210,13 +240,18 @@ def test_overrides_reach_nested_fields_and_yaml_reads_infinity_either_way() -> N
 
 
 def test_files_that_are_no_recipe_are_named(tmp_path: Path) -> None:
-    for content, line in (("a: [1\nb: 2", "not valid YAML"), ("- a", "not list"), ("", "not NoneType"), ("model: x", "model:")):
+    for content, line in (
+        ("a: [1\nb: 2", "not valid YAML"),
+        ("- a", "holds no fields"),
+        ("", "is empty"),
+        ("model: x", "model:"),
+    ):
         (tmp_path / "r.yaml").write_text(content)
         with pytest.raises(InputError, match=line):
             load(tmp_path / "r.yaml")
-    with pytest.raises(InputError, match="is a folder"):
+    with pytest.raises(InputError, match="this is a folder"):
         find(str(tmp_path))
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="no such file or shipped recipe"):
         find("nowhere.yaml")
 
 
@@ -258,16 +293,17 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "lowmem_spin.cli", *arguments], capture_output=True, text=True, check=False)
 
 
-def test_schema_documents_every_field() -> None:
+def test_the_schema_describes_every_section_and_field_in_a_sentence() -> None:
     schema = json.loads(cli("recipe", "--schema").stdout)
-    sections = schema["$defs"]
-    missing = [
-        f"{section}.{name}"
-        for section, content in sections.items()
-        for name, field in content["properties"].items()
-        if "description" not in field and "$ref" not in field
-    ]
-    assert missing == []
+    sections = {"Recipe": schema, **schema["$defs"]}
+    described = {name: section.get("description", "") for name, section in sections.items()} | {
+        f"{name}.{field}": content.get("description", "")
+        for name, section in sections.items()
+        for field, content in section["properties"].items()
+    }
+    assert described.keys() >= {"Game", "Recipe.seed", "Game.loss", "Training.lora", "JudgeOracle.model"}
+    short = {name: text for name, text in described.items() if len(text) < 25 or not text.endswith(".")}
+    assert short == {}
 
 
 def test_bad_input_exits_with_2_and_without_a_traceback() -> None:

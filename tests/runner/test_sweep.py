@@ -205,10 +205,10 @@ def test_one_points_failure_does_not_stop_the_others(tmp_path: Path) -> None:
         (["--alpha", "0.5,2"], "game.alpha: 2 cannot be used"),
         (["--grid", "game.aplha=1,2"], "did you mean alpha?"),
         (["--alpha", "1", "--grid", "game.alpha=0.5"], "game.alpha is varied twice"),
-        (["--seeds", "0"], "--seeds 0: at least 1 is needed"),
+        (["--seeds", "0"], "--seeds 0: cannot be used; give at least 1"),
         (["--grid", "game.alpha=[1"], "not valid YAML"),
         (["--grid", "seed=1,2"], "use --seeds"),
-        (["--grid", "output.dir=a,b"], "where results go is no part of a game"),
+        (["--grid", "output.dir=a,b"], "fields of output cannot be varied"),
         (["--alpha", "0.5", "--max-hours", "-1"], "--max-hours -1.0: cannot be used"),
     ],
 )
