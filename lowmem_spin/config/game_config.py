@@ -126,7 +126,8 @@ def _check_reference(game: Game) -> None:
     one = alone or game.alpha == 0 or game.iterations == 1  # at t = 0 the reference is the base
     normalised = one or game.reference != "geometric" or game.normalizer == "estimated"
     if game.loss.name in ("ipo_length_normalized", "sppo") and not normalised:
-        remedy = "use ipo" if game.loss.name == "ipo_length_normalized" else "use game.normalizer estimated"
+        estimated = "game.normalizer estimated" if game.algorithm == "sppo" else "game.reference arithmetic"
+        remedy = "use " + ("game.loss ipo" if game.loss.name == "ipo_length_normalized" else estimated)
         over = " over history" if game.reference_over == "history" else ""
         raise ValueError(
             f"game.loss.name: {game.loss.name} needs a normalised reference, and a geometric mixture with alpha {game.alpha}"

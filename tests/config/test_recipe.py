@@ -91,7 +91,7 @@ LOSS = "game.loss={name: sppo, eta: 10}"
         ([*SPPO, "game.oracle={name: pairrm, function: f}"], "game.oracle.function: unknown field; known here: name, model"),
         ([*SPPO, "game.oracle=reward_model"], "game.oracle.model: missing; add it"),
         ([*SPPO, "game.alpha=0.9", LOSS], "sppo needs a normalised reference, and a geometric mixture with alpha 0.9 is not"),
-        (["game.alpha=0.9", LOSS], "sppo needs a normalised reference, and a geometric mixture with alpha 0.9 is not"),
+        (["game.alpha=0.9", LOSS], "use game.reference arithmetic, or game.alpha 0 or 1"),
         (
             [*SPPO, LOSS, "game.reference_over=history"],
             "sppo needs a normalised reference, and a geometric mixture with alpha 1.0 over history is not",
@@ -191,6 +191,7 @@ def test_games_that_do_not_go_together_get_one_line(overrides: list[str], line: 
         [*SPPO, LOSS, "game.alpha=0"],
         [*SPPO, LOSS, "game.alpha=0.7", "game.normalizer=estimated"],
         [*SPPO, LOSS, "game.alpha=0.7", "game.reference=arithmetic"],
+        [LOSS, "game.alpha=0.9", "game.reference=arithmetic"],
         [*SPPO, LOSS, "game.alpha=0.7", "game.reference=ema"],
         [*SPPO, LOSS, "game.reference_over=history", "game.iterations=2"],  # one iterate has all of alpha
         [*SPPO, "game.alpha=0.7", "game.loss=dpo"],
