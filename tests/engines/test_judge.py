@@ -38,7 +38,7 @@ def server() -> Iterator[Server]:
 
 
 def judge(server: Server, cache: Path, **given: Any) -> Judge:
-    return Judge(server.url, "m", cache, **{"say": lambda line: None, "backoff": 0.01, **given})
+    return Judge(server.url, "m", cache, **{"say": lambda line: None, **given})
 
 
 def lengths(*answers: str) -> np.ndarray:
@@ -99,7 +99,7 @@ def test_a_server_that_misbehaves_is_asked_again(server: Server, tmp_path: Path)
     wrongs: list[Callable[[Handler], None]] = [
         send(500, "oops"),
         send(503, json.dumps({"error": {"message": "overloaded"}})),
-        send(429, json.dumps({"error": "slow down"}), retry_after="0.3"),
+        send(429, json.dumps({"error": "slow down"}), retry_after="1.5"),
         send(429, "", retry_after=soon),
         send(200, done, cut=5),
         send(200, done[:-5]),
@@ -128,7 +128,7 @@ def test_a_server_that_misbehaves_is_asked_again(server: Server, tmp_path: Path)
     for moment, text in server.asked:
         times.setdefault(text, []).append(moment)
     waited = [times[text][1] - times[text][0] for text, mine in zip(times, place.values(), strict=True) if mine % 10 == 2]
-    assert len(waited) == 2 and min(waited) >= 0.3  # the server's own time, not the backoff's hundredth of a second
+    assert len(waited) == 2 and min(waited) >= 1.5  # the server's own time, which is longer than the client's
 
 
 def test_a_missing_verdict_is_asked_for(server: Server, tmp_path: Path) -> None:
@@ -182,7 +182,10 @@ def test_failed_orders_are_counted_and_said_once(server: Server, tmp_path: Path)
             r"game\.oracle\.model: .* judgements failed, at most 20% may; the last: no verdict in 'no",
         ),
         (lambda body, number: send(500, "broken"), r"game\.oracle\.base_url: .* the last: 500, broken"),
-        (lambda body, number: send(429, "wait", retry_after="3600"), r"game\.oracle\.base_url: .* asks to wait 3600 s"),
+        (
+            lambda body, number: send(429, "wait", retry_after="3600"),
+            r"game\.oracle\.base_url: .* the last: 429, wait \(Retry-After: 3600\)",
+        ),
     ],
 )
 def test_a_judge_that_fails_too_often_stops_early(server: Server, tmp_path: Path, behave: Any, line: str) -> None:
@@ -194,6 +197,60 @@ def test_a_judge_that_fails_too_often_stops_early(server: Server, tmp_path: Path
     assert len(server.asked) < 100  # of 380 orders, some of them asked more than once
     with pytest.raises(InputError, match=f"^{line}"):  # also of a few, if there is none that works
         judge(server, tmp_path / "few", retries=0).prefer([Question(ASK, answers[:2], "")])
+
+
+@pytest.mark.parametrize(
+    ("choices", "text"),
+    [
+        ([{"message": {"content": "7", "reasoning_content": "Is it 8?"}}], "7"),
+        ([{"message": {"content": "7"}}, {"message": {"content": "8"}}], "7"),
+        ([{"message": {"content": None, "reasoning": "Is it 8?", "tool_calls": []}, "finish_reason": "length"}], ""),
+        ([{"message": {"reasoning_content": "7"}}], None),
+        ([{"message": {"content": 7}}], None),
+        ([{"message": None}], None),
+        ([{"text": "7"}], None),
+        ([7], None),
+        ({"message": {"content": "7"}}, None),
+        (None, None),
+    ],
+)
+def test_an_odd_reply_is_a_text_or_one_failure(server: Server, tmp_path: Path, choices: Any, text: str | None) -> None:
+    server.behave = lambda body, number: send(200, json.dumps({"choices": choices}, indent=1))
+    endpoint = Endpoint(server.url, "m", tmp_path, "evaluation.judge", retries=0)
+    if text is None:
+        with pytest.raises(NoReplyError, match=r"^a reply that is no chat completion: ") as error:
+            endpoint.ask(ASK)
+        assert "\n" not in str(error.value)
+    else:
+        assert endpoint.ask(ASK) == endpoint.kept(ASK) == text
+    assert (endpoint.counts.sent, endpoint.counts.failed) == (1, text is None)
+
+
+def test_replies_of_earlier_versions_are_found(server: Server, tmp_path: Path) -> None:
+    """A file as httpx and tenacity wrote it, before the openai client; other requests are put after it."""
+    file = tmp_path / "548f58d1c36c715b44f0.jsonl"
+    earlier = [
+        '{"request": "31a9bb310f1fb4631384", "text": "7 \\u2603"}\n',
+        '{"request": "5207cd383deb6a5e62ed", "text": "[[A]]"}\n',
+    ]
+    file.write_text("".join(earlier))
+    server.behave = lambda body, number: "new"
+    endpoint = Endpoint(server.url, "m", tmp_path, "evaluation.judge", extra={"top_p": 0.5})
+    assert endpoint.ask(ASK) == "7 ☃" and endpoint.ask(ASK, None, None) == "[[A]]"
+    assert server.asked == [] and endpoint.counts.kept == 2
+    assert endpoint.ask(ASK, 1.0) == "new" and file.read_text().startswith("".join(earlier))
+    assert json.loads(file.read_text().splitlines()[2])["text"] == "new" and list(tmp_path.iterdir()) == [file]
+
+
+def test_no_proxy_comes_between_this_machine_and_itself(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    server.behave = lambda body, number: "7"
+    assert Endpoint(server.url, "m", tmp_path, "evaluation.judge", retries=0).ask(ASK) == "7"
 
 
 def test_a_kill_loses_nothing(server: Server, tmp_path: Path) -> None:
@@ -271,6 +328,26 @@ def test_an_interrupt_waits_for_no_later_try(server: Server, tmp_path: Path) -> 
     assert len(server.asked) == 4 and (one.failed, one.endpoint.counts.failed) == (0, 0)  # nobody's verdict failed
 
 
+def test_nothing_is_sent_after_an_interrupt(server: Server, tmp_path: Path) -> None:
+    """What is under way ends with a reply, and those who asked would go on to a second request."""
+
+    def behave(body: Body, number: int) -> str:
+        if len(server.asked) == 4:
+            interrupt()
+        time.sleep(0.3)
+        return "7"
+
+    def twice(number: int) -> list[str]:
+        return [endpoint.ask([*ASK, {"role": "user", "content": f"{number} {again}"}]) for again in (False, True)]
+
+    server.behave = behave
+    endpoint = Endpoint(server.url, "m", tmp_path, "evaluation.judge", concurrency=4)
+    with pytest.raises(KeyboardInterrupt):
+        endpoint.each(twice, range(4))
+    assert (len(server.asked), endpoint.counts.sent, endpoint.counts.failed) == (4, 4, 0)
+    assert endpoint.each(twice, range(4)) == [["7", "7"]] * 4 and set(server.answered.values()) == {1}
+
+
 @pytest.mark.parametrize(
     ("reply", "line"),
     [
@@ -290,15 +367,17 @@ def test_what_no_request_can_get_past_ends_at_once(
 ) -> None:
     server.behave = lambda body, number: send(reply[0], json.dumps(reply[1]))
     monkeypatch.setenv("A_KEY", "secret")
-    endpoint = Endpoint(server.url, "the-judge", tmp_path, "evaluation.judge", "A_KEY")
+    endpoint = Endpoint(server.url, "the-judge", tmp_path, "evaluation.judge", "A_KEY", retries=1)
     with pytest.raises(InputError, match=rf"^evaluation\.judge\.{line}") as error:
         endpoint.ask(ASK)
-    assert "\n" not in str(error.value) and len(server.asked) == 1
+    assert "\n" not in str(error.value)
+    assert len(server.asked) == (2 if reply[0] == 429 else 1)  # the client does not know one 429 from another
     assert server.headers[0]["Authorization"] == "Bearer secret"
 
 
 def test_where_nothing_can_be_asked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "not-for-you")
     unused = Server()
     unused.server_close()
     for url, key, line in [
@@ -308,7 +387,7 @@ def test_where_nothing_can_be_asked(server: Server, tmp_path: Path, monkeypatch:
         ("http://[::1", None, "base_url: .* is no address"),
     ]:
         with pytest.raises(InputError, match=rf"^game\.oracle\.{line}") as error:
-            Judge(url, "m", tmp_path, print, key).prefer([Question(ASK, ["a", "b"], "")])
+            Judge(url, "m", tmp_path, print, key, retries=1).prefer([Question(ASK, ["a", "b"], "")])
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match=r"^game\.oracle\.prompt: it has no \{answer_b\}"):
         judge(server, tmp_path, prompt="{conversation} {answer_a} {reference}")
@@ -316,13 +395,13 @@ def test_where_nothing_can_be_asked(server: Server, tmp_path: Path, monkeypatch:
     assert found.identity() and found.located() == {} and not (tmp_path / "unused").exists()  # a plan needs no key
     assert server.asked == []
     assert judge(server, tmp_path).prefer([Question(ASK, ["a", "bb"], "")])[0][1, 0] == 1
-    assert "Authorization" not in server.headers[0]
+    assert "not-for-you" not in str(server.headers[0])
 
 
 def test_one_request_may_fail_where_others_do_not(server: Server, tmp_path: Path) -> None:
     """The endpoint by itself, as a grader of single answers uses it."""
     server.behave = lambda body, number: send(400, "too long") if "long" in body["messages"][0]["content"] else "7"
-    endpoint = Endpoint(server.url, "m", tmp_path, "evaluation.judge", extra={"top_p": 0.5}, backoff=0.01)
+    endpoint = Endpoint(server.url, "m", tmp_path, "evaluation.judge", extra={"top_p": 0.5})
 
     def grade(text: str) -> str | None:
         try:

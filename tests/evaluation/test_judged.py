@@ -284,7 +284,7 @@ def test_a_judge_that_misbehaves_judges_every_answer_once(copy: Path, server: Se
 
     server.behave = behave
     bench = mtbench.read(copy / "mt", None, "--mtbench")
-    endpoint = Endpoint(server.url, "odd", copy / "cache", "--judge", timeout=0.2, retries=4, backoff=0.01)
+    endpoint = Endpoint(server.url, "odd", copy / "cache", "--judge", timeout=0.2, retries=4)
     grader = mtbench.Grader(endpoint)
     answers = {q.id: [_Text(f"one {q.id}"), _Text(f"two {q.id}")] for q in bench.questions}
     found = grader.grade(bench, answers, lambda count: None)  # type: ignore[arg-type]

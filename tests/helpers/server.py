@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Server(ThreadingHTTPServer):
         self.behave: Callable[[Body, int], str | Callable[[Handler], None]] = longer
         self.asked: list[tuple[float, str]] = []  # every request, with its time
         self.answered: Counter[str] = Counter()  # those that got a text
-        self.headers: list[dict[str, str]] = []
+        self.headers: list[Message] = []
         self.guard = threading.Lock()
 
     @property
@@ -53,7 +54,7 @@ class Server(ThreadingHTTPServer):
         assert handler.path == "/v1/chat/completions"
         with self.guard:
             self.asked.append((time.monotonic(), text))
-            self.headers.append(dict(handler.headers))
+            self.headers.append(handler.headers)
             number = self.requests[text]
         given = self.behave(json.loads(text), number)
         if isinstance(given, str):

@@ -5,29 +5,17 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    sleep_using_event,
-    stop_after_attempt,
-    stop_when_event_set,
-    wait_random_exponential,
-)
+import httpx2
+import openai
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.engines.oracles.reply_cache import Replies
 
 Messages = Sequence[Mapping[str, str]]
-PATIENCE = 300.0  # the longest Retry-After that is waited for, in seconds
-PASSING = {408, 409, 425, 429}  # as are all from 500 on
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -53,12 +41,15 @@ class NoReplyError(Exception):
     """One request has no reply, after all its tries or because the server refuses it; others may have theirs."""
 
 
-class _PassingError(Exception):
-    """What may be gone at the next try, in `wait` seconds if the server said so."""
+class _Client(openai.OpenAI):
+    """OpenAI's client, but `stop` ends its waits between tries: in a thread, an interrupt would not."""
 
-    def __init__(self, what: str, wait: float | None = None) -> None:
-        super().__init__(what)
-        self.wait = wait
+    stop: threading.Event
+
+    def _sleep_for_retry(self, *, retries_taken: int, max_retries: int, options: Any, response: httpx2.Response | None) -> None:
+        headers = None if response is None else response.headers
+        if self.stop.wait(self._calculate_retry_timeout(max_retries - retries_taken, options, headers)):
+            raise CancelledError
 
 
 @dataclass
@@ -82,12 +73,12 @@ class Endpoint:
         model: by its name there.
         cache: a folder for the replies, shared by any endpoints and processes.
         field: where a recipe or a command speaks of it; InputErrors name the `part` of it that is wrong.
-        api_key_env: the environment variable with the key; None sends none, as for a local server.
+        api_key_env: the environment variable with the key; None sends a placeholder, as to a local server.
         extra: more fields of every request, such as top_p, seed, or max_completion_tokens where max_tokens is refused.
         concurrency: how many requests are under way at once.
         timeout: seconds that a reply may take.
-        retries: tries after the first, with exponential backoff, or after the time that the server asks for.
-        backoff: seconds, at most, before the second try.
+        retries: tries after the first, with exponential backoff, or after the time that the server asks for if that is at
+            most two minutes; see openai.OpenAI.
 
     Nothing is read, written or sent before it is asked for the first time.
 
@@ -106,48 +97,52 @@ class Endpoint:
         concurrency: int = 8,
         timeout: float = 120.0,
         retries: int = 5,
-        backoff: float = 1.0,
     ) -> None:
         self.base_url, self.model, self.field, self.api_key_env = base_url, model, field, api_key_env
         self.extra, self.concurrency, self.timeout, self.counts = dict(extra or {}), concurrency, timeout, Counts()
-        self._url = self._address()
+        self.retries, self._host = retries, self._checked_host()
         self._replies = Replies(cache / f"{digest({'model': model})}.jsonl")
-        self._client: httpx.Client | None = None
+        self._client: _Client | None = None
         self._lock, self._stop = threading.Lock(), threading.Event()
-        self._spoke = self._agreed = False  # whether the server ever answered, and ever with a reply
-        self._backoff = wait_random_exponential(multiplier=backoff, max=60)
-        self._tries = Retrying(
-            stop=stop_after_attempt(retries + 1) | stop_when_event_set(self._stop),
-            wait=self._wait,
-            sleep=sleep_using_event(self._stop),
-            retry=retry_if_exception_type(_PassingError),
-            reraise=True,
-        )
+        self._agreed = False  # whether the server ever gave a reply
 
-    def _address(self) -> httpx.URL:
+    def _checked_host(self) -> str:
         try:
-            url = httpx.URL(self.base_url)
-        except httpx.InvalidURL as error:
-            raise InputError(f"{part(self.field, 'base_url')}: {self.base_url!r} is no address: {error}") from None
+            url = httpx2.URL(self.base_url)
+        except httpx2.InvalidURL:
+            url = httpx2.URL()
         if url.scheme not in ("http", "https") or not url.host:
             raise InputError(f"{part(self.field, 'base_url')}: {self.base_url!r} is no address; it looks like https://host/v1")
-        return url
+        return url.host
 
-    def _connected(self) -> httpx.Client:
+    def _connected(self) -> _Client:
         with self._lock:
             if self._client is None:
                 self._client = self._connect()
             return self._client
 
-    def _connect(self) -> httpx.Client:
+    def _connect(self) -> _Client:
         key = check_key(self.field, self.api_key_env) if self.api_key_env else None
-        return httpx.Client(
-            base_url=self._url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(self.timeout, connect=min(self.timeout, 15.0)),
-            limits=httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency),
-            trust_env=self._url.host not in ("localhost", "127.0.0.1", "::1"),  # a proxy does not know this machine
+        connections = httpx2.Client(
+            limits=httpx2.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency),
+            trust_env=self._host not in ("localhost", "127.0.0.1", "::1"),  # a proxy does not know this machine
+            event_hooks={"request": [self._sending], "response": [_received]},
         )
+        client = _Client(
+            base_url=self.base_url,
+            api_key=key or "none",  # without any it would send OPENAI_API_KEY, wherever that goes
+            timeout=httpx2.Timeout(self.timeout, connect=min(self.timeout, 5.0)),
+            max_retries=self.retries,
+            http_client=connections,
+        )
+        client.stop = self._stop
+        return client
+
+    def _sending(self, request: httpx2.Request) -> None:
+        if self._stop.is_set():
+            raise CancelledError
+        if request.method == "POST":
+            self._count("sent")
 
     def close(self) -> None:
         """Let go of the connections; they are made again when it is asked again."""
@@ -163,11 +158,13 @@ class Endpoint:
             InputError: it cannot be reached, or refuses.
         """
         try:
-            response = self._connected().get("models")
-        except httpx.RequestError as error:
+            self._connected().get("models", cast_to=httpx2.Response, options={"max_retries": 0})
+        except openai.APIConnectionError as error:
             raise self._unreachable(error) from None
-        if response.status_code in (401, 403):
-            raise self._refusal(response)
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise self._refusal(error) from None
+        except openai.APIStatusError:  # not every server says what it serves
+            pass
 
     def ask(self, messages: Messages, temperature: float | None = 0.0, max_tokens: int | None = 1024) -> str:
         """The text of the reply, from disk or from the server; None as a limit or temperature leaves it to the server.
@@ -183,12 +180,12 @@ class Endpoint:
             self._count("kept")
             return kept
         try:
-            text = self._tries(self._post, body)
-        except (NoReplyError, _PassingError) as error:
+            text = self._post(body)
+        except NoReplyError as error:
             if self._stop.is_set():
                 raise CancelledError from error
             self._count("failed")
-            raise NoReplyError(str(error)) from error
+            raise
         self._replies.keep(key, text)
         return text
 
@@ -226,37 +223,28 @@ class Endpoint:
         with self._lock:
             setattr(self.counts, what, getattr(self.counts, what) + 1)
 
-    def _wait(self, state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.wait if isinstance(error, _PassingError) else None
-        return self._backoff(state) if asked is None else asked
-
     def _post(self, body: dict[str, Any]) -> str:
-        """Send a request once."""
-        if self._stop.is_set():
-            raise CancelledError
         client = self._connected()
-        self._count("sent")
         try:
-            response = client.post("chat/completions", json=body)
-        except httpx.RequestError as error:
-            if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and not self._spoke:
+            response = client.post("chat/completions", cast_to=httpx2.Response, body=body)
+        except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout) and not self._agreed:
                 raise self._unreachable(error) from None
-            raise _PassingError(str(error) or type(error).__name__) from error
-        self._spoke = True
-        if response.status_code != 200:
-            raise self._refusal(response)
-        text = _text(response)
+            raise NoReplyError(_cause(error)) from error
+        except openai.APIStatusError as error:
+            raise self._refusal(error) from error
         self._agreed = True
-        return text
+        return _text(response)
 
-    def _unreachable(self, error: httpx.RequestError) -> InputError:
-        why = str(error) or type(error).__name__
-        return InputError(f"{part(self.field, 'base_url')}: {self.base_url!r} cannot be reached: {why}")
+    def _unreachable(self, error: openai.APIConnectionError) -> InputError:
+        return InputError(f"{part(self.field, 'base_url')}: {self.base_url!r} cannot be reached: {_cause(error)}")
 
-    def _refusal(self, response: httpx.Response) -> Exception:
-        """What an answer other than 200 means: for this try, this request, or all of them."""
-        status, (why, code) = response.status_code, _complaint(response)
+    def _refusal(self, error: openai.APIStatusError) -> Exception:
+        """What an answer without success means: for this request, or for all of them."""
+        status, code, why = error.status_code, error.code, error.body
+        if isinstance(why, dict):
+            why = why.get("message") or why.get("detail")
+        why = " ".join(str(why or "").split())[:200]
         said = f"{status}, {why}" if why else str(status)
         if status == 401 or (status == 403 and not self._agreed):
             remedy = f"look at {self.api_key_env}" if self.api_key_env else "name the variable that holds a key"
@@ -270,46 +258,27 @@ class Endpoint:
             return InputError(
                 f"{part(self.field, 'base_url')}: {self.base_url!r} has no chat endpoint: {said}; it mostly ends in /v1"
             )
-        if status not in PASSING and status < 500:
-            return NoReplyError(said)
-        wait = _retry_after(response.headers.get("retry-after"))
-        if wait is not None and wait > PATIENCE:
-            return NoReplyError(f"{said}; it asks to wait {wait:.0f} s")
-        return _PassingError(said, wait)
+        wait = error.response.headers.get("retry-after")
+        return NoReplyError(f"{said} (Retry-After: {wait})" if wait else said)
 
 
-def _text(response: httpx.Response) -> str:
+def _cause(error: openai.APIConnectionError) -> str:
+    return str(error.__cause__) or type(error.__cause__).__name__
+
+
+def _received(response: httpx2.Response) -> None:
+    """The client tries again where a connection breaks, but not where what came is no reply: so that breaks it here."""
+    if response.is_success and response.request.method == "POST":
+        response.read()
+        _text(response)
+
+
+def _text(response: httpx2.Response) -> str:
     """The reply's text; "" where the model said nothing, as when it thought to the limit."""
     try:
         content = response.json()["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError):
         content = response
     if content is not None and not isinstance(content, str):
-        raise _PassingError(f"a reply that is no chat completion: {response.text[:100]!r}")
+        raise httpx2.DecodingError(f"a reply that is no chat completion: {response.text[:100]!r}")
     return content or ""
-
-
-def _complaint(response: httpx.Response) -> tuple[str, str]:
-    """(what a server says is wrong, its code for that), as far as it says so in one of the usual ways."""
-    try:
-        content = response.json()
-    except ValueError:
-        return response.text[:200], ""
-    error = content.get("error", content) if isinstance(content, dict) else content
-    if not isinstance(error, dict):
-        return str(error)[:200], ""
-    return str(error.get("message") or error.get("detail") or "")[:200], str(error.get("code") or "")
-
-
-def _retry_after(header: str | None) -> float | None:
-    """Seconds to wait: the header has them, or a date."""
-    if header is None:
-        return None
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):  # neither: as if it were not there
-        return None

@@ -58,7 +58,7 @@ class Judge(Weightless):
         temperature: None leaves it to the server.
         max_tokens: of a reply; None leaves it to the server.
         tries: how often a missing verdict is asked for.
-        concurrency, timeout, retries, backoff: see endpoint.Endpoint; they decide no judgement.
+        concurrency, timeout, retries: see endpoint.Endpoint; they decide no judgement.
         say: told once, in a line, that orders have failed.
         field: where the recipe speaks of this oracle.
         final: whether a pair that got no reply stays as it was counted, as a game that learns from it needs; else it is
@@ -83,7 +83,6 @@ class Judge(Weightless):
         concurrency: int = 8,
         timeout: float = 120.0,
         retries: int = 5,
-        backoff: float = 1.0,
         field: str = "game.oracle",
         final: bool = True,
     ) -> None:
@@ -92,7 +91,7 @@ class Judge(Weightless):
             raise InputError(f"{part(field, 'prompt')}: it has no {{{min(missing)}}}, so the judge would not see it")
         self.field, self.prompt, self.tries, self.say = field, prompt, tries, say
         self.temperature, self.max_tokens = temperature, max_tokens
-        self.endpoint = Endpoint(base_url, model, cache, field, api_key_env, extra, concurrency, timeout, retries, backoff)
+        self.endpoint = Endpoint(base_url, model, cache, field, api_key_env, extra, concurrency, timeout, retries)
         self.orders = self.failed = self.unjudged = 0  # orders asked, those that failed, and pairs whose both orders did
         self.silent = 0  # orders without a reply
         self.undecided: Collection[int] = ()
