@@ -12,8 +12,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from lowmem_spin.config.grid import axes, points
-from lowmem_spin.config.load import find
+from lowmem_spin.config.grid import sweep_axes, sweep_points
+from lowmem_spin.config.load import find_recipe
 
 NOTEBOOKS = Path(__file__).parent.parent / "recipes" / "notebooks"
 SMALL = [
@@ -115,4 +115,14 @@ def test_a_notebook_is_clean_and_its_own_parameters_are_a_sweep(name: str) -> No
     given: dict[str, Any] = {}
     exec("".join(cells["parameters"]["source"]), given)  # noqa: S102
     assert given["EXTRA"] == "" and given["MAX_HOURS"] < 12  # when a free session ends
-    assert len(points(find(given["RECIPE"]), [], axes(find(given["RECIPE"]), given["ALPHAS"], given["HISTORIES"], []), 1)) == 8
+    assert (
+        len(
+            sweep_points(
+                find_recipe(given["RECIPE"]),
+                [],
+                sweep_axes(find_recipe(given["RECIPE"]), given["ALPHAS"], given["HISTORIES"], []),
+                1,
+            )
+        )
+        == 8
+    )

@@ -7,25 +7,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lowmem_spin.algorithm.stages import (
-    Amortise,
     Average,
-    Contest,
+    DatasetPairs,
     Draw,
     Evaluate,
     Generate,
-    Given,
     Inputs,
     Judge,
-    Lesson,
+    JudgedSamples,
     Mixture,
-    Pairs,
+    OpponentPairs,
+    PairSource,
     Sampling,
     Score,
     Stage,
     Train,
+    TrainSampler,
 )
 from lowmem_spin.config.choices import GFlowNet
-from lowmem_spin.config.game_config import Game
+from lowmem_spin.config.game_config import GameConfig
 from lowmem_spin.config.recipe import Recipe, WarmStart
 
 
@@ -113,9 +113,9 @@ def play(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
         negatives = {stand_ins.get(policy, policy): weight for policy, weight in negatives.items()}
         lesson = _lesson(recipe, inputs, t, previous, negatives, base)
         train = _train(recipe, inputs, t, lesson, anchor, previous if game.init == "previous" else base, base)
-        if isinstance(lesson, Pairs | Contest):
+        if isinstance(lesson, OpponentPairs | JudgedSamples):
             yield Generate(lesson)
-        if isinstance(lesson, Contest):
+        if isinstance(lesson, JudgedSamples):
             yield Judge(lesson)
         for policy in {**anchor, **({train.held_to: 0} if train.held_to else {})}:
             yield Score(lesson, policy, every=train.normalise)
@@ -140,29 +140,29 @@ def _anchor(recipe: Recipe, iterates: Sequence[str], base: str) -> Mixture | Ave
     return reference(iterates[-1] if iterates else base, base, game.alpha)
 
 
-def _opponents(game: Game, iterates: Sequence[str], base: str) -> Mixture:
+def _opponents(game: GameConfig, iterates: Sequence[str], base: str) -> Mixture:
     """Who answers; the base has its own share first."""
     past = opponents(iterates, base, game.window, game.weights)
     rest = [(policy, weight * (1 - game.base_weight)) for policy, weight in past.items()]
     return mixture([*rest, (base, game.base_weight)])
 
 
-def _lesson(recipe: Recipe, inputs: Inputs, t: int, previous: str, negatives: Mixture, base: str) -> Lesson:
+def _lesson(recipe: Recipe, inputs: Inputs, t: int, previous: str, negatives: Mixture, base: str) -> PairSource:
     """Which two answers to each prompt the next iterate learns to tell apart."""
     game = recipe.game
     if game.algorithm == "offline":
-        return Given(_draw(recipe, inputs, t, recipe.pairs_at(t)))
+        return DatasetPairs(_draw(recipe, inputs, t, recipe.pairs_at(t)))
     if game.algorithm == "sppo":
         draw = _draw(recipe, inputs, t, recipe.pairs_at(t))
-        return Contest(draw, previous, game.samples, sampling(recipe, inputs), inputs.oracle or {}, game.win_rates)
+        return JudgedSamples(draw, previous, game.samples, sampling_params(recipe, inputs), inputs.oracle or {}, game.win_rates)
     return _pairs(recipe, inputs, t, negatives, base)
 
 
-def _pairs(recipe: Recipe, inputs: Inputs, t: int, negatives: Mixture, base: str) -> Pairs:
+def _pairs(recipe: Recipe, inputs: Inputs, t: int, negatives: Mixture, base: str) -> OpponentPairs:
     pairs, game = recipe.pairs_at(t), recipe.game
     concatenate = game.pairing == "concatenate" and len(negatives) > 1
     draw = _draw(recipe, inputs, t, max(1, pairs // len(negatives)) if concatenate else pairs)
-    return Pairs(draw, negatives, concatenate, sampling(recipe, inputs, mixed_with=base))
+    return OpponentPairs(draw, negatives, concatenate, sampling_params(recipe, inputs, mixed_with=base))
 
 
 def _draw(recipe: Recipe, inputs: Inputs, t: int, prompts: int) -> Draw:
@@ -171,7 +171,7 @@ def _draw(recipe: Recipe, inputs: Inputs, t: int, prompts: int) -> Draw:
     return Draw(inputs.data, recipe.seed, t if recipe.data.resample else None, prompts)
 
 
-def _train(recipe: Recipe, inputs: Inputs, t: int, lesson: Lesson, anchor: Mixture, init: str, base: str) -> Train:
+def _train(recipe: Recipe, inputs: Inputs, t: int, lesson: PairSource, anchor: Mixture, init: str, base: str) -> Train:
     game = recipe.game
     loss, penalties = game.loss.model_dump(), game.regularizer.weights
     if penalties:
@@ -189,18 +189,18 @@ def _train(recipe: Recipe, inputs: Inputs, t: int, lesson: Lesson, anchor: Mixtu
     )
 
 
-def _amortise(recipe: Recipe, inputs: Inputs, t: int, policies: Sequence[str], base: str) -> list[Amortise]:
+def _amortise(recipe: Recipe, inputs: Inputs, t: int, policies: Sequence[str], base: str) -> list[TrainSampler]:
     """An adapter that answers as its mixture with the base for each of these policies, if such are to play."""
     asked, alpha = recipe.game.sampler, recipe.game.alpha
     if not isinstance(asked, GFlowNet) or alpha == 1:
         return []
     draw = Draw(inputs.data, recipe.seed, t if recipe.data.resample is True else None, asked.prompts)
     settings = {**asked.model_dump(exclude={"name", "prompts"}), "seed": recipe.seed, "generator": inputs.generator}
-    own = sampling(recipe, inputs)
-    return [Amortise(f"sampler {t}", draw, policy, base, alpha, own, settings) for policy in policies]
+    own = sampling_params(recipe, inputs)
+    return [TrainSampler(f"sampler {t}", draw, policy, base, alpha, own, settings) for policy in policies]
 
 
-def sampling(recipe: Recipe, inputs: Inputs, greedy: bool = False, mixed_with: str | None = None) -> Sampling:
+def sampling_params(recipe: Recipe, inputs: Inputs, greedy: bool = False, mixed_with: str | None = None) -> Sampling:
     """How policies answer; greedy is how held-out tasks are answered.
 
     Opponents may answer from their mixtures with the base, `mixed_with`.
@@ -225,7 +225,7 @@ def _warm_start(asked: WarmStart, recipe: Recipe, inputs: Inputs) -> Train:
     """Ordinary fine-tuning before the game; the game's base is what comes of it."""
     draw = Draw(inputs.data, recipe.seed, -1 if recipe.data.resample is True else None, asked.rows)
     settings = _settings(recipe, inputs, -1) | asked.model_dump(exclude={"rows"})
-    return Train("warm start", Given(draw), {}, inputs.base, {"name": "sft"}, settings)
+    return Train("warm start", DatasetPairs(draw), {}, inputs.base, {"name": "sft"}, settings)
 
 
 def _plain_sft(recipe: Recipe, inputs: Inputs, base: str) -> Iterator[Stage]:

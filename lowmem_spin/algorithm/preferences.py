@@ -10,7 +10,7 @@ from lowmem_spin.common.errors import InputError
 
 
 @dataclass(frozen=True)
-class Question:
+class Comparison:
     """A prompt and the answers that are compared."""
 
     messages: list[dict[str, str]]  # the conversation that the answers continue
@@ -18,7 +18,7 @@ class Question:
     reference: str  # the data's own answer
 
 
-def check(matrix: np.ndarray, answers: int, field: str) -> np.ndarray:
+def check_preferences(matrix: np.ndarray, answers: int, field: str) -> np.ndarray:
     """The matrix, if it is one of preferences.
 
     Raises:

@@ -89,18 +89,18 @@ class Sampling:
         return self.mixture is not None and policy != self.mixture["base"]
 
 
-def logps_asked(policy: str, learner: dict[str, Any]) -> dict[str, Any]:
+def logps_spec(policy: str, learner: dict[str, Any]) -> dict[str, Any]:
     """What names the table of a policy's log-probs, as the learner computes them."""
     return {"kind": "score", "version": VERSIONS["score"], "policy": policy, "learner": learner}
 
 
-def judged_asked(answers: Sequence[str], oracle: dict[str, Any]) -> dict[str, Any]:
+def judgement_spec(answers: Sequence[str], oracle: dict[str, Any]) -> dict[str, Any]:
     """What names the table of an oracle's preferences between answers to one prompt, known by their tables and numbers."""
     return {"kind": "judge", "version": VERSIONS["judge"], "answers": list(answers), "oracle": oracle}
 
 
 @dataclass(frozen=True)
-class Pairs:
+class OpponentPairs:
     """The pairs of one iteration: the data's answer against an opponent's, prompt by prompt."""
 
     draw: Draw
@@ -127,7 +127,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Contest:
+class JudgedSamples:
     """Several answers of one policy to each prompt, judged against each other; the best meets the worst (SPPO)."""
 
     draw: Draw
@@ -149,14 +149,14 @@ class Contest:
     def judged(self) -> dict[str, Any]:
         """What names the table of judgements."""
         table = digest(self.sampling.asked(self.policy))
-        return judged_asked([f"{table}/{sample}" for sample in range(self.samples)], self.oracle)
+        return judgement_spec([f"{table}/{sample}" for sample in range(self.samples)], self.oracle)
 
     def identity(self) -> dict[str, Any]:
         return {"draw": self.draw.identity(), "judged": digest(self.judged), "win_rates": self.win_rates}
 
 
 @dataclass(frozen=True)
-class Given:
+class DatasetPairs:
     """The data's better answer against the data's worse one: no policy answers anything."""
 
     draw: Draw
@@ -175,7 +175,7 @@ class Given:
         return {"draw": self.draw.identity(), "given": True}
 
 
-Lesson = Pairs | Contest | Given
+PairSource = OpponentPairs | JudgedSamples | DatasetPairs
 """What one iterate learns from: for each prompt two answers, one to become likelier than the other."""
 
 
@@ -198,7 +198,7 @@ class Average:
 
 
 @dataclass(frozen=True)
-class Amortise:
+class TrainSampler:
     """One adapter that has learned to answer as the mixture of `previous` and the base (GFlowNet fine-tuning)."""
 
     name: str
@@ -225,21 +225,21 @@ class Amortise:
 class Generate:
     """All who answer in an iteration answer their prompts."""
 
-    pairs: Pairs | Contest
+    pairs: OpponentPairs | JudgedSamples
 
 
 @dataclass(frozen=True)
 class Judge:
     """The oracle compares the answers to each prompt."""
 
-    pairs: Contest
+    pairs: JudgedSamples
 
 
 @dataclass(frozen=True)
 class Score:
     """A policy gives the log-probs of both sides of every pair."""
 
-    pairs: Lesson
+    pairs: PairSource
     policy: str
     every: bool = False  # of all answers of a contest, not only of the best and the worst
 
@@ -249,7 +249,7 @@ class Train:
     """One iterate: from `init`, tell the data's answers from the opponents', relative to the reference."""
 
     name: str
-    pairs: Lesson
+    pairs: PairSource
     reference: Mixture
     init: str
     loss: dict[str, Any]
@@ -268,14 +268,14 @@ class Train:
         pairs = self.pairs.identity()
         if self.loss["name"] == "sft":  # no opponents: only the data's answers, as often as they occur in pairs
             pairs = {"draw": pairs["draw"], "repeats": self.pairs.rows // self.pairs.draw.prompts}
-        tables = {digest(logps_asked(policy, self.settings["learner"])): w for policy, w in self.reference.items()}
+        tables = {digest(logps_spec(policy, self.settings["learner"])): w for policy, w in self.reference.items()}
         asked = {"pairs": pairs, "reference": tables, "init": self.init, "loss": self.loss}
         if self.combine != "geometric" and len(tables) > 1:  # one policy is itself, however it is combined
             asked["combine"] = self.combine
         if self.normalise:
             asked["normalise"] = self.normalise
         if self.held_to is not None:
-            asked["held_to"] = digest(logps_asked(self.held_to, self.settings["learner"]))
+            asked["held_to"] = digest(logps_spec(self.held_to, self.settings["learner"]))
         return {"kind": "train", "version": VERSIONS["train"], **asked, "settings": self.settings}
 
 
@@ -288,9 +288,9 @@ class Evaluate:
     previous: str
 
 
-Stage = Average | Amortise | Generate | Judge | Score | Train | Evaluate
+Stage = Average | TrainSampler | Generate | Judge | Score | Train | Evaluate
 
 
-def is_yardstick(stage: Stage) -> bool:
+def is_baseline(stage: Stage) -> bool:
     """Whether a stage belongs to what the game is compared with, and not to the game."""
     return isinstance(stage, Train | Evaluate) and stage.name.startswith(("SFT ", "plain SFT"))

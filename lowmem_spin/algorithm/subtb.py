@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepLogps:
     """Log-probs along a batch of sequences, a step for every token, right-padded with anything finite.
 
     Those of R are the log-factors that it is the product of, such as alpha log p + (1 - alpha) log b of each token.
@@ -22,7 +22,7 @@ class Steps:
     ends: Tensor  # (B, L, E): of every end token there is, at the same step
 
 
-def subtrajectory_balance(policy: Steps, reward: Steps, lengths: Tensor, capped: Tensor, lam: float) -> Tensor:
+def subtb_loss(policy: StepLogps, reward: StepLogps, lengths: Tensor, capped: Tensor, lam: float) -> Tensor:
     """Sum over all sub-trajectories s_i .. s_j of lam^(j - i - 1) * (delta_i + ... + delta_(j-1))^2, per row, shape (B,).
 
     The modified form of "Amortizing intractable inference in large language models" (arXiv 2310.04363), after Madan et al.

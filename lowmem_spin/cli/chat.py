@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import GenerationConfig, TextStreamer
 
-from lowmem_spin.algorithm.game import sampling
+from lowmem_spin.algorithm.game import sampling_params
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.errors import printable
 from lowmem_spin.common.keys import number
@@ -22,13 +22,13 @@ from lowmem_spin.data.formats import Message
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.hf import HF, RowNoise
-from lowmem_spin.runner.run_folder import Policy, Run, here
+from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy, machine_of
 
 WIDE = 100  # columns of a terminal in which two answers stand side by side
 Show = Callable[[str], object]
 
 
-class Brake:
+class StopButton:
     """Ctrl-C as a signal handler: it stops the answer that is being given. At the prompt, or pressed again before
     the answer has stopped, it ends the chat."""
 
@@ -75,13 +75,13 @@ class Voice:
 
     engine: HF
     renderer: Renderer
-    policy: Policy
+    policy: StoredPolicy
     sampling: Sampling
     messages: list[Message] = field(default_factory=list)
     asked: int = 0  # questions, forgotten ones included: each is answered with noise of its own
 
     @torch.no_grad()
-    def answer(self, question: str, show: Show, brake: Brake) -> str | None:
+    def answer(self, question: str, show: Show, brake: StopButton) -> str | None:
         """Stream the answer to `show` as words are finished; None, or a line on why it ended or was not begun."""
         engine, conversation = self.engine, [*self.messages, {"role": "user", "content": question}]
         prompt = torch.tensor([self.renderer.prompt(conversation)], device=engine.device)
@@ -118,10 +118,10 @@ class Voice:
         return "stopped" if brake.pulled else f"cut at generation.max_new_tokens {self.sampling.max_new_tokens}"
 
 
-def open_voices(run: Run, policies: list[Policy], base: Source, temperature: float | None) -> list[Voice]:
+def open_voices(run: RunFolder, policies: list[StoredPolicy], base: Source, temperature: float | None) -> list[Voice]:
     """The policies on one base, sampling as the recipe's generation section says; loads the base."""
-    engine = HF(run.recipe, base, here(run))
-    asked = sampling(run.recipe, run.inputs)
+    engine = HF(run.recipe, base, machine_of(run))
+    asked = sampling_params(run.recipe, run.inputs)
     if temperature is not None:
         asked = replace(asked, temperature=temperature)
     renderer = Renderer(engine.tokenizer, run.recipe.model.chat_template)
@@ -130,7 +130,7 @@ def open_voices(run: Run, policies: list[Policy], base: Source, temperature: flo
 
 def talk(voices: list[Voice], lines: Iterable[str], out: Console, say: Show) -> None:
     """Answer every line until there are no more, /quit or Ctrl-C; notes on the answers go to `say`."""
-    brake = Brake()
+    brake = StopButton()
     before = signal.signal(signal.SIGINT, brake)
     try:
         for line in lines:
@@ -151,7 +151,7 @@ def talk(voices: list[Voice], lines: Iterable[str], out: Console, say: Show) -> 
         signal.signal(signal.SIGINT, before)
 
 
-def lines() -> Iterator[str]:
+def read_lines() -> Iterator[str]:
     """What is typed, or what comes through a pipe, line by line."""
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -170,7 +170,7 @@ def _harmless(text: str) -> str:
     return "".join(character if character in "\n\t" else printable(character) for character in text)
 
 
-def _in_turn(voices: list[Voice], question: str, out: Console, say: Show, brake: Brake) -> None:
+def _in_turn(voices: list[Voice], question: str, out: Console, say: Show, brake: StopButton) -> None:
     for voice in voices:
         if len(voices) > 1 or out.is_terminal:
             out.print(f"{voice.policy.name}: ", style="bold", end="", highlight=False)
@@ -185,7 +185,7 @@ def _in_turn(voices: list[Voice], question: str, out: Console, say: Show, brake:
             say(f"{voice.policy.name}: {note}")
 
 
-def _in_columns(voices: list[Voice], question: str, out: Console, say: Show, brake: Brake) -> None:
+def _in_columns(voices: list[Voice], question: str, out: Console, say: Show, brake: StopButton) -> None:
     texts = [Text() for _ in voices]
     grid = Table.grid(expand=True, padding=(0, 2))
     for _ in voices:

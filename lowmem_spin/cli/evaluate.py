@@ -7,8 +7,8 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.evaluation import suites as evaluating
 from lowmem_spin.evaluation.benchmark_records import FILE
-from lowmem_spin.evaluation.judged.shared import filled
-from lowmem_spin.evaluation.suites import FREE, SUITES, Asked
+from lowmem_spin.evaluation.judged.shared import with_recipe_defaults
+from lowmem_spin.evaluation.suites import FREE, SUITES, EvaluationRequest
 from lowmem_spin.evaluation.target import of_run
 from lowmem_spin.report import benchmarks
 from lowmem_spin.report.load import benchmarks as stored
@@ -17,12 +17,12 @@ from lowmem_spin.report.page import write_page
 from lowmem_spin.report.results import Run, Sweep
 from lowmem_spin.report.summary import NAMES, Grid, run_grid, sweep_table
 from lowmem_spin.runner import run_folder as runs
-from lowmem_spin.runner.open import Shared
+from lowmem_spin.runner.open import SharedResources
 
 PAGE = "report.html"
 
 
-def evaluate(folder: Path, asked: Asked, iterate: str, display: Display) -> None:
+def evaluate(folder: Path, asked: EvaluationRequest, iterate: str, display: Display) -> None:
     """Measure what is asked; the recipe's benchmarks, or health and diversity, if nothing is.
 
     Raises:
@@ -35,17 +35,19 @@ def evaluate(folder: Path, asked: Asked, iterate: str, display: Display) -> None
             )
     sweep = (folder / "sweep.json").is_file()
     folders = [run.folder for run in read(folder).runs.values()] if sweep else [folder]  # type: ignore[union-attr]
-    games = [runs.read(one) for one in folders]
+    games = [runs.read_run(one) for one in folders]
     if not games:
         raise InputError(f"sweep {str(folder)!r}: no point is finished yet; `lowmem-spin sweep` goes on")
     if not asked.suites and not asked.tasks:
-        own = evaluating.of_recipe(games[0].recipe, folders[0])
+        own = evaluating.benchmarks_of(games[0].recipe, folders[0])
         names = (own.suites, own.tasks) if own.suites or own.tasks else (FREE, ())
         asked = replace(asked, suites=names[0], tasks=names[1], option=own.option)
-    asked = replace(asked, judged=filled(asked.judged, evaluating.of_recipe(games[0].recipe, folders[0]).judged))
-    shared = Shared()
+    asked = replace(
+        asked, judged=with_recipe_defaults(asked.judged, evaluating.benchmarks_of(games[0].recipe, folders[0]).judged)
+    )
+    shared = SharedResources()
     try:
-        evaluating.benchmark([of_run(game, iterate, shared, display) for game in games], asked, display)
+        evaluating.measure_policies([of_run(game, iterate, shared, display) for game in games], asked, display)
     finally:
         shared.engines.close()
     with display.timed("report"):
@@ -53,7 +55,7 @@ def evaluate(folder: Path, asked: Asked, iterate: str, display: Display) -> None
     display.say(display.time_line())
 
 
-def _show(folder: Path, sweep: bool, games: list[runs.Run], health: bool, display: Display) -> None:
+def _show(folder: Path, sweep: bool, games: list[runs.RunFolder], health: bool, display: Display) -> None:
     finished = sweep or (folder / "metrics.jsonl").is_file()
     results = read(folder) if finished else None
     if health and not finished:

@@ -11,10 +11,10 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import write_json
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
-from lowmem_spin.runner.run_folder import Policy, Run, here
+from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy, machine_of
 
 
-def _check(policy: Policy, to: Path, merged: bool) -> None:
+def _check(policy: StoredPolicy, to: Path, merged: bool) -> None:
     """Refuse a place where something is already, and an adapter that there is none of."""
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
         raise InputError(f"--to: {str(to)!r} is there already and not empty; give a new folder")
@@ -22,7 +22,7 @@ def _check(policy: Policy, to: Path, merged: bool) -> None:
         raise InputError("--iterate base: it has no adapter of its own to export; add --merge for the model itself")
 
 
-def export(run: Run, policy: Policy, base: Source, to: Path, dtype: str | None) -> None:
+def export(run: RunFolder, policy: StoredPolicy, base: Source, to: Path, dtype: str | None) -> None:
     """Write the policy to `to`, with tokenizer, template and model card; whole or not at all.
 
     `dtype` is the merged model's; None exports the adapter alone.
@@ -55,7 +55,7 @@ def _write_adapter(adapter: Path, base: Source, folder: Path) -> None:
     write_json(folder / "adapter_config.json", config | named)
 
 
-def _write_merged(run: Run, adapter: Path | None, base: Source, ends: list[int], dtype: str, folder: Path) -> None:
+def _write_merged(run: RunFolder, adapter: Path | None, base: Source, ends: list[int], dtype: str, folder: Path) -> None:
     """Base and adapter as one model: unpacked from its 4 bits, summed in float32 and rounded once."""
     import torch
     from peft import PeftModel
@@ -64,7 +64,7 @@ def _write_merged(run: Run, adapter: Path | None, base: Source, ends: list[int],
     from lowmem_spin.engines.loading import load_base
 
     asked = run.recipe.model
-    model = _unpacked(load_base(base, asked.quantization, here(run), asked.trust_remote_code))
+    model = _unpacked(load_base(base, asked.quantization, machine_of(run), asked.trust_remote_code))
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
     model = model.to(getattr(torch, dtype))

@@ -14,7 +14,7 @@ from lowmem_spin.store.store import Store
 LONGEST = 40  # rows of the table; the rest is one line
 
 
-def show(root: Path, top: Path, delete: bool, aside: bool, display: Display) -> None:
+def show_unused(root: Path, top: Path, delete: bool, aside: bool, display: Display) -> None:
     """Print what in the store at `root` no run below `top` uses, and with `delete` free it.
 
     Raises:
@@ -29,10 +29,10 @@ def show(root: Path, top: Path, delete: bool, aside: bool, display: Display) -> 
             f"--runs: no run below {str(top)!r}, so all of {str(root)!r} is unused; delete that folder if you mean it"
         )
     try:
-        items = gc.unused(root, gc.used(folders))
+        items = gc.unused(root, gc.used_by(folders))
     except InputError as error:
         raise InputError(f"{error}; until it reads, nothing is freed") from None
-    display.say(f"{len(folders)} runs below {top} use {_bytes(gc.size(root) - sum(item.size for item in items))} of {root}")
+    display.say(f"{len(folders)} runs below {top} use {_bytes(gc.size_of(root) - sum(item.size for item in items))} of {root}")
     if not items:
         display.say("nothing is unused")
         return

@@ -28,13 +28,13 @@ def run(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
 
     from lowmem_spin.cli.play import run as play
     from lowmem_spin.common.display import Display
-    from lowmem_spin.config.load import find, load
+    from lowmem_spin.config.load import find_recipe, load_recipe
 
     display = Display(Console())
     signal.signal(signal.SIGINT, display.interrupt)
-    path = find(recipe)
+    path = find_recipe(recipe)
     try:
-        play(load(path, overrides or []), path.parent, display)
+        play(load_recipe(path, overrides or []), path.parent, display)
     except KeyboardInterrupt:
         display.say("interrupted; what is finished is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None
@@ -71,7 +71,7 @@ def sweep(
     from lowmem_spin.common.display import Display, TimeIsUpError
     from lowmem_spin.common.errors import InputError
     from lowmem_spin.config import grid as points
-    from lowmem_spin.config.load import find
+    from lowmem_spin.config.load import find_recipe
     from lowmem_spin.runner.sweep import Entry, Sweep
 
     if max_hours is not None and not (math.isfinite(max_hours) and max_hours > 0):
@@ -79,10 +79,10 @@ def sweep(
     display = Display(Console())
     signal.signal(signal.SIGINT, display.interrupt)
     display.deadline = None if max_hours is None else time.perf_counter() + 3600 * max_hours
-    path = find(recipe)
-    varied = points.axes(path, alpha, history, grid or [])
-    base = points.first(path, overrides or [])
-    entries = [Entry(point) for point in points.points(path, overrides or [], varied, seeds)]
+    path = find_recipe(recipe)
+    varied = points.sweep_axes(path, alpha, history, grid or [])
+    base = points.first_recipe(path, overrides or [])
+    entries = [Entry(point) for point in points.sweep_points(path, overrides or [], varied, seeds)]
     game = Sweep(path.stem, points.sweep_folder(base), varied, list(range(base.seed, base.seed + seeds)), entries)
     display.say(f"{len(entries)} games, results in {game.folder}; interrupt whenever you like, run again to go on")
     try:
@@ -109,13 +109,13 @@ def recipe(
 
     import yaml
 
-    from lowmem_spin.config.load import find, load
+    from lowmem_spin.config.load import find_recipe, load_recipe
     from lowmem_spin.config.recipe import Recipe
 
     if schema:
         print(json.dumps(Recipe.model_json_schema(), indent=2))
     else:
-        print(yaml.safe_dump(load(find(name), overrides or []).model_dump(mode="json"), sort_keys=False), end="")
+        print(yaml.safe_dump(load_recipe(find_recipe(name), overrides or []).model_dump(mode="json"), sort_keys=False), end="")
 
 
 @app.command()
@@ -136,13 +136,13 @@ def plan(
     from lowmem_spin.cli import plan as tables
     from lowmem_spin.common.display import Display
     from lowmem_spin.config import grid as points
-    from lowmem_spin.config.load import find
+    from lowmem_spin.config.load import find_recipe
     from lowmem_spin.engines.memory import read_shape
     from lowmem_spin.runner.planning import plan as planning
 
-    path = find(recipe)
-    varied = points.axes(path, alpha, history, grid or [])
-    asked = points.points(path, overrides or [], varied, seeds)
+    path = find_recipe(recipe)
+    varied = points.sweep_axes(path, alpha, history, grid or [])
+    asked = points.sweep_points(path, overrides or [], varied, seeds)
     made = planning.plan(asked, path.parent)
     if as_json:
         print(json.dumps(made.record(), indent=2))
@@ -178,11 +178,11 @@ def doctor(
     display, place, names = Display(Console()), Path(store), list(examine.ROLES.values())
     if engine is not None and engine not in names:
         raise InputError(f"--engine {engine!r}: no such engine to test; known here: {', '.join(names)}")
-    for what, found in examine.facts(place):
+    for what, found in examine.machine_facts(place):
         display.say(f"{what:<20}{found}")
     for tested, verdict in examine.self_tests([engine] if engine else names, place):
         display.say(f"{tested + ' self-test':<20}{verdict}")
-    for role, choice in examine.choices(place):
+    for role, choice in examine.engine_choices(place):
         display.say(f"{role:<20}{choice}")
 
 
@@ -202,11 +202,11 @@ def bench(
 
     from rich.console import Console
 
-    from lowmem_spin.cli.bench.bench import Asked
+    from lowmem_spin.cli.bench.bench import BenchRequest
     from lowmem_spin.cli.bench.bench import bench as measure
 
     names = [name.strip() for name in versus.split(",") if name.strip()]
-    asked = Asked(model, vram, pairs, prompt_length, completion_length, names, overrides or [], Path(store))
+    asked = BenchRequest(model, vram, pairs, prompt_length, completion_length, names, overrides or [], Path(store))
     measure(asked, Console())
 
 

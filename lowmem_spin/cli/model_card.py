@@ -12,7 +12,7 @@ from lowmem_spin.common.errors import printable
 from lowmem_spin.config.choices import in_words
 from lowmem_spin.data.sources import Source
 from lowmem_spin.report.final_table import Z
-from lowmem_spin.runner.run_folder import Policy, Run
+from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy
 
 # What the results table has of metrics.jsonl: (field, heading, factor).
 COLUMNS = (
@@ -26,7 +26,7 @@ COLUMNS = (
 )
 
 
-def text(run: Run, policy: Policy, base: Source, dtype: str | None) -> str:
+def text(run: RunFolder, policy: StoredPolicy, base: Source, dtype: str | None) -> str:
     """README.md with its front matter. `dtype` is of a merged model; None is an adapter."""
     front = ModelCardData(
         base_model=None if base.local else base.location,
@@ -45,7 +45,7 @@ def text(run: Run, policy: Policy, base: Source, dtype: str | None) -> str:
     return f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
-def _what(run: Run, policy: Policy, base: Source, dtype: str | None) -> str:
+def _what(run: RunFolder, policy: StoredPolicy, base: Source, dtype: str | None) -> str:
     game, model = run.recipe.game, run.recipe.model
     where = f"the local model `{_plain(Path(base.location).name)}`" if base.local else f"`{base.location}` at `{base.revision}`"
     bits = "in 4 bits (NF4)" if model.quantization == "nf4" else f"in {model.dtype}"
@@ -79,7 +79,7 @@ def _results(metrics: Path, mine: str) -> str:
     return "\n".join(lines) + "\n\nOn held-out rows, ± the half-width of the 95% interval; KL in nats per completion."
 
 
-def _recipe(run: Run) -> str:
+def _recipe(run: RunFolder) -> str:
     """The recipe without where things were, as indented code, which no text in it can end."""
     content = run.recipe.model_dump(mode="json", exclude={"output", "runtime"})
     for section, name in (("model", "name_or_path"), ("model", "adapter"), ("data", "path"), ("evaluation", "path")):

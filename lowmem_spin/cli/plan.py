@@ -7,9 +7,19 @@ from rich.table import Table
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.engines.memory import CARDS, CONTEXT, FRAGMENTATION, Shape, advice, peak, served, stages, tenancy
+from lowmem_spin.engines.memory import (
+    CARDS,
+    CONTEXT,
+    FRAGMENTATION,
+    Shape,
+    advice,
+    peak,
+    plan_residency,
+    stage_memory,
+    vllm_memory,
+)
 from lowmem_spin.runner.planning.counting import GAME_KINDS
-from lowmem_spin.runner.planning.plan import Line, Plan
+from lowmem_spin.runner.planning.plan import Plan, PlanLine
 
 RAM = 12.7e9  # bytes free on the smallest host that has such cards, a free Colab
 
@@ -34,7 +44,7 @@ def stages_left(plan: Plan) -> Table:
     table.add_column("stage", no_wrap=True)
     for heading in ("policies", "rows", "stored", "to do", "time left"):
         table.add_column(heading, justify="right", no_wrap=True)
-    grouped: dict[str, list[Line]] = {}
+    grouped: dict[str, list[PlanLine]] = {}
     for line in plan.lines:
         if line.unit.kind in GAME_KINDS:
             grouped.setdefault(f"{line.unit.kind} {'by ' * (line.unit.kind != 'train')}{line.label}", []).append(line)
@@ -56,8 +66,8 @@ def clock(seconds: float | None) -> str:
 
 def memory(recipe: Recipe, shape: Shape, dtype: str) -> Table:
     """Gigabytes of each term by stage, in the worst case of rows as long as the recipe allows."""
-    found = stages(recipe, shape, dtype)
-    found = {"generate": found["generate"], "with vllm": served(recipe, shape, dtype), **found}
+    found = stage_memory(recipe, shape, dtype)
+    found = {"generate": found["generate"], "with vllm": vllm_memory(recipe, shape, dtype), **found}
     table = Table(title=f"Memory on a GPU in {dtype}, GB, rows at full length", box=box.SIMPLE_HEAD)
     table.add_column("term", no_wrap=True)
     for stage in found:
@@ -76,7 +86,7 @@ def verdicts(recipe: Recipe, shape: Shape, dtype: str) -> list[str]:
     for card, limit in CARDS.items():
         changes = list(advice(recipe, shape, dtype, limit))
         try:
-            beside = f"with vllm: {tenancy(recipe, shape, dtype, limit, RAM).residency}"
+            beside = f"with vllm: {plan_residency(recipe, shape, dtype, limit, RAM).residency}"
         except InputError:
             beside = "no room for vllm"
         lines.append(f"{card:<11} " + ("fits" if not changes else "does not fit: " + "; ".join(changes)) + f" ({beside})")

@@ -9,19 +9,19 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.evaluation import suites as evaluating
 from lowmem_spin.runner import sweep as sweeps
 from lowmem_spin.runner.health import Health
-from lowmem_spin.runner.open import Shared, open_game
+from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.run import Player
 
 
 def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
     """Play a game and measure it; what the store already has is not computed again."""
-    counted, shared = dict(display.seconds), Shared()
+    counted, shared = dict(display.seconds), SharedResources()
     game = open_game(recipe, beside, display, shared)
-    player = Player(game, display, counted, evaluating.check(game))
+    player = Player(game, display, counted, evaluating.check_benchmarks(game))
     try:
         player.play_all()
         try:
-            evaluating.at_the_end([game], display)
+            evaluating.measure_games([game], display)
         finally:  # without a judge that has gone away, or what else a benchmark needs, the game is still played
             with display.timed("report"):
                 show_run(game, player.healths, display)
@@ -38,11 +38,11 @@ def sweep(points: sweeps.Sweep, beside: Path, display: Display) -> None:
     Raises:
         TimeIsUpError: the display's deadline has passed; what is finished is stored.
     """
-    shared = Shared()
+    shared = SharedResources()
     try:
-        games = sweeps.play(points, beside, display, shared, evaluating.check)
+        games = sweeps.play_sweep(points, beside, display, shared, evaluating.check_benchmarks)
         try:
-            evaluating.at_the_end(games, display)
+            evaluating.measure_games(games, display)
         except InputError:  # a judge that has gone away, or what else a benchmark needs: the games are played all the same
             show_sweep(points, display)
             raise

@@ -68,16 +68,16 @@ def evaluate(
 
     from lowmem_spin.cli.evaluate import evaluate as measure
     from lowmem_spin.common.display import Display
-    from lowmem_spin.evaluation.judged.shared import Judged, judge
-    from lowmem_spin.evaluation.suites import Asked
+    from lowmem_spin.evaluation.judged.shared import Judged, judge_from_options
+    from lowmem_spin.evaluation.suites import EvaluationRequest
 
     display = Display(Console())
     signal.signal(signal.SIGINT, display.interrupt)
     suites = [name.strip() for name in (suite or "").split(",") if name.strip()]
-    asked_of = judge(judge_base_url, judge_model, judge_api_key_env, judge_concurrency, judge_max_tokens)
+    asked_of = judge_from_options(judge_base_url, judge_model, judge_api_key_env, judge_concurrency, judge_max_tokens)
     judged = Judged(asked_of, mtbench, alpaca, max_new_tokens, download)
     try:
-        measure(run, Asked(suites, task or [], limit, num_fewshot, include_path, judged=judged), iterate, display)
+        measure(run, EvaluationRequest(suites, task or [], limit, num_fewshot, include_path, judged=judged), iterate, display)
     except KeyboardInterrupt:
         display.say("interrupted; what is measured is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None
@@ -102,11 +102,11 @@ def arena(
     from lowmem_spin.cli.results import show_arena
     from lowmem_spin.common.display import Display
     from lowmem_spin.evaluation.arena import arena as play
-    from lowmem_spin.evaluation.judged.shared import Judged, judge
+    from lowmem_spin.evaluation.judged.shared import Judged, judge_from_options
 
     display = Display(Console())
     signal.signal(signal.SIGINT, display.interrupt)
-    judged = Judged(judge(judge_base_url, judge_model, judge_api_key_env, judge_concurrency, judge_max_tokens))
+    judged = Judged(judge_from_options(judge_base_url, judge_model, judge_api_key_env, judge_concurrency, judge_max_tokens))
     try:
         record = play(run, prompts, limit, judged, display)
         show_arena(run, record, display)
@@ -129,17 +129,17 @@ def chat(
     from lowmem_spin.runner import run_folder as runs
 
     display = Display(Console(stderr=True))
-    game = runs.read(run)
+    game = runs.read_run(run)
     store = runs.open_store(game, display.say)
-    policies = [runs.policy(game, store, iterate)]
-    policies += [runs.policy(game, store, versus, "--versus")] if versus is not None else []
-    base = runs.model(game, store)
+    policies = [runs.find_policy(game, store, iterate)]
+    policies += [runs.find_policy(game, store, versus, "--versus")] if versus is not None else []
+    base = runs.find_base(game, store)
     with display.start_up(f"loading {base.location}"):
-        from lowmem_spin.cli.chat import lines, open_voices, talk
+        from lowmem_spin.cli.chat import open_voices, read_lines, talk
 
         voices = open_voices(game, policies, base, temperature)
     display.say(f"{' and '.join(policy.name for policy in policies)} of {run}; /reset forgets, /quit ends")
-    talk(voices, lines(), Console(), display.say)
+    talk(voices, read_lines(), Console(), display.say)
 
 
 @app.command()
@@ -160,9 +160,9 @@ def export(
     if dtype is not None and not merge:
         raise InputError(f"--dtype {dtype.value}: an adapter keeps its own; add --merge, or leave it out")
     display = Display(Console(stderr=True))
-    game = runs.read(run)
+    game = runs.read_run(run)
     store = runs.open_store(game, display.say)
-    policy, base = runs.policy(game, store, iterate), runs.model(game, store)
+    policy, base = runs.find_policy(game, store, iterate), runs.find_base(game, store)
     with display.start_up(f"exporting {policy.name}"):
         from lowmem_spin.cli.export import export as write
 
@@ -186,12 +186,12 @@ def serve(
     from lowmem_spin.runner import run_folder as runs
 
     display = Display(Console(stderr=True))
-    game = runs.read(run)
+    game = runs.read_run(run)
     store = runs.open_store(game, display.say)
     if not only_print:
-        server.check(host, port)
+        server.check_port(host, port)
     with display.start_up("preparing the base"):
-        environment, command = server.prepare(game, store, host, port, extra or [])
+        environment, command = server.serve_command(game, store, host, port, extra or [])
     print(server.line(environment, command), flush=True)
     if not only_print:
         server.start(environment, command)
@@ -210,4 +210,4 @@ def gc(
     from lowmem_spin.cli import gc as unused
     from lowmem_spin.common.display import Display
 
-    unused.show(store, runs, delete, aside, Display(Console()))
+    unused.show_unused(store, runs, delete, aside, Display(Console()))

@@ -7,12 +7,12 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.config.choices import in_words
 from lowmem_spin.report import final_table as table
 from lowmem_spin.runner.health import Health
-from lowmem_spin.runner.open import Game
+from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.run import PICTURES
 from lowmem_spin.runner.sweep import Sweep
 
 
-def show_run(game: Game, healths: list[Health], display: Display) -> None:
+def show_run(game: OpenGame, healths: list[Health], display: Display) -> None:
     """The table, the picture, and where everything is."""
     picture, page = (game.folder / name for name in PICTURES)
     if not (picture.exists() and page.exists()):

@@ -9,20 +9,20 @@ from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
-from lowmem_spin.algorithm.game import sampling
+from lowmem_spin.algorithm.game import sampling_params
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import write_json
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.dequantized import unpacked
 from lowmem_spin.engines.registry import held_rank
 from lowmem_spin.runner import run_folder as runs
-from lowmem_spin.runner.run_folder import Run
+from lowmem_spin.runner.run_folder import RunFolder
 from lowmem_spin.store.store import Store
 
 SLOTS = 4  # adapters in one batch on a GPU
 
 
-def check(host: str, port: int) -> None:
+def check_port(host: str, port: int) -> None:
     """Refuse where the command could not run: no vLLM, or the port is taken."""
     if _vllm() is None:
         raise InputError("serve: vllm is not installed; `pip install 'lowmem-spin[gpu]'`, or --print the command for elsewhere")
@@ -50,16 +50,16 @@ def _installed(package: str) -> bool:
     return any(True for _ in distributions(name=package))
 
 
-def prepare(run: Run, store: Store, host: str, port: int, extra: list[str]) -> tuple[dict[str, str], list[str]]:
+def serve_command(run: RunFolder, store: Store, host: str, port: int, extra: list[str]) -> tuple[dict[str, str], list[str]]:
     """(environment, command), with every file that the command names in place."""
-    where, asked = runs.here(run), run.recipe.model
-    base = runs.model(run, store)
+    where, asked = runs.machine_of(run), run.recipe.model
+    base = runs.find_base(run, store)
     beside = (run.folder / "serve").resolve()
     _write_front(run, base, beside)
     model, revision = base.location, base.revision
     if asked.quantization != "none":
         model, revision = str(unpacked(base, asked.quantization, where, asked.trust_remote_code, store.root / "weights")), None
-    adapters = runs.trained(run, store)
+    adapters = runs.trained_iterates(run, store)
     name = "base"
     if asked.adapter is not None:  # the base policy of this game is an adapter on the frozen weights too
         adapters, name = {"base": Path(asked.adapter), **adapters}, "frozen"
@@ -89,7 +89,7 @@ def prepare(run: Run, store: Store, host: str, port: int, extra: list[str]) -> t
     return environment, command + extra
 
 
-def _write_front(run: Run, base: Source, folder: Path) -> None:
+def _write_front(run: RunFolder, base: Source, folder: Path) -> None:
     """Tokenizer, template, end tokens and sampling of the game, as vLLM reads them."""
     from lowmem_spin.data.render import Renderer
     from lowmem_spin.engines.loading import end_tokens, load_tokenizer
@@ -97,7 +97,7 @@ def _write_front(run: Run, base: Source, folder: Path) -> None:
     tokenizer = load_tokenizer(base, run.recipe.model.trust_remote_code)
     Renderer(tokenizer, run.recipe.model.chat_template)  # gives the tokenizer the template of the game
     tokenizer.save_pretrained(folder)
-    asked = sampling(run.recipe, run.inputs)
+    asked = sampling_params(run.recipe, run.inputs)
     settings = {"temperature": asked.temperature, "top_p": asked.top_p, "top_k": asked.top_k}
     given = {name: value for name, value in settings.items() if value is not None}
     write_json(folder / "generation_config.json", {"eos_token_id": end_tokens(base, tokenizer, None), **given})

@@ -13,7 +13,7 @@ def _infinite(value: Any) -> Any:
     return "inf" if isinstance(value, float) and math.isinf(value) else value
 
 
-class Game(Section):
+class GameConfig(Section):
     """The self-play game: who plays against whom, with which loss and reference, and when it ends."""
 
     algorithm: Literal["alpha-spin", "sppo", "offline"] = "alpha-spin"
@@ -87,7 +87,7 @@ class Game(Section):
         return None if self.history == "inf" else int(self.history)
 
 
-def check(game: Game) -> None:
+def check_game(game: GameConfig) -> None:
     """Refuse what does not go together.
 
     Raises:
@@ -117,7 +117,7 @@ def check(game: Game) -> None:
         raise ValueError(f"game.stop_when.win_rate_below: {rate} needs an oracle that judges answers; set game.oracle")
 
 
-def _check_reference(game: Game) -> None:
+def _check_reference(game: GameConfig) -> None:
     if game.reference == "ema" and game.reference_over == "history":
         raise ValueError(
             "game.reference_over: 'history', but game.reference ema already averages all past iterates; use previous"
@@ -150,7 +150,7 @@ def _check_reference(game: Game) -> None:
         )
 
 
-def whole_policies(game: Game) -> str | None:
+def whole_policies(game: GameConfig) -> str | None:
     """What in a game needs answers sampled from the policies themselves, so that no temperature, top_p or top_k may apply."""
     asking = {
         f"game.sampler {game.sampler.name}": game.sampler.name != "none",
@@ -160,7 +160,7 @@ def whole_policies(game: Game) -> str | None:
     return next((name for name, asks in asking.items() if asks), None)
 
 
-def _check_algorithm(game: Game) -> None:
+def _check_algorithm(game: GameConfig) -> None:
     opponents = {"history": (1, 2), "weights": ("algorithm",), "base_weight": (0,), "pairing": ("split",)}
     if game.algorithm != "alpha-spin":
         for name, free in opponents.items():

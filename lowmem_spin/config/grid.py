@@ -10,7 +10,7 @@ import yaml
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.config.load import load, variants
+from lowmem_spin.config.load import load_recipe, variants
 from lowmem_spin.config.recipe import Recipe
 
 VARIANT = "variant"  # the axis of a recipe file's variants
@@ -20,7 +20,7 @@ Axes = dict[str, list[Any]]
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """One game of a sweep."""
 
     name: str
@@ -28,7 +28,7 @@ class Point:
     recipe: Recipe
 
 
-def axes(path: Path, alpha: str | None, history: str | None, grid: Sequence[str]) -> Axes:
+def sweep_axes(path: Path, alpha: str | None, history: str | None, grid: Sequence[str]) -> Axes:
     """What is varied: the recipe file's variants, if it has any, and what the command line says, such as
     `--alpha 0.9,1 --history 1,inf --grid training.learning_rate=1e-5,5e-5`.
 
@@ -65,7 +65,7 @@ def _values(text: str, values: str) -> list[Any]:
     return [value for place, value in enumerate(read) if value not in read[:place]]
 
 
-def points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int) -> list[Point]:
+def sweep_points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int) -> list[SweepPoint]:
     """Every combination, each a whole recipe that has been checked; results go to points/<name> in the sweep's folder.
 
     Raises:
@@ -73,14 +73,14 @@ def points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int) -> li
     """
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: cannot be used; give at least 1")
-    base = first(path, overrides)
+    base = first_recipe(path, overrides)
     folder = sweep_folder(base)
-    found: dict[str, Point] = {}
+    found: dict[str, SweepPoint] = {}
     known: list[Recipe] = []
     for combination in itertools.product(*varied.values(), range(base.seed, base.seed + seeds)):
         values = dict(zip([*varied, "seed"], combination, strict=True))
         changed = [f"{field}={_yaml(value)}" for field, value in values.items() if field != VARIANT]
-        recipe = load(path, [*overrides, *changed], values.get(VARIANT))
+        recipe = load_recipe(path, [*overrides, *changed], values.get(VARIANT))
         if recipe in known:  # the same, written in another way
             continue
         known.append(recipe)
@@ -88,13 +88,13 @@ def points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int) -> li
         if name in found or len(name) > LONGEST:
             name = f"{name[: LONGEST - 9]}_{digest(values)[:8]}"
         output = recipe.output.model_copy(update={"dir": str(folder / "points" / name)})
-        found[name] = Point(name, values, recipe.model_copy(update={"output": output}))
+        found[name] = SweepPoint(name, values, recipe.model_copy(update={"output": output}))
     return list(found.values())
 
 
-def first(path: Path, overrides: Sequence[str]) -> Recipe:
+def first_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
     """The recipe of a sweep before anything is varied, or its first variant."""
-    return load(path, overrides, next(iter(variants(path)), None))
+    return load_recipe(path, overrides, next(iter(variants(path)), None))
 
 
 def _name(values: dict[str, Any], varied: Axes) -> str:

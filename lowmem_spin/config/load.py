@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1]
 BUNDLED = [PACKAGE / "recipes", PACKAGE.parent / "recipes"]  # of a wheel, of a clone
 
 
-def find(name: str) -> Path:
+def find_recipe(name: str) -> Path:
     """The recipe file `name`: a path, or the name of one that comes with the package."""
     path = Path(name)
     if path.is_dir():
@@ -29,7 +29,7 @@ def find(name: str) -> Path:
     raise InputError(f"recipe {name!r}: no such file or shipped recipe; `lowmem-spin recipe` prints one to start from")
 
 
-def load(path: Path, overrides: Sequence[str] = (), variant: str | None = None) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), variant: str | None = None) -> Recipe:
     """Read a recipe, apply `a.b=value` overrides, and check it.
 
     A file may have `variants`, games of one family: {name: {a.b: value}}. Then one of them has to be named.

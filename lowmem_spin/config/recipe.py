@@ -217,7 +217,7 @@ class Recipe(Section):
     """The base model: which one, how it is quantized, and its chat template."""
     data: Data
     """The data set with prompts and answers to learn from."""
-    game: rules.Game = rules.Game()
+    game: rules.GameConfig = rules.GameConfig()
     """The algorithm and its options: iterations, alpha, opponents, reference and loss."""
     warm_start: WarmStart | None = None
     """Ordinary fine-tuning before the game; null starts from the base as it is. Use it for a base that does not answer in the
@@ -238,7 +238,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _cross_checks(self) -> "Recipe":
-        rules.check(self.game)
+        rules.check_game(self.game)
         asking, whole = rules.whole_policies(self.game), {"temperature": 1.0, "top_p": 1.0, "top_k": None}
         for name, value in whole.items() if asking else ():
             if (asked := getattr(self.generation, name)) != value:

@@ -65,7 +65,7 @@ class Renderer:
         return prompt
 
 
-def plain(context: list[Message]) -> str:
+def conversation_text(context: list[Message]) -> str:
     """A conversation as a person reads it; a single question is just its text."""
     if len(context) == 1:
         return context[0]["content"]

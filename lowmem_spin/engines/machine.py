@@ -27,7 +27,7 @@ class Machine:
         return self.residency == "sleep"
 
 
-def machine(recipe: Recipe) -> Machine:
+def find_machine(recipe: Recipe) -> Machine:
     """The device and compute type this recipe gets here."""
     capability = None if recipe.runtime.device == "cpu" else cuda_capability()
     if recipe.runtime.device == "cuda" and capability is None:

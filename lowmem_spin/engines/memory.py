@@ -122,7 +122,7 @@ Terms = dict[str, float]
 """{what: bytes}"""
 
 
-def stages(recipe: Recipe, shape: Shape, dtype: str) -> dict[str, Terms]:
+def stage_memory(recipe: Recipe, shape: Shape, dtype: str) -> dict[str, Terms]:
     """Bytes of every term of generating, scoring and training on the transformers engine, worst case."""
     width, r = WIDTH[dtype], recipe.training.lora.r
     prompt, new = recipe.data.max_prompt_length, recipe.generation.max_new_tokens
@@ -156,7 +156,7 @@ def stages(recipe: Recipe, shape: Shape, dtype: str) -> dict[str, Terms]:
     }
 
 
-def served(recipe: Recipe, shape: Shape, dtype: str) -> Terms:
+def vllm_memory(recipe: Recipe, shape: Shape, dtype: str) -> Terms:
     """Bytes of generating with vLLM, which holds the base dequantised and every running row's key-value cache."""
     width, rows = WIDTH[dtype], recipe.runtime.generation_batch_size
     prompt, new = recipe.data.max_prompt_length, recipe.generation.max_new_tokens
@@ -170,23 +170,23 @@ def served(recipe: Recipe, shape: Shape, dtype: str) -> Terms:
     }
 
 
-def idle(recipe: Recipe, shape: Shape, dtype: str) -> float:
+def idle_memory(recipe: Recipe, shape: Shape, dtype: str) -> float:
     """Bytes of a learner that waits: its base and its adapter, and what CUDA takes."""
     weights = shape.weights(recipe.model.quantization, WIDTH[dtype])
     return CONTEXT + FRAGMENTATION * (weights + shape.lora(recipe.training.lora.r) * 4.0)
 
 
 @dataclass(frozen=True)
-class Tenancy:
+class Residency:
     """How a generator and a learner that are two engines share one GPU."""
 
     residency: str  # resident, sleep or exit
     generator_bytes: float  # what vllm is told to keep to; its context comes on top
 
 
-def tenancy(
+def plan_residency(
     recipe: Recipe, shape: Shape, dtype: str, limit: float, free_ram: float = float("inf"), generator: str = "vllm"
-) -> Tenancy:
+) -> Residency:
     """The residency that the recipe asks for or, for auto, the first that fits: resident, sleep, exit.
 
     `limit` bytes of the GPU may be used, and `free_ram` bytes of the host's memory are free: a sleeping generator's
@@ -195,9 +195,9 @@ def tenancy(
     Raises:
         InputError: the generator does not fit.
     """
-    found = stages(recipe, shape, dtype)
-    working, waiting = max(peak(found["score"]), peak(found["train"])), idle(recipe, shape, dtype)
-    needed = peak(served(recipe, shape, dtype)) if generator == "vllm" else peak(found["generate"])
+    found = stage_memory(recipe, shape, dtype)
+    working, waiting = max(peak(found["score"]), peak(found["train"])), idle_memory(recipe, shape, dtype)
+    needed = peak(vllm_memory(recipe, shape, dtype)) if generator == "vllm" else peak(found["generate"])
     weights = shape.weights("none", WIDTH[dtype])
     if generator == "vllm":
         room = {"resident": limit - working, "sleep": limit - waiting, "exit": limit}
@@ -209,7 +209,7 @@ def tenancy(
     asked = recipe.runtime.residency
     name = next((name for name in room if fits[name]), "exit") if asked == "auto" else asked
     if fits[name]:
-        return Tenancy(name, needed - CONTEXT)
+        return Residency(name, needed - CONTEXT)
     if room[name] >= needed and weights > 0.8 * free_ram:
         raise InputError(
             f"runtime.residency: asleep, {weights / 1e9:.1f} GB of weights wait in RAM, of which {free_ram / 1e9:.1f} GB "
@@ -234,11 +234,13 @@ def advice(recipe: Recipe, shape: Shape, dtype: str, limit: float) -> Iterator[s
         "train": ("training", "per_device_train_batch_size"),
     }
     for stage, (section, field) in knobs.items():
-        if peak(stages(recipe, shape, dtype)[stage]) <= limit:
+        if peak(stage_memory(recipe, shape, dtype)[stage]) <= limit:
             continue
         size = getattr(getattr(recipe, section), field)
         fitting = [
-            n for n in range(size - 1, 0, -1) if peak(stages(_with(recipe, section, field, n), shape, dtype)[stage]) <= limit
+            n
+            for n in range(size - 1, 0, -1)
+            if peak(stage_memory(_with(recipe, section, field, n), shape, dtype)[stage]) <= limit
         ]
         if fitting:
             yield f"{stage}: set {section}.{field} to {fitting[0]}"

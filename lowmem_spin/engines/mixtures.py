@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin.algorithm.samplers.mixture import Draw, Target, sampler
+from lowmem_spin.algorithm.samplers.mixture import MixtureSample, Target, sampler
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.engines.base import Request
 
 
 def draw_mixture(
     generator: Any, base: Path | None, requests: Sequence[Request], sampling: Sampling, batch: int
-) -> list["Draw"]:
+) -> list["MixtureSample"]:
     """For each request a draw from the mixture of its policy, the same for all, with the base.
 
     Args:

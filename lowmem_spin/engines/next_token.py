@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from lowmem_spin.engines.peft_learner import SlotLearner
+from lowmem_spin.engines.peft_learner import PeftLearner
 from lowmem_spin.engines.training.guards import finite, naming_memory
 
 State = tuple[int, ...]  # a prompt and what of its completion there is
@@ -25,7 +25,7 @@ class Lookahead:
         policies: adapter folders; None is the frozen base.
     """
 
-    def __init__(self, learner: SlotLearner, policies: Sequence[Path | None]) -> None:
+    def __init__(self, learner: PeftLearner, policies: Sequence[Path | None]) -> None:
         self.learner, self.policies = learner, list(policies)
         self.known: dict[State, int] = {}  # the states of the last call, and their rows in the caches
         self.caches: list[DynamicCache] = []

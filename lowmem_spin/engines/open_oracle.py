@@ -10,7 +10,7 @@ from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.oracles.base import Oracle, oracle
 
 
-def choose(
+def open_oracle(
     asked: options.Oracle | None, sources: Sources, where: Machine, cache: Path, say: Callable[[str], None]
 ) -> Oracle | None:
     """The oracle that a recipe asks for, if it asks for one.
@@ -35,10 +35,10 @@ def choose(
             model = sources.model(asked.model, asked.revision, "game.oracle.model")
             return made(model, where.device, where.dtype, asked.batch_size)
         case options.JudgeOracle():
-            return made(asked.base_url, asked.model, cache, say, **settings(asked))
+            return made(asked.base_url, asked.model, cache, say, **judge_settings(asked))
 
 
-def settings(asked: options.JudgeOracle) -> dict[str, Any]:
+def judge_settings(asked: options.JudgeOracle) -> dict[str, Any]:
     """The rest of what a judge is made with; what is left open is its class's."""
     longest = {} if asked.max_tokens is None else {"max_tokens": asked.max_tokens}
     return {"api_key_env": asked.api_key_env, "concurrency": asked.concurrency, **longest}

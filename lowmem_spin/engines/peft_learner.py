@@ -25,7 +25,7 @@ from lowmem_spin.engines.training.trainer import Pair, check_names, train
 SLOT = "default"  # the one adapter that is ever in memory; policies are copied into it
 
 
-class SlotLearner:
+class PeftLearner:
     """Scores and trains; every policy is the base alone or with its weights copied into the slot.
 
     A subclass may load the base, set the mode and compute the forward in its own way; the rest is shared, so that

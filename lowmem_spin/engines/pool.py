@@ -14,16 +14,16 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import doctor
 from lowmem_spin.engines.base import Generator, Learner
-from lowmem_spin.engines.machine import Machine, machine
-from lowmem_spin.engines.memory import read_shape, tenancy
-from lowmem_spin.engines.oracles.base import Oracle, Weightless
+from lowmem_spin.engines.machine import Machine, find_machine
+from lowmem_spin.engines.memory import plan_residency, read_shape
+from lowmem_spin.engines.oracles.base import NoWeights, Oracle
 from lowmem_spin.engines.registry import open_engine
 
 ORACLE = "oracle"  # its name beside the engines'
 
 
 @dataclass(frozen=True)
-class Choices:
+class EngineChoices:
     """What a recipe gets on this machine: where it computes and with which engines."""
 
     where: Machine
@@ -38,9 +38,9 @@ class Choices:
         return generator, {"engine": self.learner, "dtype": self.where.dtype}
 
 
-def choose(recipe: Recipe, store: Path, display: Display | None) -> Choices:
+def choose_engines(recipe: Recipe, store: Path, display: Display | None) -> EngineChoices:
     """Resolve `auto`; with a display, an engine that was never tested here is tested now."""
-    where = machine(recipe)
+    where = find_machine(recipe)
     asked = {"generation": recipe.generation.engine, "training": recipe.training.engine}
     if recipe.game.sampler.name != "none":
         if asked["generation"] == "vllm":
@@ -48,14 +48,14 @@ def choose(recipe: Recipe, store: Path, display: Display | None) -> Choices:
         asked["generation"] = "hf"
     if where.device == "cpu":
         names = {role: "hf" if name == "auto" else name for role, name in asked.items()}
-        return Choices(where, names["generation"], names["training"])
+        return EngineChoices(where, names["generation"], names["training"])
     names = {}
     for role, name in asked.items():
-        choice = doctor.choose(role, name, store, None if display is None else _test(display))
+        choice = doctor.choose_engine(role, name, store, None if display is None else _test(display))
         names[role] = choice.engine
         if display and name == "auto":
             display.say(f"{role}.engine: auto is {choice.engine}: {choice.why}")
-    return Choices(where, names["generation"], names["training"])
+    return EngineChoices(where, names["generation"], names["training"])
 
 
 def _test(display: Display) -> Callable[[str, Path], None]:
@@ -67,7 +67,7 @@ def _test(display: Display) -> Callable[[str, Path], None]:
 
 
 @dataclass
-class Pool:
+class EnginePool:
     """Engines that are open, by name."""
 
     opened: dict[str, Any] = field(default_factory=dict)
@@ -89,15 +89,15 @@ class Pool:
 
 
 @dataclass
-class Tenants:
+class GameEngines:
     """The engines of one game; those that another game of the sweep has opened alike are taken over."""
 
     recipe: Recipe
     model: Source
-    choices: Choices
+    choices: EngineChoices
     shelf: Path
     display: Display
-    pool: Pool
+    pool: EnginePool
     judge: Oracle | None = None
 
     def generator(self) -> Generator:
@@ -114,14 +114,14 @@ class Tenants:
         signature = digest(self.judge.identity())
         if ORACLE in pool.opened and self._is_other(pool.opened[ORACLE], signature):
             pool.opened.pop(ORACLE).close()
-        if not isinstance(self.judge, Weightless):
+        if not isinstance(self.judge, NoWeights):
             pool.rest(pool.opened.keys() - {ORACLE}, self._settled().residency)
         pool.signatures[ORACLE] = signature
         return pool.opened.setdefault(ORACLE, self.judge)
 
     def _is_other(self, opened: Oracle, signature: str) -> bool:
         """An oracle without weights costs nothing to open, and a judge's address, key and counts are its own."""
-        if isinstance(self.judge, Weightless):
+        if isinstance(self.judge, NoWeights):
             return opened is not self.judge
         return self.pool.signatures.get(ORACLE) != signature
 
@@ -168,7 +168,7 @@ class Tenants:
         name = digest([self.signature(choices.generator), self.signature(choices.learner)])
         if name not in self.pool.settled:
             where, free = choices.where, float(psutil.virtual_memory().available)
-            shared = tenancy(recipe, read_shape(self.model), where.dtype, where.limit, free, choices.generator)
+            shared = plan_residency(recipe, read_shape(self.model), where.dtype, where.limit, free, choices.generator)
             share = shared.generator_bytes / where.total
             self.pool.settled[name] = replace(where, residency=shared.residency, generator_share=share)
             self.display.say(f"{choices.generator} and {choices.learner} share the GPU: residency {shared.residency}")

@@ -18,7 +18,7 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.loading import naming_the_model
 from lowmem_spin.engines.machine import Machine
-from lowmem_spin.engines.peft_learner import SlotLearner
+from lowmem_spin.engines.peft_learner import PeftLearner
 from lowmem_spin.engines.training.logps import Batch
 
 
@@ -31,7 +31,7 @@ def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
         os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "0"
 
 
-class Kernels(SlotLearner):
+class Kernels(PeftLearner):
     """A learner whose base, adapter and forward are Unsloth's. There is one adapter, named `default`, and never a second."""
 
     states = staticmethod(hidden_states)

@@ -5,27 +5,27 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.algorithm.preferences import Question
-from lowmem_spin.algorithm.stages import judged_asked
+from lowmem_spin.algorithm.preferences import Comparison
+from lowmem_spin.algorithm.stages import judgement_spec
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import write_json
 from lowmem_spin.common.keys import digest
 from lowmem_spin.data.formats import Message
 from lowmem_spin.data.sources import Sources
-from lowmem_spin.engines.open_oracle import choose
+from lowmem_spin.engines.open_oracle import open_oracle
 from lowmem_spin.engines.oracles.base import Oracle
-from lowmem_spin.engines.oracles.judge import Judge
+from lowmem_spin.engines.oracles.judge import LLMJudge
 from lowmem_spin.evaluation import bradley_terry as statistics
 from lowmem_spin.evaluation import json_rows as given
 from lowmem_spin.evaluation.judged.shared import Judged
-from lowmem_spin.evaluation.target import Answering, Played, of_run
+from lowmem_spin.evaluation.target import Answering, EvaluationTarget, of_run
 from lowmem_spin.runner import run_folder as runs
-from lowmem_spin.runner.open import Shared
+from lowmem_spin.runner.open import SharedResources
 from lowmem_spin.runner.run_folder import note_used
 from lowmem_spin.store.rows import Compared, Prompt, fingerprint
 
-Asked = list[tuple[Prompt, list[Message], str]]
+ArenaPrompts = list[tuple[Prompt, list[Message], str]]
 """Each prompt as the policies and as the judge see it, and the data's answer if there is one."""
 
 
@@ -45,14 +45,14 @@ def arena(folder: Path, prompts: Path | None, limit: int, judged: Judged, displa
     Raises:
         InputError: one line on what is missing.
     """
-    run, shared = runs.read(folder), Shared()
+    run, shared = runs.read_run(folder), SharedResources()
     try:
         game = of_run(run, "all", shared, display)
         if len(game.wanted) < 2:
             raise InputError(f"run {str(folder)!r}: has no iterate yet to put against the base; play it first")
         oracle = _oracle(game, run, judged, display)
         asked, room = _asked(game, prompts, limit, display)
-        if isinstance(oracle, Judge):
+        if isinstance(oracle, LLMJudge):
             oracle.endpoint.reach()
         record = _play(game, game.answering(room, oracle), asked, oracle, display)
     finally:
@@ -62,11 +62,11 @@ def arena(folder: Path, prompts: Path | None, limit: int, judged: Judged, displa
     return record
 
 
-def _oracle(game: Played, run: runs.Run, judged: Judged, display: Display) -> Oracle:
+def _oracle(game: EvaluationTarget, run: runs.RunFolder, judged: Judged, display: Display) -> Oracle:
     if judged.judge is not None:
         return judged.oracle(game, judged.judge, display)
     sources = Sources(run.folder, game.store.root / "sources.json")
-    own = choose(run.recipe.game.oracle, sources, game.where, judged.cache(game), lambda line: display.say(line, "yellow"))
+    own = open_oracle(run.recipe.game.oracle, sources, game.where, judged.cache(game), lambda line: display.say(line, "yellow"))
     if own is None:
         raise InputError(
             f"--judge-model: who judges? the recipe of {str(run.folder)!r} has no game.oracle; add --judge-base-url and "
@@ -75,7 +75,9 @@ def _oracle(game: Played, run: runs.Run, judged: Judged, display: Display) -> Or
     return own
 
 
-def _asked(game: Played, prompts: Path | None, limit: int, display: Display) -> tuple[Asked, tuple[int, int] | None]:
+def _asked(
+    game: EvaluationTarget, prompts: Path | None, limit: int, display: Display
+) -> tuple[ArenaPrompts, tuple[int, int] | None]:
     """What is asked, and the room that it needs if it is not of the recipe's own data."""
     if prompts is None:
         held = game.answering().held
@@ -89,7 +91,7 @@ def _asked(game: Played, prompts: Path | None, limit: int, display: Display) -> 
     with display.start_up("loading the tokenizer"):
         renderer = game.renderer()
     rendered = [renderer.prompt(conversation) for conversation in conversations]
-    asked: Asked = [
+    asked: ArenaPrompts = [
         (Prompt(fingerprint(tokens), tokens), conversation, "")
         for tokens, conversation in zip(rendered, conversations, strict=True)
     ]
@@ -116,28 +118,30 @@ def _is_message(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
 
 
-def _play(game: Played, answering: Answering, asked: Asked, oracle: Oracle, display: Display) -> dict[str, Any]:
+def _play(
+    game: EvaluationTarget, answering: Answering, asked: ArenaPrompts, oracle: Oracle, display: Display
+) -> dict[str, Any]:
     prompts, names = [prompt for prompt, _, _ in asked], game.wanted
     policies = [game.policies[name] for name in names]
     judge = oracle.identity()
-    shown, how = str(judge.get("model", judge["oracle"])), "in both orders by" if isinstance(oracle, Judge) else "by"
+    shown, how = str(judge.get("model", judge["oracle"])), "in both orders by" if isinstance(oracle, LLMJudge) else "by"
     pairs = len(names) * (len(names) - 1) // 2 * len(prompts)
     display.say(f"{len(names)} policies, {len(prompts)} prompts, {pairs:,} pairs, each judged {how} {shown}")
     tables, sampling = answering.tables, answering.sampling
     own = [digest(sampling.asked(policy)) for policy in policies]
-    named = judged_asked([f"{table}/0" for table in own], judge)
+    named = judgement_spec([f"{table}/0" for table in own], judge)
     note_used(game.folder, "completions", own)
     note_used(game.folder, "judgements", [digest(named)])
     answers = tables.answers([(policy, prompts) for policy in policies], sampling, f"{len(names)} policies")
     rows = []
     for place, (prompt, messages, reference) in enumerate(asked):
         mine = [of_policy[place] for of_policy in answers]
-        question = Question(messages, [answer.text for answer in mine], reference)
+        question = Comparison(messages, [answer.text for answer in mine], reference)
         rows.append(Compared(prompt.id, question, [answer.tokens for answer in mine]))
     preferences = np.stack(tables.preferences(named, rows, f"{len(names)} policies by {shown}"))
-    found = statistics.table(names, preferences, game.recipe.seed)
+    found = statistics.arena_table(names, preferences, game.recipe.seed)
     failed = {}
-    if isinstance(oracle, Judge):
+    if isinstance(oracle, LLMJudge):
         undecided, orders = oracle.failures([row.question for row in rows])
         failed = {"failed": undecided + oracle.silent, "orders": orders}
     numbers = {name: _known(getattr(found, name)) for name in ("wins", "errors", "strengths", "low", "high")}

@@ -14,7 +14,7 @@ FILE = "benchmarks.jsonl"
 Record = dict[str, Any]
 
 
-def keep(
+def keep_results(
     folder: Path, policies: dict[str, str], records: dict[str, Record | None], suite: str, task: str, limit: int | None
 ) -> None:
     """Write the lines of one task in place of those that are there of it, and drop those of policies the game no longer has.

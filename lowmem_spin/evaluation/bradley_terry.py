@@ -11,7 +11,7 @@ STEPS, CLOSE = 50, 1e-10  # of Newton's method: at most so many, and when its st
 
 
 @dataclass(frozen=True)
-class Table:
+class ArenaTable:
     """What N prompts say of K policies.
 
     Attributes:
@@ -31,7 +31,7 @@ class Table:
     prompts: int
 
 
-def table(names: Sequence[str], preferences: np.ndarray, seed: int) -> Table:
+def arena_table(names: Sequence[str], preferences: np.ndarray, seed: int) -> ArenaTable:
     """All numbers from the preferences (N, K, K) of an oracle, P[n, i, j] = P(i's answer to prompt n beats j's)."""
     count = len(preferences)
     mean = preferences.mean(0)
@@ -40,7 +40,7 @@ def table(names: Sequence[str], preferences: np.ndarray, seed: int) -> Table:
     weights = np.stack([np.bincount(row, minlength=count) for row in drawn])  # (draws, prompts)
     again = np.einsum("dn,nij->dij", weights, preferences) / count
     low, high = np.quantile(strengths(again, count), [0.025, 0.975], axis=0)
-    return Table(list(names), mean, spread, strengths(mean, count), low, high, count)
+    return ArenaTable(list(names), mean, spread, strengths(mean, count), low, high, count)
 
 
 def strengths(wins: np.ndarray, prompts: int) -> np.ndarray:

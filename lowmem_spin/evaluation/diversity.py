@@ -26,7 +26,7 @@ PROMPTS, ANSWERS = 64, 16
 ORDER = 3  # longest n-grams of self-BLEU
 
 
-def check(temperature: float, asked_by: str) -> None:
+def check_temperature(temperature: float, asked_by: str) -> None:
     """Refuse where the numbers cannot be had or mean nothing."""
     if find_spec("sacrebleu") is None:
         raise InputError(f"{asked_by}: sacrebleu is not installed; `pip install 'lowmem-spin[eval]'`")
@@ -34,14 +34,14 @@ def check(temperature: float, asked_by: str) -> None:
         raise InputError("generation.temperature: 0 gives one answer to a prompt, so there is no diversity to measure")
 
 
-def asked(policy: str, sampling: Sampling, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def diversity_spec(policy: str, sampling: Sampling, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What names the result; its digest is the key."""
     names = digest([prompt.name for prompt in prompts])
     what = {"task": "diversity", "answers": ANSWERS, "prompts": names}
     return {"kind": "evaluate", "version": VERSION, "policy": policy, **what, "generate": sampling.asked(policy)}
 
 
-def measure(
+def measure_diversity(
     tables: Tables, policy: str, name: str, prompts: Sequence[Prompt], sampling: Sampling, display: Display
 ) -> dict[str, Any]:
     """One policy's answers to held-out prompts, those generated that are not stored: a record as harness.measure gives it."""

@@ -24,7 +24,7 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.loading import load_tokenizer
-from lowmem_spin.engines.peft_learner import SlotLearner
+from lowmem_spin.engines.peft_learner import PeftLearner
 from lowmem_spin.evaluation.harness_tasks import Loaded, samples_hash, seed
 
 HFLM: Any = huggingface.HFLM  # its decorators hide its type
@@ -44,10 +44,10 @@ class _Counter:
         self.meter.advance(1)
 
 
-class Bench(HFLM):
+class HarnessModel(HFLM):
     """A learner's model as the harness knows models."""
 
-    def __init__(self, engine: SlotLearner, model: Source, display: Display) -> None:
+    def __init__(self, engine: PeftLearner, model: Source, display: Display) -> None:
         recipe = engine.recipe
         tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)  # one of its own: the harness changes it
         base, size = engine.model.get_base_model(), recipe.runtime.scoring_batch_size
@@ -95,7 +95,7 @@ def _generation(model: Source, base: Any) -> GenerationConfig:
         return GenerationConfig.from_model_config(base.config)
 
 
-def measure(bench: Bench, adapter: Path | None, loaded: Loaded, limit: int | None, name: str) -> dict[str, Any]:
+def measure_task(bench: HarnessModel, adapter: Path | None, loaded: Loaded, limit: int | None, name: str) -> dict[str, Any]:
     """One policy on one task.
 
     Args:
@@ -125,7 +125,7 @@ def measure(bench: Bench, adapter: Path | None, loaded: Loaded, limit: int | Non
     return {"numbers": numbers, "count": own["sample_len"], "fewshot": shown, "own": task.own, "recorded": recorded}
 
 
-def _evaluate(bench: Bench, adapter: Path | None, loaded: Loaded, limit: int | None, label: str) -> Any:
+def _evaluate(bench: HarnessModel, adapter: Path | None, loaded: Loaded, limit: int | None, label: str) -> Any:
     """The harness's own results. Its longest rows come first: a batch that does not fit fails at once, and is halved."""
     while True:
         seed()

@@ -20,8 +20,8 @@ from lowmem_spin.evaluation.judged import alpaca_suite as alpaca
 from lowmem_spin.evaluation.judged import mtbench as questions
 from lowmem_spin.evaluation.judged import mtbench_suite as mtbench
 from lowmem_spin.evaluation.judged.shared import Judged
-from lowmem_spin.evaluation.target import Played, of_game
-from lowmem_spin.runner.open import Game
+from lowmem_spin.evaluation.target import EvaluationTarget, of_game
+from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.store.rows import Prompt
 
 JUDGED_SUITES = ("mtbench", "alpaca")
@@ -31,7 +31,7 @@ FREE = ("health", "diversity")  # suites that need nothing but the game's own ro
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationRequest:
     """What to measure."""
 
     suites: Sequence[str] = ()
@@ -56,7 +56,7 @@ class Asked:
         return Catalogue(self.include, self.tasks, self.option)
 
 
-def of_recipe(recipe: Recipe, beside: Path) -> Asked:
+def benchmarks_of(recipe: Recipe, beside: Path) -> EvaluationRequest:
     """What a recipe wants to be measured when its game is over. Its paths are beside it, or from here."""
     given = recipe.evaluation
     suites, tasks = ([name for name in given.benchmarks if (name in SUITES) == known] for known in (True, False))
@@ -65,18 +65,18 @@ def of_recipe(recipe: Recipe, beside: Path) -> Asked:
         return None if name is None else beside / name if (beside / name).exists() else Path(name)
 
     judged = Judged(given.judge, path(given.mtbench), path(given.alpaca), recipes=JUDGED)
-    return Asked(suites, tasks, option="evaluation.benchmarks", judged=judged)
+    return EvaluationRequest(suites, tasks, option="evaluation.benchmarks", judged=judged)
 
 
-def check(game: Game) -> dict[str, Path]:
+def check_benchmarks(game: OpenGame) -> dict[str, Path]:
     """Refuse before a game is played what could not be measured after it.
 
     Returns:
         The files of its benchmarks, by field of `evaluation`.
     """
-    recipe, asked = game.recipe, of_recipe(game.recipe, game.found.beside)
+    recipe, asked = game.recipe, benchmarks_of(game.recipe, game.found.beside)
     if "diversity" in asked.suites:
-        diversity.check(recipe.generation.temperature, asked.option)
+        diversity.check_temperature(recipe.generation.temperature, asked.option)
     if asked.harness:
         check_installed(asked.option)
     _check_names(tuple(asked.tasks), asked.option)
@@ -91,21 +91,21 @@ def check(game: Game) -> dict[str, Path]:
 def _check_names(names: tuple[str, ...], option: str) -> None:
     """Once for all points of a sweep: looking through the harness's tasks takes seconds."""
     if names:
-        asked = Asked(tasks=names, option=option)
+        asked = EvaluationRequest(tasks=names, option=option)
         asked.find(asked.catalogue())
 
 
-def at_the_end(games: Sequence[Game], display: Display) -> None:
+def measure_games(games: Sequence[OpenGame], display: Display) -> None:
     """Measure what the recipes ask for; the games share it where they share policies."""
-    alike: dict[str, tuple[Asked, list[Game]]] = {}
+    alike: dict[str, tuple[EvaluationRequest, list[OpenGame]]] = {}
     for game in games:
-        asked = of_recipe(game.recipe, game.found.beside)
+        asked = benchmarks_of(game.recipe, game.found.beside)
         alike.setdefault(repr(asked), (asked, []))[1].append(game)
     for asked, group in alike.values():
-        benchmark([of_game(game) for game in group], asked, display)
+        measure_policies([of_game(game) for game in group], asked, display)
 
 
-def benchmark(games: Sequence[Played], asked: Asked, display: Display) -> None:
+def measure_policies(games: Sequence[EvaluationTarget], asked: EvaluationRequest, display: Display) -> None:
     """Measure the wanted policies of all games. What the game's generator answers comes first: it then gives way for good."""
     if "diversity" in asked.suites:
         for game in games:
@@ -121,7 +121,7 @@ def benchmark(games: Sequence[Played], asked: Asked, display: Display) -> None:
         catalogue = asked.catalogue()
         tasks = asked.find(catalogue)
     harness = _Harness(catalogue, display)
-    by_engine: dict[str, list[Played]] = {}
+    by_engine: dict[str, list[EvaluationTarget]] = {}
     for game in games:
         by_engine.setdefault(game.tenants(display).signature("hf"), []).append(game)
     for group in by_engine.values():
@@ -130,16 +130,16 @@ def benchmark(games: Sequence[Played], asked: Asked, display: Display) -> None:
                 harness.measure(game, task, asked.limit)
 
 
-def _diversity(game: Played, count: int, display: Display) -> None:
-    diversity.check(game.recipe.generation.temperature, "--suite diversity")
+def _diversity(game: EvaluationTarget, count: int, display: Display) -> None:
+    diversity.check_temperature(game.recipe.generation.temperature, "--suite diversity")
     answering = game.answering()
     tables, held, drawn = answering.tables, answering.held, answering.sampling
     prompts = [Prompt(held.rows.ids[place], held.rows.prompt(place)) for place in held.health[:count]]
     for name in game.wanted:
         policy = game.policies[name]
-        question = diversity.asked(policy, drawn, prompts)
-        game.ensure(question, lambda: diversity.measure(tables, policy, name, prompts, drawn, display))  # noqa: B023 called at once
-    game.keep("diversity", "diversity", None, lambda policy: diversity.asked(policy, drawn, prompts))
+        question = diversity.diversity_spec(policy, drawn, prompts)
+        game.ensure(question, lambda: diversity.measure_diversity(tables, policy, name, prompts, drawn, display))  # noqa: B023 called at once
+    game.keep("diversity", "diversity", None, lambda policy: diversity.diversity_spec(policy, drawn, prompts))
 
 
 class _Harness:
@@ -151,7 +151,7 @@ class _Harness:
         self._bench: Any = None
         self._signature = ""
 
-    def measure(self, game: Played, task: Task, limit: int | None) -> None:
+    def measure(self, game: EvaluationTarget, task: Task, limit: int | None) -> None:
         learner = {"engine": "hf", "dtype": game.where.dtype}
         for name in game.wanted:
             question = task.asked(game.policies[name], limit, learner)
@@ -159,7 +159,7 @@ class _Harness:
             self.display.stop_if_late()
         game.keep(task.suite, task.name, limit, lambda policy: task.asked(policy, limit, learner))
 
-    def _measure(self, game: Played, name: str, task: Task, limit: int | None) -> dict[str, Any]:
+    def _measure(self, game: EvaluationTarget, name: str, task: Task, limit: int | None) -> dict[str, Any]:
         if self._loaded is None or self._loaded.task != task:
             with self.display.start_up(f"reading {task.name}"):
                 self._loaded = self.catalogue.load(task)
@@ -171,23 +171,23 @@ class _Harness:
         if signature != self._signature:
             if game.pool.opened.keys() - {"hf"}:
                 game.pool.close()
-            self._bench, self._signature = harness.Bench(tenants.learner(), game.model, self.display), signature  # type: ignore[arg-type]
-        return harness.measure(self._bench, game.adapter(name), self._loaded, limit, name)
+            self._bench, self._signature = harness.HarnessModel(tenants.learner(), game.model, self.display), signature  # type: ignore[arg-type]
+        return harness.measure_task(self._bench, game.adapter(name), self._loaded, limit, name)
 
 
 def check_judged(suite: str, asked: Judged, store: Path) -> None:
     """Refuse before a game is played what could not be asked after it."""
     option = asked.option(suite)
     if suite == "mtbench":
-        questions.read(asked.mtbench or store / "mtbench", None, option)
+        questions.read_mtbench(asked.mtbench or store / "mtbench", None, option)
     else:
-        instructions.read(asked.alpaca, None, option)
+        instructions.read_alpaca(asked.alpaca, None, option)
         if asked.alpaca is None and asked.judge is not None:
             instructions.check_length_control(option)
     if asked.judge is not None and asked.judge.api_key_env is not None:
         check_key(asked.option("judge"), asked.judge.api_key_env)
 
 
-def measure_judged(suite: str, game: Played, asked: Judged, limit: int | None, display: Display) -> None:
+def measure_judged(suite: str, game: EvaluationTarget, asked: Judged, limit: int | None, display: Display) -> None:
     """One suite on the wanted policies of a game."""
     {"mtbench": mtbench, "alpaca": alpaca}[suite].measure(game, asked, limit, display)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from lowmem_spin.algorithm.game import sampling
+from lowmem_spin.algorithm.game import sampling_params
 from lowmem_spin.algorithm.stages import Evaluate, Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
@@ -16,12 +16,12 @@ from lowmem_spin.data.rows import Rows
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.oracles.base import Oracle
-from lowmem_spin.engines.pool import Choices, Pool, Tenants, choose
-from lowmem_spin.evaluation.benchmark_records import keep
+from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
+from lowmem_spin.evaluation.benchmark_records import keep_results
 from lowmem_spin.runner import run_folder as runs
-from lowmem_spin.runner.health import Held
-from lowmem_spin.runner.open import Game, Shared, split
-from lowmem_spin.runner.run_folder import Run
+from lowmem_spin.runner.health import HeldOut
+from lowmem_spin.runner.open import OpenGame, SharedResources, split_rows
+from lowmem_spin.runner.run_folder import RunFolder
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store
 
@@ -31,7 +31,7 @@ class Answering:
     """What a game's policies answer with."""
 
     tables: Tables
-    held: Held
+    held: HeldOut
     sampling: Sampling  # of the game
 
 
@@ -44,7 +44,7 @@ class Answers(Protocol):
 
 
 @dataclass(frozen=True)
-class Played:
+class EvaluationTarget:
     """A game of which policies are measured."""
 
     folder: Path
@@ -56,7 +56,7 @@ class Played:
     base_adapter: Path | None
     policies: dict[str, str]  # name -> key: all that a report may show
     wanted: list[str]  # names of those to measure, trained all
-    pool: Pool
+    pool: EnginePool
     answering: Answers
 
     def adapter(self, name: str) -> Path | None:
@@ -96,15 +96,17 @@ class Played:
 
     def keep(self, suite: str, task: str, limit: int | None, asks: Callable[[str], dict[str, Any]]) -> None:
         """Write what is stored of a task for all policies to the game's folder; `asks` names it by the policy's key."""
-        keep(self.folder, self.policies, {n: self.result(asks(key)) for n, key in self.policies.items()}, suite, task, limit)
+        keep_results(
+            self.folder, self.policies, {n: self.result(asks(key)) for n, key in self.policies.items()}, suite, task, limit
+        )
 
     def _maker(self, key: str) -> str:
         return "base" if key == self.base else self.store.maker(key)
 
-    def tenants(self, display: Display) -> Tenants:
+    def tenants(self, display: Display) -> GameEngines:
         """transformers on the base, whatever the game was played with."""
         shelf = self.store.root / "weights"
-        return Tenants(self.recipe, self.model, Choices(self.where, "hf", "hf"), shelf, display, self.pool)
+        return GameEngines(self.recipe, self.model, EngineChoices(self.where, "hf", "hf"), shelf, display, self.pool)
 
     def renderer(self) -> Renderer:
         """Conversations to prompts, as the game's rows were rendered."""
@@ -114,7 +116,7 @@ class Played:
         return Renderer(load_tokenizer(self.model, model.trust_remote_code), model.chat_template)
 
 
-def roomy(recipe: Recipe, room: tuple[int, int] | None) -> Recipe:
+def with_lengths(recipe: Recipe, room: tuple[int, int] | None) -> Recipe:
     """The recipe with engines that take prompts and answers so long."""
     if room is None:
         return recipe
@@ -125,56 +127,58 @@ def roomy(recipe: Recipe, room: tuple[int, int] | None) -> Recipe:
     )
 
 
-def of_run(run: Run, iterate: str, shared: Shared, display: Display) -> Played:
+def of_run(run: RunFolder, iterate: str, shared: SharedResources, display: Display) -> EvaluationTarget:
     """A run's folder. `iterate` is a policy's number or name, or "all": the base and the iterates trained so far.
 
     Raises:
         InputError: its store or base is not here, or there is no such policy.
     """
     store = runs.open_store(run, lambda line: display.say(line, "yellow"))
-    model, given = runs.model(run, store), run.recipe.model.adapter
-    names = ["base", *runs.trained(run, store)] if iterate == "all" else [iterate]
-    wanted = [runs.policy(run, store, name).name for name in names]
+    model, given = runs.find_base(run, store), run.recipe.model.adapter
+    names = ["base", *runs.trained_iterates(run, store)] if iterate == "all" else [iterate]
+    wanted = [runs.find_policy(run, store, name).name for name in names]
     base_adapter = Path(given) if given else None
 
     def answering(room: tuple[int, int] | None = None, oracle: Oracle | None = None) -> Answering:
         held = _held(run, store)
-        choices = choose(run.recipe, store.root, display)
+        choices = choose_engines(run.recipe, store.root, display)
         inputs = replace(run.inputs, generator=choices.identities(run.recipe)[0])  # of this machine
-        tenants = Tenants(roomy(run.recipe, room), model, choices, store.root / "weights", display, shared.engines, oracle)
+        tenants = GameEngines(
+            with_lengths(run.recipe, room), model, choices, store.root / "weights", display, shared.engines, oracle
+        )
         knobs, learner = run.recipe.runtime, inputs.learner
         sizes = knobs.generation_batch_size, knobs.scoring_batch_size
         tables = Tables(store, inputs.base, base_adapter, learner, tenants, display, *sizes, {})
-        return Answering(tables, held, sampling(run.recipe, inputs))
+        return Answering(tables, held, sampling_params(run.recipe, inputs))
 
-    where = runs.here(run)
+    where = runs.machine_of(run)
     places = run.folder, run.recipe, model, where, store, run.inputs.base, base_adapter
-    return Played(*places, run.policies, wanted, shared.engines, answering)
+    return EvaluationTarget(*places, run.policies, wanted, shared.engines, answering)
 
 
-def _held(run: Run, store: Store) -> Held:
+def _held(run: RunFolder, store: Store) -> HeldOut:
     """The run's held-out rows, as they were prepared for it."""
     tables = [store.read(store.data(name)) for name in run.record.get("data", [])]
     if not tables or any(table is None for table in tables):
         again = f"`lowmem-spin run {run.folder / 'recipe.yaml'}`"
         raise InputError(f"run {str(run.folder)!r}: its held-out rows are not in {store.root}; {again} prepares them again")
     rows = [Rows(table) for table in tables if table is not None]
-    return split(run.recipe, rows[0], rows[1] if len(rows) > 1 else None)[1]
+    return split_rows(run.recipe, rows[0], rows[1] if len(rows) > 1 else None)[1]
 
 
-def of_game(game: Game) -> Played:
+def of_game(game: OpenGame) -> EvaluationTarget:
     """A game that this process has played."""
     planned = {stage.name: stage.policy for stage in game.stages if isinstance(stage, Evaluate)}
-    policies = runs.as_far_as_played(planned, runs.read(game.folder).record)
+    policies = runs.as_far_as_played(planned, runs.read_run(game.folder).record)
     trained = {name for name, key in policies.items() if name.startswith("iterate ") and game.store.adapter(key)}
     measured = [name for name in policies if name == "base" or name in trained]
     found, tables = game.found, game.tables
 
     def answering(room: tuple[int, int] | None = None, oracle: Oracle | None = None) -> Answering:
-        tenants = replace(game.tenants, recipe=roomy(game.recipe, room), judge=oracle or game.tenants.judge)
-        return Answering(tables.with_engines(tenants), game.held, sampling(game.recipe, game.inputs))
+        tenants = replace(game.tenants, recipe=with_lengths(game.recipe, room), judge=oracle or game.tenants.judge)
+        return Answering(tables.with_engines(tenants), game.held, sampling_params(game.recipe, game.inputs))
 
-    return Played(
+    return EvaluationTarget(
         game.folder,
         game.recipe,
         found.model,

@@ -9,7 +9,7 @@ from lowmem_spin.runner.health import Health
 
 
 @dataclass(frozen=True)
-class Stop:
+class EarlyStop:
     """The end of a game before its time."""
 
     after: str  # name of the iterate that has gone wrong
@@ -17,7 +17,7 @@ class Stop:
     why: str
 
 
-def stop(when: StopWhen, healths: Sequence[Health]) -> Stop | None:
+def stops_early(when: StopWhen, healths: Sequence[Health]) -> EarlyStop | None:
     """Whether the last of these policies, the game's base first, has gone wrong; None if it has not.
 
     Where several bounds are passed, the one that goes back furthest is told.
@@ -41,4 +41,4 @@ def stop(when: StopWhen, healths: Sequence[Health]) -> Stop | None:
     if not found:
         return None
     back, why = max(found)
-    return Stop(last.name, healths[-1 - back].name, why)
+    return EarlyStop(last.name, healths[-1 - back].name, why)

@@ -5,9 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lowmem_spin.algorithm.game import play, sampling
+from lowmem_spin.algorithm.game import play, sampling_params
 from lowmem_spin.algorithm.stages import (
-    Amortise,
     Average,
     Evaluate,
     Generate,
@@ -15,14 +14,15 @@ from lowmem_spin.algorithm.stages import (
     Score,
     Stage,
     Train,
-    judged_asked,
-    logps_asked,
+    TrainSampler,
+    judgement_spec,
+    logps_spec,
 )
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.engines.dequantized import weights_key
 from lowmem_spin.runner import run_folder as runs
-from lowmem_spin.runner.run_folder import Run
+from lowmem_spin.runner.run_folder import RunFolder
 from lowmem_spin.store.store import Store
 
 KINDS = ("adapters", "completions", "mixtures", "judgements", "logps", "data", "weights", "work", "results")
@@ -67,7 +67,7 @@ def _refuse(error: OSError) -> None:
     raise InputError(f"--runs: {error.filename!r} cannot be read ({error.strerror}): a run in it may use anything")
 
 
-def used(folders: Iterable[Path]) -> Used:
+def used_by(folders: Iterable[Path]) -> Used:
     """What these runs use, finished or not.
 
     Raises:
@@ -75,7 +75,7 @@ def used(folders: Iterable[Path]) -> Used:
     """
     found = Used()
     for folder in folders:
-        run = runs.read(folder)
+        run = runs.read_run(folder)
         stages = list(play(run.recipe, run.inputs))
         trained = {stage.name: stage.policy for stage in stages if isinstance(stage, Train)}
         if {"base": run.inputs.base, **trained} != run.policies:
@@ -84,13 +84,13 @@ def used(folders: Iterable[Path]) -> Used:
             for kind, key in _keys(run, stage):
                 found.keys[kind].add(key)
         found.keys["results"].update(run.policies.values())
-        for kind, keys in runs.used(folder).items():
+        for kind, keys in runs.tables_in_use(folder).items():
             found.keys[kind].update(keys)
         _add_files(found, run)
     return found
 
 
-def _keys(run: Run, stage: Stage) -> Iterator[tuple[str, str]]:
+def _keys(run: RunFolder, stage: Stage) -> Iterator[tuple[str, str]]:
     """(kind, key) of what a stage reads or makes."""
     learner, base = run.inputs.learner, run.inputs.base
     match stage:
@@ -101,22 +101,22 @@ def _keys(run: Run, stage: Stage) -> Iterator[tuple[str, str]]:
         case Judge(pairs=contest):
             yield "judgements", digest(contest.judged)
         case Score(policy=policy):
-            yield "logps", digest(logps_asked(policy, learner))
-        case Train(policy=policy) | Average(policy=policy) | Amortise(policy=policy):
+            yield "logps", digest(logps_spec(policy, learner))
+        case Train(policy=policy) | Average(policy=policy) | TrainSampler(policy=policy):
             yield from (("adapters", policy), ("work", policy))
         case Evaluate(policy=policy, previous=previous):
             for greedy in (False, True) if run.recipe.evaluation.metric == "exact_match" else (False,):
-                asked = sampling(run.recipe, run.inputs, greedy)
+                asked = sampling_params(run.recipe, run.inputs, greedy)
                 yield from (("completions", digest(asked.asked(one))) for one in (policy, base))
-            yield from (("logps", digest(logps_asked(one, learner))) for one in (policy, previous, base))
+            yield from (("logps", digest(logps_spec(one, learner))) for one in (policy, previous, base))
             if run.inputs.oracle is not None:
-                own = sampling(run.recipe, run.inputs)
+                own = sampling_params(run.recipe, run.inputs)
                 for other in (base, previous):
                     both = [f"{digest(own.asked(one))}/0" for one in (policy, other)]
-                    yield "judgements", digest(judged_asked(both, run.inputs.oracle))
+                    yield "judgements", digest(judgement_spec(both, run.inputs.oracle))
 
 
-def _add_files(found: Used, run: Run) -> None:
+def _add_files(found: Used, run: RunFolder) -> None:
     """Prepared rows and unpacked weights; a run.json that does not name them keeps them all."""
     if "data" in run.record:
         found.keys["data"].update(run.record["data"])
@@ -135,7 +135,7 @@ def unused(store: Path, by: Used) -> list[Unused]:
     for kind in KINDS:
         found += [(kind, path) for path in _visible(store / kind) if not by.has(kind, path.stem)]
     found += [("aside", path) for path in _visible(store / "aside")]
-    return sorted((Unused(kind, path, size(path)) for kind, path in found), key=lambda item: (-item.size, item.path))
+    return sorted((Unused(kind, path, size_of(path)) for kind, path in found), key=lambda item: (-item.size, item.path))
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -143,7 +143,7 @@ def _visible(folder: Path) -> list[Path]:
     return [path for path in folder.glob("*") if not path.name.startswith(".")]
 
 
-def size(path: Path) -> int:
+def size_of(path: Path) -> int:
     """Bytes of a file, or of all files in a folder; links are not followed."""
     files = [path] if not path.is_dir() else [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
     return sum(file.lstat().st_size for file in files)

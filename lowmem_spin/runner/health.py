@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.algorithm.preferences import Question
-from lowmem_spin.algorithm.stages import Evaluate, Sampling, judged_asked
+from lowmem_spin.algorithm.preferences import Comparison
+from lowmem_spin.algorithm.stages import Evaluate, Sampling, judgement_spec
 from lowmem_spin.common.keys import digest
-from lowmem_spin.data.render import plain
+from lowmem_spin.data.render import conversation_text
 from lowmem_spin.data.rows import Rows
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.rows import Answer, Compared, Prompt, Scored
@@ -37,7 +37,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldOut:
     """Rows that no iterate learns from."""
 
     rows: Rows
@@ -92,18 +92,18 @@ class Health:
         return {**names, **self.numbers(), "gain": gain.mean, "gain_se": gain.error, "samples": self.samples}
 
 
-def sample(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, greedy: Sampling) -> None:
+def sample_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sampling, greedy: Sampling) -> None:
     """Generate all that `evaluate` will ask the policy for, so that it then only scores."""
     tables.answers([(stage.policy, _prompts(held, held.health))], sampling, f"{stage.name}: samples")
     if held.exact_match:
         tables.answers([(stage.policy, _prompts(held, held.scored))], greedy, f"{stage.name}: held-out")
 
 
-def _prompts(held: Held, places: Sequence[int]) -> list[Prompt]:
+def _prompts(held: HeldOut, places: Sequence[int]) -> list[Prompt]:
     return [Prompt(held.rows.ids[place], held.rows.prompt(place)) for place in places]
 
 
-def evaluate(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, greedy: Sampling) -> Health:
+def evaluate_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sampling, greedy: Sampling) -> Health:
     """Measure one policy, generating and scoring only what the store lacks."""
     rows, policy = held.rows, stage.policy
     prompts = _prompts(held, held.health)
@@ -146,7 +146,7 @@ def evaluate(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, gr
     )
 
 
-def _wins(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, against: str) -> Estimate | None:
+def _wins(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sampling, against: str) -> Estimate | None:
     """How often the policy's samples are preferred to another's, if there is an oracle and it is another."""
     if held.oracle is None or against == stage.policy:
         return None
@@ -155,22 +155,22 @@ def _wins(tables: Tables, stage: Evaluate, held: Held, sampling: Sampling, again
     compared = [
         Compared(
             rows.ids[place],
-            Question(rows.messages(place), [answer.text for answer in some], rows.completions[place]),
+            Comparison(rows.messages(place), [answer.text for answer in some], rows.completions[place]),
             [answer.tokens for answer in some],
         )
         for place, some in zip(held.health, zip(*both, strict=True), strict=True)
     ]
-    asked = judged_asked([f"{digest(sampling.asked(policy))}/0" for policy in (stage.policy, against)], held.oracle)
+    asked = judgement_spec([f"{digest(sampling.asked(policy))}/0" for policy in (stage.policy, against)], held.oracle)
     return Estimate(np.array([matrix[0, 1] for matrix in tables.preferences(asked, compared, f"{stage.name}: samples")]))
 
 
 def _sample(rows: Rows, place: int, answer: Answer) -> dict[str, str]:
     """One of the policy's own answers beside the data's."""
-    asked = {"prompt_id": rows.ids[place], "prompt": plain(rows.messages(place))}
+    asked = {"prompt_id": rows.ids[place], "prompt": conversation_text(rows.messages(place))}
     return {**asked, "data": rows.completions[place], "answer": answer.text, "finish_reason": answer.finish_reason}
 
 
-def _exact_match(tables: Tables, stage: Evaluate, held: Held, greedy: Sampling) -> Estimate:
+def _exact_match(tables: Tables, stage: Evaluate, held: HeldOut, greedy: Sampling) -> Estimate:
     prompts = _prompts(held, held.scored)
     (answers,) = tables.answers([(stage.policy, prompts)], greedy, f"{stage.name}: held-out")
     texts = [held.rows.completions[place] for place in held.scored]

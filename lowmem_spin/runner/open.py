@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.algorithm.game import play
-from lowmem_spin.algorithm.stages import Amortise, Average, Draw, Inputs, Stage, Train
+from lowmem_spin.algorithm.stages import Average, Draw, Inputs, Stage, Train, TrainSampler
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.files import write_parquet
 from lowmem_spin.common.keys import digest
@@ -15,16 +15,16 @@ from lowmem_spin.data.prepare import prepare, prepared_key
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.rows import Rows, fixed_sample, hold_out, shuffled, take
 from lowmem_spin.data.sources import Source, Sources, base_key
-from lowmem_spin.engines.open_oracle import choose as choose_oracle
+from lowmem_spin.engines.open_oracle import open_oracle as choose_oracle
 from lowmem_spin.engines.oracles.base import Oracle
-from lowmem_spin.engines.pool import Choices, Pool, Tenants, choose
-from lowmem_spin.runner.health import Held
+from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
+from lowmem_spin.runner.health import HeldOut
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store, Table
 
 
 @dataclass(frozen=True)
-class Found:
+class ResolvedRecipe:
     """What a recipe names: model, data and engines, all known by their content; nothing is read yet."""
 
     recipe: Recipe
@@ -32,7 +32,7 @@ class Found:
     adapter: Source | None
     train: Source
     held: Source | None
-    choices: Choices
+    choices: EngineChoices
     oracle: Oracle | None
     beside: Path  # the recipe's folder
 
@@ -68,7 +68,7 @@ class Found:
         return Inputs(self.base, key, *self.choices.identities(self.recipe), oracle)
 
 
-def find(recipe: Recipe, sources: Sources, choices: Choices, say: Callable[[str], None]) -> Found:
+def resolve_recipe(recipe: Recipe, sources: Sources, choices: EngineChoices, say: Callable[[str], None]) -> ResolvedRecipe:
     """Look up everything that a recipe names.
 
     Raises:
@@ -80,17 +80,17 @@ def find(recipe: Recipe, sources: Sources, choices: Choices, say: Callable[[str]
     path = recipe.evaluation.path
     held = None if path is None else sources.data(path, None, "evaluation.path")
     oracle = choose_oracle(recipe.game.oracle, sources, choices.where, sources.memory.parent / "judge", say)
-    return Found(recipe, model, adapter, train, held, choices, oracle, sources.beside)
+    return ResolvedRecipe(recipe, model, adapter, train, held, choices, oracle, sources.beside)
 
 
-def split(recipe: Recipe, rows: Rows, held_rows: Rows | None) -> tuple[list[int], Held]:
+def split_rows(recipe: Recipe, rows: Rows, held_rows: Rows | None) -> tuple[list[int], HeldOut]:
     """(places that may be learned from, what policies are measured on)."""
     if held_rows is None:
         health, pool = hold_out(rows.ids, recipe.evaluation.health_prompts)
-        return pool, Held(rows, health, health, exact_match=False)
+        return pool, HeldOut(rows, health, health, exact_match=False)
     health = fixed_sample(held_rows.ids, recipe.evaluation.health_prompts)
     every = list(range(len(held_rows)))
-    return list(range(len(rows))), Held(held_rows, every, health, recipe.evaluation.metric == "exact_match")
+    return list(range(len(rows))), HeldOut(held_rows, every, health, recipe.evaluation.metric == "exact_match")
 
 
 @dataclass
@@ -109,22 +109,22 @@ class Orders:
 
 
 @dataclass
-class Shared:
+class SharedResources:
     """What the games of a sweep have in common in this process: engines, stores, tables and rows are opened once."""
 
-    engines: Pool = field(default_factory=Pool)
+    engines: EnginePool = field(default_factory=EnginePool)
     stores: dict[str, Store] = field(default_factory=dict)
     rows: dict[Path, Rows] = field(default_factory=dict)
     tables: dict[str, dict[str, Table]] = field(default_factory=dict)  # by store
     orders: Orders = field(default_factory=Orders)
-    splits: dict[tuple[Any, ...], tuple[list[int], Held]] = field(default_factory=dict)
+    splits: dict[tuple[Any, ...], tuple[list[int], HeldOut]] = field(default_factory=dict)
 
-    def split(self, found: Found, rows: Rows, held_rows: Rows | None) -> tuple[list[int], Held]:
+    def split(self, found: ResolvedRecipe, rows: Rows, held_rows: Rows | None) -> tuple[list[int], HeldOut]:
         """As the function; each file's rows are split once."""
         evaluation = found.recipe.evaluation
         name = (found.recipe.output.store, *found.data_files(), evaluation.health_prompts, evaluation.metric)
         if name not in self.splits:
-            self.splits[name] = split(found.recipe, rows, held_rows)
+            self.splits[name] = split_rows(found.recipe, rows, held_rows)
         return self.splits[name]
 
     def store(self, root: str, display: Display) -> Store:
@@ -134,20 +134,20 @@ class Shared:
 
 
 @dataclass
-class Game:
+class OpenGame:
     """A recipe made concrete on this machine: its keys, rows and tables."""
 
-    found: Found
+    found: ResolvedRecipe
     inputs: Inputs
     stages: list[Stage]
     rows: Rows
     pool: list[int]  # places of `rows` that may be learned from
-    held: Held
+    held: HeldOut
     tables: Tables
     store: Store
     folder: Path
     orders: Orders
-    tenants: Tenants
+    tenants: GameEngines
     drawn: dict[Draw, list[int]] = field(default_factory=dict)
 
     @property
@@ -162,7 +162,7 @@ class Game:
 
     def name(self, policy: str) -> str:
         """What people call a policy."""
-        made = {stage.policy: stage.name for stage in self.stages if isinstance(stage, Train | Average | Amortise)}
+        made = {stage.policy: stage.name for stage in self.stages if isinstance(stage, Train | Average | TrainSampler)}
         return made.get(policy, "base")
 
     def places(self, draw: Draw) -> list[int]:
@@ -172,11 +172,13 @@ class Game:
         return self.drawn[draw]
 
 
-def open_game(recipe: Recipe, beside: Path, display: Display, shared: Shared) -> Game:
+def open_game(recipe: Recipe, beside: Path, display: Display, shared: SharedResources) -> OpenGame:
     """Find model and data, prepare the rows, and name every stage; no model is loaded."""
     store = shared.store(recipe.output.store, display)
-    choices = choose(recipe, store.root, display)
-    found = find(recipe, Sources(beside, store.root / "sources.json"), choices, lambda line: display.say(line, "yellow"))
+    choices = choose_engines(recipe, store.root, display)
+    found = resolve_recipe(
+        recipe, Sources(beside, store.root / "sources.json"), choices, lambda line: display.say(line, "yellow")
+    )
     rows = _prepared(found, found.train, "data.path", recipe.data.split, store, shared, display)
     held_rows = None
     if found.held is not None:
@@ -184,7 +186,7 @@ def open_game(recipe: Recipe, beside: Path, display: Display, shared: Shared) ->
     pool, held = shared.split(found, rows, held_rows)
     inputs = found.inputs(len(rows) - len(pool))
     held = replace(held, oracle=inputs.oracle)
-    tenants = Tenants(recipe, found.model, choices, store.root / "weights", display, shared.engines, found.oracle)
+    tenants = GameEngines(recipe, found.model, choices, store.root / "weights", display, shared.engines, found.oracle)
     tables = Tables(
         store,
         inputs.base,
@@ -197,14 +199,16 @@ def open_game(recipe: Recipe, beside: Path, display: Display, shared: Shared) ->
         shared.tables.setdefault(recipe.output.store, {}),
     )
     folder = Path(recipe.output.dir or "runs/game")
-    game = Game(found, inputs, list(play(recipe, inputs)), rows, pool, held, tables, store, folder, shared.orders, tenants)
+    game = OpenGame(found, inputs, list(play(recipe, inputs)), rows, pool, held, tables, store, folder, shared.orders, tenants)
     for stage in game.stages:
-        if isinstance(stage, Train | Amortise):  # too few rows for a later iteration is said now
+        if isinstance(stage, Train | TrainSampler):  # too few rows for a later iteration is said now
             game.places(stage.pairs.draw if isinstance(stage, Train) else stage.draw)
     return game
 
 
-def _prepared(found: Found, source: Source, name: str, split: str, store: Store, shared: Shared, display: Display) -> Rows:
+def _prepared(
+    found: ResolvedRecipe, source: Source, name: str, split: str, store: Store, shared: SharedResources, display: Display
+) -> Rows:
     """Rows from memory, from the store, or read and rendered now."""
     recipe = found.recipe
     path = store.data(found.file(source, split))

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.algorithm.preferences import Question, best_and_worst, win_rates
+from lowmem_spin.algorithm.preferences import Comparison, best_and_worst, win_rates
 from lowmem_spin.algorithm.references import REFERENCES
-from lowmem_spin.algorithm.samplers.mixture import record
-from lowmem_spin.algorithm.stages import Contest, Given, Lesson, Pairs, Score, Train
+from lowmem_spin.algorithm.samplers.mixture import sampling_summary
+from lowmem_spin.algorithm.stages import DatasetPairs, JudgedSamples, OpponentPairs, PairSource, Score, Train
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
-from lowmem_spin.runner.open import Game
+from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.store.rows import Answer, Compared, Prompt, Scored
 
 
@@ -35,7 +35,7 @@ class Match:
     win_rates: tuple[float, float] = (1.0, 0.0)  # of the two, as far as an oracle has judged them
 
 
-def answers(game: Game, lesson: Pairs | Contest) -> list[tuple[int, list[Answer]]]:
+def opponent_answers(game: OpenGame, lesson: OpponentPairs | JudgedSamples) -> list[tuple[int, list[Answer]]]:
     """(place of the row, who answered it: one opponent's answer or a contest's several) in the lesson's order."""
     places = game.places(lesson.draw)
     shares = [(policy, [places[index] for index in share]) for policy, share in lesson.assign()]
@@ -57,12 +57,12 @@ def _several(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def question(game: Game, place: int, texts: Sequence[str]) -> Question:
+def question(game: OpenGame, place: int, texts: Sequence[str]) -> Comparison:
     """Answers to a row's prompt, for an oracle."""
-    return Question(game.rows.messages(place), list(texts), game.rows.completions[place])
+    return Comparison(game.rows.messages(place), list(texts), game.rows.completions[place])
 
 
-def judged(game: Game, contest: Contest) -> list[np.ndarray]:
+def judged_win_rates(game: OpenGame, contest: JudgedSamples) -> list[np.ndarray]:
     """The win-rate of every answer to each prompt: arrays (K,)."""
     rows = [
         Compared(
@@ -70,13 +70,13 @@ def judged(game: Game, contest: Contest) -> list[np.ndarray]:
             question(game, place, [answer.text for answer in some]),
             [answer.tokens for answer in some],
         )
-        for place, some in answers(game, contest)
+        for place, some in opponent_answers(game, contest)
     ]
     matrices = game.tables.preferences(contest.judged, rows, f"answers by {game.name(contest.policy)}")
     return [win_rates(matrix, contest.win_rates) for matrix in matrices]
 
 
-def matches(game: Game, lesson: Lesson) -> list[Match]:
+def matches(game: OpenGame, lesson: PairSource) -> list[Match]:
     """The rows of a lesson in its order; prompts that a sampler found no answer to are left out.
 
     Raises:
@@ -84,20 +84,22 @@ def matches(game: Game, lesson: Lesson) -> list[Match]:
     """
     rows = game.rows
     match lesson:
-        case Given():
+        case DatasetPairs():
             return [
                 Match(place, Side("chosen", rows.chosen(place)), Side("rejected", rows.rejected(place)))
                 for place in game.places(lesson.draw)
             ]
-        case Contest():
+        case JudgedSamples():
             found = []
-            for (place, some), rates in zip(answers(game, lesson), judged(game, lesson), strict=True):
+            for (place, some), rates in zip(opponent_answers(game, lesson), judged_win_rates(game, lesson), strict=True):
                 best, worst = best_and_worst(rates)
                 better, worse = (Side(some[which].name, some[which].tokens) for which in (best, worst))
                 found.append(Match(place, better, worse, (float(rates[best]), float(rates[worst]))))
             return found
-        case Pairs():
-            kept = [(place, answer) for place, (answer,) in answers(game, lesson) if answer.finish_reason != "rejected"]
+        case OpponentPairs():
+            kept = [
+                (place, answer) for place, (answer,) in opponent_answers(game, lesson) if answer.finish_reason != "rejected"
+            ]
             if not kept:
                 raise InputError("game.sampler: every proposal for every prompt was rejected; raise proposals, or use smc")
             return [
@@ -105,16 +107,16 @@ def matches(game: Game, lesson: Lesson) -> list[Match]:
             ]
 
 
-def score(game: Game, stage: Score) -> None:
+def score_pairs(game: OpenGame, stage: Score) -> None:
     """Make sure that the store has what the policy thinks of the lesson's answers."""
     _logps(game, stage.policy, matches(game, stage.pairs))
-    if stage.every and isinstance(stage.pairs, Contest):
+    if stage.every and isinstance(stage.pairs, JudgedSamples):
         _all_logps(game, stage.policy, stage.pairs)
 
 
-def sampled(game: Game, lesson: Lesson) -> dict[str, Any] | None:
+def summarize_sampling(game: OpenGame, lesson: PairSource) -> dict[str, Any] | None:
     """How the sampling of a lesson's mixtures went, as sampling.Record; None if no mixture answered."""
-    if not isinstance(lesson, Pairs) or lesson.sampling.mixture is None:
+    if not isinstance(lesson, OpponentPairs) or lesson.sampling.mixture is None:
         return None
     places = game.places(lesson.draw)
     draws = [
@@ -124,29 +126,29 @@ def sampled(game: Game, lesson: Lesson) -> dict[str, Any] | None:
         for draw in game.tables.draws(policy, lesson.sampling, [game.rows.ids[places[index]] for index in share])
     ]
     mixed = lesson.sampling.mixture
-    found = vars(record(mixed["sampler"]["name"], mixed["alpha"], draws)) if draws else None
+    found = vars(sampling_summary(mixed["sampler"]["name"], mixed["alpha"], draws)) if draws else None
     return None if found is None else {**found, "log_z": found["log_z"] if math.isfinite(found["log_z"]) else None}
 
 
-def _logps(game: Game, policy: str, rows: Sequence[Match]) -> tuple[np.ndarray, np.ndarray]:
+def _logps(game: OpenGame, policy: str, rows: Sequence[Match]) -> tuple[np.ndarray, np.ndarray]:
     """The policy's log-probs of both sides of every row: two arrays (rows,)."""
     sides = [(row.place, row.chosen) for row in rows] + [(row.place, row.rejected) for row in rows]
     both = _scored(game, policy, sides)
     return both[: len(rows)], both[len(rows) :]
 
 
-def _scored(game: Game, policy: str, sides: Sequence[tuple[int, Side]]) -> np.ndarray:
+def _scored(game: OpenGame, policy: str, sides: Sequence[tuple[int, Side]]) -> np.ndarray:
     asked = [Scored(game.rows.ids[place], game.rows.prompt(place), side.name, side.tokens) for place, side in sides]
     return game.tables.logps(policy, asked, f"by {game.name(policy)}")
 
 
-def _all_logps(game: Game, policy: str, contest: Contest) -> np.ndarray:
+def _all_logps(game: OpenGame, policy: str, contest: JudgedSamples) -> np.ndarray:
     """The policy's log-probs of all answers of a contest: (prompts, K)."""
-    sides = [(place, Side(answer.name, answer.tokens)) for place, some in answers(game, contest) for answer in some]
+    sides = [(place, Side(answer.name, answer.tokens)) for place, some in opponent_answers(game, contest) for answer in some]
     return _scored(game, policy, sides).reshape(-1, contest.samples)
 
 
-def _reference(game: Game, stage: Train, rows: Sequence[Match]) -> tuple[np.ndarray, np.ndarray]:
+def _reference(game: OpenGame, stage: Train, rows: Sequence[Match]) -> tuple[np.ndarray, np.ndarray]:
     """The reference's log-probs of both sides of every row: two arrays (rows,)."""
     if not stage.reference:
         return np.zeros(len(rows)), np.zeros(len(rows))
@@ -156,20 +158,20 @@ def _reference(game: Game, stage: Train, rows: Sequence[Match]) -> tuple[np.ndar
     return combine(weights, chosen) - log_z, combine(weights, rejected) - log_z
 
 
-def _log_normalizer(game: Game, stage: Train) -> np.ndarray:
+def _log_normalizer(game: OpenGame, stage: Train) -> np.ndarray:
     """Log of the sum of the geometric mixture R over all answers, estimated for each prompt: (prompts,).
 
     It is the mean of R(y) / p(y) over the contest's answers y, which the policy p has drawn; unbiased before the log.
     """
     contest = stage.pairs
-    if not isinstance(contest, Contest):
+    if not isinstance(contest, JudgedSamples):
         raise TypeError(f"only a contest has several answers to estimate from, not {type(contest).__name__}")
     mixed = sum(weight * _all_logps(game, policy, contest) for policy, weight in stage.reference.items())
     log_ratios = mixed - _all_logps(game, contest.policy, contest)
     return np.logaddexp.reduce(log_ratios, axis=1) - np.log(contest.samples)
 
 
-def training_pairs(game: Game, stage: Train) -> list[Any]:
+def training_pairs(game: OpenGame, stage: Train) -> list[Any]:
     """What a stage learns from: training.Pair with both sides and all that its loss may read of them."""
     from lowmem_spin.engines.training.trainer import Pair
 

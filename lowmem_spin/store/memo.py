@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lowmem_spin.algorithm.samplers.mixture import Draw
-from lowmem_spin.algorithm.stages import Amortise, Average, Sampling, Train, logps_asked
+from lowmem_spin.algorithm.samplers.mixture import MixtureSample
+from lowmem_spin.algorithm.stages import Average, Sampling, Train, TrainSampler, logps_spec
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.common.keys import digest, number
 from lowmem_spin.engines.base import Completion, Generator, Learner, Request
@@ -173,20 +173,20 @@ class Tables:
         table.append(columns)
         return sum(len(completion.tokens) for completion in completions)
 
-    def draws(self, policy: str, sampling: Sampling, prompts: Sequence[str]) -> list[Draw]:
+    def draws(self, policy: str, sampling: Sampling, prompts: Sequence[str]) -> list[MixtureSample]:
         """How a policy's stored mixture answers to these prompts were drawn, their steps' weights left out."""
         names = sampling.asked(policy)
         rows = self._table("mixtures", digest(names), names, policy).read()
         columns = (rows[name].to_pylist() for name in ("prompt_id", "finish_reason", "proposals", "ess", "log_z"))
         stored = {
-            name: Draw(None if reason == "rejected" else [], reason, [], count, ess, log_z)
+            name: MixtureSample(None if reason == "rejected" else [], reason, [], count, ess, log_z)
             for name, reason, count, ess, log_z in zip(*columns, strict=True)
         }
         return [stored[name] for name in prompts]
 
     def logps(self, policy: str, rows: Sequence[Scored], label: str) -> np.ndarray:
         """The policy's summed log-prob of each row, in order, float64."""
-        asked = logps_asked(policy, self.learner_identity)
+        asked = logps_spec(policy, self.learner_identity)
         key = digest(asked)
         table = self._table("logps", key, asked, policy)
         stored = logps_in(table)
@@ -283,7 +283,7 @@ class Tables:
                 stage.policy, made, {"kind": "average", "name": stage.name, "asked": stage.asked()}
             )
 
-    def amortise(self, stage: Amortise, prompts: Callable[[], Sequence[Tokens]]) -> Path:
+    def amortise(self, stage: TrainSampler, prompts: Callable[[], Sequence[Tokens]]) -> Path:
         """The stage's adapter, fine-tuned if it has to be; only the hf engine can."""
         folder = self.store.adapter(stage.policy)
         if folder is not None:

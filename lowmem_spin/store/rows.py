@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lowmem_spin.algorithm.preferences import Question
+from lowmem_spin.algorithm.preferences import Comparison
 from lowmem_spin.common.files import Tokens, token_arrays
 from lowmem_spin.store.store import Table
 
@@ -67,7 +67,7 @@ class Compared:
     """Answers to one prompt, for an oracle."""
 
     prompt_id: str
-    question: Question
+    question: Comparison
     tokens: Sequence[Tokens]  # of the answers, in the question's order
 
     @property

@@ -9,25 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowmem_spin.algorithm.game import mixture, opponents, play, reference, sampling
+from lowmem_spin.algorithm.game import mixture, opponents, play, reference, sampling_params
 from lowmem_spin.algorithm.stages import (
     VERSIONS,
     Draw,
     Evaluate,
     Generate,
     Inputs,
-    Pairs,
+    OpponentPairs,
     Score,
     Stage,
     Train,
-    logps_asked,
+    logps_spec,
     shares,
 )
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Evaluation, Recipe, WarmStart
-from lowmem_spin.data.rows import draw
-from lowmem_spin.runner.planning.counting import GAME_KINDS, Held, Work, needs
+from lowmem_spin.data.rows import draw_rows
+from lowmem_spin.runner.planning.counting import GAME_KINDS, HeldOutPlaces, Work, needs
 
 B, T0, T1, T2 = "b", "th0", "th1", "th2"
 THIRD, HALF = Fraction(1, 3), Fraction(1, 2)
@@ -95,7 +95,7 @@ def test_a_game_is_played_in_the_order_of_the_algorithm() -> None:
     assert first.reference == {B: 1.0}
     assert first.init == B
     assert second.reference == pytest.approx({first.policy: 0.95, B: 0.05})
-    assert isinstance(second.pairs, Pairs)
+    assert isinstance(second.pairs, OpponentPairs)
     assert second.pairs.opponents == {first.policy: 0.5, B: 0.5}
     assert second.init == first.policy
 
@@ -161,9 +161,9 @@ def test_a_sweep_shares_what_it_can() -> None:
 
 
 def counted(plays: list[list[Stage]]) -> dict[str, tuple[float, float]]:
-    work, held = Work(), Held(np.arange(2000, 2010), np.arange(2000, 2010), None)
+    work, held = Work(), HeldOutPlaces(np.arange(2000, 2010), np.arange(2000, 2010), None)
     for stages in plays:
-        for _, asked in needs(stages, lambda draw: np.arange(draw.prompts), held, sampling(recipe(), INPUTS), B, {}):
+        for _, asked in needs(stages, lambda draw: np.arange(draw.prompts), held, sampling_params(recipe(), INPUTS), B, {}):
             work.add(asked)
     shared = {
         kind: sum(len(unit.places) for unit in work.distinct() if unit.kind == kind) for kind in GAME_KINDS if kind != "judge"
@@ -218,8 +218,8 @@ def test_what_was_played_before_there_were_other_games_keeps_its_keys(name: str)
     inputs = Inputs("b", "data", {"engine": "hf", "dtype": "float32"}, {"engine": "hf", "dtype": "float32"})
     found = [stage.policy for stage in play(asked, inputs) if isinstance(stage, Train)]
     assert found[: len(keys.split())] == keys.split()
-    assert digest(sampling(asked, inputs).asked("p")) == "61a822b26dce30e67d12"
-    assert digest(logps_asked("p", inputs.learner)) == "7c0c7e89322b949e14ed"
+    assert digest(sampling_params(asked, inputs).asked("p")) == "61a822b26dce30e67d12"
+    assert digest(logps_spec("p", inputs.learner)) == "7c0c7e89322b949e14ed"
 
 
 def changed(before: Recipe, after: Recipe, inputs: Inputs = INPUTS) -> list[bool]:
@@ -286,7 +286,7 @@ def test_other_keys_are_told_apart_too() -> None:
     drawn = [recipe(sampler={"name": "smc", "proposals": count}) for count in (4, 8)]
     assert changed(drawn[0], drawn[1]) == [False, True, True]
     mixed = {digest(stage.pairs.sampling.asked(B)) for stage in play(drawn[0], INPUTS) if isinstance(stage, Generate)}
-    assert mixed == {digest(sampling(recipe(), INPUTS).asked(B))}  # the base answers as it always does
+    assert mixed == {digest(sampling_params(recipe(), INPUTS).asked(B))}  # the base answers as it always does
     assert changed(recipe(sampler="smc", alpha=1.0), recipe(alpha=1.0)) == [False] * 3  # the mixture is the iterate
     warm = recipe().model_copy(update={"warm_start": WarmStart(rows=10)})
     assert next(stage.name for stage in play(warm, INPUTS) if isinstance(stage, Train)) == "warm start"
@@ -303,7 +303,7 @@ def test_weights_and_the_bases_share_are_those_of_the_table_by_hand() -> None:
     options: dict[str, Any] = {"base_weight": 0.25, "weights": [3, 1], "pairs": 1600}
     pairs = [stage.pairs for stage in play(recipe(**options), INPUTS) if isinstance(stage, Generate)]
     t0, t1 = (stage.policy for stage in trained(**options)[:2])
-    assert isinstance(pairs[2], Pairs)
+    assert isinstance(pairs[2], OpponentPairs)
     assert [pair.opponents for pair in pairs] == [  # type: ignore[union-attr]
         {B: 1.0},
         pytest.approx({t0: 0.75 * 0.75, B: 0.75 * 0.25 + 0.25}),
@@ -317,12 +317,12 @@ def test_weights_and_the_bases_share_are_those_of_the_table_by_hand() -> None:
 def test_no_prompt_is_in_two_iterations_of_a_split() -> None:
     ids = [f"row {n}" for n in range(60)]
     draws = [stage.pairs.draw for stage in trained(resample="split", pairs=[30, 10, 20])]
-    drawn = [draw(ids, asked) for asked in draws]
+    drawn = [draw_rows(ids, asked) for asked in draws]
     assert [len(places) for places in drawn] == [30, 10, 20]
     assert sorted(place for places in drawn for place in places) == list(range(60))
-    assert [place for places in drawn for place in places] == draw(ids, Draw("data", 42, None, 60))
+    assert [place for places in drawn for place in places] == draw_rows(ids, Draw("data", 42, None, 60))
     with pytest.raises(
         InputError, match=r"^game.pairs: 60 prompts, 40 of them for earlier iterations .* asked of 59 usable rows"
     ):
-        draw(ids[:59], draws[2])
+        draw_rows(ids[:59], draws[2])
     assert changed(recipe(resample=False), recipe(resample="split")) == [False, True, True]  # the first takes the same rows

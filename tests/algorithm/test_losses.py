@@ -13,7 +13,7 @@ from lowmem_spin.algorithm import game, losses
 from lowmem_spin.algorithm.losses import LOSSES, Sides, dpo, hinge, ipo, ipo_length_normalized, slic, sppo
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import Loss
-from lowmem_spin.config.load import find, load
+from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.config.recipe import Recipe
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -177,14 +177,14 @@ def test_every_loss_that_a_recipe_names_is_one_that_can_be_computed() -> None:
 )  # fmt: skip
 def test_losses_that_are_none_get_one_line(override: str, line: str) -> None:
     with pytest.raises(InputError) as error:
-        load(find("quickstart"), [override])
+        load_recipe(find_recipe("quickstart"), [override])
     assert f"quickstart.yaml: {line}" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_the_refusals_remedy_works_and_a_name_alone_is_enough() -> None:
     def asked(*overrides: str) -> dict[str, Any]:
-        return load(find("quickstart"), overrides).game.loss.model_dump()
+        return load_recipe(find_recipe("quickstart"), overrides).game.loss.model_dump()
 
     assert asked("game.loss={name: ipo, tau: 0.1}") == asked("game.loss=ipo") == {"name": "ipo", "tau": 0.1}
     assert asked("game.loss.name=hinge", "game.loss.beta=0.2") == {"name": "hinge", "beta": 0.2}
@@ -212,4 +212,4 @@ def test_a_game_without_beta_or_reference_is_played_and_reported(quickstart: Pat
     page = (tmp_path / "run" / "report.html").read_text()
     assert "slic, delta 2.0, lam 0.5" in page
     assert "reward margin" in page
-    assert load(tmp_path / "run" / "recipe.yaml").game.loss.model_dump() == {"name": "slic", "delta": 2.0, "lam": 0.5}
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").game.loss.model_dump() == {"name": "slic", "delta": 2.0, "lam": 0.5}

@@ -22,7 +22,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.training.average import ema_adapter
-from lowmem_spin.runner.open import Shared, open_game
+from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.pairs import training_pairs
 from lowmem_spin.runner.run import step
 
@@ -89,7 +89,7 @@ def test_a_game_learns_from_the_arithmetic_reference(quickstart: Path, tmp_path:
         "training": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 1e-2},
         "output": {"dir": str(tmp_path / "run"), "store": str(tmp_path / "store")},
     }
-    game = open_game(Recipe.model_validate(content), tmp_path, Display(Console(quiet=True)), Shared())
+    game = open_game(Recipe.model_validate(content), tmp_path, Display(Console(quiet=True)), SharedResources())
     first, second = (stage for stage in game.stages if isinstance(stage, Train))
     for stage in game.stages[: game.stages.index(second)]:
         if not isinstance(stage, Evaluate):

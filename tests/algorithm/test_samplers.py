@@ -17,7 +17,7 @@ import torch
 from scipy import stats
 
 from helpers.games import make_micro_base, open_hf, save_slot, shake_slot
-from lowmem_spin.algorithm.samplers.mixture import SAMPLERS, Draw, Target, record, sampler
+from lowmem_spin.algorithm.samplers.mixture import SAMPLERS, MixtureSample, Target, sampler, sampling_summary
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines.base import Request
@@ -85,12 +85,12 @@ def p_value(draws: Sequence[State], space: Sequence[State], probabilities: np.nd
     return float(stats.chisquare(observed, expected).pvalue)
 
 
-def tokens(draws: Sequence[Draw]) -> list[State]:
+def tokens(draws: Sequence[MixtureSample]) -> list[State]:
     return [tuple(draw.tokens) for draw in draws if draw.tokens is not None]
 
 
 @pytest.fixture(scope="module")
-def drawn() -> dict[str, list[Draw]]:
+def drawn() -> dict[str, list[MixtureSample]]:
     """Draws of every sampler from the world, each with a seed of its own; of few proposals, for a bias to show."""
     proposals = {"token_level": 1, "rejection": 100, "snis": 4, "smc": 4}
     return {
@@ -110,7 +110,7 @@ def test_the_capped_policies_are_distributions_over_the_sequences_there_are() ->
         assert sum(every) == pytest.approx(1, abs=1e-12)
 
 
-def test_rejections_draws_are_the_mixtures(drawn: dict[str, list[Draw]]) -> None:
+def test_rejections_draws_are_the_mixtures(drawn: dict[str, list[MixtureSample]]) -> None:
     assert len(tokens(drawn["rejection"])) == DRAWS
     assert p_value(tokens(drawn["rejection"]), SPACE, normalised(World().log_r())) > 1e-3
 
@@ -123,7 +123,7 @@ def test_draws_of_many_proposals_are_the_mixtures(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["snis", "smc"])
-def test_weighted_draws_have_no_bias_however_few_the_proposals(drawn: dict[str, list[Draw]], name: str) -> None:
+def test_weighted_draws_have_no_bias_however_few_the_proposals(drawn: dict[str, list[MixtureSample]], name: str) -> None:
     """E[estimate of Z * 1(draw is y)] = R(y) for every y: the 15 means against R, in units of their own covariance."""
     weighted = np.zeros((DRAWS, len(SPACE)))
     for row, draw in enumerate(drawn[name]):
@@ -135,13 +135,13 @@ def test_weighted_draws_have_no_bias_however_few_the_proposals(drawn: dict[str, 
     assert p_value(tokens(drawn[name]), SPACE, normalised(World().log_r())) < 1e-6  # unweighted, four are too few
 
 
-def test_token_level_draws_are_its_own_and_not_the_mixtures(drawn: dict[str, list[Draw]]) -> None:
+def test_token_level_draws_are_its_own_and_not_the_mixtures(drawn: dict[str, list[MixtureSample]]) -> None:
     world, draws = World(), tokens(drawn["token_level"])
     assert p_value(draws, SPACE, np.exp(world.log_r() - world.log_weights())) > 1e-3
     assert p_value(draws, SPACE, normalised(world.log_r())) < 1e-100  # this many draws do tell the two apart
 
 
-def test_a_draw_knows_its_weight(drawn: dict[str, list[Draw]]) -> None:
+def test_a_draw_knows_its_weight(drawn: dict[str, list[MixtureSample]]) -> None:
     weights = dict(zip(SPACE, World().log_weights(), strict=True))
     for draws in drawn.values():
         for draw in draws[:300]:
@@ -151,10 +151,10 @@ def test_a_draw_knows_its_weight(drawn: dict[str, list[Draw]]) -> None:
             assert sum(draw.log_c) == pytest.approx(weights[tuple(draw.tokens)], abs=1e-12)
 
 
-def test_the_mean_weight_and_the_acceptance_are_z(drawn: dict[str, list[Draw]]) -> None:
+def test_the_mean_weight_and_the_acceptance_are_z(drawn: dict[str, list[MixtureSample]]) -> None:
     z = np.exp(World().log_r()).sum()
     for name, draws in drawn.items():
-        found = record(name, TARGET.alpha, draws)
+        found = sampling_summary(name, TARGET.alpha, draws)
         assert found.prompts == DRAWS and found.rejected == 0
         if name == "rejection":
             assert found.acceptance == pytest.approx(z, abs=4 * z * math.sqrt((1 - z) / DRAWS))
@@ -166,17 +166,17 @@ def test_the_mean_weight_and_the_acceptance_are_z(drawn: dict[str, list[Draw]]) 
 
 
 def test_over_unlike_prompts_log_z_is_about_the_mean_of_z_and_the_acceptance_about_the_cost(
-    drawn: dict[str, list[Draw]],
+    drawn: dict[str, list[MixtureSample]],
 ) -> None:
     z = np.exp(World().log_r()).sum()
     easy = sampler("rejection")(World(), [[0]] * 2000, range(2000), Target(1.0, PLAIN, frozenset({END})))  # where Z is 1
-    found = record("rejection", TARGET.alpha, [*drawn["rejection"][:2000], *easy])
+    found = sampling_summary("rejection", TARGET.alpha, [*drawn["rejection"][:2000], *easy])
     assert math.exp(found.log_z) == pytest.approx((z + 1) / 2, abs=0.03)
     assert found.acceptance == pytest.approx(2 / (1 / z + 1), abs=0.03)
     assert (z + 1) / 2 - 2 / (1 / z + 1) > 0.1
 
 
-def test_the_effective_sample_size_is_that_of_the_weights(drawn: dict[str, list[Draw]]) -> None:
+def test_the_effective_sample_size_is_that_of_the_weights(drawn: dict[str, list[MixtureSample]]) -> None:
     """Of many proposals it tends to N / (1 + relative variance of the weights), here known exactly."""
     world = World()
     log_q, weights = world.log_r() - world.log_weights(), np.exp(world.log_weights())
@@ -207,7 +207,7 @@ def test_a_prompt_whose_tries_run_out_has_no_sample_and_the_others_are_still_exa
     z = np.exp(world.log_r()).sum()
     assert len(without) / DRAWS == pytest.approx(1 - z, abs=4 * math.sqrt(z * (1 - z) / DRAWS))
     assert {draw.finish_reason for draw in without} == {"rejected"}
-    assert record("rejection", TARGET.alpha, draws).rejected == len(without)
+    assert sampling_summary("rejection", TARGET.alpha, draws).rejected == len(without)
     assert p_value(tokens(draws), SPACE, normalised(world.log_r())) > 1e-3
 
 
@@ -223,7 +223,7 @@ def test_rejected_proposals_are_not_carried_on() -> None:
     open_ended = replace(TARGET, ends=frozenset())
     draws = sampler("rejection")(opposed, [[0]] * 4, range(4), open_ended, proposals=5, batch=8)
     assert sum(seen) == 20 and all(draw.tokens is None and draw.proposals == 5 for draw in draws)
-    assert record("rejection", TARGET.alpha, draws).log_z == -math.inf
+    assert sampling_summary("rejection", TARGET.alpha, draws).log_z == -math.inf
     for name in ("snis", "smc"):
         with pytest.raises(ValueError, match="no proposal has any probability"):
             sampler(name)(opposed, [[0]], [1], TARGET)
@@ -301,7 +301,7 @@ def test_a_models_draws_are_the_enumerated_mixtures(engine: HF, adapters: list[P
     logps = engine.next_token_logps([adapters[0], None])
     draws = sampler(name)(logps, [PROMPT] * count, range(count), MICRO, proposals=proposals, batch=count)
     assert p_value(tokens(draws), space, normalised(log_r)) > 1e-3
-    assert record(name, MICRO.alpha, draws).log_z == pytest.approx(math.log(z), abs=0.05)
+    assert sampling_summary(name, MICRO.alpha, draws).log_z == pytest.approx(math.log(z), abs=0.05)
     assert p_value(tokens(draws), space, np.exp(log_p)) < 1e-6 > p_value(tokens(draws), space, np.exp(log_b))
 
 

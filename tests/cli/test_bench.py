@@ -18,14 +18,14 @@ from transformers import AutoModelForCausalLM
 from helpers.games import CPU
 from lowmem_spin.cli import main as cli
 from lowmem_spin.cli.bench import checkpoint, rivals, table
-from lowmem_spin.cli.bench.bench import Asked, Found, bench_in
+from lowmem_spin.cli.bench.bench import BenchRequest, BenchResult, bench_in
 from lowmem_spin.cli.bench.measure import Cost, Peak
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.memory import Shape, read_shape
 from lowmem_spin.runner.planning import calibration
-from lowmem_spin.runner.planning.calibration import Calibration, Record
+from lowmem_spin.runner.planning.calibration import Calibration, Measurement
 
 PROMPT, COMPLETION, PAIRS = 24, 10, 12
 KNOWN = {"gemma-2b": 2_506_172_416, "llama-8b": 8_030_261_248}  # of google/gemma-2b and meta-llama/Meta-Llama-3-8B
@@ -74,11 +74,11 @@ def test_a_gpus_base_is_drawn_on_it_and_a_failure_leaves_nothing_behind(tmp_path
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Path]:
+def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[BenchResult, Path]:
     folder = tmp_path_factory.mktemp("bench")
     (folder / "work").mkdir()
     changes = ["training.num_train_epochs=2", "training.gradient_accumulation_steps=2", "runtime.device=cpu"]
-    asked = Asked("tiny", 24.0, PAIRS, PROMPT, COMPLETION, [], changes, folder / "store")
+    asked = BenchRequest("tiny", 24.0, PAIRS, PROMPT, COMPLETION, [], changes, folder / "store")
     return bench_in(folder / "work", asked, Console(quiet=True)), folder
 
 
@@ -86,7 +86,7 @@ def rows_of(folder: Path, kind: str) -> pa.Table:
     return pa.concat_tables([pq.read_table(file) for file in sorted((folder / "work" / "store" / kind).glob("*/*.parquet"))])
 
 
-def test_counted_rows_and_tokens_are_those_in_the_store(played: tuple[Found, Path]) -> None:
+def test_counted_rows_and_tokens_are_those_in_the_store(played: tuple[BenchResult, Path]) -> None:
     found, folder = played
     counted = {cost.work: (cost.rows, cost.tokens) for cost in found.ours}
     lengths = [len(tokens) for tokens in rows_of(folder, "completions")["tokens"].to_pylist()]
@@ -100,11 +100,11 @@ def test_counted_rows_and_tokens_are_those_in_the_store(played: tuple[Found, Pat
     assert counted["train"] == (2 * trained, 2 * trained * 2 * (PROMPT + COMPLETION))  # two epochs, two sides
 
 
-def test_seconds_are_within_the_games_and_all_is_remembered(played: tuple[Found, Path]) -> None:
+def test_seconds_are_within_the_games_and_all_is_remembered(played: tuple[BenchResult, Path]) -> None:
     found, folder = played
     assert all(cost.seconds > 0 for cost in found.ours)
     assert found.predicted == {}  # a CPU is not held against the budget of a GPU
-    known = calibration.load(folder / "store")
+    known = calibration.load_calibration(folder / "store")
     assert [record.kind for record in known.records] == ["generate", "score", "train"]
     for cost in found.ours:
         parameters = known.records[0].parameters
@@ -116,20 +116,20 @@ def test_a_rival_that_is_not_here_or_fails_is_a_sentence(tmp_path: Path, monkeyp
     bout: Any = None  # nothing of it may be touched
     with monkeypatch.context() as without:
         without.setattr(rivals, "find_spec", lambda name: None)
-        assert [rivals.challenge(name, bout) for name in ("trl", "vllm")] == ["trl: not installed", "vllm: not installed"]
+        assert [rivals.run_rival(name, bout) for name in ("trl", "vllm")] == ["trl: not installed", "vllm: not installed"]
 
     def failing(bout: Any) -> list[Cost]:
         raise InputError("the trl worker was killed by SIGKILL")
 
     monkeypatch.setitem(rivals.RIVALS, "trl", failing)
-    assert rivals.challenge("trl", bout) == "trl: the trl worker was killed by SIGKILL"
+    assert rivals.run_rival("trl", bout) == "trl: the trl worker was killed by SIGKILL"
 
 
 @pytest.mark.slow
 def test_trl_does_the_same_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For real, in its own process, with its Triton kernel interpreted, beside a GPU too."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    asked = Asked("tiny", None, 8, 16, 8, ["trl"], ["runtime.device=cpu"], tmp_path / "store")
+    asked = BenchRequest("tiny", None, 8, 16, 8, ["trl"], ["runtime.device=cpu"], tmp_path / "store")
     found = bench_in(tmp_path, asked, Console(quiet=True))
     assert found.missing == []
     work = {cost.work: (cost.rows, cost.tokens) for cost in found.theirs}
@@ -152,18 +152,20 @@ def test_the_table_shows_rates_ratios_and_the_budgets_error() -> None:
     assert ["train", "trl", "10", "1,000", "4.00", "250", "5.00"] in shown(table.rivals([ours], [theirs], ["trl"]))
 
 
-def record(**changes: Any) -> Record:
+def record(**changes: Any) -> Measurement:
     values = {
         **{"device": "card", "engine": "hf", "kind": "score", "dtype": "bfloat16", "model": "m", "parameters": 10**9},
         **{"gradient_checkpointing": False, "batch": 4, "rows": 10, "tokens": 1000, "seconds": 2.0},
     }
-    return Record(**{**values, **changes})
+    return Measurement(**{**values, **changes})
 
 
 def test_calibration_is_kept_and_scales_with_flop(tmp_path: Path) -> None:
-    calibration.record(tmp_path, record(seconds=9.0), record(kind="train", gradient_checkpointing=True, seconds=6.0))
-    calibration.record(tmp_path, record(), record(parameters=8 * 10**9, seconds=100.0))
-    known = calibration.load(tmp_path)
+    calibration.record_measurements(
+        tmp_path, record(seconds=9.0), record(kind="train", gradient_checkpointing=True, seconds=6.0)
+    )
+    calibration.record_measurements(tmp_path, record(), record(parameters=8 * 10**9, seconds=100.0))
+    known = calibration.load_calibration(tmp_path)
     assert known.seconds("score", 1000, 10**9, "card", "hf") == (2.0, True)  # the newest of the same size
     assert known.seconds("score", 3000, 2 * 10**9, "card", "hf") == (12.0, True)  # thrice the tokens, twice the model
     assert known.seconds("score", 1000, 4 * 10**9, "card", "hf") == (50.0, True)  # from the one nearest in size
@@ -199,7 +201,7 @@ def test_more_work_never_takes_less(kind: Any, tokens: list[int], parameters: li
 def test_a_damaged_calibration_is_named(tmp_path: Path) -> None:
     (tmp_path / "bench.json").write_text('[{"device": "card"}]')
     with pytest.raises(InputError, match=r"bench\.json: 0\.engine: missing.*run `lowmem-spin bench` again") as error:
-        calibration.load(tmp_path)
+        calibration.load_calibration(tmp_path)
     assert "\n" not in str(error.value)
 
 

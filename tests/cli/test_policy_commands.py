@@ -28,7 +28,7 @@ from lowmem_spin.cli.chat import Voice, open_voices, talk
 from lowmem_spin.cli.export import export
 from lowmem_spin.cli.play import run
 from lowmem_spin.common.display import Display
-from lowmem_spin.config.load import find, load
+from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.runner import run_folder as runs
@@ -51,8 +51,8 @@ def play(folder: Path, name: str, **changes: Any) -> Path:
     values = {**SMALL, "output.store": folder / "store", "output.dir": folder / "runs" / name, "training.learning_rate": 3e-3}
     values |= {"evaluation.path": folder / "heldout.jsonl", "evaluation.metric": "exact_match"}
     values |= {"model.name_or_path": folder / "base"} | {field.replace("__", "."): value for field, value in changes.items()}
-    path = find("quickstart")
-    run(load(path, [f"{field}={value}" for field, value in values.items()]), path.parent, Display(Console(quiet=True)))
+    path = find_recipe("quickstart")
+    run(load_recipe(path, [f"{field}={value}" for field, value in values.items()]), path.parent, Display(Console(quiet=True)))
     return folder / "runs" / name
 
 
@@ -71,18 +71,18 @@ def home(quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def game(home: Path) -> runs.Run:
-    return runs.read(home / "runs" / "game")
+def game(home: Path) -> runs.RunFolder:
+    return runs.read_run(home / "runs" / "game")
 
 
 @pytest.fixture(scope="module")
-def store(game: runs.Run) -> Store:
+def store(game: runs.RunFolder) -> Store:
     return runs.open_store(game, print)
 
 
 @pytest.fixture(scope="module")
-def engine(game: runs.Run, store: Store) -> HF:
-    return HF(game.recipe, runs.model(game, store), runs.here(game))
+def engine(game: runs.RunFolder, store: Store) -> HF:
+    return HF(game.recipe, runs.find_base(game, store), runs.machine_of(game))
 
 
 def written(*turns: str) -> str:
@@ -118,9 +118,9 @@ def test_a_chat_through_a_pipe_answers_as_the_game_does(home: Path, engine: HF) 
 
 
 @pytest.fixture
-def voices(game: runs.Run, store: Store) -> list[Voice]:
-    policies = [runs.policy(game, store, name) for name in ("base", "1")]
-    return open_voices(game, policies, runs.model(game, store), 0.0)
+def voices(game: runs.RunFolder, store: Store) -> list[Voice]:
+    policies = [runs.find_policy(game, store, name) for name in ("base", "1")]
+    return open_voices(game, policies, runs.find_base(game, store), 0.0)
 
 
 @pytest.mark.parametrize("width", [70, 140], ids=["one after the other", "side by side"])
@@ -229,12 +229,12 @@ def test_an_exported_adapter_is_the_learners_policy_to_plain_peft(home: Path, en
 
 
 def test_a_merged_model_is_the_unpacked_base_with_the_adapter(
-    home: Path, engine: HF, game: runs.Run, store: Store, tmp_path: Path
+    home: Path, engine: HF, game: runs.RunFolder, store: Store, tmp_path: Path
 ) -> None:
-    policy, base = runs.policy(game, store, "1"), runs.model(game, store)
+    policy, base = runs.find_policy(game, store, "1"), runs.find_base(game, store)
     export(game, policy, base, tmp_path / "exact", "float32")
     export(game, policy, base, tmp_path / "rounded", "bfloat16")
-    export(game, runs.policy(game, store, "base"), base, tmp_path / "base", "float32")
+    export(game, runs.find_policy(game, store, "base"), base, tmp_path / "base", "float32")
     merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "exact", dtype=torch.float32)
     ours = logps(merged, engine.tokenizer)
     unpacked = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
@@ -253,7 +253,7 @@ def test_a_merged_model_is_the_unpacked_base_with_the_adapter(
     assert [engine.tokenizer.decode(said[:-1])] == answers(engine, linked(home, "1"), [written(QUESTIONS[0])])
 
 
-def test_an_export_is_whole_or_absent(home: Path, game: runs.Run, store: Store, tmp_path: Path) -> None:
+def test_an_export_is_whole_or_absent(home: Path, game: runs.RunFolder, store: Store, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("keep")
     result = cli("export", home / "runs" / "game", "--to", tmp_path / "mine")
@@ -262,7 +262,7 @@ def test_an_export_is_whole_or_absent(home: Path, game: runs.Run, store: Store, 
     torn = Path(shutil.copytree(home / "runs" / "game", tmp_path / "torn", symlinks=True))
     (torn / "metrics.jsonl").write_text("{")
     with pytest.raises(json.JSONDecodeError):
-        export(runs.read(torn), runs.policy(game, store, "1"), runs.model(game, store), tmp_path / "out", None)
+        export(runs.read_run(torn), runs.find_policy(game, store, "1"), runs.find_base(game, store), tmp_path / "out", None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "torn"]
 
 

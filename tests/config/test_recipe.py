@@ -14,21 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.load import find, load, variants
+from lowmem_spin.config.load import find_recipe, load_recipe, variants
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.engines.pool import choose
+from lowmem_spin.engines.pool import choose_engines
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
-QUICKSTART = find("quickstart")
+QUICKSTART = find_recipe("quickstart")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid_and_survive_being_written_out(path: Path, tmp_path: Path) -> None:
     for variant in variants(path) or [None]:
-        recipe = load(path, (), variant)
+        recipe = load_recipe(path, (), variant)
         copy = tmp_path / "resolved.yaml"
         copy.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-        assert load(copy) == recipe
+        assert load_recipe(copy) == recipe
 
 
 def test_the_table_of_recipes_has_every_one_once_with_a_command_for_it() -> None:
@@ -39,7 +39,7 @@ def test_the_table_of_recipes_has_every_one_once_with_a_command_for_it() -> None
 
 
 def test_the_papers_recipe_is_the_papers() -> None:
-    recipe = load(find("gemma2b_alpha"))
+    recipe = load_recipe(find_recipe("gemma2b_alpha"))
     game, training = recipe.game, recipe.training
     assert (game.alpha, game.history, game.iterations, game.pairs) == (0.95, 2, 3, [50000, 100000, 100000])
     assert (training.lora.r, training.lora.dropout, training.num_train_epochs) == (16, 0.05, 4)
@@ -70,7 +70,7 @@ def test_the_papers_recipe_is_the_papers() -> None:
 )
 def test_wrong_values_get_one_line(override: str, line: str) -> None:
     with pytest.raises(InputError) as error:
-        load(QUICKSTART, ["seed=1", override])
+        load_recipe(QUICKSTART, ["seed=1", override])
     assert line in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -179,7 +179,7 @@ LOSS = "game.loss={name: sppo, eta: 10}"
 )
 def test_games_that_do_not_go_together_get_one_line(overrides: list[str], line: str) -> None:
     with pytest.raises(InputError) as error:
-        load(QUICKSTART, overrides)
+        load_recipe(QUICKSTART, overrides)
     assert line in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -201,22 +201,22 @@ def test_games_that_do_not_go_together_get_one_line(overrides: list[str], line: 
     ],
 )
 def test_games_that_do_are_fine(overrides: list[str]) -> None:
-    assert isinstance(load(QUICKSTART, overrides), Recipe)
+    assert isinstance(load_recipe(QUICKSTART, overrides), Recipe)
 
 
 def test_a_sampler_and_vllm_do_not_go_together(tmp_path: Path) -> None:
-    recipe = load(QUICKSTART, ["game.sampler=smc", "generation.engine=vllm"])
+    recipe = load_recipe(QUICKSTART, ["game.sampler=smc", "generation.engine=vllm"])
     with pytest.raises(InputError, match=r"^generation.engine: 'vllm' cannot sample mixtures \(smc\); use hf$"):
-        choose(recipe, tmp_path, None)
+        choose_engines(recipe, tmp_path, None)
 
 
 def test_a_family_of_recipes_is_played_by_variant(tmp_path: Path) -> None:
-    zoo = find("zoo")
+    zoo = find_recipe("zoo")
     result = cli("run", str(zoo))
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
     assert f"{zoo}: has the variants SPIN, alpha-SPIN," in result.stderr
     assert f"play them all with `lowmem-spin sweep {zoo}`" in result.stderr
-    found = {name: load(zoo, ["game.pairs=7"], name).game for name in variants(zoo)}
+    found = {name: load_recipe(zoo, ["game.pairs=7"], name).game for name in variants(zoo)}
     assert len(set(map(repr, found.values()))) == len(found) >= 20
     assert all(game.pairs == 7 for game in found.values())
     assert (found["SPIN"].alpha, found["SPIN"].history, found["alpha-SPIN"].alpha) == (1, 1, 0.9)
@@ -229,15 +229,17 @@ def test_a_family_of_recipes_is_played_by_variant(tmp_path: Path) -> None:
     ):
         (tmp_path / "r.yaml").write_text(content)
         with pytest.raises(InputError) as error:
-            load(tmp_path / "r.yaml", (), "a")
+            load_recipe(tmp_path / "r.yaml", (), "a")
         assert line in str(error.value) and "\n" not in str(error.value)
 
 
 def test_overrides_reach_nested_fields_and_yaml_reads_infinity_either_way() -> None:
-    changed = load(QUICKSTART, ["game.alpha=0.5", "game.history=.inf", "training.lora.r=4", "training.learning_rate=1e-4"])
+    changed = load_recipe(
+        QUICKSTART, ["game.alpha=0.5", "game.history=.inf", "training.lora.r=4", "training.learning_rate=1e-4"]
+    )
     assert (changed.game.alpha, changed.game.window, changed.training.lora.r) == (0.5, None, 4)
     assert changed.training.learning_rate == 1e-4  # which YAML 1.1 reads as text
-    assert load(QUICKSTART, ["game.history=inf"]).game == load(QUICKSTART, ["game.history=.inf"]).game
+    assert load_recipe(QUICKSTART, ["game.history=inf"]).game == load_recipe(QUICKSTART, ["game.history=.inf"]).game
 
 
 def test_files_that_are_no_recipe_are_named(tmp_path: Path) -> None:
@@ -249,11 +251,11 @@ def test_files_that_are_no_recipe_are_named(tmp_path: Path) -> None:
     ):
         (tmp_path / "r.yaml").write_text(content)
         with pytest.raises(InputError, match=line):
-            load(tmp_path / "r.yaml")
+            load_recipe(tmp_path / "r.yaml")
     with pytest.raises(InputError, match="this is a folder"):
-        find(str(tmp_path))
+        find_recipe(str(tmp_path))
     with pytest.raises(InputError, match="no such file or shipped recipe"):
-        find("nowhere.yaml")
+        find_recipe("nowhere.yaml")
 
 
 def fields(section: object, prefix: str = "") -> list[str]:
@@ -262,7 +264,7 @@ def fields(section: object, prefix: str = "") -> list[str]:
     return [name for key, value in section.items() for name in fields(value, f"{prefix}{key}.")]
 
 
-FIELDS = fields(load(QUICKSTART).model_dump(mode="json"))
+FIELDS = fields(load_recipe(QUICKSTART).model_dump(mode="json"))
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 5), st.floats(), st.text(max_size=8),
     st.lists(st.integers(-1, 3), max_size=3), st.sampled_from(["hf", "nf4", "inf", "split", "1e-3", "first"]),
@@ -273,7 +275,7 @@ VALUES = st.one_of(
 @settings(max_examples=3000, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(FIELDS), VALUES), min_size=1, max_size=3), st.data())
 def test_mutated_recipes_are_valid_or_refused_in_one_line(changes: list[tuple[str, object]], data: st.DataObject) -> None:
-    content = load(QUICKSTART).model_dump(mode="json")
+    content = load_recipe(QUICKSTART).model_dump(mode="json")
     for field, value in changes:
         *parents, last = field.split(".")
         section = content
@@ -285,7 +287,7 @@ def test_mutated_recipes_are_valid_or_refused_in_one_line(changes: list[tuple[st
     path = Path(tempfile.gettempdir()) / f"lowmem-spin-mutated-{os.getpid()}.yaml"
     path.write_text(yaml.safe_dump(content))
     try:
-        assert isinstance(load(path), Recipe)
+        assert isinstance(load_recipe(path), Recipe)
     except InputError as error:
         assert len(str(error).splitlines()) == 1
 

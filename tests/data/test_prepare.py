@@ -20,7 +20,7 @@ from lowmem_spin.data.chat_templates import TEMPLATES
 from lowmem_spin.data.formats import conversations
 from lowmem_spin.data.prepare import prepare
 from lowmem_spin.data.render import Renderer
-from lowmem_spin.data.rows import Rows, draw, hold_out
+from lowmem_spin.data.rows import Rows, draw_rows, hold_out
 from lowmem_spin.data.sources import Source
 
 QUESTION, ANSWER = {"role": "user", "content": "sort: cab"}, {"role": "assistant", "content": "abc"}
@@ -235,22 +235,22 @@ IDS = [f"row {n}" for n in range(200)]
 @given(st.integers(0, 200), st.integers(0, 5), st.permutations(range(200)))
 def test_draws_depend_on_seed_round_and_rows_alone(count: int, seed: int, order: list[int]) -> None:
     asked = Draw("data", seed, 1, count)
-    drawn = [IDS[place] for place in draw(IDS, asked)]
+    drawn = [IDS[place] for place in draw_rows(IDS, asked)]
     assert len(set(drawn)) == count  # without replacement
     shuffled = [IDS[place] for place in order]
-    assert [shuffled[place] for place in draw(shuffled, asked)] == drawn  # whatever the order of the file
-    assert [IDS[place] for place in draw(IDS, Draw("data", seed, 1, 200))][:count] == drawn  # a head of the larger draw
+    assert [shuffled[place] for place in draw_rows(shuffled, asked)] == drawn  # whatever the order of the file
+    assert [IDS[place] for place in draw_rows(IDS, Draw("data", seed, 1, 200))][:count] == drawn  # a head of the larger draw
 
 
 def test_rounds_draw_independently_and_a_fixed_set_does_not() -> None:
-    first, second = (set(draw(IDS, Draw("data", 0, t, 100))) for t in (0, 1))
+    first, second = (set(draw_rows(IDS, Draw("data", 0, t, 100))) for t in (0, 1))
     assert 30 < len(first & second) < 70
-    assert draw(IDS, Draw("data", 0, None, 100)) == draw(IDS, Draw("other", 0, None, 100))
+    assert draw_rows(IDS, Draw("data", 0, None, 100)) == draw_rows(IDS, Draw("other", 0, None, 100))
 
 
 def test_too_many_pairs_and_rows_set_aside() -> None:
     with pytest.raises(InputError, match=r"game\.pairs: 201 prompts asked of 200 usable rows"):
-        draw(IDS, Draw("data", 0, 0, 201))
+        draw_rows(IDS, Draw("data", 0, 0, 201))
     kept, learned = hold_out(IDS, 256)
     assert len(kept) == 20
     assert sorted([*kept, *learned]) == list(range(200))

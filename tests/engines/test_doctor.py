@@ -85,7 +85,7 @@ def test_the_log_that_a_failed_test_names_is_still_there(tmp_path: Path, monkeyp
     for module in (doctor, engines):
         monkeypatch.setattr(module, "installed", lambda name: True)
     _, (name, verdict) = doctor.self_tests(["vllm"], tmp_path / "store")
-    kept = doctor.recorded("vllm", tmp_path / "store")
+    kept = doctor.recorded_verdict("vllm", tmp_path / "store")
     assert name == "vllm" and kept is not None and verdict.startswith(kept)
     assert kept.startswith("fails: the vllm worker failed: No module named 'vllm'")
     assert "ModuleNotFoundError" in Path(kept.rpartition("its log is ")[2]).read_text()

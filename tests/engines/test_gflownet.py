@@ -13,7 +13,7 @@ import torch
 
 from helpers.games import make_micro_base, open_hf, save_slot, shake_slot
 from lowmem_spin.algorithm.stages import Sampling
-from lowmem_spin.algorithm.subtb import Steps, subtrajectory_balance, weighted_count
+from lowmem_spin.algorithm.subtb import StepLogps, subtb_loss, weighted_count
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines.base import Completion, Request
 from lowmem_spin.engines.hf import HF
@@ -64,12 +64,12 @@ class Tree:
                 table[self.place[prefix]] = torch.tensor(np.log(np.array(mass) / sum(mass)))
         return table
 
-    def steps(self, table: torch.Tensor, rows: Sequence[State]) -> Steps:
+    def steps(self, table: torch.Tensor, rows: Sequence[State]) -> StepLogps:
         """A batch of rows, padded with what would spoil it if it were read."""
         where, taken, inside = self.places(tuple(rows))
         ends = table[:, self.ends][where]
         spoilt = 7 * table[0, 0]  # another number in every table
-        return Steps(torch.where(inside, table[where, taken], spoilt), torch.where(inside[..., None], ends, spoilt))
+        return StepLogps(torch.where(inside, table[where, taken], spoilt), torch.where(inside[..., None], ends, spoilt))
 
     @functools.cache  # noqa: B019
     def places(self, rows: tuple[State, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -83,7 +83,7 @@ class Tree:
         return torch.tensor([len(y) for y in rows]), torch.tensor([y[-1] not in self.ends for y in rows])
 
     def loss(self, policy: torch.Tensor, reward: torch.Tensor, rows: Sequence[State], lam: float = 1.0) -> torch.Tensor:
-        return subtrajectory_balance(self.steps(policy, rows), self.steps(reward, rows), *self.shape(rows), lam)
+        return subtb_loss(self.steps(policy, rows), self.steps(reward, rows), *self.shape(rows), lam)
 
 
 ONE_END = Tree((1, 2, 3), (0,), 4)
@@ -162,7 +162,7 @@ def train(tree: Tree, reward: torch.Tensor, rows: Sequence[State], shape: tuple[
     loss = torch.tensor(torch.inf)
     for step in range(400):
         optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 400)
-        loss = subtrajectory_balance(tree.steps(logits.log_softmax(-1), rows), target, *shape, 1.0).sum() / count
+        loss = subtb_loss(tree.steps(logits.log_softmax(-1), rows), target, *shape, 1.0).sum() / count
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -192,9 +192,9 @@ def test_with_an_end_token_at_the_cap_the_loss_vanishes_and_the_policy_is_wrong(
 def test_gradients_of_long_rows_are_finite() -> None:
     torch.manual_seed(0)
     tokens, ends = torch.randn(2, 400, requires_grad=True), torch.randn(2, 400, 2, requires_grad=True)
-    reward = Steps(torch.randn(2, 400), torch.randn(2, 400, 2))
+    reward = StepLogps(torch.randn(2, 400), torch.randn(2, 400, 2))
     shape = torch.tensor([400, 3]), torch.tensor([True, False])
-    loss = subtrajectory_balance(Steps(tokens, ends), reward, *shape, lam=0.5).sum()
+    loss = subtb_loss(StepLogps(tokens, ends), reward, *shape, lam=0.5).sum()
     for gradient in torch.autograd.grad(loss, (tokens, ends)):
         assert torch.isfinite(gradient).all() and gradient[0].any() and not gradient[1, 3:].any()
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from helpers.server import Body, Handler, Server, longer, send, serving, shown
-from lowmem_spin.algorithm.preferences import Question, of_scores
+from lowmem_spin.algorithm.preferences import Comparison, of_scores
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError
-from lowmem_spin.engines.oracles.judge import AGAIN, Judge
+from lowmem_spin.engines.oracles.judge import AGAIN, LLMJudge
 
 ASK = [{"role": "user", "content": "a question"}]
 
@@ -37,8 +37,8 @@ def server() -> Iterator[Server]:
     yield from serving(longer)
 
 
-def judge(server: Server, cache: Path, **given: Any) -> Judge:
-    return Judge(server.url, "m", cache, **{"say": lambda line: None, **given})
+def judge(server: Server, cache: Path, **given: Any) -> LLMJudge:
+    return LLMJudge(server.url, "m", cache, **{"say": lambda line: None, **given})
 
 
 def lengths(*answers: str) -> np.ndarray:
@@ -49,9 +49,9 @@ def test_each_pair_is_asked_in_both_orders_once(server: Server, tmp_path: Path) 
     """Equal answers are not asked about, nor the same question twice; the second time all is known."""
     answers = ["aa", "b", "cccc", "aa", "dd"]
     questions = [
-        Question(ASK, answers, "x"),
-        Question(ASK, ["b", "aa"], "x"),  # asked above
-        Question([*ASK, {"role": "assistant", "content": "{answer_b}"}, *ASK], ["{answer_b}", "b"], "x"),
+        Comparison(ASK, answers, "x"),
+        Comparison(ASK, ["b", "aa"], "x"),  # asked above
+        Comparison([*ASK, {"role": "assistant", "content": "{answer_b}"}, *ASK], ["{answer_b}", "b"], "x"),
     ]
     expected = [lengths(*question.answers) for question in questions]
     first = judge(server, tmp_path, concurrency=4)
@@ -88,7 +88,7 @@ def test_each_pair_is_asked_in_both_orders_once(server: Server, tmp_path: Path) 
 def test_places_are_no_preference(server: Server, tmp_path: Path, verdict: Callable[..., str], expected: float) -> None:
     """What only depends on places cancels; what depends on both leaves the mean over the two orders."""
     server.behave = lambda body, number: f"[[{verdict(*shown(body))}]]"
-    (matrix,) = judge(server, tmp_path).prefer([Question(ASK, ["good", "bad"], "")])
+    (matrix,) = judge(server, tmp_path).prefer([Comparison(ASK, ["good", "bad"], "")])
     assert matrix.tolist() == [[0.5, expected], [1 - expected, 0.5]]
 
 
@@ -118,7 +118,7 @@ def test_a_server_that_misbehaves_is_asked_again(server: Server, tmp_path: Path)
     server.behave = behave
     answers = ["a", "bb", "ccc", "dddd", "eeeee"]
     one = judge(server, tmp_path, timeout=1.0, concurrency=10)
-    (matrix,) = one.prefer([Question(ASK, answers, "")])
+    (matrix,) = one.prefer([Comparison(ASK, answers, "")])
     assert matrix.tolist() == lengths(*answers).tolist()
     assert len(place) == 20 and set(server.answered.values()) == {1}
     assert set(server.requests.values()) == {2}
@@ -143,9 +143,9 @@ def test_a_missing_verdict_is_asked_for(server: Server, tmp_path: Path) -> None:
 
     server.behave = behave
     one = judge(server, tmp_path)
-    assert one.prefer([Question(ASK, ["a", "bb"], "")])[0].tolist() == [[0.5, 0], [1, 0.5]]
+    assert one.prefer([Comparison(ASK, ["a", "bb"], "")])[0].tolist() == [[0.5, 0], [1, 0.5]]
     assert (one.orders, one.failed, one.endpoint.counts.sent) == (2, 0, 4)
-    judge(server, tmp_path).prefer([Question(ASK, ["a", "bb"], "")])
+    judge(server, tmp_path).prefer([Comparison(ASK, ["a", "bb"], "")])
     assert len(server.asked) == 4  # a reply without a word is one too
 
 
@@ -162,7 +162,7 @@ def test_failed_orders_are_counted_and_said_once(server: Server, tmp_path: Path)
     one = judge(server, tmp_path, say=said.append, concurrency=1)
     answers = ["a", "b", "c", "d", "e"]
     for _ in range(2):
-        (matrix,) = one.prefer([Question(ASK, answers, "")])
+        (matrix,) = one.prefer([Comparison(ASK, answers, "")])
         assert matrix[0].tolist() == [0.5, 1, 0.5, 1, 1]
         assert matrix + matrix.T == pytest.approx(np.ones((5, 5)))
     assert (one.orders, one.failed, one.unjudged, one.failure_rate) == (40, 6, 2, 0.15)
@@ -192,11 +192,11 @@ def test_a_judge_that_fails_too_often_stops_early(server: Server, tmp_path: Path
     server.behave = behave
     answers = ["a" * number for number in range(1, 21)]
     with pytest.raises(InputError, match=f"^{line}") as error:
-        judge(server, tmp_path, retries=1).prefer([Question(ASK, answers, "")])
+        judge(server, tmp_path, retries=1).prefer([Comparison(ASK, answers, "")])
     assert "\n" not in str(error.value)
     assert len(server.asked) < 100  # of 380 orders, some of them asked more than once
     with pytest.raises(InputError, match=f"^{line}"):  # also of a few, if there is none that works
-        judge(server, tmp_path / "few", retries=0).prefer([Question(ASK, answers[:2], "")])
+        judge(server, tmp_path / "few", retries=0).prefer([Comparison(ASK, answers[:2], "")])
 
 
 @pytest.mark.parametrize(
@@ -274,15 +274,15 @@ def test_a_kill_loses_nothing(server: Server, tmp_path: Path) -> None:
     server.behave = behave
     child = subprocess.Popen([sys.executable, "-c", program, server.url, str(tmp_path)])
     assert child.wait(60) == -signal.SIGKILL and len(server.asked) == 9
-    (matrix,) = judge(server, tmp_path).prefer([Question(ASK, answers, "")])
+    (matrix,) = judge(server, tmp_path).prefer([Comparison(ASK, answers, "")])
     assert matrix.tolist() == lengths(*answers).tolist()
     assert len(server.asked) == 13 and set(server.answered.values()) == {1} and len(server.answered) == 12
 
     (file,) = tmp_path.glob("*.jsonl")
     whole = file.read_text().splitlines()
     file.write_text("\n".join(whole)[:-10])
-    judge(server, tmp_path).prefer([Question(ASK, answers, "")])
-    judge(server, tmp_path).prefer([Question(ASK, answers, "")])
+    judge(server, tmp_path).prefer([Comparison(ASK, answers, "")])
+    judge(server, tmp_path).prefer([Comparison(ASK, answers, "")])
     assert len(server.asked) == 14
     assert [json.loads(line) for line in file.read_text().splitlines() if line != whole[-1][:-10]] == [
         json.loads(line) for line in whole
@@ -303,9 +303,9 @@ def test_an_interrupt_keeps_what_is_under_way(server: Server, tmp_path: Path) ->
     server.behave = behave
     one = judge(server, tmp_path, concurrency=4)
     with pytest.raises(KeyboardInterrupt):
-        one.prefer([Question(ASK, answers, "")])
+        one.prefer([Comparison(ASK, answers, "")])
     assert 20 <= len(server.asked) < 30 and one.failed == 0
-    assert one.prefer([Question(ASK, answers, "")])[0].tolist() == lengths(*answers).tolist()
+    assert one.prefer([Comparison(ASK, answers, "")])[0].tolist() == lengths(*answers).tolist()
     assert len(server.asked) == 56 and set(server.answered.values()) == {1}
 
 
@@ -323,7 +323,7 @@ def test_an_interrupt_waits_for_no_later_try(server: Server, tmp_path: Path) -> 
     one = judge(server, tmp_path, concurrency=4)
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        one.prefer([Question(ASK, ["a", "bb", "ccc", "dddd"], "")])
+        one.prefer([Comparison(ASK, ["a", "bb", "ccc", "dddd"], "")])
     assert time.monotonic() - began < 5
     assert len(server.asked) == 4 and (one.failed, one.endpoint.counts.failed) == (0, 0)  # nobody's verdict failed
 
@@ -387,14 +387,14 @@ def test_where_nothing_can_be_asked(server: Server, tmp_path: Path, monkeypatch:
         ("http://[::1", None, "base_url: .* is no address"),
     ]:
         with pytest.raises(InputError, match=rf"^game\.oracle\.{line}") as error:
-            Judge(url, "m", tmp_path, print, key, retries=1).prefer([Question(ASK, ["a", "b"], "")])
+            LLMJudge(url, "m", tmp_path, print, key, retries=1).prefer([Comparison(ASK, ["a", "b"], "")])
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match=r"^game\.oracle\.prompt: it has no \{answer_b\}"):
         judge(server, tmp_path, prompt="{conversation} {answer_a} {reference}")
-    found = Judge(server.url, "m", tmp_path / "unused", print, "NO_SUCH_KEY")
+    found = LLMJudge(server.url, "m", tmp_path / "unused", print, "NO_SUCH_KEY")
     assert found.identity() and found.located() == {} and not (tmp_path / "unused").exists()  # a plan needs no key
     assert server.asked == []
-    assert judge(server, tmp_path).prefer([Question(ASK, ["a", "bb"], "")])[0][1, 0] == 1
+    assert judge(server, tmp_path).prefer([Comparison(ASK, ["a", "bb"], "")])[0][1, 0] == 1
     assert "not-for-you" not in str(server.headers[0])
 
 
@@ -425,7 +425,7 @@ def test_one_request_may_fail_where_others_do_not(server: Server, tmp_path: Path
 
 def test_identity_is_what_decides(tmp_path: Path) -> None:
     def identity(url: str = "http://localhost/v1", model: str = "m", **given: Any) -> dict[str, Any]:
-        return Judge(url, model, tmp_path, print, **given).identity()
+        return LLMJudge(url, model, tmp_path, print, **given).identity()
 
     asked = identity()
     json.dumps(asked)

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from helpers.games import CPU, make_micro_base, open_hf
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.load import find, load
+from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.loading import load_base
-from lowmem_spin.engines.memory import CARDS, Shape, advice, peak, read_shape, stages
+from lowmem_spin.engines.memory import CARDS, Shape, advice, peak, read_shape, stage_memory
 from lowmem_spin.engines.training.logps import collate, completion_logps
 
 GEMMA_2B = Shape(18, 2048, 16384, 8, 1, 256, 256000, True)
@@ -81,12 +81,12 @@ def test_what_a_layer_keeps_for_its_backward_pass(quickstart: Path, dropout: flo
 
 
 def plan(**changes: Any) -> Any:
-    return load(find("gemma2b_alpha"), [f"{name.replace('__', '.')}={value}" for name, value in changes.items()])
+    return load_recipe(find_recipe("gemma2b_alpha"), [f"{name.replace('__', '.')}={value}" for name, value in changes.items()])
 
 
 def test_gemma_2b_fits_in_24_gb_and_what_does_not_gets_advice_that_works() -> None:
     recipe = plan()
-    assert max(peak(terms) for terms in stages(recipe, GEMMA_2B, "bfloat16").values()) < CARDS["24 GB"]
+    assert max(peak(terms) for terms in stage_memory(recipe, GEMMA_2B, "bfloat16").values()) < CARDS["24 GB"]
     assert list(advice(recipe, GEMMA_2B, "bfloat16", CARDS["24 GB"])) == []
     large = plan(training__per_device_train_batch_size=64, runtime__generation_batch_size=2000)
     lines = list(advice(large, GEMMA_2B, "bfloat16", CARDS["24 GB"]))

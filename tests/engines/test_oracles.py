@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from lowmem_spin.algorithm.preferences import Question, best_and_worst, of_rewards, of_scores, win_rates
+from lowmem_spin.algorithm.preferences import Comparison, best_and_worst, of_rewards, of_scores, win_rates
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.oracles.function import Function
@@ -61,7 +61,7 @@ def test_a_function_scores_or_prefers(tmp_path: Path) -> None:
         "def wrong(messages, answers, reference):\n    return [[.5, .4], [.4, .5]]\n"
         "def broken(messages, answers, reference):\n    return 1 / 0\n"
     )
-    question = Question(MESSAGES, ["x", "xyz", "xy"], "xy")
+    question = Comparison(MESSAGES, ["x", "xyz", "xy"], "xy")
     (matrix,) = Function("mine.py:longer", tmp_path).prefer([question])
     assert matrix.tolist() == [[0.5, 0, 0], [1, 0.5, 1], [1, 0, 0.5]]
     assert Function("exact_match", tmp_path).prefer([question])[0].tolist() == [[0.5, 0.5, 0], [0.5, 0.5, 0], [1, 1, 0.5]]
@@ -108,7 +108,7 @@ def test_a_reward_model_is_bradley_terry_on_its_own_scores(reward_folder: Path) 
     """Batched and padded, against one conversation at a time through the plain model."""
     answers = ["c", "d d d", "a b c d", "b"]
     oracle = RewardModel(Source(str(reward_folder), None, "r"), "cpu", "float32", batch_size=3, max_length=64)
-    (matrix,) = oracle.prefer([Question(MESSAGES, answers, "c")])
+    (matrix,) = oracle.prefer([Comparison(MESSAGES, answers, "c")])
     model = LlamaForSequenceClassification.from_pretrained(reward_folder).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(reward_folder)
     rewards = []
@@ -124,6 +124,6 @@ def test_a_reward_model_is_bradley_terry_on_its_own_scores(reward_folder: Path) 
 def test_what_is_no_reward_model_is_one_line(quickstart: Path) -> None:
     with pytest.raises(InputError, match=r"^game\.oracle\.model: ") as error:
         RewardModel(Source(str(quickstart / "base"), None, "r"), "cpu", "float32", 4, 64).prefer(
-            [Question(MESSAGES, ["a"], "a")]
+            [Comparison(MESSAGES, ["a"], "a")]
         )
     assert "\n" not in str(error.value)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import DebertaV2Config, DebertaV2Model, PreTrainedTokenizerFast
 
-from lowmem_spin.algorithm.preferences import Question, win_rates
+from lowmem_spin.algorithm.preferences import Comparison, win_rates
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.oracles.base import ORACLES, oracle
@@ -97,7 +97,7 @@ def test_batches_of_pairs_are_one_pair_at_a_time(folder: Path) -> None:
     """Answers of unlike lengths, an empty one and a repeated one, in batches that mix two questions."""
     answers, others = ["a", "c d e f", "", "g b", "a"], ["f f f f f f f", "e"]
     other = [{"role": "system", "content": "d e"}, {"role": "user", "content": "g"}]
-    questions = [Question(ASK, answers, "a"), Question(other, others, "a")]
+    questions = [Comparison(ASK, answers, "a"), Comparison(other, others, "a")]
     expected = [preferences(folder, "a b c", answers), preferences(folder, "d e g", others)]
     for batch_size in (1, 4, 100):
         for matrix, (_, by_pair) in zip(open_pairrm(folder, batch_size=batch_size).prefer(questions), expected, strict=True):
@@ -125,7 +125,7 @@ def test_long_texts_lose_their_ends(folder: Path) -> None:
         answers = ["a b c d e f g a b c d e f g", "g f e d c b a g f e d c b a", "a"]
         kept = [" ".join(answer.split()[:room]) for answer in answers]
         (matrix,) = open_pairrm(folder, max_length=26, source_max_length=8).prefer(
-            [Question([{"role": "user", "content": source}], answers, "a")]
+            [Comparison([{"role": "user", "content": source}], answers, "a")]
         )
         assert matrix == pytest.approx(preferences(folder, left, kept)[1], abs=1e-5)
     with pytest.raises(InputError, match=r"^game\.oracle\.max_length: 20 leaves two answers no room"):
@@ -134,16 +134,16 @@ def test_long_texts_lose_their_ends(folder: Path) -> None:
 
 def test_a_conversation_is_its_users_side_with_gaps(folder: Path) -> None:
     messages = [{"role": role, "content": text} for role, text in (("user", "a b"), ("assistant", "d"), ("user", "c"))]
-    (matrix,) = open_pairrm(folder).prefer([Question(messages, ["e", "f g"], "e")])
+    (matrix,) = open_pairrm(folder).prefer([Comparison(messages, ["e", "f g"], "e")])
     assert matrix == pytest.approx(preferences(folder, GAPS, FILLED)[1], abs=1e-5)
     with pytest.raises(InputError, match=r"^game\.oracle\.model: a PairRM reads .* in turn, not user, user, user$"):
-        open_pairrm(folder).prefer([Question(ASK * 3, ["a", "b"], "a")])
+        open_pairrm(folder).prefer([Comparison(ASK * 3, ["a", "b"], "a")])
 
 
 def test_an_answer_cannot_write_a_mark(folder: Path) -> None:
     """Nor in full-width letters, which sentencepiece, and so the model, takes for the plain ones."""
     (told, plain) = open_pairrm(folder).prefer(
-        [Question(ASK, answers, "a") for answers in (["a<|candidate2|>b [SEP] \uff43", "d\uff1c|source|>"], ["a b c", "d"])]
+        [Comparison(ASK, answers, "a") for answers in (["a<|candidate2|>b [SEP] \uff43", "d\uff1c|source|>"], ["a b c", "d"])]
     )
     assert told.tolist() == plain.tolist()
 
@@ -185,5 +185,5 @@ def test_what_is_no_pairrm_is_one_line(folder: Path, quickstart: Path, tmp_path:
         (changed("other", weights, cand2_prefix_id=9), r"differ about <\|candidate2\|>"),
     ]:
         with pytest.raises(InputError, match=rf"^game\.oracle\.model: .*{line}") as error:
-            open_pairrm(place).prefer([Question(ASK, ["a", "b"], "a")])
+            open_pairrm(place).prefer([Comparison(ASK, ["a", "b"], "a")])
         assert "\n" not in str(error.value)

@@ -18,7 +18,7 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import doctor
 from lowmem_spin.engines import pool as tenants
 from lowmem_spin.engines.machine import Machine
-from lowmem_spin.engines.memory import Shape, idle, peak, served, stages, tenancy
+from lowmem_spin.engines.memory import Shape, idle_memory, peak, plan_residency, stage_memory, vllm_memory
 from lowmem_spin.engines.worker import Resident, Worker, WorkerDiedError
 
 RECIPE = Recipe.model_validate(
@@ -112,10 +112,10 @@ def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
 
 def test_auto_takes_the_first_residency_that_fits() -> None:
     """Against the three inequalities, over all sizes of card: both at once; one awake, one asleep; one at a time."""
-    needed = peak(served(RECIPE, GEMMA_2B, "bfloat16"))
-    found = stages(RECIPE, GEMMA_2B, "bfloat16")
+    needed = peak(vllm_memory(RECIPE, GEMMA_2B, "bfloat16"))
+    found = stage_memory(RECIPE, GEMMA_2B, "bfloat16")
     working = max(peak(found["score"]), peak(found["train"]))
-    waiting = idle(RECIPE, GEMMA_2B, "bfloat16")
+    waiting = idle_memory(RECIPE, GEMMA_2B, "bfloat16")
     seen = set()
     for gigabytes in range(4, 64):
         limit = gigabytes * 1e9
@@ -127,9 +127,9 @@ def test_auto_takes_the_first_residency_that_fits() -> None:
             wanted = "exit"
         else:
             with pytest.raises(InputError, match=r"^runtime\.residency: with exit, vllm needs"):
-                tenancy(RECIPE, GEMMA_2B, "bfloat16", limit, 64e9)
+                plan_residency(RECIPE, GEMMA_2B, "bfloat16", limit, 64e9)
             continue
-        settled = tenancy(RECIPE, GEMMA_2B, "bfloat16", limit, 64e9)
+        settled = plan_residency(RECIPE, GEMMA_2B, "bfloat16", limit, 64e9)
         seen.add(settled.residency)
         assert settled.residency == wanted
         left = {"resident": working, "sleep": waiting, "exit": 0.0}[wanted]
@@ -141,12 +141,12 @@ def test_auto_takes_the_first_residency_that_fits() -> None:
     assert _residency(tight, 1e9) == "exit"  # its weights would not fit in so little RAM
     asleep = RECIPE.model_copy(update={"runtime": RECIPE.runtime.model_copy(update={"residency": "sleep"})})
     with pytest.raises(InputError, match=r"^runtime\.residency: asleep, .* wait in RAM, of which 1.0 GB are free"):
-        tenancy(asleep, GEMMA_2B, "bfloat16", tight, 1e9)
+        plan_residency(asleep, GEMMA_2B, "bfloat16", tight, 1e9)
 
 
 def _residency(limit: float, ram: float) -> str | None:
     try:
-        return tenancy(RECIPE, GEMMA_2B, "bfloat16", limit, ram).residency
+        return plan_residency(RECIPE, GEMMA_2B, "bfloat16", limit, ram).residency
     except InputError:
         return None
 
@@ -178,8 +178,8 @@ def test_two_tenants_of_one_gpu_settle_once(residency: str, tmp_path: Path, monk
     recipe = RECIPE.model_copy(update={"runtime": RECIPE.runtime.model_copy(update={"residency": residency})})
     where = Machine("cuda", "bfloat16", 24e9, 24e9)
     source = Source(str(tmp_path), None, "gemma")
-    choices = tenants.Choices(where, "vllm", "unsloth")
-    both = tenants.Tenants(recipe, source, choices, tmp_path, Display(Console(quiet=True)), tenants.Pool())
+    choices = tenants.EngineChoices(where, "vllm", "unsloth")
+    both = tenants.GameEngines(recipe, source, choices, tmp_path, Display(Console(quiet=True)), tenants.EnginePool())
     for _ in range(2):
         both.generator()
         both.learner()
@@ -198,21 +198,21 @@ def test_auto_is_the_gpus_engine_only_where_it_has_passed_its_test(tmp_path: Pat
         def run(name: str, store: Path) -> None:
             tested.append(name)
             if verdict:
-                doctor.record(name, store, verdict)
+                doctor.record_verdict(name, store, verdict)
 
         return run
 
-    assert doctor.choose("generation", "auto", tmp_path, test("works")).engine == "hf"  # no GPU here
+    assert doctor.choose_engine("generation", "auto", tmp_path, test("works")).engine == "hf"  # no GPU here
     monkeypatch.setattr(doctor, "cuda_capability", lambda: 8.9)
     monkeypatch.setattr(doctor, "installed", lambda name: name == "vllm")
-    assert doctor.choose("training", "auto", tmp_path, test("works")).why.startswith("unsloth is not installed")
-    assert doctor.choose("generation", "auto", tmp_path, None).engine == "vllm" and not tested
-    assert doctor.choose("generation", "auto", tmp_path, test("fails: no kernel image")).engine == "hf"
-    again = doctor.choose("generation", "auto", tmp_path, test("works"))
+    assert doctor.choose_engine("training", "auto", tmp_path, test("works")).why.startswith("unsloth is not installed")
+    assert doctor.choose_engine("generation", "auto", tmp_path, None).engine == "vllm" and not tested
+    assert doctor.choose_engine("generation", "auto", tmp_path, test("fails: no kernel image")).engine == "hf"
+    again = doctor.choose_engine("generation", "auto", tmp_path, test("works"))
     assert (again.engine, tested) == ("hf", ["vllm"])  # tested once; its failure is remembered
     assert "no kernel image" in again.why
-    doctor.record("vllm", tmp_path, "works: 3 of 3")
-    assert doctor.choose("generation", "auto", tmp_path, test(None)).engine == "vllm"
+    doctor.record_verdict("vllm", tmp_path, "works: 3 of 3")
+    assert doctor.choose_engine("generation", "auto", tmp_path, test(None)).engine == "vllm"
     monkeypatch.setattr(doctor, "cuda_capability", lambda: 6.0)
-    assert doctor.choose("generation", "auto", tmp_path, None).engine == "hf"
-    assert doctor.choose("generation", "vllm", tmp_path, None).engine == "vllm"
+    assert doctor.choose_engine("generation", "auto", tmp_path, None).engine == "hf"
+    assert doctor.choose_engine("generation", "vllm", tmp_path, None).engine == "vllm"

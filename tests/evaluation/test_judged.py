@@ -33,26 +33,27 @@ from helpers.server import Body, Handler, Server, send, serving, shown, wait
 from lowmem_spin.cli.evaluate import evaluate
 from lowmem_spin.cli.play import run as play
 from lowmem_spin.cli.play import sweep as play_sweep
+from lowmem_spin.cli.results import show_arena
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config import grid
 from lowmem_spin.config.choices import JudgeOracle
-from lowmem_spin.config.load import find, load
+from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.engines.oracles.endpoint import Endpoint
-from lowmem_spin.engines.oracles.judge import Judge
-from lowmem_spin.engines.pool import Pool, Tenants
+from lowmem_spin.engines.oracles.judge import LLMJudge
+from lowmem_spin.engines.pool import EnginePool, GameEngines
 from lowmem_spin.evaluation import bradley_terry as arena
 from lowmem_spin.evaluation.arena import arena as play_arena
 from lowmem_spin.evaluation.judged import alpaca, mtbench
-from lowmem_spin.evaluation.judged.shared import Judged, filled, judge
-from lowmem_spin.evaluation.suites import Asked, benchmark, of_recipe
+from lowmem_spin.evaluation.judged.shared import Judged, judge_from_options, with_recipe_defaults
+from lowmem_spin.evaluation.suites import EvaluationRequest, benchmarks_of, measure_policies
 from lowmem_spin.evaluation.target import of_run
 from lowmem_spin.report.load import read
 from lowmem_spin.report.page import write_all
 from lowmem_spin.runner import gc
 from lowmem_spin.runner import run_folder as runs
-from lowmem_spin.runner.open import Shared
+from lowmem_spin.runner.open import SharedResources
 from lowmem_spin.runner.sweep import Entry, Sweep
 from lowmem_spin.store.memo import Tables
 
@@ -115,9 +116,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for server in serving(grade):
         asked = f"{{base_url: '{server.url}', model: strict/one}}"
         values |= {"evaluation.benchmarks": "[mtbench]", "evaluation.judge": asked}
-        recipe = find("quickstart")
+        recipe = find_recipe("quickstart")
         values["evaluation.mtbench"] = os.path.relpath(folder / "mt", recipe.parent)  # beside the recipe, as users write it
-        play(load(recipe, [f"{name}={value}" for name, value in values.items()]), recipe.parent, quiet())
+        play(load_recipe(recipe, [f"{name}={value}" for name, value in values.items()]), recipe.parent, quiet())
         assert set(server.requests.values()) == {1}
         (folder / "requests").write_text(str(len(server.asked)))
     return folder
@@ -145,8 +146,8 @@ def measure(home: Path, server: Server, name: str = "m", **changes: Any) -> Disp
     display = quiet()
     known = {"judge": JudgeOracle(base_url=server.url, model=name), "mtbench": home / "mt", **changes}
     suites = [known.pop("suite", "mtbench")]
-    asked = Asked(suites, limit=known.pop("limit", None), judged=Judged(**known))
-    benchmark([of_run(runs.read(home / "game"), "all", Shared(), display)], asked, display)
+    asked = EvaluationRequest(suites, limit=known.pop("limit", None), judged=Judged(**known))
+    measure_policies([of_run(runs.read_run(home / "game"), "all", SharedResources(), display)], asked, display)
     return display
 
 
@@ -257,7 +258,7 @@ def test_nothing_is_asked_twice(copy: Path, server: Server) -> None:
         "MT-Bench judged by strict/one",
         "MT-Bench judged by another",
     }
-    again = gc.unused(copy / "store", gc.used([copy / "game"]))
+    again = gc.unused(copy / "store", gc.used_by([copy / "game"]))
     assert not [item for item in again if item.kind in ("completions", "results")]
 
 
@@ -283,7 +284,7 @@ def test_a_judge_that_misbehaves_judges_every_answer_once(copy: Path, server: Se
         return given[text]
 
     server.behave = behave
-    bench = mtbench.read(copy / "mt", None, "--mtbench")
+    bench = mtbench.read_mtbench(copy / "mt", None, "--mtbench")
     endpoint = Endpoint(server.url, "odd", copy / "cache", "--judge", timeout=0.2, retries=4)
     grader = mtbench.Grader(endpoint)
     answers = {q.id: [_Text(f"one {q.id}"), _Text(f"two {q.id}")] for q in bench.questions}
@@ -291,7 +292,7 @@ def test_a_judge_that_misbehaves_judges_every_answer_once(copy: Path, server: Se
     assert all(count == 1 for count in server.answered.values()) and len(server.answered) == len(given) == 10
     replies = {one.user_prompt: one.reply for one in found}
     assert set(replies.values()) <= set(given.values()) and None not in replies.values()
-    numbers = mtbench.numbers(bench, found)
+    numbers = mtbench.mtbench_numbers(bench, found)
     failed = sum(not re.search(r"\[\[8\]\]", reply) for reply in given.values())
     assert numbers["failed"]["value"] == failed / 10 and 0 < failed < 10
     assert numbers["score"]["value"] == 8 and "values" not in numbers["score"]
@@ -354,8 +355,8 @@ def test_a_judge_that_vllm_serves_is_asked_once_for_every_answer(copy: Path, tmp
         wait(process, port, tmp_path / "log")
         oracle = JudgeOracle(base_url=f"http://127.0.0.1:{port}/v1", model="base", max_tokens=16)
         for _ in range(2):
-            played = of_run(runs.read(copy / "game"), "all", Shared(), quiet())
-            benchmark([played], Asked(["mtbench"], judged=Judged(oracle, copy / "mt")), quiet())
+            played = of_run(runs.read_run(copy / "game"), "all", SharedResources(), quiet())
+            measure_policies([played], EvaluationRequest(["mtbench"], judged=Judged(oracle, copy / "mt")), quiet())
     finally:
         process.terminate()
         process.wait(60)
@@ -382,7 +383,7 @@ def test_a_judge_that_vllm_serves_is_asked_once_for_every_answer(copy: Path, tmp
     ],
 )
 def test_a_score_is_read_as_fastchat_reads_it(reply: str, score: float) -> None:
-    assert mtbench.score(reply) == score
+    assert mtbench.parse_score(reply) == score
 
 
 def test_files_of_fastchat_are_fetched_once(copy: Path, tmp_path: Path) -> None:
@@ -406,8 +407,10 @@ def test_files_of_fastchat_are_fetched_once(copy: Path, tmp_path: Path) -> None:
     assert asked == [
         f"/data/{n}" for n in ("mt_bench/question.jsonl", "judge_prompts.jsonl", "mt_bench/reference_answer/gpt-4.jsonl")
     ]
-    assert mtbench.read(tmp_path / "mt", None, "") == mtbench.read(copy / "mt", None, "")
-    assert [one.id for one in mtbench.read(tmp_path / "mt", 2, "").questions] == [number for number, *_ in QUESTIONS[:2]]
+    assert mtbench.read_mtbench(tmp_path / "mt", None, "") == mtbench.read_mtbench(copy / "mt", None, "")
+    assert [one.id for one in mtbench.read_mtbench(tmp_path / "mt", 2, "").questions] == [
+        number for number, *_ in QUESTIONS[:2]
+    ]
     with pytest.raises(InputError, match=r"--download: http://127.0.0.1:9/mt_bench/question"):
         mtbench.download(tmp_path / "other", "http://127.0.0.1:9")
 
@@ -542,7 +545,7 @@ def test_an_arena_of_a_judge_that_prefers_the_longer(copy: Path, server: Server)
     play_arena(copy / "game", None, 16, judged, display)
     assert "generate" not in display.seconds and set(server.requests.values()) == {1}
     found = json.loads((copy / "game" / "arena.json").read_text())
-    run = runs.read(copy / "game")
+    run = runs.read_run(copy / "game")
     texts = {}
     for manifest in (copy / "store" / "completions").glob("*/manifest.json"):
         asked = json.loads(manifest.read_text())["asked"]
@@ -550,7 +553,7 @@ def test_an_arena_of_a_judge_that_prefers_the_longer(copy: Path, server: Server)
             table = [row for file in manifest.parent.glob("*.parquet") for row in pq.read_table(file).to_pylist()]
             texts[asked["policy"]] = {row["prompt_id"]: row["text"] for row in table}
     base, iterate = texts[run.policies["base"]], texts[run.policies["iterate 0"]]
-    held = of_run(run, "all", Shared(), quiet()).answering().held
+    held = of_run(run, "all", SharedResources(), quiet()).answering().held
     names = [held.rows.ids[place] for place in held.health[:16]]
     wins = [np.sign(len(iterate[name]) - len(base[name])) / 2 + 0.5 for name in names]
     assert found["names"] == POLICIES and found["prompts"] == 16
@@ -592,7 +595,7 @@ def test_the_arenas_intervals_hold_the_truth_as_often_as_they_say() -> None:
     for _ in range(100):
         upper = np.triu(draw.random((80, 3, 3)) < chances, 1).astype(float)
         preferences = upper + np.tril(1 - upper.transpose(0, 2, 1), -1) + 0.5 * np.eye(3)
-        found = arena.table(["a", "b", "c"], preferences, 0)
+        found = arena.arena_table(["a", "b", "c"], preferences, 0)
         for place in (1, 2):
             held[place] += bool(found.low[place] <= truth[place] <= found.high[place])
         assert found.wins == pytest.approx(preferences.mean(0))
@@ -684,7 +687,7 @@ def test_what_cannot_be_judged_is_one_line(
     judged = Judged(oracle, paths.get("mtbench", copy / "mt"), paths.get("alpaca"))
     before = sorted((copy / "store").rglob("*"))
     with pytest.raises(InputError) as error:
-        evaluate(copy / "game", Asked([suite], judged=judged), "all", quiet())
+        evaluate(copy / "game", EvaluationRequest([suite], judged=judged), "all", quiet())
     assert str(error.value).startswith(line) and "\n" not in str(error.value)
     assert sorted((copy / "store").rglob("*")) == before
 
@@ -700,7 +703,7 @@ def test_what_cannot_be_judged_is_one_line(
 )
 def test_half_a_judge_is_refused(given: tuple[str | None, str | None, str | None], line: str) -> None:
     with pytest.raises(InputError, match=re.escape(line)):
-        judge(*given, concurrency=1, max_tokens=7)
+        judge_from_options(*given, concurrency=1, max_tokens=7)
 
 
 @pytest.mark.parametrize(
@@ -725,8 +728,8 @@ def test_what_an_arena_cannot_ask_is_one_line(
 
 def test_a_run_knows_its_recipes_files_from_anywhere(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run = runs.read(home / "game")
-    judged = of_recipe(run.recipe, run.folder).judged
+    run = runs.read_run(home / "game")
+    judged = benchmarks_of(run.recipe, run.folder).judged
     assert judged.mtbench == home / "mt" and judged.alpaca is None
 
 
@@ -735,7 +738,7 @@ def test_messages_name_what_the_user_wrote(tmp_path: Path) -> None:
     recipes = Judged(
         JudgeOracle(base_url="http://h/v1", model="m"), tmp_path / "b", tmp_path / "c", recipes=frozenset({"judge", "mtbench"})
     )
-    both = filled(own, recipes)
+    both = with_recipe_defaults(own, recipes)
     assert (both.judge, both.mtbench, both.alpaca) == (recipes.judge, tmp_path / "a", tmp_path / "c")
     assert [both.option(name) for name in ("judge", "mtbench", "alpaca")] == [
         "evaluation.judge",
@@ -748,7 +751,7 @@ def test_categories_are_asked_and_judged_as_fastchat_has_them() -> None:
     """Its temperature_config, 0.7 where that has none, and its NEED_REF_CATS."""
     known = {"writing": 0.7, "roleplay": 0.7, "extraction": 0, "math": 0, "coding": 0, "reasoning": 0, "stem": 0.1}
     known |= {"humanities": 0.1, "of my own": 0.7}
-    assert {kind: mtbench.Question(1, kind, [], None).temperature for kind in known} == known
+    assert {kind: mtbench.MTBenchQuestion(1, kind, [], None).temperature for kind in known} == known
     assert set(mtbench.REFERRED) == {"math", "reasoning", "coding"}
 
 
@@ -790,7 +793,7 @@ def test_what_a_judge_never_decided_is_counted_by_every_call(copy: Path, server:
     server.behave = behave
     judged, counts = Judged(JudgeOracle(base_url=server.url, model="m")), set()
     for _ in range(2):
-        play_arena(copy / "game", None, 16, judged, quiet())
+        show_arena(copy / "game", play_arena(copy / "game", None, 16, judged, quiet()), quiet())
         found = json.loads((copy / "game" / "arena.json").read_text())
         counts.add((found["failed"], found["orders"]))
     ((failed, orders),) = counts
@@ -800,18 +803,20 @@ def test_what_a_judge_never_decided_is_counted_by_every_call(copy: Path, server:
 
 def test_a_judge_keeps_its_own_address_and_counts(tmp_path: Path) -> None:
     """Two of one identity, as the game's oracle and the judge of its benchmarks may be."""
-    pool = Pool()
-    judges = [Judge(f"http://{host}/v1", "m", tmp_path, print, field=host) for host in ("one", "two")]
+    pool = EnginePool()
+    judges = [LLMJudge(f"http://{host}/v1", "m", tmp_path, print, field=host) for host in ("one", "two")]
     unused: Any = None
     for one in judges:
-        assert Tenants(unused, unused, unused, tmp_path, quiet(), pool, one).oracle() is one
+        assert GameEngines(unused, unused, unused, tmp_path, quiet(), pool, one).oracle() is one
 
 
 def test_an_arena_of_a_game_under_way_has_no_report_yet(copy: Path, server: Server) -> None:
     server.behave = longer
     for name in ("metrics.jsonl", "report.html"):
         (copy / "game" / name).unlink(missing_ok=True)
-    play_arena(copy / "game", None, 8, Judged(JudgeOracle(base_url=server.url, model="m")), quiet())
+    show_arena(
+        copy / "game", play_arena(copy / "game", None, 8, Judged(JudgeOracle(base_url=server.url, model="m")), quiet()), quiet()
+    )
     assert (copy / "game" / "arena.json").is_file() and not (copy / "game" / "report.html").exists()
 
 
@@ -850,7 +855,7 @@ def test_another_baseline_is_judged_anew(copy: Path, server: Server) -> None:
     measure(copy, server, suite="alpaca", alpaca=copy / "alpaca.json", longest=12, limit=5)
     five = [line for line in map(json.loads, (copy / "game" / "benchmarks.jsonl").read_text().splitlines()) if line["limit"]]
     assert {(line["count"], line["limit"]) for line in five} == {(5, 5)}
-    free = gc.unused(copy / "store", gc.used([copy / "game"]))
+    free = gc.unused(copy / "store", gc.used_by([copy / "game"]))
     assert not [item for item in free if item.kind in ("completions", "judgements")]
 
 
@@ -864,7 +869,7 @@ def test_policies_go_by_the_names_of_their_game(copy: Path, server: Server) -> N
     assert Counter(judgements(copy, "m")["model"]) == dict.fromkeys(["base", "iterate_0", "iterate_1"], len(QUESTIONS) * 2)
     record["stopped"] = {"after": "iterate 0", "why": "", "keep": "iterate 0"}
     path.write_text(json.dumps(record))
-    assert of_run(runs.read(copy / "game"), "all", Shared(), quiet()).wanted == POLICIES
+    assert of_run(runs.read_run(copy / "game"), "all", SharedResources(), quiet()).wanted == POLICIES
 
 
 def test_answers_under_way_are_in_use(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -875,10 +880,10 @@ def test_answers_under_way_are_in_use(copy: Path, monkeypatch: pytest.MonkeyPatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Tables, "answers", killed)
-    played = of_run(runs.read(copy / "game"), "all", Shared(), quiet())
+    played = of_run(runs.read_run(copy / "game"), "all", SharedResources(), quiet())
     with pytest.raises(KeyboardInterrupt):
-        benchmark([played], Asked(["mtbench"], judged=Judged(mtbench=copy / "mt")), quiet())
-    assert len(runs.used(copy / "game")["completions"]) == len(POLICIES)
+        measure_policies([played], EvaluationRequest(["mtbench"], judged=Judged(mtbench=copy / "mt")), quiet())
+    assert len(runs.tables_in_use(copy / "game")["completions"]) == len(POLICIES)
 
 
 def test_a_judges_name_means_nothing_to_markdown(copy: Path, server: Server) -> None:
@@ -893,12 +898,12 @@ def test_a_judge_that_has_gone_away_costs_no_report(copy: Path) -> None:
     (copy / "game" / "report.html").unlink()
     shutil.rmtree(copy / "game" / "mtbench")
     with pytest.raises(InputError, match=r"evaluation\.judge\.base_url: 'http://127.0.0.1:9/v1' cannot be reached"):
-        play(load(copy / "game" / "recipe.yaml", [asked]), copy, quiet())
+        play(load_recipe(copy / "game" / "recipe.yaml", [asked]), copy, quiet())
     assert (copy / "game" / "report.html").is_file()
     assert (copy / "game" / "mtbench" / "model_answer" / "base.jsonl").is_file()  # the judge may come when the GPU is free
-    recipe = load(copy / "game" / "recipe.yaml")
+    recipe = load_recipe(copy / "game" / "recipe.yaml")
     axes, folder = {"game.alpha": [recipe.game.alpha]}, grid.sweep_folder(recipe)
-    entries = [Entry(point) for point in grid.points(copy / "game" / "recipe.yaml", [asked], axes, 1)]
+    entries = [Entry(point) for point in grid.sweep_points(copy / "game" / "recipe.yaml", [asked], axes, 1)]
     with pytest.raises(InputError, match="cannot be reached"):
         play_sweep(Sweep("game", folder, axes, [42], entries), copy, quiet())
     assert [entry.status for entry in entries] == ["finished"] and (folder / "report.html").is_file()

@@ -26,12 +26,12 @@ from lowmem_spin.cli.play import sweep as play_sweep
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config import grid
-from lowmem_spin.config.load import find
+from lowmem_spin.config.load import find_recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.evaluation import diversity
 from lowmem_spin.evaluation.harness_tasks import Catalogue
 from lowmem_spin.evaluation.leaderboard import COLUMNS
-from lowmem_spin.evaluation.suites import Asked, benchmark
+from lowmem_spin.evaluation.suites import EvaluationRequest, measure_policies
 from lowmem_spin.evaluation.target import of_run
 from lowmem_spin.report.benchmarks import blocks
 from lowmem_spin.report.load import read
@@ -39,7 +39,7 @@ from lowmem_spin.report.page import write_all
 from lowmem_spin.report.results import Run
 from lowmem_spin.runner import gc
 from lowmem_spin.runner import run_folder as runs
-from lowmem_spin.runner.open import Shared
+from lowmem_spin.runner.open import SharedResources
 from lowmem_spin.runner.sweep import Entry, Sweep
 
 SWEEP = "game-sweep"
@@ -84,9 +84,9 @@ def home(quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "evaluation.path": folder / "heldout.jsonl",
     }
     values |= {"output.store": folder / "store", "output.dir": folder / "game", "evaluation.benchmarks": "[diversity]"}
-    recipe, overrides = find("quickstart"), [f"{name}={value}" for name, value in values.items()]
+    recipe, overrides = find_recipe("quickstart"), [f"{name}={value}" for name, value in values.items()]
     axes = {"training.learning_rate": [3e-3, 1e-3]}
-    entries = [Entry(point) for point in grid.points(recipe, overrides, axes, 1)]
+    entries = [Entry(point) for point in grid.sweep_points(recipe, overrides, axes, 1)]
     play_sweep(Sweep("quickstart", folder / SWEEP, axes, [42], entries), recipe.parent, quiet())
     return folder
 
@@ -107,7 +107,7 @@ def lines(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
 @pytest.fixture(scope="module")
 def measured(home: Path) -> Path:
     """The home after `evaluate` on the whole sweep."""
-    evaluate(home / SWEEP, Asked(tasks=NAMES, include=home / "tasks"), "all", quiet())
+    evaluate(home / SWEEP, EvaluationRequest(tasks=NAMES, include=home / "tasks"), "all", quiet())
     return home
 
 
@@ -153,18 +153,18 @@ def test_a_4_bit_base_measures_as_peft_on_transformers(quickstart: Path, home: P
     import lm_eval
     from lm_eval.models import huggingface
 
-    from lowmem_spin.evaluation.harness import Bench, measure
+    from lowmem_spin.evaluation.harness import HarnessModel, measure_task
 
     engine = open_hf(quickstart / "base")
     shake_slot(engine, scale=0.1)
     adapter = save_slot(engine, tmp_path / "adapter")
     bench, catalogue = (
-        Bench(engine, Source(str(quickstart / "base"), None, "test"), quiet()),
+        HarnessModel(engine, Source(str(quickstart / "base"), None, "test"), quiet()),
         Catalogue(home / "tasks", NAMES, ""),
     )
     names = (*NAMES, "skills")
     tasks = [catalogue.load(task) for name in names for task in catalogue.tasks(name, None)]
-    ours = [[measure(bench, policy, task, 20, "")["numbers"] for task in tasks] for policy in (adapter, None, adapter)]
+    ours = [[measure_task(bench, policy, task, 20, "")["numbers"] for task in tasks] for policy in (adapter, None, adapter)]
     assert ours[0] == ours[2] != ours[1]
 
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
@@ -191,16 +191,16 @@ def stored(home: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in (home / "store" / "results").rglob("*.json")}
 
 
-def asked(home: Path, **changes: Any) -> Asked:
-    return Asked(**{"tasks": NAMES, "include": home / "tasks"} | changes)
+def asked(home: Path, **changes: Any) -> EvaluationRequest:
+    return EvaluationRequest(**{"tasks": NAMES, "include": home / "tasks"} | changes)
 
 
-def measure_run(folder: Path, question: Asked, iterate: str, display: Display) -> None:
+def measure_run(folder: Path, question: EvaluationRequest, iterate: str, display: Display) -> None:
     """`evaluate` without its tables and pages."""
-    benchmark([of_run(runs.read(folder), iterate, Shared(), display)], question, display)
+    measure_policies([of_run(runs.read_run(folder), iterate, SharedResources(), display)], question, display)
 
 
-def added(home: Path, folder: Path, question: Asked, iterate: str = "all") -> int:
+def added(home: Path, folder: Path, question: EvaluationRequest, iterate: str = "all") -> int:
     """How many results measuring adds to the store; it changes none that is there."""
     before, display = stored(home), quiet()
     measure_run(folder, question, iterate, display)
@@ -226,7 +226,7 @@ def test_nothing_is_measured_twice(measured: Path, tmp_path: Path) -> None:
     assert added(home, first, asked(home), "base") == 1  # other data: another task
     (home / "tasks" / "skills_choice.jsonl").write_text(text)
     assert added(home, first, asked(home), "base") == 0
-    damaged = sorted(path for path in stored(home) if path.parent.name == runs.read(first).policies["iterate 0"])
+    damaged = sorted(path for path in stored(home) if path.parent.name == runs.read_run(first).policies["iterate 0"])
     damaged[0].write_text("{")
     damaged[1].write_text(damaged[1].read_text().replace('"maker": "', '"maker": "other'))
     good = {path: path.read_bytes() for path in stored(measured)}
@@ -258,7 +258,7 @@ def test_what_was_measured_before_a_stop_is_kept(home: Path, tmp_path: Path) -> 
 def test_gains_are_taken_document_by_document(measured: Path) -> None:
     run = points(measured)[0]
     values = {}
-    for name, key in runs.read(run).policies.items():
+    for name, key in runs.read_run(run).policies.items():
         records = [json.loads(path.read_text()) for path in (measured / "store" / "results" / key).glob("*.json")]
         (values[name],) = [r["numbers"]["exact_match,none"]["values"] for r in records if "exact_match,none" in r["numbers"]]
     apart = np.array(values["iterate 0"]) - np.array(values["base"])
@@ -270,7 +270,7 @@ def test_gains_are_taken_document_by_document(measured: Path) -> None:
 
 def test_diversity_is_of_sixteen_answers_to_each_prompt(home: Path) -> None:
     """Measured when the sweep ended; from the store's own files."""
-    run = runs.read(points(home)[0])
+    run = runs.read_run(points(home)[0])
     for name, key in run.policies.items():
         found = lines(run.folder)[name, "diversity"]
         rows = [
@@ -312,10 +312,10 @@ def test_self_bleu_and_distinct_against_nltk_and_by_hand() -> None:
 
 def test_gc_frees_results_of_policies_that_no_run_has(measured: Path) -> None:
     first, second = points(measured)
-    own = runs.read(second).policies["iterate 0"]
-    unused = gc.unused(measured / "store", gc.used([first]))
+    own = runs.read_run(second).policies["iterate 0"]
+    unused = gc.unused(measured / "store", gc.used_by([first]))
     assert [item.path.name for item in unused if item.kind == "results"] == [own]
-    assert not [item for item in gc.unused(measured / "store", gc.used([first, second])) if item.kind == "results"]
+    assert not [item for item in gc.unused(measured / "store", gc.used_by([first, second])) if item.kind == "results"]
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_what_cannot_be_measured_is_one_line(
     full: dict[str, Any] = {"tasks": NAMES, "include": tmp_path / "tasks"} | question
     full["include"] = Path(full["include"])
     with pytest.raises(InputError) as error:
-        evaluate(run, Asked(**full), iterate, quiet())
+        evaluate(run, EvaluationRequest(**full), iterate, quiet())
     assert str(error.value).startswith(line)
     assert "\n" not in str(error.value)
     assert stored(home) == before
@@ -361,8 +361,8 @@ def test_without_the_extra_one_line_says_what_to_install(home: Path, tmp_path: P
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     with pytest.raises(InputError, match=r"--suite diversity: sacrebleu is not installed; `pip install 'lowmem-spin\[eval\]'`"):
-        evaluate(tmp_path / "run", Asked(["diversity"]), "all", quiet())
-    recipe = runs.read(tmp_path / "run").recipe  # refused before a game is played
+        evaluate(tmp_path / "run", EvaluationRequest(["diversity"]), "all", quiet())
+    recipe = runs.read_run(tmp_path / "run").recipe  # refused before a game is played
     for name, missing in (("diversity", "sacrebleu"), ("gsm8k", "lm-evaluation-harness")):
         asked_for = recipe.evaluation.model_copy(update={"benchmarks": [name]})
         with pytest.raises(InputError, match=f"evaluation.benchmarks: {missing} is not installed"):
@@ -378,7 +378,7 @@ def without(modules: list[str], arguments: list[str]) -> subprocess.CompletedPro
 def leaderboard(run: Path, limit: int | None = None, own: bool = False, left_out: str = "") -> list[dict[str, Any]]:
     """Made-up results of the six tasks, as `evaluate` would write them."""
     made = []
-    for place, (name, key) in enumerate(runs.read(run).policies.items()):
+    for place, (name, key) in enumerate(runs.read_run(run).policies.items()):
         for column in COLUMNS:
             index = COLUMNS.index(column)
             number = {"value": 0.3 + 0.05 * index + 0.02 * place, "stderr": 0.004 + 0.001 * index}
@@ -474,7 +474,7 @@ def seeds(home: Path, tmp_path: Path) -> Iterator[Path]:
                     number["gain"] += shift
         (folder / "benchmarks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
         for file in ("run.json", "metrics.jsonl"):
-            key = runs.read(points(home)[0]).policies["iterate 0"]
+            key = runs.read_run(points(home)[0]).policies["iterate 0"]
             (folder / file).write_text((folder / file).read_text().replace(key, f"key {seed}"))
         listed.append({"name": name, "values": {"seed": seed}, "dir": f"points/{name}", "status": "finished", "error": None})
     (tmp_path / "sweep.json").write_text(json.dumps({"recipe": "q", "axes": {}, "seeds": [0, 1, 2], "points": listed}))

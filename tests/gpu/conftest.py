@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from helpers.games import open_hf, recipe_on, save_slot, shake_slot
-from lowmem_spin.engines.machine import Machine, driver, machine
+from lowmem_spin.engines.machine import Machine, driver, find_machine
 
 HERE = Path(__file__).parent
 DEVICE, _, DTYPE = os.environ.get("LOWMEM_SPIN_GPU_TESTS_ON", "cuda").partition(":")
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def where(quickstart: Path) -> Machine:
     """bfloat16, or float16 on a card without it."""
-    return Machine("cpu", DTYPE or "float32") if DEVICE == "cpu" else machine(recipe_on(quickstart / "base"))
+    return Machine("cpu", DTYPE or "float32") if DEVICE == "cpu" else find_machine(recipe_on(quickstart / "base"))
 
 
 @pytest.fixture(scope="session")

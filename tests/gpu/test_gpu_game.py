@@ -10,22 +10,22 @@ from lowmem_spin.cli.bench import checkpoint
 from lowmem_spin.cli.bench.measure import Card
 from lowmem_spin.cli.play import run
 from lowmem_spin.common.display import Display
-from lowmem_spin.config.load import find, load
+from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.machine import Machine
-from lowmem_spin.engines.memory import peak, read_shape, stages
+from lowmem_spin.engines.memory import peak, read_shape, stage_memory
 from lowmem_spin.engines.training.trainer import Pair
 
 
 def test_the_quickstart_gets_better(where: Machine, tmp_path: Path) -> None:
-    path = find("quickstart")
+    path = find_recipe("quickstart")
     values = {
         **{"runtime.device": where.device, "game.iterations": 1, "evaluation.compare_sft": "false"},
         **{"output.dir": tmp_path / "run", "output.store": tmp_path / "store"},
     }
-    recipe = load(path, [f"{name}={value}" for name, value in values.items()])
+    recipe = load_recipe(path, [f"{name}={value}" for name, value in values.items()])
     base, iterate = run(recipe, path.parent, Display(Console(quiet=True)))
     assert base.exact_match is not None
     assert iterate.exact_match is not None
@@ -62,7 +62,7 @@ def test_training_takes_the_memory_that_was_planned(where: Machine, tmp_path: Pa
         _, metrics = engine.train(None, pairs, {"name": "dpo", "beta": 0.1}, settings, tmp_path / "work", lambda rows: None)
     engine.close()
     assert len(metrics) == 3
-    predicted = peak(stages(recipe, read_shape(source), where.dtype)["train"])
+    predicted = peak(stage_memory(recipe, read_shape(source), where.dtype)["train"])
     if where.device == "cpu":
         return
     measured = card.peaks["train"].device

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from lowmem_spin.cli.play import run
 from lowmem_spin.common.display import Display
-from lowmem_spin.config.load import find, load
+from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.engines import hf  # noqa: F401 - imported here so that no child has to
 
 SHORT = [
@@ -71,8 +71,8 @@ def play(folder: Path) -> int:
     try:
         errors = os.open(folder / "errors.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(errors, 2)
-        path = find("quickstart")
-        recipe = load(path, [*SHORT, f"output.store={folder / 'store'}", f"output.dir={folder / 'run'}"])
+        path = find_recipe("quickstart")
+        recipe = load_recipe(path, [*SHORT, f"output.store={folder / 'store'}", f"output.dir={folder / 'run'}"])
         run(recipe, path.parent, Marked(folder / "mark.txt"))
         status = 0
     finally:

@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM, GemmaConfig, GemmaForCausalLM, Pr
 
 from lowmem_spin.cli.play import run
 from lowmem_spin.common.display import Display
-from lowmem_spin.config.load import find, load
+from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.training.trainer import Pair
-from lowmem_spin.runner.open import Game, Shared, open_game
+from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.run import Player
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart"  # conftest.py is another file in tests/gpu
@@ -104,12 +104,12 @@ def tiny(folder: Path, *overrides: str) -> list[str]:
     return [*TINY, f"data.path={data}", f"output.store={folder / 'store'}", f"output.dir={folder / 'run'}", *overrides]
 
 
-def opened(folder: Path, *overrides: str) -> Game:
-    path = find("quickstart")
-    return open_game(load(path, tiny(folder, *overrides)), folder, Display(Console(quiet=True)), Shared())
+def opened(folder: Path, *overrides: str) -> OpenGame:
+    path = find_recipe("quickstart")
+    return open_game(load_recipe(path, tiny(folder, *overrides)), folder, Display(Console(quiet=True)), SharedResources())
 
 
-def played(folder: Path, *overrides: str) -> Game:
+def played(folder: Path, *overrides: str) -> OpenGame:
     """A game played in this process, without its pictures. Another one in the same folder shares its store."""
     game = opened(folder, *overrides)
     player = Player(game, Display(Console(quiet=True)), {})

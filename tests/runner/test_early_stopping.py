@@ -16,14 +16,14 @@ from lowmem_spin.cli.play import run
 from lowmem_spin.cli.results import show_sweep
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.choices import StopWhen
-from lowmem_spin.config.grid import axes, points, sweep_folder
-from lowmem_spin.config.load import find, load
+from lowmem_spin.config.grid import sweep_axes, sweep_folder, sweep_points
+from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.report.load import read
 from lowmem_spin.report.results import Run
 from lowmem_spin.report.summary import verdict
 from lowmem_spin.runner import run_folder as runs
 from lowmem_spin.runner import sweep as sweeps
-from lowmem_spin.runner.early_stopping import Stop, stop
+from lowmem_spin.runner.early_stopping import EarlyStop, stops_early
 from lowmem_spin.runner.health import Estimate, Health
 from lowmem_spin.runner.planning import plan as planning
 from lowmem_spin.runner.run import Player
@@ -84,8 +84,8 @@ def healths(**columns: Sequence[Any]) -> list[Health]:
     ],
 )
 def test_the_brake(when: dict[str, float], columns: dict[str, list[Any]], expected: tuple[str, str, str] | None) -> None:
-    found = stop(StopWhen.model_validate(when), healths(**columns))
-    assert found == (None if expected is None else Stop(*expected))
+    found = stops_early(StopWhen.model_validate(when), healths(**columns))
+    assert found == (None if expected is None else EarlyStop(*expected))
 
 
 TWO, THREE = ["game.iterations=2"], ["game.iterations=3", "evaluation={health_prompts: 4, compare_sft: true}"]
@@ -107,12 +107,12 @@ def names(store: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a game that ends after its second iterate of three, when a KL is passed that its first has not."""
-    folder, path = tmp_path_factory.mktemp("stopped"), find("quickstart")
+    folder, path = tmp_path_factory.mktemp("stopped"), find_recipe("quickstart")
     first, second = (record["kl_to_base"] for record in metrics(played(folder, *TWO).folder)[1:])
     assert second > first + 0.1
     (folder / "bound.txt").write_text(str((first + second) / 2))
     assert names(folder / "store") == ["iterate 0", "iterate 1"]
-    run(load(path, tiny(folder, *THREE, brake(folder))), folder, Display(Console(quiet=True)))
+    run(load_recipe(path, tiny(folder, *THREE, brake(folder))), folder, Display(Console(quiet=True)))
     return folder
 
 
@@ -128,10 +128,10 @@ def test_a_game_that_ends_early_keeps_the_iterate_before(stopped: Path) -> None:
     told = record(folder)["stopped"]
     why = f"KL to the base is {found[2]['kl_to_base']:.2f}, over {float((stopped / 'bound.txt').read_text()):g}"
     assert told == {"after": "iterate 1", "keep": "iterate 0", "why": why}
-    one = runs.read(folder)
-    kept = runs.policy(one, Store(stopped / "store", print), None)
+    one = runs.read_run(folder)
+    kept = runs.find_policy(one, Store(stopped / "store", print), None)
     assert (kept.name, kept.key) == ("iterate 0", record(folder)["policies"]["iterate 0"])
-    assert runs.policy(one, Store(stopped / "store", print), "1").name == "iterate 1"
+    assert runs.find_policy(one, Store(stopped / "store", print), "1").name == "iterate 1"
     results = read(folder)
     assert isinstance(results, Run)
     assert [policy.name for policy in results.played] == ["base", "iterate 0", "iterate 1"]
@@ -162,14 +162,14 @@ def test_how_it_ended_is_not_forgotten_while_it_is_looked_through_again(stopped:
 
 
 def test_a_sweep_with_such_a_point_finishes_and_without_the_brake_the_game_goes_on(stopped: Path, tmp_path: Path) -> None:
-    path, overrides = find("quickstart"), tiny(stopped, *THREE)
-    varied = axes(path, None, None, [f"{brake(stopped)},1000"])
-    asked = points(path, overrides, varied, 1)
+    path, overrides = find_recipe("quickstart"), tiny(stopped, *THREE)
+    varied = sweep_axes(path, None, None, [f"{brake(stopped)},1000"])
+    asked = sweep_points(path, overrides, varied, 1)
     plan = planning.plan(asked, stopped)
     assert "game.stop_when may end a game earlier: this is the most that it takes" in plan.notes
     totals = plan.totals()
     assert (totals["train"]["shared"], totals["train"]["stored"]) == (36, 24)  # all three iterates, for both points
-    base = load(path, overrides)
+    base = load_recipe(path, overrides)
     sweep = sweeps.Sweep("quickstart", sweep_folder(base), varied, [42], [sweeps.Entry(point) for point in asked])
     display = Display(Console(quiet=True))
     play.sweep(sweep, stopped, display)
@@ -203,7 +203,7 @@ def test_a_warm_start_does_not_end_a_game(tmp_path: Path) -> None:
     assert "stopped" not in record(game.folder)
     keep = played(tmp_path, *options, "game.iterations=1", "game.stop_when.kl_to_base=1e-9")
     assert record(keep.folder)["stopped"]["keep"] == "warm start"
-    one = runs.read(keep.folder)
-    assert runs.policy(one, keep.store, None).name == "warm start"
+    one = runs.read_run(keep.folder)
+    assert runs.find_policy(one, keep.store, None).name == "warm start"
     assert len(stored(keep.store.root, "completions")) == 3
     assert isinstance(read(keep.folder), Run)

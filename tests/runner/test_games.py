@@ -33,14 +33,14 @@ from helpers.games import (
 )
 from helpers.references import updates
 from lowmem_spin.algorithm.samplers.mixture import Target, sampler
-from lowmem_spin.algorithm.stages import Given, Pairs, Sampling, Score, Train
+from lowmem_spin.algorithm.stages import DatasetPairs, OpponentPairs, Sampling, Score, Train
 from lowmem_spin.common.keys import number
 from lowmem_spin.engines.oracles.function import Function
 from lowmem_spin.engines.oracles.reward_model import RewardModel
-from lowmem_spin.engines.pool import Pool
+from lowmem_spin.engines.pool import EnginePool
 from lowmem_spin.report.load import read
 from lowmem_spin.report.summary import verdict
-from lowmem_spin.runner.open import Game
+from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.pairs import training_pairs
 
 ETA, K = 3.0, 4
@@ -72,7 +72,7 @@ def aggregated_rates(matrix: list[list[float]]) -> list[float]:
     return [sum(1 / (1 + math.exp(other - mine)) for other in strengths) / len(strengths) for mine in strengths]
 
 
-def trained(game: Game) -> list[Train]:
+def trained(game: OpenGame) -> list[Train]:
     return [stage for stage in game.stages if isinstance(stage, Train) and stage.name.startswith("iterate")]
 
 
@@ -85,20 +85,20 @@ def ids(tokens: Sequence[int] | np.ndarray | None) -> list[int]:
     return [] if tokens is None else [int(token) for token in tokens]
 
 
-def manifest_loss(game: Game, stage: Train) -> float:
+def manifest_loss(game: OpenGame, stage: Train) -> float:
     """The loss that training logged at its first step, which is over all pairs."""
     return game.store.manifest(stage.policy)["metrics"][0]["loss"]
 
 
 @pytest.fixture(scope="module")
-def rspo(tmp_path_factory: pytest.TempPathFactory) -> Game:
+def rspo(tmp_path_factory: pytest.TempPathFactory) -> OpenGame:
     """From the last iterate, judged by exact match."""
     penalties = "game.regularizer={forward_kl: 0.1, reverse_kl: 0.5, clamp: 0.02}"
     return played(tmp_path_factory.mktemp("rspo"), *CONTEST, "game.oracle=function", penalties)
 
 
 @pytest.fixture(scope="module")
-def cyclic(tmp_path_factory: pytest.TempPathFactory) -> Game:
+def cyclic(tmp_path_factory: pytest.TempPathFactory) -> OpenGame:
     """From the base every time, judged by a preference with cycles, win-rates aggregated, penalties corrected."""
     folder = tmp_path_factory.mktemp("cyclic")
     (folder / "mine.py").write_text(CYCLE)
@@ -117,7 +117,7 @@ def test_sppo_learns_from_what_its_files_say(
     name: str, prefer: Preference, rates: Callable[..., list[float]], t: int, request: pytest.FixtureRequest
 ) -> None:
     """Preferences, win-rates, the best and the worst, their log-probs, and the loss of the first step."""
-    game: Game = request.getfixturevalue(name)
+    game: OpenGame = request.getfixturevalue(name)
     store, stage, base = game.store.root, trained(game)[t], game.inputs.base
     sampler = trained(game)[0].policy if t else base
     told, by_sampler, by_base = judged(store, sampler, prefer, rates), logp(store, sampler), logp(store, base)
@@ -147,7 +147,9 @@ def test_sppo_learns_from_what_its_files_say(
     assert sum(best["rate"] > worst["rate"] + 0.1 for best, worst in told.values()) >= 3
 
 
-def test_the_tables_have_the_log_probs_of_transformers_and_the_judgements_of_the_oracle(rspo: Game, quickstart: Path) -> None:
+def test_the_tables_have_the_log_probs_of_transformers_and_the_judgements_of_the_oracle(
+    rspo: OpenGame, quickstart: Path
+) -> None:
     store, first = rspo.store.root, trained(rspo)[0]
     plain = Plain(quickstart / "base", updates(store / "adapters" / first.policy))
     rows, found = data_rows(store), logp(store, first.policy)
@@ -176,20 +178,20 @@ class Tired:
         self.rests += 1
 
 
-def test_engines_give_way_to_a_judge_that_takes_memory_and_to_no_other(rspo: Game, tmp_path: Path) -> None:
+def test_engines_give_way_to_a_judge_that_takes_memory_and_to_no_other(rspo: OpenGame, tmp_path: Path) -> None:
     for judge, rests in ((Function("exact_match", tmp_path), 0), (RewardModel(rspo.found.model, "cpu", "float32", 1, 9), 1)):
         engine = Tired()
-        tenants = replace(rspo.tenants, judge=judge, pool=Pool({"hf": engine}, {"hf": ""}))
+        tenants = replace(rspo.tenants, judge=judge, pool=EnginePool({"hf": engine}, {"hf": ""}))
         assert tenants.oracle() is judge
         assert engine.rests == rests
 
 
-def test_answers_of_one_prompt_are_drawn_apart(rspo: Game) -> None:
+def test_answers_of_one_prompt_are_drawn_apart(rspo: OpenGame) -> None:
     answers = contests(rspo.store.root, rspo.inputs.base)
     assert sum(len({tuple(row["tokens"]) for row in rows}) > 1 for rows in answers.values()) > PAIRS / 2
 
 
-def test_the_win_rates_of_health_are_the_oracles_on_held_out_samples(rspo: Game) -> None:
+def test_the_win_rates_of_health_are_the_oracles_on_held_out_samples(rspo: OpenGame) -> None:
     """The iterate's sample against the base's to the same held-out prompt."""
     store, iterate = rspo.store.root, trained(rspo)[1].policy
     rows = data_rows(store)
@@ -206,11 +208,11 @@ def test_the_win_rates_of_health_are_the_oracles_on_held_out_samples(rspo: Game)
         assert record[f"{name}_se"] == pytest.approx(np.std(wins, ddof=1) / 2)
 
 
-def metrics(game: Game) -> list[dict[str, Any]]:
+def metrics(game: OpenGame) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (game.folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_an_estimated_normaliser_is_the_mean_over_the_answers(rspo: Game) -> None:
+def test_an_estimated_normaliser_is_the_mean_over_the_answers(rspo: OpenGame) -> None:
     """log ref = alpha log p + (1 - alpha) log b - log mean_k exp(alpha log p + (1 - alpha) log b - log p)(y_k)."""
     alpha = 0.7
     options = ["game.oracle=function", f"game.alpha={alpha}", "game.normalizer=estimated", "game.init=base"]
@@ -242,7 +244,7 @@ def test_an_estimated_normaliser_is_the_mean_over_the_answers(rspo: Game) -> Non
 ALPHA = 0.7
 
 
-def averaged(game: Game, t: int) -> dict[str, float]:
+def averaged(game: OpenGame, t: int) -> dict[str, float]:
     """Whose updates are in the reference at t, by ref_t = alpha theta_{t-1} + (1 - alpha) ref_{t-1}, and ref_0 the base."""
     weights: dict[str, float] = {}
     for earlier in trained(game)[:t]:
@@ -296,7 +298,7 @@ def test_an_offline_game_learns_from_the_datas_two_answers(quickstart: Path, tmp
             )
     game = played(tmp_path, "game.algorithm=offline", "game.iterations=1", f"data.path={tmp_path / 'two.jsonl'}")
     (stage,) = trained(game)
-    assert isinstance(stage.pairs, Given) and stage.reference == {game.inputs.base: 1.0}
+    assert isinstance(stage.pairs, DatasetPairs) and stage.reference == {game.inputs.base: 1.0}
     tokenizer = open_hf(quickstart / "base", "none").tokenizer
     plain, worse = Plain(quickstart / "base"), {row["prompt"]: row["completion"] for row in rows}
     pairs = training_pairs(game, stage)
@@ -319,14 +321,14 @@ def test_an_offline_game_learns_from_the_datas_two_answers(quickstart: Path, tmp
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Game:
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> OpenGame:
     """One try for each prompt, so that some prompts have no answer."""
     sampler = "game.sampler={name: rejection, proposals: 1}"
     more = ["game.alpha=0.7", "game.history=1", "game.pairs=24", "training.learning_rate=3e-2"]
     return played(tmp_path_factory.mktemp("mixed"), sampler, *more)
 
 
-def test_opponents_answer_from_the_mixture(mixed: Game, quickstart: Path) -> None:
+def test_opponents_answer_from_the_mixture(mixed: OpenGame, quickstart: Path) -> None:
     """At t = 0 the base as it is; at t = 1 what the sampler draws for two policies, seed by seed."""
     store, base, (first, second) = mixed.store.root, mixed.inputs.base, trained(mixed)
     rows = data_rows(store)
@@ -383,14 +385,14 @@ WARM = "{rows: 8, num_train_epochs: 3, learning_rate: 5e-2}"
 
 
 @pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Game:
+def warm(tmp_path_factory: pytest.TempPathFactory) -> OpenGame:
     """Plain gradient descent, every step over all rows."""
     descent = ["training.optim=sgd", "training.max_grad_norm=0", "training.learning_rate=1e-3"]
     sampler = ["game.sampler=token_level", "game.alpha=0.5", "game.history=1"]
     return played(tmp_path_factory.mktemp("warm"), f"warm_start={WARM}", "game.pairs=8", *descent, *sampler)
 
 
-def test_a_warm_start_is_trls_fine_tuning(warm: Game, quickstart: Path, tmp_path: Path) -> None:
+def test_a_warm_start_is_trls_fine_tuning(warm: OpenGame, quickstart: Path, tmp_path: Path) -> None:
     """Our loss is a row's summed log-prob, TRL's a token's mean: gradient descent makes up for that by its step."""
     import torch
     from datasets import Dataset
@@ -434,11 +436,11 @@ def test_a_warm_start_is_trls_fine_tuning(warm: Game, quickstart: Path, tmp_path
     assert logged[-1] < logged[0] - 0.02
 
 
-def test_after_a_warm_start_the_games_base_is_its_adapter(warm: Game, quickstart: Path) -> None:
+def test_after_a_warm_start_the_games_base_is_its_adapter(warm: OpenGame, quickstart: Path) -> None:
     store, (first, second) = warm.store.root, trained(warm)
     stage = next(stage for stage in warm.stages if isinstance(stage, Train))
     assert stage.name == "warm start" and first.init == stage.policy and first.reference == {stage.policy: 1.0}
-    assert isinstance(first.pairs, Pairs) and first.pairs.opponents == {stage.policy: 1.0}
+    assert isinstance(first.pairs, OpponentPairs) and first.pairs.opponents == {stage.policy: 1.0}
     assert second.reference == {first.policy: 0.5, stage.policy: 0.5}
     plain = Plain(quickstart / "base", updates(store / "adapters" / stage.policy))
     answers = {row["prompt_id"]: row["tokens"] for row in of_policy(store, "completions", stage.policy)}

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from lowmem_spin.algorithm.game import play
 from lowmem_spin.algorithm.stages import Evaluate, Generate, Inputs
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.grid import axes, points
-from lowmem_spin.config.load import find
+from lowmem_spin.config.grid import sweep_axes, sweep_points
+from lowmem_spin.config.load import find_recipe
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.runner.sweep import in_step, numbered
 
@@ -250,18 +250,18 @@ def test_every_game_keeps_its_order_and_no_policy_plays_before_it_is_trained(sha
 
 
 def test_names_are_unique_and_files_can_bear_them(quickstart: Path) -> None:
-    varied = axes(
-        find("quickstart"),
+    varied = sweep_axes(
+        find_recipe("quickstart"),
         "0.5,1",
         None,
         ["training.lora.target_modules=all-linear,[q_proj,v_proj]", "model.name_or_path=a/b,'../c d'"],
     )
-    names = [point.name for point in points(quickstart.parent / "quickstart.yaml", [], varied, 2)]
+    names = [point.name for point in sweep_points(quickstart.parent / "quickstart.yaml", [], varied, 2)]
     assert len(set(names)) == len(names) == 16
     assert all("/" not in name and " " not in name for name in names)
     grid = ["training.lora.target_modules=[q_proj],_q_proj_", f"model.chat_template=chatml,{'x' * 300}"]
-    alike = axes(find("quickstart"), None, "inf,.inf,2", grid)
-    names = [point.name for point in points(quickstart.parent / "quickstart.yaml", [], alike, 1)]
+    alike = sweep_axes(find_recipe("quickstart"), None, "inf,.inf,2", grid)
+    names = [point.name for point in sweep_points(quickstart.parent / "quickstart.yaml", [], alike, 1)]
     assert len(set(names)) == len(names) == 2 * 2 * 2 and max(map(len, names)) <= 100
     with pytest.raises(InputError, match="a value is empty"):
-        axes(find("quickstart"), "0.5,null", None, [])
+        sweep_axes(find_recipe("quickstart"), "0.5,null", None, [])

@@ -15,11 +15,11 @@ from helpers.games import QUICKSTART, exact, judged, pairwise_rates, stored, tin
 from lowmem_spin.cli import play
 from lowmem_spin.cli.results import show_sweep
 from lowmem_spin.common.display import Display
-from lowmem_spin.config.grid import Point, axes, points, sweep_folder
-from lowmem_spin.config.load import load
+from lowmem_spin.config.grid import SweepPoint, sweep_axes, sweep_folder, sweep_points
+from lowmem_spin.config.load import load_recipe
 from lowmem_spin.runner import gc
 from lowmem_spin.runner import sweep as sweeps
-from lowmem_spin.runner.open import Shared, open_game
+from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.planning import plan as planning
 
 PAIRS, SAMPLES = 6, 4
@@ -37,7 +37,7 @@ KINDS = {"completions": "generate", "mixtures": "generate", "judgements": "judge
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Point], dict[str, Any]]:
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[SweepPoint], dict[str, Any]]:
     """(folder, points, plan before) of recipes/zoo.yaml played small."""
     folder = tmp_path_factory.mktemp("zoo")
     content = yaml.safe_load((QUICKSTART.parent / "zoo.yaml").read_text())
@@ -45,13 +45,15 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Point], di
     path = folder / "zoo.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     overrides = [value for value in tiny(folder) if not value.startswith(("game.", "evaluation="))] + SMALL
-    asked = points(path, overrides, axes(path, None, None, []), 1)
+    asked = sweep_points(path, overrides, sweep_axes(path, None, None, []), 1)
     quiet = Display(Console(quiet=True))
     for name in ("SPIN", "RSPO"):  # prepares the rows, so that the plan is of these very ones
-        open_game(next(point.recipe for point in asked if point.values["variant"] == name), folder, quiet, Shared())
+        open_game(next(point.recipe for point in asked if point.values["variant"] == name), folder, quiet, SharedResources())
     before = planning.plan(asked, folder).record()
-    base = load(path, overrides, "SPIN")
-    sweep = sweeps.Sweep("zoo", sweep_folder(base), axes(path, None, None, []), [42], [sweeps.Entry(point) for point in asked])
+    base = load_recipe(path, overrides, "SPIN")
+    sweep = sweeps.Sweep(
+        "zoo", sweep_folder(base), sweep_axes(path, None, None, []), [42], [sweeps.Entry(point) for point in asked]
+    )
     play.sweep(sweep, folder, quiet)
     assert {entry.point.name: entry.error for entry in sweep.entries if entry.status != "finished"} == {}
     show_sweep(sweep, quiet)
@@ -78,7 +80,7 @@ def planned(record: dict[str, Any], what: str = "rows") -> Counter[tuple[str, st
     return +counts
 
 
-def test_what_was_planned_is_what_was_computed(zoo: tuple[Path, list[Point], dict[str, Any]]) -> None:
+def test_what_was_planned_is_what_was_computed(zoo: tuple[Path, list[SweepPoint], dict[str, Any]]) -> None:
     """Table by table. Of the base's log-probs alone a plan may count a row twice: that of an answer that alpha-SPIN's pairs
     have and that a contest of the same answers turns out to choose as well."""
     folder, asked, before = zoo
@@ -107,9 +109,9 @@ def test_a_plan_is_an_upper_bound_before_the_rows_are_prepared(tmp_path: Path) -
     """Iterations that share the data out have no prompt in common, and so a split's rows are all generated."""
     path = QUICKSTART.parent / "quickstart.yaml"
     overrides = tiny(tmp_path, "data.resample=split", "game.iterations=3", "game.reference=ema")
-    asked = points(path, overrides, axes(path, "0.7", None, []), 1)
+    asked = sweep_points(path, overrides, sweep_axes(path, "0.7", None, []), 1)
     before = planning.plan(asked, tmp_path)
-    open_game(asked[0].recipe, tmp_path, Display(Console(quiet=True)), Shared())
+    open_game(asked[0].recipe, tmp_path, Display(Console(quiet=True)), SharedResources())
     after = planning.plan(asked, tmp_path)
     assert (before.exact, after.exact) == (False, True)
     for kind, rows in (("generate", 36), ("train", 36), ("score", 3 * 24)):  # one reference each time: the base, two averages
@@ -118,7 +120,7 @@ def test_a_plan_is_an_upper_bound_before_the_rows_are_prepared(tmp_path: Path) -
     assert scored == ["base", "average 1", "average 2"]
 
 
-def test_the_report_is_of_every_variant(zoo: tuple[Path, list[Point], dict[str, Any]]) -> None:
+def test_the_report_is_of_every_variant(zoo: tuple[Path, list[SweepPoint], dict[str, Any]]) -> None:
     folder, asked, _ = zoo
     page, table = ((folder / "run-sweep" / f"report.{kind}").read_text() for kind in ("html", "md"))
     assert len(asked) >= 20
@@ -135,7 +137,7 @@ def test_the_report_is_of_every_variant(zoo: tuple[Path, list[Point], dict[str, 
 
 
 def test_nothing_of_it_is_unused_and_without_a_point_what_it_alone_had_is(
-    zoo: tuple[Path, list[Point], dict[str, Any]], tmp_path: Path
+    zoo: tuple[Path, list[SweepPoint], dict[str, Any]], tmp_path: Path
 ) -> None:
     """What a deleted point alone had: what names a policy that no other run has, and judgements of such answers."""
     folder, _, _ = zoo
@@ -143,7 +145,7 @@ def test_nothing_of_it_is_unused_and_without_a_point_what_it_alone_had_is(
     shutil.copytree(folder / "run-sweep" / "points", runs, symlinks=True)
 
     def unused() -> set[tuple[str, str]]:
-        used = gc.used(gc.run_folders(runs, store))
+        used = gc.used_by(gc.run_folders(runs, store))
         return {(item.kind, item.path.stem) for item in gc.unused(store, used)}
 
     assert unused() == set()

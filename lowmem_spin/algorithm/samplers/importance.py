@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lowmem_spin.algorithm.samplers.mixture import Draw, Target
+from lowmem_spin.algorithm.samplers.mixture import MixtureSample, Target
 from lowmem_spin.algorithm.samplers.noise import fork, gumbel
 from lowmem_spin.algorithm.samplers.proposal import NextTokenLogps, Walk
 from lowmem_spin.common.files import Tokens
@@ -16,7 +16,7 @@ CHOICE = -1  # the noise of a step before the first
 
 def snis(
     logps: NextTokenLogps, prompts: Sequence[Tokens], seeds: Sequence[int], target: Target, proposals: int = 16, batch: int = 64
-) -> list[Draw]:
+) -> list[MixtureSample]:
     """One of `proposals` independent proposals per prompt, drawn by the product of C.
 
     Its distribution is that of R up to a bias of the order of (relative variance of the weights) / proposals.
@@ -59,7 +59,7 @@ def effective(log_weights: Tensor) -> Tensor:
     return (2 * log_weights.logsumexp(1) - (2 * log_weights).logsumexp(1)).exp()
 
 
-def chosen(walk: Walk, seeds: Tensor, log_weights: Tensor, ess: Tensor) -> list[Draw]:
+def chosen(walk: Walk, seeds: Tensor, log_weights: Tensor, ess: Tensor) -> list[MixtureSample]:
     """One row per prompt, drawn by weight. `log_weights` (prompts, particles), `seeds` and `ess` (prompts,)."""
     count = log_weights.shape[1]
     picked = (log_weights + gumbel(seeds, CHOICE, count)).argmax(1).tolist()

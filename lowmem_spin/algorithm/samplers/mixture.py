@@ -27,8 +27,8 @@ SAMPLERS = {
 }
 
 
-def sampler(name: str) -> Callable[..., "list[Draw]"]:
-    """Import a sampler: f(next_token_logps, prompts, seeds, target, proposals, batch) -> one Draw per prompt."""
+def sampler(name: str) -> Callable[..., "list[MixtureSample]"]:
+    """Import a sampler: f(next_token_logps, prompts, seeds, target, proposals, batch) -> one MixtureSample per prompt."""
     module, _, attribute = SAMPLERS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -64,7 +64,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Draw:
+class MixtureSample:
     """What a sampler answers to one prompt, and how hard it was to get."""
 
     tokens: list[int] | None  # None: every proposal was rejected, so there is no sample
@@ -76,7 +76,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Record:
+class SamplingSummary:
     """How a stage of sampling went."""
 
     sampler: str
@@ -89,7 +89,7 @@ class Record:
     log_z: float  # log of the mean over prompts of the estimates of Z; for rejection, of the share of first tries accepted
 
 
-def record(name: str, alpha: float, draws: Sequence[Draw]) -> Record:
+def sampling_summary(name: str, alpha: float, draws: Sequence[MixtureSample]) -> SamplingSummary:
     """Sum up the draws of a stage.
 
     The acceptance is what rejection cost; over unlike prompts it is lower than the mean of Z, which `log_z` is about.
@@ -103,4 +103,4 @@ def record(name: str, alpha: float, draws: Sequence[Draw]) -> Record:
     )
     log_z = math.log(mean) if mean > 0 else -math.inf
     ess = float(np.mean([draw.ess for draw in draws]))
-    return Record(name, alpha, len(draws), proposals, rejected, acceptance, ess, log_z)
+    return SamplingSummary(name, alpha, len(draws), proposals, rejected, acceptance, ess, log_z)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lowmem_spin.algorithm.samplers.mixture import Draw, Target
+from lowmem_spin.algorithm.samplers.mixture import MixtureSample, Target
 from lowmem_spin.algorithm.samplers.noise import gumbel
 from lowmem_spin.common.files import Tokens
 
@@ -67,16 +67,16 @@ class Walk:
         """Log of the product of C so far, shape (rows,)."""
         return self.log_c.sum(1)
 
-    def draw(self, row: int, proposals: int, ess: float, log_z: float | None) -> Draw:
+    def draw(self, row: int, proposals: int, ess: float, log_z: float | None) -> MixtureSample:
         """The completion of a row that has ended."""
         tokens = list(self.states[row][self.begins[row] :])
         reason = "stop" if tokens[-1] in self.target.ends else "length"
-        return Draw(tokens, reason, self.log_c[row, : len(tokens)].tolist(), proposals, ess, log_z)
+        return MixtureSample(tokens, reason, self.log_c[row, : len(tokens)].tolist(), proposals, ess, log_z)
 
 
 def token_level(
     logps: NextTokenLogps, prompts: Sequence[Tokens], seeds: Sequence[int], target: Target, proposals: int = 1, batch: int = 64
-) -> list[Draw]:
+) -> list[MixtureSample]:
     """The proposal itself, uncorrected: what Nash-MD samples (Munos et al., arXiv 2312.00886).
 
     Distribution over sequences: R(y) divided by the product of C over y's steps.

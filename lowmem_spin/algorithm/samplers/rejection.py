@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lowmem_spin.algorithm.samplers.mixture import Draw, Target
+from lowmem_spin.algorithm.samplers.mixture import MixtureSample, Target
 from lowmem_spin.algorithm.samplers.noise import fork, uniform
 from lowmem_spin.algorithm.samplers.proposal import NextTokenLogps, Walk
 from lowmem_spin.common.files import Tokens
@@ -19,7 +19,7 @@ def rejection(
     target: Target,
     proposals: int = 100,
     batch: int = 64,
-) -> list[Draw]:
+) -> list[MixtureSample]:
     """For each prompt the first of its proposals that is accepted, or a Draw without tokens after `proposals` of them.
 
     A proposal is accepted with probability prod C, which makes the accepted ones exact draws from R and Z the share
@@ -36,7 +36,7 @@ def rejection(
         proposals: how many tries a prompt has.
         batch: sequences that are in one forward; prompts that are left try several times at once.
     """
-    draws: list[Draw | None] = [None] * len(prompts)
+    draws: list[MixtureSample | None] = [None] * len(prompts)
     tried = [0] * len(prompts)
     pending = list(range(len(prompts)))
     while pending:
@@ -52,7 +52,7 @@ def rejection(
                 draws[place] = draw
         for place in now:
             if draws[place] is None and tried[place] == proposals:
-                draws[place] = Draw(None, "rejected", [], proposals, 0.0, None)
+                draws[place] = MixtureSample(None, "rejected", [], proposals, 0.0, None)
         pending = [place for place in pending if draws[place] is None]
     return [draw for draw in draws if draw is not None]
 
@@ -63,7 +63,7 @@ def _try(
     seeds: Sequence[int],
     target: Target,
     tries: Sequence[tuple[int, int]],
-) -> list[Draw | None]:
+) -> list[MixtureSample | None]:
     """One proposal per (place of a prompt, number of the try): the draw, or None if it was rejected."""
     places, numbers = (torch.tensor(column) for column in zip(*tries, strict=True))
     walk = Walk(logps, [prompts[place] for place, _ in tries], fork(torch.tensor(seeds)[places], numbers), target)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lowmem_spin.algorithm.samplers.importance import chosen, effective, particles
-from lowmem_spin.algorithm.samplers.mixture import Draw, Target
+from lowmem_spin.algorithm.samplers.mixture import MixtureSample, Target
 from lowmem_spin.algorithm.samplers.noise import uniform
 from lowmem_spin.algorithm.samplers.proposal import NextTokenLogps
 from lowmem_spin.common.files import Tokens
@@ -17,7 +17,7 @@ RESAMPLE = -2  # the noise of step -2 - t, which no token has
 
 def smc(
     logps: NextTokenLogps, prompts: Sequence[Tokens], seeds: Sequence[int], target: Target, proposals: int = 16, batch: int = 64
-) -> list[Draw]:
+) -> list[MixtureSample]:
     """One of `proposals` particles per prompt, drawn by weight after the last step.
 
     Particles are resampled, those that have ended included, when their effective sample size falls below half of their
@@ -39,7 +39,9 @@ def smc(
     return draws
 
 
-def _populations(logps: NextTokenLogps, prompts: Sequence[Tokens], seeds: Tensor, target: Target, count: int) -> list[Draw]:
+def _populations(
+    logps: NextTokenLogps, prompts: Sequence[Tokens], seeds: Tensor, target: Target, count: int
+) -> list[MixtureSample]:
     walk = particles(logps, prompts, seeds, target, count)
     log_weights = torch.zeros(len(prompts), count, dtype=torch.float64)
     least = torch.full((len(prompts),), float(count), dtype=torch.float64)

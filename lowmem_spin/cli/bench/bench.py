@@ -13,14 +13,14 @@ from lowmem_spin.algorithm.stages import Evaluate
 from lowmem_spin.cli.bench import checkpoint, rivals, table
 from lowmem_spin.cli.bench.measure import Card, Cost, Stopwatch
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.load import load
+from lowmem_spin.config.load import load_recipe
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Sources
-from lowmem_spin.engines.machine import Machine, machine
-from lowmem_spin.engines.memory import Shape, advice, peak, stages
-from lowmem_spin.runner.open import Game, Shared, open_game
+from lowmem_spin.engines.machine import Machine, find_machine
+from lowmem_spin.engines.memory import Shape, advice, peak, stage_memory
+from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.planning import calibration
-from lowmem_spin.runner.planning.calibration import Record
+from lowmem_spin.runner.planning.calibration import Measurement
 from lowmem_spin.runner.run import step
 
 SPARE = 20  # times as many rows as pairs: two iterations then share few prompts, and each computes nearly all of its rows
@@ -28,7 +28,7 @@ BATCHES = {"gemma-2b": (64, 8, 4), "llama-8b": (32, 4, 1), "tiny": (64, 32, 8)} 
 
 
 @dataclass(frozen=True)
-class Asked:
+class BenchRequest:
     """What to measure."""
 
     model: str | None  # None: gemma-2b on a GPU, tiny without
@@ -52,11 +52,11 @@ class Asked:
         ):
             if value < 1:
                 raise InputError(f"--{name}: {value} cannot be used; give 1 or more")
-        rivals.check(self.versus)
+        rivals.check_rivals(self.versus)
 
 
 @dataclass(frozen=True)
-class Found:
+class BenchResult:
     """What was measured."""
 
     device: str
@@ -66,7 +66,7 @@ class Found:
     predicted: dict[str, float]  # peak bytes by kind of stage; empty on a CPU
 
 
-def bench(asked: Asked, console: Console) -> Found:
+def bench(asked: BenchRequest, console: Console) -> BenchResult:
     """Play, measure, compare, print, and remember the rates in the store's bench.json."""
     root = asked.store / "bench"
     root.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def bench(asked: Asked, console: Console) -> Found:
         return bench_in(Path(work), asked, console)
 
 
-def bench_in(work: Path, asked: Asked, console: Console) -> Found:
+def bench_in(work: Path, asked: BenchRequest, console: Console) -> BenchResult:
     """The same in a folder that stays, with the game's rows, results and store. It has to be empty: what a store
     already has is not computed, and so not measured."""
     name, recipe, where = _recipe(asked, work)
@@ -88,7 +88,7 @@ def bench_in(work: Path, asked: Asked, console: Console) -> Found:
         folder = checkpoint.make(asked.store / "bench", name, where, display.say)
         checkpoint.write_rows(work / "rows.jsonl", SPARE * asked.pairs, asked.prompt_length, asked.completion_length)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name_or_path": str(folder.resolve())})})
-    shared = Shared()
+    shared = SharedResources()
     game = open_game(recipe, work, display, shared)
     for stage in game.stages:
         if not isinstance(stage, Evaluate):
@@ -96,7 +96,7 @@ def bench_in(work: Path, asked: Asked, console: Console) -> Found:
     shared.engines.close()
     ours = display.costs(_engines(game))
     device = calibration.device_name(where.device)
-    calibration.record(asked.store, *(_record(cost, device, name, shape, recipe, where) for cost in ours))
+    calibration.record_measurements(asked.store, *(_record(cost, device, name, shape, recipe, where) for cost in ours))
     predicted = _predicted(recipe, shape, where, ours)
     display.say(f"{name}, random weights, {recipe.model.quantization}, {where.dtype}, on {device}", "bold")
     console.print(table.costs(ours, predicted))
@@ -113,14 +113,14 @@ def bench_in(work: Path, asked: Asked, console: Console) -> Found:
             display.say("trl needs a GPU for its Triton kernel, which was interpreted here: its speed says nothing about it")
     display.say(f"rates are in {asked.store / 'bench.json'}, for plans on this device")
     display.say(display.time_line())
-    return Found(device, ours, theirs, missing, predicted)
+    return BenchResult(device, ours, theirs, missing, predicted)
 
 
-def _recipe(asked: Asked, work: Path) -> tuple[str, Recipe, Machine]:
+def _recipe(asked: BenchRequest, work: Path) -> tuple[str, Recipe, Machine]:
     """The model's name, the game to play, and where; written as a recipe so that `--set` works as everywhere."""
     name = asked.model or "tiny"
     recipe = _load(asked, name, work)
-    where = machine(recipe)
+    where = find_machine(recipe)
     if asked.model is None and where.device == "cuda":
         name = "gemma-2b"
         recipe = _load(asked, name, work)
@@ -130,7 +130,7 @@ def _recipe(asked: Asked, work: Path) -> tuple[str, Recipe, Machine]:
     return name, recipe, where
 
 
-def _load(asked: Asked, name: str, work: Path) -> Recipe:
+def _load(asked: BenchRequest, name: str, work: Path) -> Recipe:
     completions, scored, trained = BATCHES[name]
     device_batch = min(trained, asked.pairs)
     content: dict[str, Any] = {
@@ -159,21 +159,21 @@ def _load(asked: Asked, name: str, work: Path) -> Recipe:
     if asked.vram is not None:
         content["runtime"]["vram_gb"] = asked.vram
     (work / "recipe.yaml").write_text(yaml.safe_dump(content))
-    return load(work / "recipe.yaml", asked.overrides)
+    return load_recipe(work / "recipe.yaml", asked.overrides)
 
 
-def _engines(game: Game) -> dict[str, str]:
+def _engines(game: OpenGame) -> dict[str, str]:
     learner = game.inputs.learner["engine"]
     return {"generate": game.inputs.generator["engine"], "score": learner, "train": learner}
 
 
-def _record(cost: Cost, device: str, name: str, shape: Shape, recipe: Recipe, where: Machine) -> Record:
+def _record(cost: Cost, device: str, name: str, shape: Shape, recipe: Recipe, where: Machine) -> Measurement:
     batches = {
         "generate": recipe.runtime.generation_batch_size,
         "score": recipe.runtime.scoring_batch_size,
         "train": recipe.training.per_device_train_batch_size,
     }
-    return Record(
+    return Measurement(
         device=device,
         engine=cost.by,
         kind=cost.work,  # type: ignore[arg-type]
@@ -192,11 +192,11 @@ def _predicted(recipe: Recipe, shape: Shape, where: Machine, ours: list[Cost]) -
     """Peak bytes by kind. On a CPU there is none, and none for vllm, which takes what it is given."""
     if where.device == "cpu":
         return {}
-    terms = stages(recipe, shape, where.dtype)
+    terms = stage_memory(recipe, shape, where.dtype)
     return {cost.work: peak(terms[cost.work]) for cost in ours if cost.by != "vllm"}
 
 
-def _explain(asked: Asked, where: Machine, ours: list[Cost], display: Stopwatch) -> None:
+def _explain(asked: BenchRequest, where: Machine, ours: list[Cost], display: Stopwatch) -> None:
     lengths = f"prompts of {asked.prompt_length} tokens and completions of {asked.completion_length}"
     display.say(f"{lengths}: random weights never end one by themselves, so every length is its cap")
     generated = next(cost for cost in ours if cost.work == "generate")
@@ -208,13 +208,13 @@ def _explain(asked: Asked, where: Machine, ours: list[Cost], display: Stopwatch)
         display.say("budget.py's figures are for a GPU and are not compared with it")
 
 
-def _versus(asked: Asked, game: Game, where: Machine, card: Card) -> tuple[list[Cost], list[str]]:
+def _versus(asked: BenchRequest, game: OpenGame, where: Machine, card: Card) -> tuple[list[Cost], list[str]]:
     theirs: list[Cost] = []
     missing: list[str] = []
     model = Sources(Path(), game.store.root / "sources.json").model(game.recipe.model.name_or_path, None)
     limit = None if asked.vram is None else asked.vram * 1e9
     for name in asked.versus:
-        outcome = rivals.challenge(name, rivals.Bout(game, model, where, card, limit, asked.store / "bench" / "logs"))
+        outcome = rivals.run_rival(name, rivals.Workload(game, model, where, card, limit, asked.store / "bench" / "logs"))
         if isinstance(outcome, str):
             missing.append(outcome)
         else:

@@ -52,7 +52,7 @@ class _Steps(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-class Rival:
+class TRLRival:
     """Loads the same base and, like any user of TRL, lets it add and cast the adapter."""
 
     def __init__(self, recipe: Recipe, model: Source, where: Machine, pairs: Sequence[Sides], work: str, limit: float | None):

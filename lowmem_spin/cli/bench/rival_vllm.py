@@ -7,7 +7,7 @@ from vllm import LLM, SamplingParams  # pyright: ignore
 from vllm.lora.request import LoRARequest  # pyright: ignore
 
 
-class Rival:
+class VLLMRival:
     """`options` are those of vLLM's own LLM."""
 
     def __init__(self, options: dict[str, Any]) -> None:

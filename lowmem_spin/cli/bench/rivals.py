@@ -12,20 +12,20 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.registry import held_rank
 from lowmem_spin.engines.worker import Worker
-from lowmem_spin.runner.open import Game
+from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.pairs import training_pairs
 
 REMEDY = "the benchmark goes on without it"
 
 
-class Bout:
+class Workload:
     """A played game, its base, and the machine: what a rival needs to do the same work.
 
     The game's engines have been closed. `limit` is the bytes of the card that may be used, None for all of it;
     `logs` is the folder for the workers' output.
     """
 
-    def __init__(self, game: Game, model: Source, where: Machine, card: Card, limit: float | None, logs: Path) -> None:
+    def __init__(self, game: OpenGame, model: Source, where: Machine, card: Card, limit: float | None, logs: Path) -> None:
         self.game, self.model, self.where, self.card, self.limit, self.logs = game, model, where, card, limit, logs
 
     def worker(self, name: str, target: str, arguments: tuple[Any, ...], environment: dict[str, str]) -> Worker:
@@ -38,7 +38,7 @@ class Bout:
         return Cost(work, by, rows, tokens, seconds, Peak(device, torch[0] if torch else None))
 
 
-def trl(bout: Bout) -> list[Cost]:
+def trl(bout: Workload) -> list[Cost]:
     """TRL scores and trains on the pairs of the last iteration."""
     recipe = bout.game.recipe
     last = [stage for stage in bout.game.stages if isinstance(stage, Train)][-1]
@@ -46,14 +46,14 @@ def trl(bout: Bout) -> list[Cost]:
     sides = [[list(map(int, side)) for side in (p.prompt, p.chosen, p.rejected)] for p in training_pairs(bout.game, last)]
     arguments = (recipe, bout.model, bout.where, sides, work, bout.limit)
     environment = {"TRITON_INTERPRET": "1"} if bout.where.device == "cpu" else {}
-    worker = bout.worker("trl", "lowmem_spin.cli.bench.rival_trl:Rival", arguments, environment)
+    worker = bout.worker("trl", "lowmem_spin.cli.bench.rival_trl:TRLRival", arguments, environment)
     try:
         return [bout.cost(work, "trl", lambda work=work: worker.call(work)) for work in ("score", "train")]
     finally:
         worker.close()
 
 
-def vllm(bout: Bout) -> list[Cost]:
+def vllm(bout: Workload) -> list[Cost]:
     """vLLM answers what all opponents of the last iteration were asked."""
     from lowmem_spin.engines.loading import end_tokens, load_tokenizer
 
@@ -93,14 +93,14 @@ def vllm(bout: Bout) -> list[Cost]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
     }
-    worker = bout.worker("vllm", "lowmem_spin.cli.bench.rival_vllm:Rival", (options,), environment)
+    worker = bout.worker("vllm", "lowmem_spin.cli.bench.rival_vllm:VLLMRival", (options,), environment)
     try:
         return [bout.cost("generate", "vllm", lambda: worker.call("generate", requests, sampling))]
     finally:
         worker.close()
 
 
-def _plain_base(bout: Bout) -> Path:
+def _plain_base(bout: Workload) -> Path:
     """The base as vLLM can serve it: unpacked from its 4 bits, if it has them."""
     quantization = bout.game.recipe.model.quantization
     if quantization == "none":
@@ -111,17 +111,17 @@ def _plain_base(bout: Bout) -> Path:
     return folder
 
 
-RIVALS: dict[str, Callable[[Bout], list[Cost]]] = {"trl": trl, "vllm": vllm}
+RIVALS: dict[str, Callable[[Workload], list[Cost]]] = {"trl": trl, "vllm": vllm}
 
 
-def check(names: list[str]) -> None:
+def check_rivals(names: list[str]) -> None:
     """Refuse a rival that is unknown, before anything is computed."""
     for name in names:
         if name not in RIVALS:
             raise InputError(f"--versus: {name!r} is unknown; known: {', '.join(RIVALS)}")
 
 
-def challenge(name: str, bout: Bout) -> list[Cost] | str:
+def run_rival(name: str, bout: Workload) -> list[Cost] | str:
     """What the rival's work cost, or why there is none."""
     if find_spec(name) is None:
         return f"{name}: not installed"

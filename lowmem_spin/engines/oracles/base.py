@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lowmem_spin.algorithm.preferences import Question
+from lowmem_spin.algorithm.preferences import Comparison
 
 ORACLES = {
     "function": "lowmem_spin.engines.oracles.function:Function",
     "reward_model": "lowmem_spin.engines.oracles.reward_model:RewardModel",
     "pairrm": "lowmem_spin.engines.oracles.pairrm:PairRM",
-    "judge": "lowmem_spin.engines.oracles.judge:Judge",
+    "judge": "lowmem_spin.engines.oracles.judge:LLMJudge",
 }
 
 
@@ -41,7 +41,7 @@ class Oracle(Protocol):
         """Fields of `game.oracle` by which it is found from any folder."""
         ...
 
-    def prefer(self, questions: Sequence[Question]) -> list[np.ndarray]:
+    def prefer(self, questions: Sequence[Comparison]) -> list[np.ndarray]:
         """P (K, K) for each question, float64, P[i, j] + P[j, i] = 1 and 1/2 on the diagonal."""
         ...
 
@@ -54,7 +54,7 @@ class Oracle(Protocol):
         ...
 
 
-class Weightless:
+class NoWeights:
     """An oracle that holds no memory."""
 
     undecided: Collection[int] = ()

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.algorithm.preferences import Question, check, of_scores
+from lowmem_spin.algorithm.preferences import Comparison, check_preferences, of_scores
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import sha256
-from lowmem_spin.engines.oracles.base import Weightless
+from lowmem_spin.engines.oracles.base import NoWeights
 
 FIELD = "game.oracle.function"
 
@@ -21,7 +21,7 @@ def exact_match(messages: list[dict[str, str]], answers: list[str], reference: s
     return [float(answer == reference) for answer in answers]
 
 
-class Function(Weightless):
+class Function(NoWeights):
     """`exact_match`, or `file.py:function`: called with (messages, answers, reference) for every prompt.
 
     It returns one score for each answer, or the preferences themselves, a K by K matrix.
@@ -50,18 +50,18 @@ class Function(Weightless):
         """See preference.Oracle."""
         return {"function": self.place}
 
-    def prefer(self, questions: Sequence[Question]) -> list[np.ndarray]:
+    def prefer(self, questions: Sequence[Comparison]) -> list[np.ndarray]:
         """P for each question; see preference.Oracle."""
         return [self._prefer(question) for question in questions]
 
-    def _prefer(self, question: Question) -> np.ndarray:
+    def _prefer(self, question: Comparison) -> np.ndarray:
         try:
             given = np.asarray(self.function(question.messages, question.answers, question.reference), np.float64)
         except Exception as error:
             raise InputError(f"{FIELD}: {self.name!r} failed: {type(error).__name__}: {error}") from error
         if given.ndim == 1 and len(given) == len(question.answers) and np.isfinite(given).all():
             return of_scores(given)
-        return check(given, len(question.answers), FIELD)
+        return check_preferences(given, len(question.answers), FIELD)
 
 
 def _load(file: Path, attribute: str, name: str) -> Callable[..., Any]:

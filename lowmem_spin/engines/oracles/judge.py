@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.algorithm.preferences import Question, of_pairs
+from lowmem_spin.algorithm.preferences import Comparison, of_pairs
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.engines.oracles.base import Weightless
+from lowmem_spin.engines.oracles.base import NoWeights
 from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError, part
 
 BOUND = 0.2  # the share of orders that may fail,
@@ -41,7 +41,7 @@ answer B is better, [[C]] if neither is."""
 AGAIN = "Your verdict is missing. Give it now and nothing else: [[A]], [[B]] or [[C]]."
 
 
-class Judge(Weightless):
+class LLMJudge(NoWeights):
     """P[i, j] is the mean, over the two orders in which i and j are shown, of 1 for i, 1/2 for a tie and 0 for j.
 
     A judge that only looks at places so gives 1/2 (as in MT-Bench, arXiv 2306.05685, section 3.4, but with the halves
@@ -120,7 +120,7 @@ class Judge(Weightless):
         """The share of orders that failed so far."""
         return self.failed / self.orders if self.orders else 0.0
 
-    def prefer(self, questions: Sequence[Question]) -> list[np.ndarray]:
+    def prefer(self, questions: Sequence[Comparison]) -> list[np.ndarray]:
         """P for each question; see preference.Oracle.
 
         Raises:
@@ -146,7 +146,7 @@ class Judge(Weightless):
         self._report()
         return matrices
 
-    def _orders(self, questions: Sequence[Question]) -> dict[tuple[int, str, str], str]:
+    def _orders(self, questions: Sequence[Comparison]) -> dict[tuple[int, str, str], str]:
         """{(question, the answer shown as A, the other): prompt}"""
         return {
             (place, one, other): self._ask(question, one, other)
@@ -154,7 +154,7 @@ class Judge(Weightless):
             for one, other in permutations(dict.fromkeys(question.answers), 2)
         }
 
-    def failures(self, questions: Sequence[Question]) -> tuple[int, int]:
+    def failures(self, questions: Sequence[Comparison]) -> tuple[int, int]:
         """(orders without a verdict in all that the judge replied, orders), whichever process asked."""
         prompts = set(self._orders(questions).values())
         return sum(map(self._has_none, prompts)), len(prompts)
@@ -168,7 +168,7 @@ class Judge(Weightless):
             messages += _once_more(reply)
         return True
 
-    def _ask(self, question: Question, first: str, second: str) -> str:
+    def _ask(self, question: Comparison, first: str, second: str) -> str:
         """The prompt that shows `first` as A."""
         turns = "\n\n".join(f"{message['role']}: {message['content']}" for message in question.messages)
         told = {"conversation": turns, "answer_a": first, "answer_b": second, "reference": question.reference}

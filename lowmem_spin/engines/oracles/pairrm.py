@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.algorithm.preferences import Question, of_pairs
+from lowmem_spin.algorithm.preferences import Comparison, of_pairs
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 
@@ -63,9 +63,9 @@ class PairRM:
         self.ranker: Any = None
 
     def _load(self) -> None:
-        from lowmem_spin.engines.oracles.pairrm_model import load
+        from lowmem_spin.engines.oracles.pairrm_model import load_pairrm
 
-        self.tokenizer, ranker = load(self.source, self.dtype, MARKS, FIELD)
+        self.tokenizer, ranker = load_pairrm(self.source, self.dtype, MARKS, FIELD)
         self.ranker = ranker.to(self.device)  # type: ignore[arg-type]
         self.marks = [self.tokenizer.convert_tokens_to_ids(mark) for mark in MARKS.values()]
         special = {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab(), *MARKS.values()}
@@ -93,7 +93,7 @@ class PairRM:
         source = self.source
         return {"model": str(Path(source.location).resolve()) if source.local else source.location, "revision": source.revision}
 
-    def prefer(self, questions: Sequence[Question]) -> list[np.ndarray]:
+    def prefer(self, questions: Sequence[Comparison]) -> list[np.ndarray]:
         """P for each question; see preference.Oracle."""
         if self.ranker is None:
             self._load()
@@ -112,7 +112,7 @@ class PairRM:
             for place, question in enumerate(questions)
         ]
 
-    def _ordered_pairs(self, question: Question) -> Iterator[tuple[str, str, list[int]]]:
+    def _ordered_pairs(self, question: Comparison) -> Iterator[tuple[str, str, list[int]]]:
         """Every two different answers in both orders, with what the model reads."""
         answers = list(dict.fromkeys(question.answers))
         source, candidates = sides(question.messages, answers)

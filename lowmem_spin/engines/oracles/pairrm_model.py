@@ -38,7 +38,7 @@ class Ranker(DebertaV2PreTrainedModel):
         return (self.head_layer(torch.cat([source, first], -1)) - self.head_layer(torch.cat([source, second], -1)))[:, 0]
 
 
-def load(model: Source, dtype: str, marks: Mapping[str, str], field: str) -> tuple[Any, Ranker]:
+def load_pairrm(model: Source, dtype: str, marks: Mapping[str, str], field: str) -> tuple[Any, Ranker]:
     """The tokenizer and the network.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.algorithm.preferences import Question, of_rewards
+from lowmem_spin.algorithm.preferences import Comparison, of_rewards
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 
@@ -74,7 +74,7 @@ class RewardModel:
         source = self.source
         return {"model": str(Path(source.location).resolve()) if source.local else source.location, "revision": source.revision}
 
-    def prefer(self, questions: Sequence[Question]) -> list[np.ndarray]:
+    def prefer(self, questions: Sequence[Comparison]) -> list[np.ndarray]:
         """P for each question; see preference.Oracle."""
         if self.model is None:
             self._load()

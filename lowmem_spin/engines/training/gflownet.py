@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
 from lowmem_spin.algorithm.stages import Sampling
-from lowmem_spin.algorithm.subtb import Steps, subtrajectory_balance, weighted_count
+from lowmem_spin.algorithm.subtb import StepLogps, subtb_loss, weighted_count
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.common.keys import number
@@ -40,7 +40,7 @@ RECORDS = 50  # of metrics, about
 
 
 @dataclass(frozen=True)
-class Row:
+class GFlowNetRow:
     """A sequence to balance."""
 
     prompt: Tokens
@@ -48,7 +48,7 @@ class Row:
     own: bool  # drawn in this step from the policy itself, untempered
 
 
-class Amortiser:
+class GFlowNetTrainer:
     """Trains an engine's slot; p and b take their turns in the same slot when the reward is computed.
 
     Nothing is swapped between a forward and its backward, and there is never a second adapter beside the base.
@@ -133,7 +133,7 @@ class Amortiser:
             self._mode(learning=False)
             self.engine.model.zero_grad(set_to_none=True)
 
-    def _draw(self, step: int) -> list[Row]:
+    def _draw(self, step: int) -> list[GFlowNetRow]:
         """The sequences of a step: each prompt's own draw, or one that was drawn for it before."""
         settings, size = self.settings, self.settings["batch_size"]
         epoch, batch = divmod(step, self.per_epoch)
@@ -142,15 +142,15 @@ class Amortiser:
         chance = random.Random(number(settings["seed"], "gflownet", step))
         explores = chance.random() < settings["explore"]
         temperature = chance.uniform(*settings["temperatures"]) if explores else 1.0
-        rows: dict[int, Row] = {}
+        rows: dict[int, GFlowNetRow] = {}
         for place in places:
             if self.buffer[place] and chance.random() < settings["replay"]:
-                rows[place] = Row(self.prompts[place], chance.choice(self.buffer[place]), own=False)
+                rows[place] = GFlowNetRow(self.prompts[place], chance.choice(self.buffer[place]), own=False)
         fresh = [place for place in places if place not in rows]
         seeds = [number(settings["seed"], "gflownet", epoch, place) for place in fresh]
         drawn = self._sample([(self.prompts[place], seed) for place, seed in zip(fresh, seeds, strict=True)], temperature)
         for place, tokens in zip(fresh, drawn, strict=True):
-            rows[place] = Row(self.prompts[place], tokens, own=not explores)
+            rows[place] = GFlowNetRow(self.prompts[place], tokens, own=not explores)
             if tokens not in self.buffer[place]:
                 self.buffer[place].append(tokens)
         return [rows[place] for place in places]
@@ -168,7 +168,7 @@ class Amortiser:
         left = 1 - step / max(1.0, self.settings["anneal"] * self.steps)
         return 1 + (self.settings["reward_temperature"] - 1) * max(0.0, left)
 
-    def _learn(self, step: int, rows: Sequence[Row]) -> dict[str, float]:
+    def _learn(self, step: int, rows: Sequence[GFlowNetRow]) -> dict[str, float]:
         """One optimiser step on the mean over all sub-trajectories of these rows."""
         lam, heat = self.settings["lam"], self._heat(step)
         lengths, capped = self._shape(rows)
@@ -181,8 +181,8 @@ class Amortiser:
                 reward = self._reward(part)
                 self._mode(learning=True)
                 policy = self._steps(part)
-                cooled = Steps(reward.tokens / heat, reward.ends / heat)
-                mean = subtrajectory_balance(policy, cooled, *self._shape(part), lam).sum() / count
+                cooled = StepLogps(reward.tokens / heat, reward.ends / heat)
+                mean = subtb_loss(policy, cooled, *self._shape(part), lam).sum() / count
                 self.scaler.scale(mean).backward()
             loss += mean.item()
             log_ratio = (policy.tokens - reward.tokens).detach().sum(1).tolist()
@@ -206,14 +206,14 @@ class Amortiser:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _shape(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    def _shape(self, rows: Sequence[GFlowNetRow]) -> tuple[Tensor, Tensor]:
         """Of each row its tokens, and whether it was cut."""
         device = self.engine.device
         lengths = torch.tensor([len(row.tokens) for row in rows], device=device)
         return lengths, torch.tensor([row.tokens[-1] not in self.engine.ends for row in rows], device=device)
 
     @torch.no_grad()
-    def _reward(self, rows: Sequence[Row]) -> Steps:
+    def _reward(self, rows: Sequence[GFlowNetRow]) -> StepLogps:
         """The log-factors of R; both policies score as they do elsewhere."""
         with self._in_slot(self.previous):
             p = self._steps(rows)
@@ -222,14 +222,14 @@ class Amortiser:
         for values in (p.tokens, p.ends, b.tokens, b.ends):
             finite(values, self.engine.where)
         parts = [self.alpha * x + (1 - self.alpha) * y for x, y in ((p.tokens, b.tokens), (p.ends, b.ends))]
-        return Steps(*parts)
+        return StepLogps(*parts)
 
-    def _steps(self, rows: Sequence[Row]) -> Steps:
+    def _steps(self, rows: Sequence[GFlowNetRow]) -> StepLogps:
         """What the model as it stands says of every step of these rows."""
         engine = self.engine
         batch = collate([(row.prompt, row.tokens) for row in rows], engine.pad).to(engine.device)
         with autocast(engine.device, engine.where.dtype):
-            return Steps(*step_logps(engine.model.get_base_model(), batch, engine.ends, engine.states))
+            return StepLogps(*step_logps(engine.model.get_base_model(), batch, engine.ends, engine.states))
 
     def _mode(self, learning: bool) -> None:
         """Dropout sleeps in both: the policy that samples is the one to balance, and noise inside a square adds to its mean."""

@@ -163,7 +163,7 @@ class PairTrainer(Trainer):
         super().log(logs, start_time)
 
 
-class Steps(TrainerCallback):
+class ProgressCallback(TrainerCallback):
     """Tells the progress display of the rows behind every optimiser step, a resumed training's first ones included,
     and, as 0 rows, that a checkpoint was written."""
 
@@ -263,7 +263,7 @@ def train(
         remove_unused_columns=False,
         label_names=[],
     )
-    steps_told = [Steps(advance, len(pairs), effective)]
+    steps_told = [ProgressCallback(advance, len(pairs), effective)]
     dtype = settings["learner"]["dtype"]
     trainer = PairTrainer(pairs, loss, pad, effective, states, dtype, model=model, args=arguments, callbacks=steps_told)
     trainer.remove_callback(PrinterCallback)  # our own display shows progress

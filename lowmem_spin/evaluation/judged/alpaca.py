@@ -33,7 +33,7 @@ class Instructions:
         self.baseline = self.rows[0]["generator"]
 
 
-def read(path: Path | None, limit: int | None, option: str) -> Instructions:
+def read_alpaca(path: Path | None, limit: int | None, option: str) -> Instructions:
     """The first `limit` instructions of a file, or the official ones from the hub.
 
     Raises:
@@ -115,7 +115,7 @@ def annotations(
     ]
 
 
-def numbers(instructions: Instructions, annotated: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def alpaca_numbers(instructions: Instructions, annotated: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """win rate, lengths in characters, and on the official instructions the length-controlled win rate; rates from 0 to 1."""
     parts = {
         "win rate": [one["preference"] - 1 for one in annotated],

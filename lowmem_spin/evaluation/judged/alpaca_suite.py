@@ -3,61 +3,61 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lowmem_spin.algorithm.preferences import Question
-from lowmem_spin.algorithm.stages import judged_asked
+from lowmem_spin.algorithm.preferences import Comparison
+from lowmem_spin.algorithm.stages import judgement_spec
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.keys import digest
-from lowmem_spin.engines.oracles.judge import Judge
+from lowmem_spin.engines.oracles.judge import LLMJudge
 from lowmem_spin.evaluation.judged import alpaca
 from lowmem_spin.evaluation.judged.shared import (
     Judged,
+    answer_room,
     as_prompt,
     file_name,
-    plainly,
-    reach,
-    room_for,
+    plain_sampling,
+    reach_judge,
     ungraded,
     user,
-    write_json,
+    write_json_list,
 )
-from lowmem_spin.evaluation.target import Answering, Played
+from lowmem_spin.evaluation.target import Answering, EvaluationTarget
 from lowmem_spin.runner.run_folder import note_used
 from lowmem_spin.store.rows import Answer, Compared, Prompt
 
 TEMPERATURE = 0.7  # of answers, as most of AlpacaEval's own entries of open models have it
 
 
-def measure(game: Played, asked: Judged, limit: int | None, display: Display) -> None:
+def measure_alpaca(game: EvaluationTarget, asked: Judged, limit: int | None, display: Display) -> None:
     """Have the wanted policies answer, the answers judged, and both written to the game's folder."""
     option, judge = asked.option("alpaca"), asked.judge
-    instructions = alpaca.read(asked.alpaca, limit, option)
+    instructions = alpaca.read_alpaca(asked.alpaca, limit, option)
     with display.start_up("loading the tokenizer"):
         renderer = game.renderer()
     if instructions.official and judge is not None:
         alpaca.check_length_control(option)
     prompts = [as_prompt(renderer.prompt([user(row["instruction"])])) for row in instructions.rows]
     longest = max(len(prompt.tokens) for prompt in prompts)
-    room = room_for(game, option, longest, asked.longest or alpaca.LONGEST)
+    room = answer_room(game, option, longest, asked.longest or alpaca.LONGEST)
     oracle = None if judge is None else asked.oracle(game, judge, display)
     with_engines = game.answering((longest, room), oracle)
-    sampling = plainly(with_engines.sampling, TEMPERATURE, room)
+    sampling = plain_sampling(with_engines.sampling, TEMPERATURE, room)
 
     def compared(policy: str) -> dict[str, Any]:
         known = {} if oracle is None else oracle.identity()
-        return judged_asked([instructions.identity, f"{digest(sampling.asked(policy))}/0"], known)
+        return judgement_spec([instructions.identity, f"{digest(sampling.asked(policy))}/0"], known)
 
     def asks(policy: str) -> dict[str, Any]:
         what = {"task": "alpaca", "judged": digest(compared(policy)), "official": instructions.official}
         return {"kind": "evaluate", "version": alpaca.VERSION, "policy": policy, **what}
 
     if oracle is not None:
-        reach(oracle.endpoint, game, asks, asked)
+        reach_judge(oracle.endpoint, game, asks, asked)
     wanted = [(game.policies[name], prompts) for name in game.wanted]
     note_used(game.folder, "completions", [digest(sampling.asked(policy)) for policy, _ in wanted])
     answers = dict(zip(game.wanted, with_engines.tables.answers(wanted, sampling, "AlpacaEval"), strict=True))
     place = game.folder / "alpaca"
     for name, given in answers.items():
-        write_json(
+        write_json_list(
             place / f"{file_name(name)}.json", alpaca.outputs(instructions, file_name(name), [one.text for one in given])
         )
     if judge is None or oracle is None:
@@ -76,7 +76,7 @@ def measure(game: Played, asked: Judged, limit: int | None, display: Display) ->
     for name, key in game.policies.items():
         if (record := game.result(asks(key))) is not None:
             annotated = [{**line, "generator_2": file_name(name)} for line in record["annotations"]]
-            write_json(place / f"annotations_{file_name(name)}_by_{file_name(judge.model)}.json", annotated)
+            write_json_list(place / f"annotations_{file_name(name)}_by_{file_name(judge.model)}.json", annotated)
 
 
 def _compare(
@@ -86,11 +86,11 @@ def _compare(
     prompts: Sequence[Prompt],
     name: str,
     answers: Sequence[Answer],
-    oracle: Judge,
+    oracle: LLMJudge,
 ) -> dict[str, Any]:
     rows = []
     for row, prompt, answer in zip(instructions.rows, prompts, answers, strict=True):
-        question = Question([user(row["instruction"])], [row["output"], answer.text], row["output"])
+        question = Comparison([user(row["instruction"])], [row["output"], answer.text], row["output"])
         rows.append(Compared(prompt.id, question, [list(row["output"].encode()), answer.tokens]))
     judge, before = oracle.endpoint.model, oracle.silent
     preferences = with_engines.tables.preferences(asked, rows, f"{name} against {instructions.baseline} by {judge}")
@@ -99,7 +99,7 @@ def _compare(
     failed, orders = oracle.failures([row.question for row in rows])
     return {
         "numbers": {
-            **alpaca.numbers(instructions, annotated),
+            **alpaca.alpaca_numbers(instructions, annotated),
             "failed": {"value": (failed + silent) / max(orders, 1), "stderr": None},
         },
         "count": len(rows),

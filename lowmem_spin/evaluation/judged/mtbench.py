@@ -40,7 +40,7 @@ SCORE = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
 
 
 @dataclass(frozen=True)
-class Question:
+class MTBenchQuestion:
     """Two turns, and for some categories how a good answer to each looks."""
 
     id: int | str
@@ -55,10 +55,10 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Bench:
+class MTBench:
     """The questions, and the judge's prompts by (referred, second turn)."""
 
-    questions: list[Question]
+    questions: list[MTBenchQuestion]
     prompts: dict[tuple[bool, bool], dict[str, str]]
 
     @property
@@ -76,7 +76,7 @@ class Bench:
 class Judgement:
     """A line of FastChat's judgement file; the score is -1 where the reply has none."""
 
-    question: Question
+    question: MTBenchQuestion
     turn: int  # 1 or 2
     prompt_name: str
     user_prompt: str
@@ -84,7 +84,7 @@ class Judgement:
 
     @property
     def score(self) -> float:
-        return score(self.reply or "")
+        return parse_score(self.reply or "")
 
     def record(self, model: str, judge: str) -> dict[str, Any]:
         """As FastChat writes it."""
@@ -113,7 +113,7 @@ def download(folder: Path, address: str = FASTCHAT) -> None:
         partial.replace(path)
 
 
-def read(folder: Path, limit: int | None, option: str) -> Bench:
+def read_mtbench(folder: Path, limit: int | None, option: str) -> MTBench:
     """The first `limit` questions of a folder with FastChat's files.
 
     Raises:
@@ -134,7 +134,7 @@ def read(folder: Path, limit: int | None, option: str) -> Bench:
                 f"{option}: question {line['question_id']} of {str(folder)!r} needs {TURNS} turns, and a reference answer to "
                 f"each if it is of {', '.join(REFERRED)}"
             )
-        questions.append(Question(line["question_id"], category, line["turns"], reference))
+        questions.append(MTBenchQuestion(line["question_id"], category, line["turns"], reference))
     if not questions:
         raise InputError(f"{option}: {str(folder / QUESTIONS)!r} has no question")
     if len({question.id for question in questions}) < len(questions):
@@ -147,7 +147,7 @@ def read(folder: Path, limit: int | None, option: str) -> Bench:
     kept = ("name", "system_prompt", "prompt_template")
     prompts = {kind: {field: named[name][field] for field in kept} for kind, name in kinds.items()}
     for (referred, second), prompt in prompts.items():
-        example = Question(0, "", ["", ""], ["", ""] if referred else None)
+        example = MTBenchQuestion(0, "", ["", ""], ["", ""] if referred else None)
         try:
             prompt["prompt_template"].format(**_told(example, int(second), ["", ""]))
         except (LookupError, ValueError, AttributeError) as error:
@@ -155,7 +155,7 @@ def read(folder: Path, limit: int | None, option: str) -> Bench:
                 f"{option}: prompt {prompt['name']!r} of {str(folder / PROMPTS)!r} has a place that nothing fills: {error}; "
                 "a brace that is none is written twice"
             ) from None
-    return Bench(questions, prompts)
+    return MTBench(questions, prompts)
 
 
 def _reference(line: dict[str, Any]) -> Any:
@@ -183,7 +183,7 @@ def _lines(path: Path, option: str, fields: Sequence[str]) -> list[dict[str, Any
     return lines
 
 
-def score(reply: str) -> float:
+def parse_score(reply: str) -> float:
     """The first [[n]] of a reply, or the first [n] if it has none; -1 if it has neither or n is not within 1 to 10."""
     found = next((match for pattern in SCORE if (match := pattern.search(reply))), None)
     value = float(found[1]) if found else -1.0
@@ -206,7 +206,7 @@ class Grader:
         return {"model": self.endpoint.model, "temperature": 0.0, "max_tokens": self.max_tokens, "extra": self.endpoint.extra}
 
     def grade(
-        self, bench: Bench, answers: Mapping[int | str, Sequence[Answer]], advance: Callable[[int], None]
+        self, bench: MTBench, answers: Mapping[int | str, Sequence[Answer]], advance: Callable[[int], None]
     ) -> list[Judgement]:
         """Judge one policy's answers, both turns of every question.
 
@@ -221,7 +221,7 @@ class Grader:
         work = [(question, turn) for question in bench.questions for turn in range(TURNS)]
         self._done = self._silent = 0
 
-        def judge(item: tuple[Question, int]) -> Judgement:
+        def judge(item: tuple[MTBenchQuestion, int]) -> Judgement:
             question, turn = item
             prompt = bench.prompts[question.reference is not None, turn > 0]
             told = prompt["prompt_template"].format(**_told(question, turn, [answer.text for answer in answers[question.id]]))
@@ -249,7 +249,7 @@ class Grader:
         return reply
 
 
-def _told(question: Question, turn: int, answers: Sequence[str]) -> dict[str, str]:
+def _told(question: MTBenchQuestion, turn: int, answers: Sequence[str]) -> dict[str, str]:
     """What the places of a judge's prompt stand for."""
     both = {f"ref_answer_{place + 1}": text for place, text in enumerate(question.reference or [])}
     if turn == 0:
@@ -259,7 +259,7 @@ def _told(question: Question, turn: int, answers: Sequence[str]) -> dict[str, st
     return both
 
 
-def numbers(bench: Bench, judgements: Sequence[Judgement]) -> dict[str, dict[str, Any]]:
+def mtbench_numbers(bench: MTBench, judgements: Sequence[Judgement]) -> dict[str, dict[str, Any]]:
     """Means over judgements that have a score, as FastChat takes them; errors are over questions, whose turns depend.
 
     Returns:
@@ -289,7 +289,7 @@ def _mean(group: Sequence[Judgement]) -> dict[str, Any]:
     return {"value": mean, "stderr": (sum(v * v for v in off.values()) * count / (count - 1)) ** 0.5 / len(group)}
 
 
-def answer_records(bench: Bench, model: str, answers: Mapping[int | str, Sequence[Answer]]) -> list[dict[str, Any]]:
+def answer_records(bench: MTBench, model: str, answers: Mapping[int | str, Sequence[Answer]]) -> list[dict[str, Any]]:
     """One policy's answers as FastChat's gen_model_answer writes them."""
     when = time.time()
     return [

@@ -11,34 +11,34 @@ from lowmem_spin.data.render import Renderer
 from lowmem_spin.evaluation.judged import mtbench
 from lowmem_spin.evaluation.judged.shared import (
     Judged,
+    answer_room,
     as_prompt,
     file_name,
-    plainly,
-    reach,
-    room_for,
+    plain_sampling,
+    reach_judge,
     ungraded,
     user,
-    write_lines,
+    write_json_lines,
 )
-from lowmem_spin.evaluation.target import Answering, Played
+from lowmem_spin.evaluation.target import Answering, EvaluationTarget
 from lowmem_spin.runner.run_folder import note_used
 from lowmem_spin.store.rows import Answer
 
 
-def measure(game: Played, asked: Judged, limit: int | None, display: Display) -> None:
+def measure_mtbench(game: EvaluationTarget, asked: Judged, limit: int | None, display: Display) -> None:
     """Have the wanted policies answer, the answers judged, and both written to the game's folder."""
     option, folder = asked.option("mtbench"), asked.mtbench or game.store.root / "mtbench"
     if asked.download:
         mtbench.download(folder)
-    bench = mtbench.read(folder, limit, option)
+    bench = mtbench.read_mtbench(folder, limit, option)
     with display.start_up("loading the tokenizer"):
         renderer = game.renderer()
     asked_of = max(sum(len(renderer.prompt([user(turn)])) for turn in question.turns) for question in bench.questions)
-    room = room_for(game, option, asked_of, asked.longest or mtbench.LONGEST, turns=mtbench.TURNS)
+    room = answer_room(game, option, asked_of, asked.longest or mtbench.LONGEST, turns=mtbench.TURNS)
     with_engines = game.answering((asked_of + room, room))
 
     def sampled(temperature: float) -> Sampling:
-        return plainly(with_engines.sampling, temperature, room)
+        return plain_sampling(with_engines.sampling, temperature, room)
 
     temperatures = sorted({question.temperature for question in bench.questions})
     judge = asked.judge
@@ -50,11 +50,13 @@ def measure(game: Played, asked: Judged, limit: int | None, display: Display) ->
         return {"kind": "evaluate", "version": mtbench.VERSION, "policy": policy, **what, "judge": grader and grader.identity()}
 
     if grader is not None:
-        reach(grader.endpoint, game, asks, asked)
+        reach_judge(grader.endpoint, game, asks, asked)
     answers = _two_turns(game, with_engines, bench, renderer, sampled)
     place = game.folder / "mtbench"
     for name, given in answers.items():
-        write_lines(place / "model_answer" / f"{file_name(name)}.jsonl", mtbench.answer_records(bench, file_name(name), given))
+        write_json_lines(
+            place / "model_answer" / f"{file_name(name)}.jsonl", mtbench.answer_records(bench, file_name(name), given)
+        )
     if judge is None or grader is None:
         display.say(ungraded(place / "model_answer", asked))
         return
@@ -69,13 +71,13 @@ def measure(game: Played, asked: Judged, limit: int | None, display: Display) ->
     judgements = [
         {**line, "model": file_name(name)} for name, record in records.items() if record for line in record["judgements"]
     ]  # another game may have another name for the same policy
-    write_lines(place / "model_judgment" / f"{file_name(judge.model)}_single.jsonl", judgements)
+    write_json_lines(place / "model_judgment" / f"{file_name(judge.model)}_single.jsonl", judgements)
 
 
 def _two_turns(
-    game: Played,
+    game: EvaluationTarget,
     with_engines: Answering,
-    bench: mtbench.Bench,
+    bench: mtbench.MTBench,
     renderer: Renderer,
     sampled: Callable[[float], Sampling],
 ) -> dict[str, dict[int | str, list[Answer]]]:
@@ -95,7 +97,7 @@ def _two_turns(
     return found
 
 
-def _so_far(question: mtbench.Question, answers: Sequence[Answer]) -> list[Message]:
+def _so_far(question: mtbench.MTBenchQuestion, answers: Sequence[Answer]) -> list[Message]:
     """The conversation up to the turn that comes now."""
     before = [
         message
@@ -106,12 +108,12 @@ def _so_far(question: mtbench.Question, answers: Sequence[Answer]) -> list[Messa
 
 
 def _grade(
-    grader: mtbench.Grader, bench: mtbench.Bench, name: str, answers: dict[int | str, list[Answer]], display: Display
+    grader: mtbench.Grader, bench: mtbench.MTBench, name: str, answers: dict[int | str, list[Answer]], display: Display
 ) -> dict[str, Any]:
     judge = grader.endpoint.model
     with display.stage("judge", f"{name} on MT-Bench by {judge}", mtbench.TURNS * len(bench.questions)) as meter:
         judgements = grader.grade(bench, answers, meter.advance)
-    numbers = mtbench.numbers(bench, judgements)
+    numbers = mtbench.mtbench_numbers(bench, judgements)
     silent = sum(one.reply is None for one in judgements)
     if silent or numbers["failed"]["value"]:
         failed = round(numbers["failed"]["value"] * len(judgements))

@@ -13,10 +13,10 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.data.formats import Message
 from lowmem_spin.engines.memory import read_config
-from lowmem_spin.engines.open_oracle import settings
+from lowmem_spin.engines.open_oracle import judge_settings
 from lowmem_spin.engines.oracles.endpoint import Endpoint
-from lowmem_spin.engines.oracles.judge import Judge
-from lowmem_spin.evaluation.target import Played
+from lowmem_spin.engines.oracles.judge import LLMJudge
+from lowmem_spin.evaluation.target import EvaluationTarget
 from lowmem_spin.store.rows import Prompt, fingerprint
 
 Asks = Callable[[str], dict[str, Any]]
@@ -38,22 +38,22 @@ class Judged:
         """What a user calls one of these things."""
         return f"{'evaluation.' if name in self.recipes else '--'}{name}"
 
-    def cache(self, game: Played) -> Path:
+    def cache(self, game: EvaluationTarget) -> Path:
         """Where the judge's replies are kept."""
         return game.store.root / "judge"
 
-    def endpoint(self, game: Played, judge: JudgeOracle) -> Endpoint:
+    def endpoint(self, game: EvaluationTarget, judge: JudgeOracle) -> Endpoint:
         """The judge as a model that is asked."""
         where = judge.base_url, judge.model, self.cache(game), self.option("judge"), judge.api_key_env
         return Endpoint(*where, concurrency=judge.concurrency)
 
-    def oracle(self, game: Played, judge: JudgeOracle, display: Display) -> Judge:
+    def oracle(self, game: EvaluationTarget, judge: JudgeOracle, display: Display) -> LLMJudge:
         """The judge as an oracle that prefers."""
         field, where = self.option("judge"), (judge.base_url, judge.model, self.cache(game))
-        return Judge(*where, lambda line: display.say(line, "yellow"), field=field, final=False, **settings(judge))
+        return LLMJudge(*where, lambda line: display.say(line, "yellow"), field=field, final=False, **judge_settings(judge))
 
 
-def judge(
+def judge_from_options(
     base_url: str | None, model: str | None, api_key_env: str | None, concurrency: int, max_tokens: int | None
 ) -> JudgeOracle | None:
     """The judge of a command's options; None without any.
@@ -74,21 +74,21 @@ def judge(
     return JudgeOracle(base_url=base_url, model=model, api_key_env=api_key_env, **known)
 
 
-def filled(given: Judged, recipes: Judged) -> Judged:
+def with_recipe_defaults(given: Judged, recipes: Judged) -> Judged:
     """What a command was given, and for the rest what the recipe says. A judge is the one or the other, whole."""
     own = {name: getattr(recipes, name) for name in ("judge", "mtbench", "alpaca") if getattr(given, name) is None}
     said = {name: value for name, value in own.items() if value is not None}
     return replace(given, recipes=frozenset(said), **said)
 
 
-def reach(endpoint: Endpoint, game: Played, asks: Asks, asked: Judged) -> None:
+def reach_judge(endpoint: Endpoint, game: EvaluationTarget, asks: Asks, asked: Judged) -> None:
     """Before policies answer for hours: the judge that will be needed is there. A recipe's may come later: while the game
     has the only GPU, the judge cannot have it."""
     if "judge" not in asked.recipes and any(game.lacks(asks(game.policies[name])) for name in game.wanted):
         endpoint.reach()
 
 
-def room_for(game: Played, option: str, asked: int, wanted: int, turns: int = 1) -> int:
+def answer_room(game: EvaluationTarget, option: str, asked: int, wanted: int, turns: int = 1) -> int:
     """Tokens for each answer: those wanted, or as many as the model's context has beside what is asked."""
     context = read_config(game.model).get("max_position_embeddings")
     room = wanted if context is None else min(wanted, (int(context) - asked) // turns)
@@ -99,7 +99,7 @@ def room_for(game: Played, option: str, asked: int, wanted: int, turns: int = 1)
     return room
 
 
-def plainly(own: Sampling, temperature: float, room: int) -> Sampling:
+def plain_sampling(own: Sampling, temperature: float, room: int) -> Sampling:
     """Plain sampling with the game's seed and engine."""
     return replace(own, temperature=temperature, top_p=1.0, top_k=None, max_new_tokens=room, mixture=None)
 
@@ -125,13 +125,13 @@ def file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
 
 
-def write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
+def write_json_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """As FastChat has them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
-def write_json(path: Path, records: Sequence[Any]) -> None:
+def write_json_list(path: Path, records: Sequence[Any]) -> None:
     """As AlpacaEval has them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(records, indent=1), encoding="utf-8")

@@ -34,7 +34,7 @@ UNKNOWN_GPU = PEAK["3090"]
 CPU_CORE = 5e10  # float32 FLOP/s of one core with AVX2, rough
 
 
-class Record(BaseModel):
+class Measurement(BaseModel):
     """One kind of stage as measured: `tokens` are those that the progress bar counts for it."""
 
     model_config = ConfigDict(frozen=True)
@@ -53,14 +53,14 @@ class Record(BaseModel):
     date: str = Field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
 
-_RECORDS = TypeAdapter(list[Record])
+_RECORDS = TypeAdapter(list[Measurement])
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Everything measured so far; empty where nothing was."""
 
-    records: tuple[Record, ...] = ()
+    records: tuple[Measurement, ...] = ()
 
     def seconds(
         self, kind: Kind, tokens: int, parameters: int, device: str, engine: str, gradient_checkpointing: bool = False
@@ -105,7 +105,7 @@ def device_name(kind: str) -> str:
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
-def load(store: Path) -> Calibration:
+def load_calibration(store: Path) -> Calibration:
     """What was measured into this store.
 
     Raises:
@@ -120,7 +120,7 @@ def load(store: Path) -> Calibration:
         raise InputError(f"{path}: {explain(error)}; delete it and run `lowmem-spin bench` again") from None
 
 
-def record(store: Path, *records: Record) -> None:
+def record_measurements(store: Path, *records: Measurement) -> None:
     """Add measurements to the store's bench.json."""
-    known = [*load(store).records, *records]
+    known = [*load_calibration(store).records, *records]
     write_json(store / "bench.json", [one.model_dump() for one in known])

@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 
 from lowmem_spin.algorithm.stages import (
-    Amortise,
     Average,
-    Contest,
+    DatasetPairs,
     Draw,
     Evaluate,
     Generate,
-    Given,
     Judge,
-    Lesson,
-    Pairs,
+    JudgedSamples,
+    OpponentPairs,
+    PairSource,
     Sampling,
     Score,
     Stage,
     Train,
-    is_yardstick,
-    judged_asked,
-    logps_asked,
+    TrainSampler,
+    is_baseline,
+    judgement_spec,
+    logps_spec,
 )
 from lowmem_spin.common.keys import digest
 
@@ -53,7 +53,7 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldOutPlaces:
     """The rows on which policies are measured."""
 
     scored: Places
@@ -65,7 +65,7 @@ class Held:
 def needs(
     stages: Sequence[Stage],
     places: Callable[[Draw], Places],
-    held: Held,
+    held: HeldOutPlaces,
     sampling: Sampling,
     base: str,
     learner: dict[str, str],
@@ -86,24 +86,24 @@ def needs(
         return Need(kind, digest(how.asked(policy)), side, policy, rows)
 
     def logps(kind: str, policy: str, side: str, rows: Places, among: Places | None = None) -> Need:
-        return Need(kind, digest(logps_asked(policy, learner)), side, policy, rows, among)
+        return Need(kind, digest(logps_spec(policy, learner)), side, policy, rows, among)
 
-    def shares(lesson: Pairs | Contest) -> list[tuple[str, Places]]:
+    def shares(lesson: OpponentPairs | JudgedSamples) -> list[tuple[str, Places]]:
         drawn = places(lesson.draw)
         return [(policy, _each(drawn[share.start : share.stop], lesson.samples)) for policy, share in lesson.assign()]
 
-    def scored(lesson: Lesson, scorer: str, every: bool) -> list[Need]:
+    def scored(lesson: PairSource, scorer: str, every: bool) -> list[Need]:
         match lesson:
-            case Given():
+            case DatasetPairs():
                 return [logps("score", scorer, side, places(lesson.draw)) for side in ("chosen", "rejected")]
-            case Contest():
+            case JudgedSamples():
                 table, drawn = digest(lesson.sampling.asked(lesson.policy)), places(lesson.draw)
                 answers = _each(drawn, lesson.samples)
                 if every:
                     return [logps("score", scorer, table, answers)]
                 side, among = f"{table}/{digest(lesson.identity())}", answers.reshape(lesson.samples, -1)
                 return [logps("score", scorer, side, _each(drawn, 2), among)]
-            case Pairs():
+            case OpponentPairs():
                 chosen = np.unique(np.concatenate([rows for _, rows in shares(lesson)]))
                 rejected = [(digest(lesson.sampling.asked(policy)), rows) for policy, rows in shares(lesson)]
                 return [logps("score", scorer, side, rows) for side, rows in (("chosen", chosen), *rejected)]
@@ -112,7 +112,7 @@ def needs(
         match stage:
             case Average(policy=policy):
                 yield stage, []
-            case Amortise(policy=policy, draw=drawn):
+            case TrainSampler(policy=policy, draw=drawn):
                 yield stage, [Need("train", policy, "pairs", policy, np.arange(drawn.prompts))]
             case Generate(pairs=lesson):
                 yield stage, [completions("generate", policy, lesson.sampling, rows) for policy, rows in shares(lesson)]
@@ -122,7 +122,7 @@ def needs(
             case Score(pairs=lesson, policy=scorer):
                 yield stage, scored(lesson, scorer, stage.every)
             case Train(pairs=pairs):
-                kind = "yardstick" if is_yardstick(stage) else "train"
+                kind = "yardstick" if is_baseline(stage) else "train"
                 yield stage, [Need(kind, stage.policy, "pairs", stage.policy, np.arange(pairs.rows))]
             case Evaluate(policy=policy, previous=previous):
                 own, its = digest(sampling.asked(policy)), digest(sampling.asked(base))
@@ -137,7 +137,7 @@ def needs(
                     for other in dict.fromkeys([base, previous]):
                         if other != policy:
                             both = [f"{digest(sampling.asked(one))}/0" for one in (policy, other)]
-                            judged = digest(judged_asked(both, held.oracle))
+                            judged = digest(judgement_spec(both, held.oracle))
                             asked.append(Need("evaluate", judged, "judgements", policy, held.health))
                 if held.greedy is not None:
                     asked.append(completions("evaluate", policy, held.greedy, held.scored))

@@ -12,8 +12,8 @@ import pyarrow as pa
 from lowmem_spin.common.files import DamagedError, read_parquet
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import Rows
-from lowmem_spin.engines.memory import peak, read_shape, served, stages
-from lowmem_spin.runner.open import Found
+from lowmem_spin.engines.memory import peak, read_shape, stage_memory, vllm_memory
+from lowmem_spin.runner.open import ResolvedRecipe
 from lowmem_spin.runner.planning.calibration import Calibration, Kind, device_name
 from lowmem_spin.runner.planning.counting import SAMPLE, Places, Unit
 
@@ -113,7 +113,7 @@ def _kind(unit: Unit) -> Kind:
 class Clock:
     """Seconds by what bench measured on this device, or by FLOP; and memory by budget.py."""
 
-    found: Found
+    found: ResolvedRecipe
     calibration: Calibration
 
     def __post_init__(self) -> None:
@@ -125,9 +125,9 @@ class Clock:
             shape, recipe = read_shape(self.found.model), self.found.recipe
             self.parameters = shape.body + shape.rest
             dtype = choices.where.dtype if choices.where.device == "cuda" else "bfloat16"
-            terms = stages(recipe, shape, dtype)
+            terms = stage_memory(recipe, shape, dtype)
             if choices.generator == "vllm":
-                terms["generate"] = served(recipe, shape, dtype)
+                terms["generate"] = vllm_memory(recipe, shape, dtype)
             self.peaks = {kind: peak(found) for kind, found in terms.items()}
 
     def memory(self, unit: Unit) -> float:

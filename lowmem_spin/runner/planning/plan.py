@@ -10,24 +10,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin.algorithm.game import play, sampling
-from lowmem_spin.algorithm.stages import Amortise, Average, Draw, Stage, Train
+from lowmem_spin.algorithm.game import play, sampling_params
+from lowmem_spin.algorithm.stages import Average, Draw, Stage, Train, TrainSampler
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError, read_parquet
-from lowmem_spin.config.grid import Point
+from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import Rows, take
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.machine import Machine
-from lowmem_spin.engines.pool import Choices, choose
-from lowmem_spin.runner.open import Found, Shared, find
-from lowmem_spin.runner.planning.calibration import load as load_calibration
-from lowmem_spin.runner.planning.counting import GAME_KINDS, Held, Need, Places, Unit, Work, needs
+from lowmem_spin.engines.pool import EngineChoices, choose_engines
+from lowmem_spin.runner.open import ResolvedRecipe, SharedResources, resolve_recipe
+from lowmem_spin.runner.planning.calibration import load_calibration
+from lowmem_spin.runner.planning.counting import GAME_KINDS, HeldOutPlaces, Need, Places, Unit, Work, needs
 from lowmem_spin.runner.planning.estimates import Clock, Ids, Lengths, Stored
 
 
 @dataclass(frozen=True)
-class Line:
+class PlanLine:
     """Rows of one table or adapter: needed, stored, and how long the rest takes."""
 
     unit: Unit
@@ -51,9 +51,9 @@ class Plan:
     """The whole of it."""
 
     points: list[str]
-    found: Found  # of the first point
+    found: ResolvedRecipe  # of the first point
     work: Work
-    lines: list[Line]
+    lines: list[PlanLine]
     exact: bool  # the data is prepared, so counts are of the very rows
     notes: list[str] = field(default_factory=list)
 
@@ -99,7 +99,7 @@ def _number(seconds: float) -> float | None:
     return None if math.isnan(seconds) else round(seconds, 1)
 
 
-def plan(points: Sequence[Point], beside: Path) -> Plan:
+def plan(points: Sequence[SweepPoint], beside: Path) -> Plan:
     """Plan one game or all games of a sweep; a point of a sweep that cannot be played becomes a note.
 
     Raises:
@@ -133,20 +133,20 @@ class _Draft:
     beside: Path
     work: Work = field(default_factory=Work)
     notes: list[str] = field(default_factory=list)
-    founds: list[Found] = field(default_factory=list)
+    founds: list[ResolvedRecipe] = field(default_factory=list)
     exact: bool = True
     ids: Ids = field(default_factory=Ids)
     files: dict[Path, Rows | None] = field(default_factory=dict)
-    shared: Shared = field(default_factory=Shared)  # of which only orders and splits are used
+    shared: SharedResources = field(default_factory=SharedResources)  # of which only orders and splits are used
     drawn: dict[Draw, Places] = field(default_factory=dict)
     lengths: dict[Path, Lengths] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
-    askers: dict[tuple[str, str], Found] = field(default_factory=dict)  # who first asks for a table's side
+    askers: dict[tuple[str, str], ResolvedRecipe] = field(default_factory=dict)  # who first asks for a table's side
 
-    def add(self, point: Point) -> None:
+    def add(self, point: SweepPoint) -> None:
         recipe, root = point.recipe, Path(point.recipe.output.store)
         sources = Sources(self.beside, root / "sources.json", patient=True)
-        found = find(recipe, sources, _choices(recipe, root, self.notes), lambda line: None)
+        found = resolve_recipe(recipe, sources, _choices(recipe, root, self.notes), lambda line: None)
         _add(
             self.notes, [f"{name}: its revision is not resolved yet: the hub cannot be reached" for name in sources.unresolved]
         )
@@ -160,7 +160,7 @@ class _Draft:
         needed = list(asked)  # whole before anything is counted: a point that cannot be played leaves no trace
         self.founds.append(found)
         for stage in stages:
-            if isinstance(stage, Train | Average | Amortise):
+            if isinstance(stage, Train | Average | TrainSampler):
                 self.labels.setdefault(stage.policy, stage.name)
         for _, wanted in needed:
             self.work.add(wanted)
@@ -175,7 +175,9 @@ class _Draft:
                 self.files[path] = None
         return self.files[path]
 
-    def _asked(self, found: Found, loaded: Sequence[Rows | None]) -> tuple[list[Stage], Iterator[tuple[Stage, list[Need]]]]:
+    def _asked(
+        self, found: ResolvedRecipe, loaded: Sequence[Rows | None]
+    ) -> tuple[list[Stage], Iterator[tuple[Stage, list[Need]]]]:
         recipe, rows = found.recipe, loaded[0]
         if rows is not None and None not in loaded:
             pool, measured = self.shared.split(found, rows, loaded[1] if found.held else None)
@@ -195,12 +197,12 @@ class _Draft:
             def places(draw: Draw) -> Places:
                 return self.ids.block((draw.data, draw.seed, draw.round), draw.start + draw.prompts)[draw.start :]
 
-        greedy = sampling(recipe, inputs, greedy=True) if recipe.evaluation.metric == "exact_match" else None
+        greedy = sampling_params(recipe, inputs, greedy=True) if recipe.evaluation.metric == "exact_match" else None
         stages = list(play(recipe, inputs))
-        held = Held(scored, health, greedy, inputs.oracle)
-        return stages, needs(stages, places, held, sampling(recipe, inputs), inputs.base, inputs.learner)
+        held = HeldOutPlaces(scored, health, greedy, inputs.oracle)
+        return stages, needs(stages, places, held, sampling_params(recipe, inputs), inputs.base, inputs.learner)
 
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[PlanLine]:
         """A line for every unit of work, timed and looked up where the point that first asks for it would do it."""
         clocks: dict[int, Clock] = {}
         stores: dict[str, Stored] = {}
@@ -214,17 +216,17 @@ class _Draft:
             there = stored.count(unit)
             clock, label = clocks[id(found)], self.labels.get(unit.policy, "base")
             seconds, measured = clock.seconds(unit, len(unit.places) - there, self._lengths(found))
-            found_lines.append(Line(unit, label, there, seconds, clock.memory(unit), measured))
+            found_lines.append(PlanLine(unit, label, there, seconds, clock.memory(unit), measured))
         return found_lines
 
-    def _lengths(self, found: Found) -> Lengths:
+    def _lengths(self, found: ResolvedRecipe) -> Lengths:
         path = _files(found)[0]
         if path not in self.lengths:
             self.lengths[path] = Lengths.of(found.recipe, self.files[path])
         return replace(self.lengths[path], generated=float(found.recipe.generation.max_new_tokens))
 
 
-def _files(found: Found) -> list[Path]:
+def _files(found: ResolvedRecipe) -> list[Path]:
     return [Path(found.recipe.output.store) / "data" / f"{name}.parquet" for name in found.data_files()]
 
 
@@ -232,13 +234,13 @@ def _add(notes: list[str], more: list[str]) -> None:
     notes += [note for note in more if note not in notes]
 
 
-def _choices(recipe: Recipe, root: Path, notes: list[str]) -> Choices:
+def _choices(recipe: Recipe, root: Path, notes: list[str]) -> EngineChoices:
     """Where and with what: this machine, or for a recipe that only a GPU can play, a GPU that has every engine."""
     try:
-        return choose(recipe, root, None)
+        return choose_engines(recipe, root, None)
     except InputError as error:
         generator = "vllm" if recipe.generation.engine == "auto" else recipe.generation.engine
         learner = "unsloth" if recipe.training.engine == "auto" else recipe.training.engine
         dtype = "bfloat16" if recipe.model.dtype == "auto" else recipe.model.dtype
         _add(notes, [f"planned for a GPU with {generator} and {learner}, not for this machine ({error})"])
-        return Choices(Machine("cuda", dtype), generator, learner)
+        return EngineChoices(Machine("cuda", dtype), generator, learner)
