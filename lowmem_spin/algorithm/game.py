@@ -99,26 +99,28 @@ def play(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
         yield Evaluate(warm.name, warm.policy, base)
         base = warm.policy
     iterates: list[str] = []
-    stand_ins: dict[str, str] = {}  # iterate -> what has learned to answer as its mixture with the base
+    amortized: dict[str, str] = {}  # iterate -> what has learned to answer as its mixture with the base
     for t in range(game.iterations):
         previous = iterates[-1] if iterates else base
-        anchor = _anchor(recipe, iterates, base)
-        if isinstance(anchor, Average):
-            yield anchor
-            anchor = {anchor.policy: 1.0}
+        reference = _reference(recipe, iterates, base)
+        if isinstance(reference, Average):
+            yield reference
+            reference = {reference.policy: 1.0}
         negatives = _opponents(game, iterates, base)
-        fine_tunings = _amortise(recipe, inputs, t, [policy for policy in negatives if policy not in (base, *stand_ins)], base)
+        fine_tunings = _train_samplers(
+            recipe, inputs, t, [policy for policy in negatives if policy not in (base, *amortized)], base
+        )
         yield from fine_tunings
-        stand_ins |= {fine_tuning.previous: fine_tuning.policy for fine_tuning in fine_tunings}
-        negatives = {stand_ins.get(policy, policy): weight for policy, weight in negatives.items()}
-        lesson = _lesson(recipe, inputs, t, previous, negatives, base)
-        train = _train(recipe, inputs, t, lesson, anchor, previous if game.init == "previous" else base, base)
-        if isinstance(lesson, OpponentPairs | JudgedSamples):
-            yield Generate(lesson)
-        if isinstance(lesson, JudgedSamples):
-            yield Judge(lesson)
-        for policy in {**anchor, **({train.held_to: 0} if train.held_to else {})}:
-            yield Score(lesson, policy, every=train.normalise)
+        amortized |= {fine_tuning.previous: fine_tuning.policy for fine_tuning in fine_tunings}
+        negatives = {amortized.get(policy, policy): weight for policy, weight in negatives.items()}
+        pair_source = _pair_source(recipe, inputs, t, previous, negatives, base)
+        train = _train(recipe, inputs, t, pair_source, reference, previous if game.init == "previous" else base, base)
+        if isinstance(pair_source, OpponentPairs | JudgedSamples):
+            yield Generate(pair_source)
+        if isinstance(pair_source, JudgedSamples):
+            yield Judge(pair_source)
+        for policy in {**reference, **({train.penalty_reference: 0} if train.penalty_reference else {})}:
+            yield Score(pair_source, policy, every=train.normalise)
         yield train
         yield Evaluate(train.name, train.policy, previous)
         iterates.append(train.policy)
@@ -126,7 +128,7 @@ def play(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
         yield from _plain_sft(recipe, inputs, base)
 
 
-def _anchor(recipe: Recipe, iterates: Sequence[str], base: str) -> Mixture | Average:
+def _reference(recipe: Recipe, iterates: Sequence[str], base: str) -> Mixture | Average:
     """What the next iterate is held to."""
     game = recipe.game
     if game.loss.name == "slic":
@@ -147,7 +149,7 @@ def _opponents(game: GameConfig, iterates: Sequence[str], base: str) -> Mixture:
     return mixture([*rest, (base, game.base_weight)])
 
 
-def _lesson(recipe: Recipe, inputs: Inputs, t: int, previous: str, negatives: Mixture, base: str) -> PairSource:
+def _pair_source(recipe: Recipe, inputs: Inputs, t: int, previous: str, negatives: Mixture, base: str) -> PairSource:
     """Which two answers to each prompt the next iterate learns to tell apart."""
     game = recipe.game
     if game.algorithm == "offline":
@@ -171,25 +173,25 @@ def _draw(recipe: Recipe, inputs: Inputs, t: int, prompts: int) -> Draw:
     return Draw(inputs.data, recipe.seed, t if recipe.data.resample else None, prompts)
 
 
-def _train(recipe: Recipe, inputs: Inputs, t: int, lesson: PairSource, anchor: Mixture, init: str, base: str) -> Train:
+def _train(recipe: Recipe, inputs: Inputs, t: int, pair_source: PairSource, reference: Mixture, init: str, base: str) -> Train:
     game = recipe.game
     loss, penalties = game.loss.model_dump(), game.regularizer.weights
     if penalties:
         loss |= {"penalties": penalties, **game.regularizer.model_dump(include={"clamp", "importance"})}
     return Train(
         f"iterate {t}",
-        lesson,
-        anchor,
+        pair_source,
+        reference,
         init,
         loss,
         _settings(recipe, inputs, t),
         combine="geometric" if game.reference == "ema" else game.reference,
-        normalise=game.normalizer == "estimated" and len(anchor) > 1,
-        held_to=base if penalties else None,
+        normalise=game.normalizer == "estimated" and len(reference) > 1,
+        penalty_reference=base if penalties else None,
     )
 
 
-def _amortise(recipe: Recipe, inputs: Inputs, t: int, policies: Sequence[str], base: str) -> list[TrainSampler]:
+def _train_samplers(recipe: Recipe, inputs: Inputs, t: int, policies: Sequence[str], base: str) -> list[TrainSampler]:
     """An adapter that answers as its mixture with the base for each of these policies, if such are to play."""
     asked, alpha = recipe.game.sampler, recipe.game.alpha
     if not isinstance(asked, GFlowNet) or alpha == 1:
@@ -234,8 +236,8 @@ def _plain_sft(recipe: Recipe, inputs: Inputs, base: str) -> Iterator[Stage]:
     iterates: list[str] = []
     for t in range(recipe.game.iterations):
         # The opponents' count decides how often a row occurs; their identity does not matter to SFT.
-        lesson = _lesson(recipe, inputs, t, base, _opponents(recipe.game, iterates, base), base)
-        train = Train(f"SFT {t}", lesson, {}, policy, {"name": "sft"}, _settings(recipe, inputs, t))
+        pair_source = _pair_source(recipe, inputs, t, base, _opponents(recipe.game, iterates, base), base)
+        train = Train(f"SFT {t}", pair_source, {}, policy, {"name": "sft"}, _settings(recipe, inputs, t))
         yield train
         policy = train.policy
         iterates.append(f"iterate {t}")

@@ -52,7 +52,7 @@ class Draw:
     prompts: int
     start: int = 0  # rows of the order that are passed over
 
-    def identity(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, Any]:
         passed = {"start": self.start} if self.start else {}
         return {"data": self.data, "seed": self.seed, "round": self.round, "prompts": self.prompts, **passed}
 
@@ -69,7 +69,7 @@ class Sampling:
     generator: dict[str, Any]
     mixture: dict[str, Any] | None = None  # instead of a policy, its mixture with the base: sampler, alpha, base, proposals
 
-    def asked(self, policy: str) -> dict[str, Any]:
+    def spec(self, policy: str) -> dict[str, Any]:
         """What names the table of this policy's completions; its digest is the table's key."""
         greedy = self.temperature == 0
         settings = {
@@ -120,10 +120,10 @@ class OpponentPairs:
     def rows(self) -> int:
         return sum(len(places) for _, places in self.assign())
 
-    def identity(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, Any]:
         # Every opponent answers everything when concatenated: their weights mean nothing then.
-        tables = {digest(self.sampling.asked(p)): 1.0 if self.concatenate else w for p, w in self.opponents.items()}
-        return {"draw": self.draw.identity(), "opponents": tables, "concatenate": self.concatenate}
+        tables = {digest(self.sampling.spec(p)): 1.0 if self.concatenate else w for p, w in self.opponents.items()}
+        return {"draw": self.draw.spec(), "opponents": tables, "concatenate": self.concatenate}
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,11 @@ class JudgedSamples:
     @property
     def judged(self) -> dict[str, Any]:
         """What names the table of judgements."""
-        table = digest(self.sampling.asked(self.policy))
+        table = digest(self.sampling.spec(self.policy))
         return judgement_spec([f"{table}/{sample}" for sample in range(self.samples)], self.oracle)
 
-    def identity(self) -> dict[str, Any]:
-        return {"draw": self.draw.identity(), "judged": digest(self.judged), "win_rates": self.win_rates}
+    def spec(self) -> dict[str, Any]:
+        return {"draw": self.draw.spec(), "judged": digest(self.judged), "win_rates": self.win_rates}
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ class DatasetPairs:
     def rows(self) -> int:
         return self.draw.prompts
 
-    def identity(self) -> dict[str, Any]:
-        return {"draw": self.draw.identity(), "given": True}
+    def spec(self) -> dict[str, Any]:
+        return {"draw": self.draw.spec(), "given": True}
 
 
 PairSource = OpponentPairs | JudgedSamples | DatasetPairs
@@ -190,9 +190,9 @@ class Average:
     @property
     def policy(self) -> str:
         """Key of this average, and so of the policy that it makes."""
-        return digest(self.asked())
+        return digest(self.spec())
 
-    def asked(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, Any]:
         """Everything that decides the result."""
         return {"kind": "average", "version": VERSIONS["average"], "policies": self.policies, "rank": self.rank}
 
@@ -212,12 +212,12 @@ class TrainSampler:
     @property
     def policy(self) -> str:
         """Key of this training, and so of the policy that it makes."""
-        return digest(self.asked())
+        return digest(self.spec())
 
-    def asked(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, Any]:
         """Everything that decides the result."""
         mixed = {"previous": self.previous, "base": self.base, "alpha": self.alpha, "longest": self.sampling.max_new_tokens}
-        asked = {"draw": self.draw.identity(), "mixture": mixed, "settings": self.settings}
+        asked = {"draw": self.draw.spec(), "mixture": mixed, "settings": self.settings}
         return {"kind": "amortise", "version": VERSIONS["amortise"], **asked}
 
 
@@ -256,16 +256,16 @@ class Train:
     settings: dict[str, Any]  # LoRA, optimiser, schedule, effective batch, seed, learner
     combine: str = "geometric"  # how the reference's policies become one; see references.py
     normalise: bool = False  # make the mixture a distribution, its constant estimated from a contest's answers
-    held_to: str | None = None  # whose log-probs the loss's penalties read: the base's
+    penalty_reference: str | None = None  # whose log-probs the loss's penalties read: the base's
 
     @property
     def policy(self) -> str:
         """Key of this training, and so of the policy that it makes."""
-        return digest(self.asked())
+        return digest(self.spec())
 
-    def asked(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, Any]:
         """Everything that decides the result, inputs by their keys."""
-        pairs = self.pairs.identity()
+        pairs = self.pairs.spec()
         if self.loss["name"] == "sft":  # no opponents: only the data's answers, as often as they occur in pairs
             pairs = {"draw": pairs["draw"], "repeats": self.pairs.rows // self.pairs.draw.prompts}
         tables = {digest(logps_spec(policy, self.settings["learner"])): w for policy, w in self.reference.items()}
@@ -274,8 +274,8 @@ class Train:
             asked["combine"] = self.combine
         if self.normalise:
             asked["normalise"] = self.normalise
-        if self.held_to is not None:
-            asked["held_to"] = digest(logps_spec(self.held_to, self.settings["learner"]))
+        if self.penalty_reference is not None:
+            asked["held_to"] = digest(logps_spec(self.penalty_reference, self.settings["learner"]))
         return {"kind": "train", "version": VERSIONS["train"], **asked, "settings": self.settings}
 
 

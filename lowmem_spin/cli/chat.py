@@ -81,7 +81,7 @@ class Voice:
     asked: int = 0  # questions, forgotten ones included: each is answered with noise of its own
 
     @torch.no_grad()
-    def answer(self, question: str, show: Show, brake: StopButton) -> str | None:
+    def answer(self, question: str, show: Show, button: StopButton) -> str | None:
         """Stream the answer to `show` as words are finished; None, or a line on why it ended or was not begun."""
         engine, conversation = self.engine, [*self.messages, {"role": "user", "content": question}]
         prompt = torch.tensor([self.renderer.prompt(conversation)], device=engine.device)
@@ -100,13 +100,13 @@ class Voice:
             pad_token_id=engine.pad,
             use_cache=True,
         )
-        with brake.released(), engine.playing(self.policy.adapter) as model:
+        with button.released(), engine.playing(self.policy.adapter) as model:
             output = model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 generation_config=settings,
                 logits_processor=[noise],
-                stopping_criteria=[brake.stops],
+                stopping_criteria=[button.stops],
                 streamer=_Words(engine, show),
             )
         tokens = output[0, width:].tolist()
@@ -115,7 +115,7 @@ class Voice:
         self.messages, self.asked = [*conversation, {"role": "assistant", "content": text}], self.asked + 1
         if ended:
             return None
-        return "stopped" if brake.pulled else f"cut at generation.max_new_tokens {self.sampling.max_new_tokens}"
+        return "stopped" if button.pulled else f"cut at generation.max_new_tokens {self.sampling.max_new_tokens}"
 
 
 def open_voices(run: RunFolder, policies: list[StoredPolicy], base: Source, temperature: float | None) -> list[Voice]:
@@ -128,10 +128,10 @@ def open_voices(run: RunFolder, policies: list[StoredPolicy], base: Source, temp
     return [Voice(engine, renderer, policy, asked) for policy in policies]
 
 
-def talk(voices: list[Voice], lines: Iterable[str], out: Console, say: Show) -> None:
+def talk(voices: list[Voice], lines: Iterable[str], out: Console, notify: Show) -> None:
     """Answer every line until there are no more, /quit or Ctrl-C; notes on the answers go to `say`."""
-    brake = StopButton()
-    before = signal.signal(signal.SIGINT, brake)
+    button = StopButton()
+    before = signal.signal(signal.SIGINT, button)
     try:
         for line in lines:
             match line.strip():
@@ -144,7 +144,7 @@ def talk(voices: list[Voice], lines: Iterable[str], out: Console, say: Show) -> 
                         voice.messages.clear()
                 case question:
                     side_by_side = len(voices) > 1 and out.is_terminal and out.width >= WIDE
-                    (_in_columns if side_by_side else _in_turn)(voices, question, out, say, brake)
+                    (_in_columns if side_by_side else _in_turn)(voices, question, out, notify, button)
     except KeyboardInterrupt:
         out.print()
     finally:
@@ -170,7 +170,7 @@ def _harmless(text: str) -> str:
     return "".join(character if character in "\n\t" else printable(character) for character in text)
 
 
-def _in_turn(voices: list[Voice], question: str, out: Console, say: Show, brake: StopButton) -> None:
+def _in_turn(voices: list[Voice], question: str, out: Console, notify: Show, button: StopButton) -> None:
     for voice in voices:
         if len(voices) > 1 or out.is_terminal:
             out.print(f"{voice.policy.name}: ", style="bold", end="", highlight=False)
@@ -179,13 +179,13 @@ def _in_turn(voices: list[Voice], question: str, out: Console, say: Show, brake:
             out.out(_harmless(text), end="", highlight=False)
             out.file.flush()
 
-        note = voice.answer(question, show, brake)
+        note = voice.answer(question, show, button)
         out.out("")
         if note:
-            say(f"{voice.policy.name}: {note}")
+            notify(f"{voice.policy.name}: {note}")
 
 
-def _in_columns(voices: list[Voice], question: str, out: Console, say: Show, brake: StopButton) -> None:
+def _in_columns(voices: list[Voice], question: str, out: Console, notify: Show, button: StopButton) -> None:
     texts = [Text() for _ in voices]
     grid = Table.grid(expand=True, padding=(0, 2))
     for _ in voices:
@@ -195,8 +195,8 @@ def _in_columns(voices: list[Voice], question: str, out: Console, say: Show, bra
     notes = []
     with Live(grid, console=out, transient=True):  # what is longer than the screen is cut here, and whole below
         for voice, text in zip(voices, texts, strict=True):
-            notes.append(voice.answer(question, lambda words, text=text: text.append(_harmless(words)), brake))
+            notes.append(voice.answer(question, lambda words, text=text: text.append(_harmless(words)), button))
     out.print(grid)
     for voice, note in zip(voices, notes, strict=True):
         if note:
-            say(f"{voice.policy.name}: {note}")
+            notify(f"{voice.policy.name}: {note}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.evaluation import suites as evaluating
+from lowmem_spin.evaluation import suites
 from lowmem_spin.evaluation.benchmark_records import FILE
 from lowmem_spin.evaluation.judged.shared import with_recipe_defaults
 from lowmem_spin.evaluation.suites import FREE, SUITES, EvaluationRequest
@@ -16,7 +16,7 @@ from lowmem_spin.report.load import read
 from lowmem_spin.report.page import write_page
 from lowmem_spin.report.results import Run, Sweep
 from lowmem_spin.report.summary import NAMES, Grid, run_grid, sweep_table
-from lowmem_spin.runner import run_folder as runs
+from lowmem_spin.runner import run_folder
 from lowmem_spin.runner.open import SharedResources
 
 PAGE = "report.html"
@@ -35,27 +35,25 @@ def evaluate(folder: Path, asked: EvaluationRequest, iterate: str, display: Disp
             )
     sweep = (folder / "sweep.json").is_file()
     folders = [run.folder for run in read(folder).runs.values()] if sweep else [folder]  # type: ignore[union-attr]
-    games = [runs.read_run(one) for one in folders]
+    games = [run_folder.read_run(one) for one in folders]
     if not games:
         raise InputError(f"sweep {str(folder)!r}: no point is finished yet; `lowmem-spin sweep` goes on")
     if not asked.suites and not asked.tasks:
-        own = evaluating.benchmarks_of(games[0].recipe, folders[0])
+        own = suites.benchmarks_of(games[0].recipe, folders[0])
         names = (own.suites, own.tasks) if own.suites or own.tasks else (FREE, ())
         asked = replace(asked, suites=names[0], tasks=names[1], option=own.option)
-    asked = replace(
-        asked, judged=with_recipe_defaults(asked.judged, evaluating.benchmarks_of(games[0].recipe, folders[0]).judged)
-    )
+    asked = replace(asked, judged=with_recipe_defaults(asked.judged, suites.benchmarks_of(games[0].recipe, folders[0]).judged))
     shared = SharedResources()
     try:
-        evaluating.measure_policies([of_run(game, iterate, shared, display) for game in games], asked, display)
+        suites.measure_policies([of_run(game, iterate, shared, display) for game in games], asked, display)
     finally:
         shared.engines.close()
     with display.timed("report"):
         _show(folder, sweep, games, "health" in asked.suites, display)
-    display.say(display.time_line())
+    display.log(display.time_line())
 
 
-def _show(folder: Path, sweep: bool, games: list[runs.RunFolder], health: bool, display: Display) -> None:
+def _show(folder: Path, sweep: bool, games: list[run_folder.RunFolder], health: bool, display: Display) -> None:
     finished = sweep or (folder / "metrics.jsonl").is_file()
     results = read(folder) if finished else None
     if health and not finished:
@@ -69,14 +67,14 @@ def _show(folder: Path, sweep: bool, games: list[runs.RunFolder], health: bool, 
     for block in found:
         display.console.print(block.grid.table(block.title))
         for line in [*block.verdict, block.note]:
-            display.say(line)
+            display.log(line)
     if results is not None:
         for game in games:
             if not (game.folder / PAGE).exists():  # it goes when a number in it changes
                 write_page(read(game.folder))
-        display.say(f"report   {write_page(results) if sweep else folder / PAGE}")
+        display.log(f"report   {write_page(results) if sweep else folder / PAGE}")
     if any((game.folder / FILE).exists() for game in games):
-        display.say(f"numbers  {folder / ('points/*' if sweep else '') / FILE}")
+        display.log(f"numbers  {folder / ('points/*' if sweep else '') / FILE}")
 
 
 def _narrow(grid: Grid) -> Grid:

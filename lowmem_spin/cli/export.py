@@ -28,7 +28,7 @@ def export(run: RunFolder, policy: StoredPolicy, base: Source, to: Path, dtype: 
     `dtype` is the merged model's; None exports the adapter alone.
     """
     _check(policy, to, merged=dtype is not None)
-    from lowmem_spin.cli import model_card as card
+    from lowmem_spin.cli import model_card
     from lowmem_spin.engines.loading import end_tokens, load_tokenizer
 
     temporary = to.resolve().with_name(f".{to.resolve().name}.{uuid.uuid4().hex}")
@@ -41,7 +41,7 @@ def export(run: RunFolder, policy: StoredPolicy, base: Source, to: Path, dtype: 
         elif policy.adapter is not None:
             _write_adapter(policy.adapter, base, temporary)
         tokenizer.save_pretrained(temporary)
-        (temporary / "README.md").write_text(card.text(run, policy, base, dtype), encoding="utf-8")
+        (temporary / "README.md").write_text(model_card.text(run, policy, base, dtype), encoding="utf-8")
         temporary.replace(to)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -22,7 +22,7 @@ def show_unused(root: Path, top: Path, delete: bool, aside: bool, display: Displ
     """
     if not (root / "FORMAT").is_file():
         raise InputError(f"--store: {str(root)!r} is no store; give the output.store of your recipes")
-    store = Store(root, display.say)
+    store = Store(root, display.log)
     folders = gc.run_folders(top, root)
     if not folders:
         raise InputError(
@@ -32,9 +32,9 @@ def show_unused(root: Path, top: Path, delete: bool, aside: bool, display: Displ
         items = gc.unused(root, gc.used_by(folders))
     except InputError as error:
         raise InputError(f"{error}; until it reads, nothing is freed") from None
-    display.say(f"{len(folders)} runs below {top} use {_bytes(gc.size_of(root) - sum(item.size for item in items))} of {root}")
+    display.log(f"{len(folders)} runs below {top} use {_bytes(gc.size_of(root) - sum(item.size for item in items))} of {root}")
     if not items:
-        display.say("nothing is unused")
+        display.log("nothing is unused")
         return
     display.console.print(_table(items))
     doomed = [item for item in items if aside or item.kind != "aside"] if delete else []
@@ -42,10 +42,10 @@ def show_unused(root: Path, top: Path, delete: bool, aside: bool, display: Displ
     for item, gone in gc.collect(store, doomed):
         freed += item.size if gone else 0
         if not gone:
-            display.say(f"kept {item.path}: a process is computing it", "yellow")
-    display.say(f"freed {_bytes(freed)}" if delete else "nothing is freed without --delete")
+            display.log(f"kept {item.path}: a process is computing it", "yellow")
+    display.log(f"freed {_bytes(freed)}" if delete else "nothing is freed without --delete")
     if delete and len(doomed) < len(items):
-        display.say("what was set aside is kept without --aside")
+        display.log("what was set aside is kept without --aside")
 
 
 def _table(items: list[gc.Unused]) -> Table:

@@ -36,9 +36,9 @@ def run(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
     try:
         play(load_recipe(path, overrides or []), path.parent, display)
     except KeyboardInterrupt:
-        display.say("interrupted; what is finished is stored, run the same command again to go on", "yellow")
+        display.log("interrupted; what is finished is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None
-    display.say(display.time_line())
+    display.log(display.time_line())
 
 
 Alphas = Annotated[str | None, typer.Option("--alpha", metavar="A,B,...", help="Values of game.alpha.")]
@@ -84,16 +84,16 @@ def sweep(
     base = points.first_recipe(path, overrides or [])
     entries = [Entry(point) for point in points.sweep_points(path, overrides or [], varied, seeds)]
     game = Sweep(path.stem, points.sweep_folder(base), varied, list(range(base.seed, base.seed + seeds)), entries)
-    display.say(f"{len(entries)} games, results in {game.folder}; interrupt whenever you like, run again to go on")
+    display.log(f"{len(entries)} games, results in {game.folder}; interrupt whenever you like, run again to go on")
     try:
         play(game, path.parent, display)
     except TimeIsUpError:
-        display.say(f"{max_hours:g} hours are over; what is finished is stored, run the same command again to go on", "yellow")
+        display.log(f"{max_hours:g} hours are over; what is finished is stored, run the same command again to go on", "yellow")
     except KeyboardInterrupt:
-        display.say("interrupted; what is finished is stored, run the same command again to go on", "yellow")
+        display.log("interrupted; what is finished is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None
     show_sweep(game, display)
-    display.say(display.time_line())
+    display.log(display.time_line())
     if any(entry.status == "failed" for entry in entries):
         raise typer.Exit(1)
 
@@ -151,16 +151,16 @@ def plan(
     display.console.print(tables.rows(made))
     display.console.print(tables.stages_left(made))
     if made.found.model.resolved:
-        dtype = made.found.choices.where.dtype if made.found.choices.where.device == "cuda" else "bfloat16"
+        dtype = made.found.choices.machine.dtype if made.found.choices.machine.device == "cuda" else "bfloat16"
         shape = read_shape(made.found.model)
         display.console.print(tables.memory(first, shape, dtype))
         for line in tables.verdicts(first, shape, dtype):
-            display.say(line)
+            display.log(line)
     for note in made.notes:
-        display.say(note, "yellow")
+        display.log(note, "yellow")
     left = [line.measured for line in made.lines if line.to_do]
     if left:
-        display.say(f"Times are {'from `lowmem-spin bench` on this machine' if all(left) else 'computed, not measured here'}.")
+        display.log(f"Times are {'from `lowmem-spin bench` on this machine' if all(left) else 'computed, not measured here'}.")
 
 
 @app.command()
@@ -179,11 +179,11 @@ def doctor(
     if engine is not None and engine not in names:
         raise InputError(f"--engine {engine!r}: no such engine to test; known here: {', '.join(names)}")
     for what, found in examine.machine_facts(place):
-        display.say(f"{what:<20}{found}")
+        display.log(f"{what:<20}{found}")
     for tested, verdict in examine.self_tests([engine] if engine else names, place):
-        display.say(f"{tested + ' self-test':<20}{verdict}")
+        display.log(f"{tested + ' self-test':<20}{verdict}")
     for role, choice in examine.engine_choices(place):
-        display.say(f"{role:<20}{choice}")
+        display.log(f"{role:<20}{choice}")
 
 
 @app.command()
@@ -226,13 +226,13 @@ def report(folder: Annotated[str, typer.Argument(metavar="RUN_OR_SWEEP", help="T
     display = Display(Console())
     results = read(Path(folder))
     for line in results.missing:
-        display.say(line, "yellow")
+        display.log(line, "yellow")
     paths = write_all(results)
     if isinstance(results, Sweep):
         display.console.print(sweep_table(results))
-    display.say(f"page     {paths[0]}")
-    display.say(f"table    {paths[1]}")
-    display.say(f"pictures {results.folder}/report_*.png")
+    display.log(f"page     {paths[0]}")
+    display.log(f"table    {paths[1]}")
+    display.log(f"pictures {results.folder}/report_*.png")
 
 
 app.add_typer(living)

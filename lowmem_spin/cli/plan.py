@@ -86,8 +86,8 @@ def verdicts(recipe: Recipe, shape: Shape, dtype: str) -> list[str]:
     for card, limit in CARDS.items():
         changes = list(advice(recipe, shape, dtype, limit))
         try:
-            beside = f"with vllm: {plan_residency(recipe, shape, dtype, limit, RAM).residency}"
+            recipe_dir = f"with vllm: {plan_residency(recipe, shape, dtype, limit, RAM).residency}"
         except InputError:
-            beside = "no room for vllm"
-        lines.append(f"{card:<11} " + ("fits" if not changes else "does not fit: " + "; ".join(changes)) + f" ({beside})")
+            recipe_dir = "no room for vllm"
+        lines.append(f"{card:<11} " + ("fits" if not changes else "does not fit: " + "; ".join(changes)) + f" ({recipe_dir})")
     return lines

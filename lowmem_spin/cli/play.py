@@ -6,22 +6,22 @@ from lowmem_spin.cli.results import show_run, show_sweep
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.evaluation import suites as evaluating
+from lowmem_spin.evaluation import suites
 from lowmem_spin.runner import sweep as sweeps
 from lowmem_spin.runner.health import Health
 from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.run import Player
 
 
-def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
+def run(recipe: Recipe, recipe_dir: Path, display: Display) -> list[Health]:
     """Play a game and measure it; what the store already has is not computed again."""
     counted, shared = dict(display.seconds), SharedResources()
-    game = open_game(recipe, beside, display, shared)
-    player = Player(game, display, counted, evaluating.check_benchmarks(game))
+    game = open_game(recipe, recipe_dir, display, shared)
+    player = Player(game, display, counted, suites.check_benchmarks(game))
     try:
         player.play_all()
         try:
-            evaluating.measure_games([game], display)
+            suites.measure_games([game], display)
         finally:  # without a judge that has gone away, or what else a benchmark needs, the game is still played
             with display.timed("report"):
                 show_run(game, player.healths, display)
@@ -32,7 +32,7 @@ def run(recipe: Recipe, beside: Path, display: Display) -> list[Health]:
     return player.healths
 
 
-def sweep(points: sweeps.Sweep, beside: Path, display: Display) -> None:
+def sweep(points: sweeps.Sweep, recipe_dir: Path, display: Display) -> None:
     """Play the points of a sweep and measure those that are finished.
 
     Raises:
@@ -40,9 +40,9 @@ def sweep(points: sweeps.Sweep, beside: Path, display: Display) -> None:
     """
     shared = SharedResources()
     try:
-        games = sweeps.play_sweep(points, beside, display, shared, evaluating.check_benchmarks)
+        games = sweeps.play_sweep(points, recipe_dir, display, shared, suites.check_benchmarks)
         try:
-            evaluating.measure_games(games, display)
+            suites.measure_games(games, display)
         except InputError:  # a judge that has gone away, or what else a benchmark needs: the games are played all the same
             show_sweep(points, display)
             raise

@@ -79,7 +79,7 @@ def evaluate(
     try:
         measure(run, EvaluationRequest(suites, task or [], limit, num_fewshot, include_path, judged=judged), iterate, display)
     except KeyboardInterrupt:
-        display.say("interrupted; what is measured is stored, run the same command again to go on", "yellow")
+        display.log("interrupted; what is measured is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None
 
 
@@ -111,7 +111,7 @@ def arena(
         record = play(run, prompts, limit, judged, display)
         show_arena(run, record, display)
     except KeyboardInterrupt:
-        display.say("interrupted; what is judged is stored, run the same command again to go on", "yellow")
+        display.log("interrupted; what is judged is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None
 
 
@@ -126,20 +126,20 @@ def chat(
     from rich.console import Console
 
     from lowmem_spin.common.display import Display
-    from lowmem_spin.runner import run_folder as runs
+    from lowmem_spin.runner import run_folder
 
     display = Display(Console(stderr=True))
-    game = runs.read_run(run)
-    store = runs.open_store(game, display.say)
-    policies = [runs.find_policy(game, store, iterate)]
-    policies += [runs.find_policy(game, store, versus, "--versus")] if versus is not None else []
-    base = runs.find_base(game, store)
+    game = run_folder.read_run(run)
+    store = run_folder.open_store(game, display.log)
+    policies = [run_folder.find_policy(game, store, iterate)]
+    policies += [run_folder.find_policy(game, store, versus, "--versus")] if versus is not None else []
+    base = run_folder.find_base(game, store)
     with display.start_up(f"loading {base.location}"):
         from lowmem_spin.cli.chat import open_voices, read_lines, talk
 
         voices = open_voices(game, policies, base, temperature)
-    display.say(f"{' and '.join(policy.name for policy in policies)} of {run}; /reset forgets, /quit ends")
-    talk(voices, read_lines(), Console(), display.say)
+    display.log(f"{' and '.join(policy.name for policy in policies)} of {run}; /reset forgets, /quit ends")
+    talk(voices, read_lines(), Console(), display.log)
 
 
 @app.command()
@@ -155,19 +155,19 @@ def export(
 
     from lowmem_spin.common.display import Display
     from lowmem_spin.common.errors import InputError
-    from lowmem_spin.runner import run_folder as runs
+    from lowmem_spin.runner import run_folder
 
     if dtype is not None and not merge:
         raise InputError(f"--dtype {dtype.value}: an adapter keeps its own; add --merge, or leave it out")
     display = Display(Console(stderr=True))
-    game = runs.read_run(run)
-    store = runs.open_store(game, display.say)
-    policy, base = runs.find_policy(game, store, iterate), runs.find_base(game, store)
+    game = run_folder.read_run(run)
+    store = run_folder.open_store(game, display.log)
+    policy, base = run_folder.find_policy(game, store, iterate), run_folder.find_base(game, store)
     with display.start_up(f"exporting {policy.name}"):
         from lowmem_spin.cli.export import export as write
 
         write(game, policy, base, to, (dtype or Dtype.bfloat16).value if merge else None)
-    display.say(f"{policy.name} of {run} is in {to}")
+    display.log(f"{policy.name} of {run} is in {to}")
 
 
 @app.command()
@@ -183,11 +183,11 @@ def serve(
 
     from lowmem_spin.cli import serve as server
     from lowmem_spin.common.display import Display
-    from lowmem_spin.runner import run_folder as runs
+    from lowmem_spin.runner import run_folder
 
     display = Display(Console(stderr=True))
-    game = runs.read_run(run)
-    store = runs.open_store(game, display.say)
+    game = run_folder.read_run(run)
+    store = run_folder.open_store(game, display.log)
     if not only_print:
         server.check_port(host, port)
     with display.start_up("preparing the base"):
@@ -200,7 +200,7 @@ def serve(
 @app.command()
 def gc(
     store: Annotated[Path, typer.Option(help="Folder that the runs share.")] = Path("runs/store"),
-    runs: Annotated[Path, typer.Option(help="Folder with every run that is to be kept, at any depth.")] = Path("runs"),
+    run_folder: Annotated[Path, typer.Option(help="Folder with every run that is to be kept, at any depth.")] = Path("runs"),
     delete: Annotated[bool, typer.Option("--delete", help="Free it; without this, nothing is touched.")] = False,
     aside: Annotated[bool, typer.Option("--aside", help="Free what was set aside as damaged, too.")] = False,
 ) -> None:
@@ -210,4 +210,4 @@ def gc(
     from lowmem_spin.cli import gc as unused
     from lowmem_spin.common.display import Display
 
-    unused.show_unused(store, runs, delete, aside, Display(Console()))
+    unused.show_unused(store, run_folder, delete, aside, Display(Console()))

@@ -5,7 +5,7 @@ from typing import Any
 
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.choices import in_words
-from lowmem_spin.report import final_table as table
+from lowmem_spin.report import final_table
 from lowmem_spin.runner.health import Health
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.run import PICTURES
@@ -24,12 +24,12 @@ def show_run(game: OpenGame, healths: list[Health], display: Display) -> None:
         title = f"{g.algorithm}, alpha {g.alpha}, history {g.history}, {in_words(g.loss.model_dump())}"
         draw(healths, f"{game.folder.name}: {title}", picture)
         write_page(read(game.folder))
-    display.console.print(table.results(healths))
-    display.say(f"picture  {picture}")
-    display.say(f"report   {page}")
+    display.console.print(final_table.results(healths))
+    display.log(f"picture  {picture}")
+    display.log(f"report   {page}")
     last = sum(health.name.startswith("iterate ") for health in healths) - 1
-    display.say(f"adapters {game.folder / 'iterates'}/0..{last}")
-    display.say(f"numbers  {game.folder / 'metrics.jsonl'}")
+    display.log(f"adapters {game.folder / 'iterates'}/0..{last}")
+    display.log(f"numbers  {game.folder / 'metrics.jsonl'}")
 
 
 def show_sweep(sweep: Sweep, display: Display) -> None:
@@ -47,9 +47,9 @@ def show_sweep(sweep: Sweep, display: Display) -> None:
             written = write_all(results)
         if isinstance(results, Results):
             display.console.print(sweep_table(results))
-        display.say("report   " + ", ".join(str(path) for path in written if path.suffix in (".html", ".md")))
-        display.say(f"pictures {sweep.folder / 'report_*.png'}")
-    display.say(f"points   {counts}, in {sweep.folder / 'points'}")
+        display.log("report   " + ", ".join(str(path) for path in written if path.suffix in (".html", ".md")))
+        display.log(f"pictures {sweep.folder / 'report_*.png'}")
+    display.log(f"points   {counts}, in {sweep.folder / 'points'}")
 
 
 def show_arena(folder: Path, record: dict[str, Any], display: Display) -> None:
@@ -63,6 +63,6 @@ def show_arena(folder: Path, record: dict[str, Any], display: Display) -> None:
         for grid, title in grids(record):
             display.console.print(grid.table(title))
         if (folder / "metrics.jsonl").is_file():  # else the game is not played to its end, and has no report yet
-            display.say(f"report   {write_page(read(folder))}")
-    display.say(f"numbers  {folder / FILE}")
-    display.say(display.time_line())
+            display.log(f"report   {write_page(read(folder))}")
+    display.log(f"numbers  {folder / FILE}")
+    display.log(display.time_line())

@@ -15,7 +15,7 @@ from lowmem_spin.common.files import write_json
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.dequantized import unpacked
 from lowmem_spin.engines.registry import held_rank
-from lowmem_spin.runner import run_folder as runs
+from lowmem_spin.runner import run_folder
 from lowmem_spin.runner.run_folder import RunFolder
 from lowmem_spin.store.store import Store
 
@@ -52,25 +52,28 @@ def _installed(package: str) -> bool:
 
 def serve_command(run: RunFolder, store: Store, host: str, port: int, extra: list[str]) -> tuple[dict[str, str], list[str]]:
     """(environment, command), with every file that the command names in place."""
-    where, asked = runs.machine_of(run), run.recipe.model
-    base = runs.find_base(run, store)
-    beside = (run.folder / "serve").resolve()
-    _write_front(run, base, beside)
+    machine, asked = run_folder.machine_of(run), run.recipe.model
+    base = run_folder.find_base(run, store)
+    front = (run.folder / "serve").resolve()
+    _write_front(run, base, front)
     model, revision = base.location, base.revision
     if asked.quantization != "none":
-        model, revision = str(unpacked(base, asked.quantization, where, asked.trust_remote_code, store.root / "weights")), None
-    adapters = runs.trained_iterates(run, store)
+        model, revision = (
+            str(unpacked(base, asked.quantization, machine, asked.trust_remote_code, store.root / "weights")),
+            None,
+        )
+    adapters = run_folder.trained_iterates(run, store)
     name = "base"
     if asked.adapter is not None:  # the base policy of this game is an adapter on the frozen weights too
         adapters, name = {"base": Path(asked.adapter), **adapters}, "frozen"
     command = [*(_vllm() or ["vllm", "serve"]), model, *(["--revision", revision] if revision else [])]
-    command += ["--host", host, "--port", str(port), "--served-model-name", name, "--dtype", where.dtype]
-    command += ["--tokenizer", str(beside), "--chat-template", str(beside / "chat_template.jinja")]
-    command += ["--generation-config", str(beside)]  # its end tokens end an answer, its sampling is what is not asked otherwise
+    command += ["--host", host, "--port", str(port), "--served-model-name", name, "--dtype", machine.dtype]
+    command += ["--tokenizer", str(front), "--chat-template", str(front / "chat_template.jinja")]
+    command += ["--generation-config", str(front)]  # its end tokens end an answer, its sampling is what is not asked otherwise
     if adapters:
         rank = held_rank(run.recipe.training.lora.r)
         # The CPU build gives base rows the last adapter when all slots of a batch are filled: there is one more there.
-        slots = len(adapters) + 1 if where.device == "cpu" else min(SLOTS, len(adapters))
+        slots = len(adapters) + 1 if machine.device == "cpu" else min(SLOTS, len(adapters))
         command += [
             "--enable-lora",
             "--max-lora-rank",
@@ -82,9 +85,9 @@ def serve_command(run: RunFolder, store: Store, host: str, port: int, extra: lis
         ]
         command += ["--lora-modules", *(f"{number}={adapter.resolve()}" for number, adapter in adapters.items())]
     command += ["--trust-remote-code"] if asked.trust_remote_code else []
-    command += ["--enforce-eager"] if where.device == "cpu" else []
+    command += ["--enforce-eager"] if machine.device == "cpu" else []
     environment = {"VLLM_NO_USAGE_STATS": "1"}
-    if where.device == "cpu":
+    if machine.device == "cpu":
         environment["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     return environment, command + extra
 

@@ -71,7 +71,7 @@ class Display:
         if self.deadline is not None and time.perf_counter() > self.deadline:
             raise TimeIsUpError
 
-    def say(self, line: str, style: str = "") -> None:
+    def log(self, line: str, style: str = "") -> None:
         """Print one line of plain text: markup and control characters in it show as they are."""
         self.console.print(escape(printable(line)), style=style, highlight=False, soft_wrap=True)
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lowmem_spin.config import game_config as rules
+from lowmem_spin.config import game_config
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.config.section import Section
 
@@ -217,7 +217,7 @@ class Recipe(Section):
     """The base model: which one, how it is quantized, and its chat template."""
     data: Data
     """The data set with prompts and answers to learn from."""
-    game: rules.GameConfig = rules.GameConfig()
+    game: game_config.GameConfig = game_config.GameConfig()
     """The algorithm and its options: iterations, alpha, opponents, reference and loss."""
     warm_start: WarmStart | None = None
     """Ordinary fine-tuning before the game; null starts from the base as it is. Use it for a base that does not answer in the
@@ -238,8 +238,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _cross_checks(self) -> "Recipe":
-        rules.check_game(self.game)
-        asking, whole = rules.whole_policies(self.game), {"temperature": 1.0, "top_p": 1.0, "top_k": None}
+        game_config.check_game(self.game)
+        asking, whole = game_config.whole_policies(self.game), {"temperature": 1.0, "top_p": 1.0, "top_k": None}
         for name, value in whole.items() if asking else ():
             if (asked := getattr(self.generation, name)) != value:
                 remedy = "null" if value is None else "1"

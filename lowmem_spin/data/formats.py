@@ -17,13 +17,13 @@ BATCH, BUFFER = 1000, 1 << 20  # rows of a Parquet file that are in memory at on
 
 
 def conversations(
-    source: Source, data: Data, field: str, split: str, category: str, worse: bool
+    source: Source, data: Data, field: str, split: str, category: str, with_rejected: bool
 ) -> Iterator[tuple[list[Message], str, str | None, str]]:
     """(messages before the answer, the answer, category, the worse answer if asked) for what `data.turns` asks for."""
     for place, row in _read(source, field, split):
         label = row.get(category) if isinstance(row, dict) else None
         label = None if label is None else str(label)
-        if worse:
+        if with_rejected:
             context, better, lesser = _preference(row, f"{field}: {place}")
             yield context, better, label, lesser
             continue

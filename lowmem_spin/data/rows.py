@@ -28,18 +28,18 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def prompt(self, place: int) -> np.ndarray:
-        return self._prompts[place]
+    def prompt(self, position: int) -> np.ndarray:
+        return self._prompts[position]
 
-    def chosen(self, place: int) -> np.ndarray:
-        return self._chosen[place]
+    def chosen(self, position: int) -> np.ndarray:
+        return self._chosen[position]
 
-    def rejected(self, place: int) -> np.ndarray:
-        return self._rejected[place]
+    def rejected(self, position: int) -> np.ndarray:
+        return self._rejected[position]
 
-    def messages(self, place: int) -> list[Message]:
+    def messages(self, position: int) -> list[Message]:
         """The conversation that the answer continues."""
-        return json.loads(self.table["messages"][place].as_py())
+        return json.loads(self.table["messages"][position].as_py())
 
 
 def draw_rows(ids: Sequence[str], asked: Draw) -> list[int]:
@@ -53,7 +53,7 @@ def draw_rows(ids: Sequence[str], asked: Draw) -> list[int]:
 
 def shuffled(ids: Sequence[str], seed: int, turn: int | None) -> list[int]:
     """All places in the order of this seed and round (`turn`), which every draw is the head of."""
-    return sorted(range(len(ids)), key=lambda place: (number(seed, turn, ids[place]), ids[place]))
+    return sorted(range(len(ids)), key=lambda position: (number(seed, turn, ids[position]), ids[position]))
 
 
 def take(shuffled: Sequence[int], asked: Draw) -> list[int]:
@@ -79,4 +79,4 @@ def hold_out(ids: Sequence[str], count: int) -> tuple[list[int], list[int]]:
 
 def fixed_sample(ids: Sequence[str], count: int) -> list[int]:
     """`count` places, or all of them if there are fewer, the same for every seed."""
-    return sorted(range(len(ids)), key=lambda place: (number("head", ids[place]), ids[place]))[:count]
+    return sorted(range(len(ids)), key=lambda position: (number("head", ids[position]), ids[position]))[:count]

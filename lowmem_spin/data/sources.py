@@ -47,8 +47,8 @@ class Sources:
     A hub revision is resolved once per store, so that a game that goes on tomorrow plays with the same files.
     """
 
-    def __init__(self, beside: Path, memory: Path, patient: bool = False) -> None:
-        self.beside, self.memory, self.patient = beside, memory, patient
+    def __init__(self, recipe_dir: Path, memory: Path, patient: bool = False) -> None:
+        self.recipe_dir, self.memory, self.patient = recipe_dir, memory, patient
         self.unresolved: list[str] = []  # names that a patient search could not reach
         self._known: dict[str, str] = json.loads(read_text(memory)) if memory.exists() else {}
 
@@ -91,7 +91,7 @@ class Sources:
         return Source(str(file), None, self._file(file))
 
     def _local(self, name: str) -> Path | None:
-        for candidate in (self.beside / name, Path(name)):
+        for candidate in (self.recipe_dir / name, Path(name)):
             if candidate.exists():
                 return candidate
         return None

@@ -38,7 +38,7 @@ class Generator(Protocol):
         """One completion per request, in order."""
         ...
 
-    def rest(self) -> None:
+    def release(self) -> None:
         """Nothing to generate for a while."""
         ...
 

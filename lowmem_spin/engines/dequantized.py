@@ -20,12 +20,12 @@ def weights_key(identity: str, quantization: str, dtype: str) -> str:
     return digest({"kind": "weights", "version": 1, "model": identity, "quantization": quantization, "dtype": dtype})
 
 
-def unpacked(model: Source, quantization: str, where: Machine, trust_remote_code: bool, shelf: Path) -> Path:
+def unpacked(model: Source, quantization: str, machine: Machine, trust_remote_code: bool, weights_dir: Path) -> Path:
     """Folder on `shelf` with the dequantised base, written by a process of its own if it is not there yet."""
-    folder = shelf / weights_key(model.identity, quantization, where.dtype)
+    folder = weights_dir / weights_key(model.identity, quantization, machine.dtype)
     if not folder.exists():
-        arguments = (model, quantization, where, trust_remote_code, folder)
-        log = shelf.parent / "logs" / "weights.log"
+        arguments = (model, quantization, machine, trust_remote_code, folder)
+        log = weights_dir.parent / "logs" / "weights.log"
         Worker("weights", "lowmem_spin.engines.dequantized:Writer", arguments, {}, log, "free some memory or disk").close()
     return folder
 
@@ -50,12 +50,12 @@ def dequantized(model: Any) -> "dict[str, Tensor]":
 class Writer:
     """Writes the dequantised base into `folder`, whole or not at all."""
 
-    def __init__(self, model: Source, quantization: str, where: Machine, trust_remote_code: bool, folder: Path) -> None:
+    def __init__(self, model: Source, quantization: str, machine: Machine, trust_remote_code: bool, folder: Path) -> None:
         from safetensors.torch import save_file
 
         from lowmem_spin.engines.loading import load_base
 
-        base = load_base(model, quantization, where, trust_remote_code)
+        base = load_base(model, quantization, machine, trust_remote_code)
         temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
         temporary.mkdir(parents=True)
         save_file(dequantized(base), temporary / "model.safetensors", metadata={"format": "pt"})

@@ -166,12 +166,12 @@ def self_tests(names: Sequence[str], store: Path) -> Iterator[Fact]:
     with tempfile.TemporaryDirectory() as work:
         here = Path(work)
         model = Sources(here, here / "sources.json").model(str(folder), None)
-        where = find_machine(recipe)
-        if where.device == "cuda":
-            where = replace(where, residency="sleep", generator_share=min(0.5, 0.8 * where.limit / where.total))
+        machine = find_machine(recipe)
+        if machine.device == "cuda":
+            machine = replace(machine, residency="sleep", generator_share=min(0.5, 0.8 * machine.limit / machine.total))
         began = time.perf_counter()
-        learner = open_engine("hf", recipe, model, where, store / "weights", print)
-        adapters = [None, *(_train(learner, here / str(seed), seed, where.dtype) for seed in range(2))]
+        learner = open_engine("hf", recipe, model, machine, store / "weights", print)
+        adapters = [None, *(_train(learner, here / str(seed), seed, machine.dtype) for seed in range(2))]
         expected = Expected(learner, adapters)
         differ = len({tuple(answer.tokens) for answer in answers(learner, adapters)})
         seconds = time.perf_counter() - began
@@ -183,8 +183,8 @@ def self_tests(names: Sequence[str], store: Path) -> Iterator[Fact]:
                 continue
             began = time.perf_counter()
             try:
-                engine = open_engine(name, recipe, model, where, store / "weights", print)
-                verdict = tests[name](engine, expected, here, where.dtype)
+                engine = open_engine(name, recipe, model, machine, store / "weights", print)
+                verdict = tests[name](engine, expected, here, machine.dtype)
                 engine.close()
             except InputError as error:
                 verdict = f"fails: {error}"
@@ -241,7 +241,7 @@ def answers(generator: Generator, adapters: list[Path | None]) -> list[Completio
 
 def _vllm(engine: Any, expected: Expected, _: Path, dtype: str) -> str:
     first = expected.shortfall(answers(engine, expected.adapters))
-    engine.rest()
+    engine.release()
     again = expected.shortfall(answers(engine, expected.adapters))
     verdict = "works" if max(first, again) <= NEAR[dtype] else "answers differently than hf"
     return f"{verdict}: greedy tokens within {first:.3f} nats of hf's most likely ones, {again:.3f} after a rest"

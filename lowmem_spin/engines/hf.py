@@ -58,10 +58,10 @@ class HF(PeftLearner):
             output = policy.generate(
                 ids.to(self.device), attention_mask=mask.to(self.device), generation_config=settings, logits_processor=[noise]
             )
-        drawn, logps = output[:, width:].tolist(), finite(noise.logps, self.where)
+        drawn, logps = output[:, width:].tolist(), finite(noise.logps, self.machine)
         return [self.completion(tokens, logp) for tokens, logp in zip(drawn, logps, strict=True)]
 
-    def amortise(
+    def train_sampler(
         self,
         previous: Path,
         base: Path | None,

@@ -47,13 +47,13 @@ def naming_the_model(model: Source) -> Iterator[None]:
         raise InputError(f"model.name_or_path: {model.location!r} does not load as a model: {why}") from error
 
 
-def load_base(model: Source, quantization: str, where: Machine, trust_remote_code: bool = False) -> Any:
+def load_base(model: Source, quantization: str, machine: Machine, trust_remote_code: bool = False) -> Any:
     """The frozen base, in 4 bits or in the compute type."""
-    dtype = getattr(torch, where.dtype)
+    dtype = getattr(torch, machine.dtype)
     four_bit = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-    if where.device == "cuda" and not torch.cuda.is_available():
+    if machine.device == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "runtime.device: the driver sees a GPU but this torch build does not; install a CUDA build, or use cpu"
         )
@@ -62,7 +62,7 @@ def load_base(model: Source, quantization: str, where: Machine, trust_remote_cod
             model.location,
             revision=model.revision,
             dtype=dtype,
-            device_map={"": where.device},
+            device_map={"": machine.device},
             quantization_config=four_bit if quantization == "nf4" else None,
             use_safetensors=True,  # a pickle can run code
             trust_remote_code=trust_remote_code,

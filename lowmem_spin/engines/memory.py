@@ -72,7 +72,7 @@ class Shape:
         return self.layers * sum(a * b for a, b in self.linears)
 
     @property
-    def rest(self) -> int:
+    def unquantized(self) -> int:
         """Parameters that stay in the compute type: embedding, head, norms."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden * (2 * self.layers + 1)
 
@@ -82,7 +82,7 @@ class Shape:
 
     def weights(self, quantization: str, width: int) -> float:
         """Bytes of the frozen base."""
-        return self.body * (NF4_BYTES if quantization == "nf4" else width) + self.rest * width
+        return self.body * (NF4_BYTES if quantization == "nf4" else width) + self.unquantized * width
 
     def kv(self, width: int) -> int:
         """Bytes of the key-value cache per token."""

@@ -56,7 +56,7 @@ class Lookahead:
                         logits_to_keep=1,
                     )
                 logps.append(output.logits[:, -1].double().log_softmax(-1))
-                finite(logps[-1].amax(1), self.learner.where)
+                finite(logps[-1].amax(1), self.learner.machine)
         self.known = {state: row for row, state in enumerate(states)}
         return logps
 

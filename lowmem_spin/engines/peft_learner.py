@@ -32,12 +32,12 @@ class PeftLearner:
     what is scored is what is trained.
     """
 
-    def __init__(self, recipe: Recipe, model: Source, where: Machine, *_: Any) -> None:
-        self.recipe, self.where = recipe, where
+    def __init__(self, recipe: Recipe, model: Source, machine: Machine, *_: Any) -> None:
+        self.recipe, self.machine = recipe, machine
         check_names(recipe.training)
-        self.device = torch.device(where.device)
-        if where.limit < where.total:
-            torch.cuda.set_per_process_memory_fraction(where.limit / where.total)
+        self.device = torch.device(machine.device)
+        if machine.limit < machine.total:
+            torch.cuda.set_per_process_memory_fraction(machine.limit / machine.total)
         self.tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
         self.ends = end_tokens(model, self.tokenizer, recipe.model.chat_template)
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
@@ -53,7 +53,7 @@ class PeftLearner:
     """Whether gradient checkpointing is set by _mode, and not by transformers' trainer."""
 
     def _load(self, model: Source) -> Any:
-        return load_base(model, self.recipe.model.quantization, self.where, self.recipe.model.trust_remote_code)
+        return load_base(model, self.recipe.model.quantization, self.machine, self.recipe.model.trust_remote_code)
 
     def _mode(self, training: bool) -> None:
         """Ready the model for training, or for scoring: then nothing random is left in it."""
@@ -158,12 +158,12 @@ class PeftLearner:
     @torch.no_grad()
     def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
         """Summed log-probs of one batch of rows; see engines.Learner."""
-        half = autocast(self.device, self.where.dtype)
+        half = autocast(self.device, self.machine.dtype)
         size, logps = self.recipe.runtime.scoring_batch_size, []
         with naming_memory("runtime.scoring_batch_size", size), self.playing(adapter) as policy, half:
             for start in range(0, len(rows), size):  # a worker that was started again takes smaller batches
                 batch = collate(rows[start : start + size], self.pad).to(self.device)
-                logps += finite(completion_logps(policy, batch, self.states), self.where)
+                logps += finite(completion_logps(policy, batch, self.states), self.machine)
         return logps
 
     def train(
@@ -213,16 +213,16 @@ class PeftLearner:
         (folder / "README.md").unlink(missing_ok=True)
         return folder
 
-    def rest(self) -> None:
+    def release(self) -> None:
         """Give cached memory back, for whoever works next."""
         gc.collect()  # the last optimiser's state is in cycles
-        if self.where.device == "cuda":
+        if self.machine.device == "cuda":
             torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Let go of the model."""
         del self.model
-        self.rest()
+        self.release()
 
     def _reset_slot(self) -> None:
         """Fresh LoRA weights: A random, B zero, so the slot starts as the base."""

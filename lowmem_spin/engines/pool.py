@@ -26,36 +26,36 @@ ORACLE = "oracle"  # its name beside the engines'
 class EngineChoices:
     """What a recipe gets on this machine: where it computes and with which engines."""
 
-    where: Machine
+    machine: Machine
     generator: str
     learner: str
 
-    def identities(self, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+    def specs(self, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
         """What of the generator and of the learner is a part of keys: everything that may change a result."""
-        generator = {"engine": self.generator, "dtype": self.where.dtype}
+        generator = {"engine": self.generator, "dtype": self.machine.dtype}
         if self.generator == "vllm" and recipe.model.quantization != "none":
             generator["weights"] = recipe.generation.weights
-        return generator, {"engine": self.learner, "dtype": self.where.dtype}
+        return generator, {"engine": self.learner, "dtype": self.machine.dtype}
 
 
 def choose_engines(recipe: Recipe, store: Path, display: Display | None) -> EngineChoices:
     """Resolve `auto`; with a display, an engine that was never tested here is tested now."""
-    where = find_machine(recipe)
+    machine = find_machine(recipe)
     asked = {"generation": recipe.generation.engine, "training": recipe.training.engine}
     if recipe.game.sampler.name != "none":
         if asked["generation"] == "vllm":
             raise InputError(f"generation.engine: 'vllm' cannot sample mixtures ({recipe.game.sampler.name}); use hf")
         asked["generation"] = "hf"
-    if where.device == "cpu":
+    if machine.device == "cpu":
         names = {role: "hf" if name == "auto" else name for role, name in asked.items()}
-        return EngineChoices(where, names["generation"], names["training"])
+        return EngineChoices(machine, names["generation"], names["training"])
     names = {}
     for role, name in asked.items():
         choice = doctor.choose_engine(role, name, store, None if display is None else _test(display))
         names[role] = choice.engine
         if display and name == "auto":
-            display.say(f"{role}.engine: auto is {choice.engine}: {choice.why}")
-    return EngineChoices(where, names["generation"], names["training"])
+            display.log(f"{role}.engine: auto is {choice.engine}: {choice.why}")
+    return EngineChoices(machine, names["generation"], names["training"])
 
 
 def _test(display: Display) -> Callable[[str, Path], None]:
@@ -79,13 +79,13 @@ class EnginePool:
         while self.opened:
             self.opened.popitem()[1].close()
 
-    def rest(self, names: set[str], residency: str) -> None:
+    def release(self, names: set[str], residency: str) -> None:
         """These have nothing to do for a while: they give way, and end if there is room for one process only."""
         for name in names:
             if residency == "exit":
                 self.opened.pop(name).close()
             else:
-                self.opened[name].rest()
+                self.opened[name].release()
 
 
 @dataclass
@@ -95,7 +95,7 @@ class GameEngines:
     recipe: Recipe
     model: Source
     choices: EngineChoices
-    shelf: Path
+    weights_dir: Path
     display: Display
     pool: EnginePool
     judge: Oracle | None = None
@@ -111,11 +111,11 @@ class GameEngines:
         pool = self.pool
         if self.judge is None:
             raise TypeError("this game has no oracle")
-        signature = digest(self.judge.identity())
+        signature = digest(self.judge.spec())
         if ORACLE in pool.opened and self._is_other(pool.opened[ORACLE], signature):
             pool.opened.pop(ORACLE).close()
         if not isinstance(self.judge, NoWeights):
-            pool.rest(pool.opened.keys() - {ORACLE}, self._settled().residency)
+            pool.release(pool.opened.keys() - {ORACLE}, self._settled().residency)
         pool.signatures[ORACLE] = signature
         return pool.opened.setdefault(ORACLE, self.judge)
 
@@ -129,21 +129,21 @@ class GameEngines:
         pool, signature = self.pool, self.signature(name)
         if name in pool.opened and pool.signatures[name] != signature:
             pool.opened.pop(name).close()
-        where = self._settled()
-        pool.rest(pool.opened.keys() - {name}, where.residency)
+        machine = self._settled()
+        pool.release(pool.opened.keys() - {name}, machine.residency)
         if name not in pool.opened:
             recipe, location = self.recipe, self.model.location
             if recipe.model.trust_remote_code:
-                self.display.say(f"trust_remote_code is on: code that came with {location} runs here", "yellow")
+                self.display.log(f"trust_remote_code is on: code that came with {location} runs here", "yellow")
             with self.display.start_up(f"loading {location}"):
-                pool.opened[name] = open_engine(name, recipe, self.model, where, self.shelf, self._warn)
+                pool.opened[name] = open_engine(name, recipe, self.model, machine, self.weights_dir, self._warn)
             pool.signatures[name] = signature
-            base = f"base {location} ({recipe.model.quantization}, {where.dtype})"
-            self.display.say(f"{base} on {where.device}, engine {name}")
+            base = f"base {location} ({recipe.model.quantization}, {machine.dtype})"
+            self.display.log(f"{base} on {machine.device}, engine {name}")
         return pool.opened[name]
 
     def _warn(self, line: str) -> None:
-        self.display.say(line, "yellow")
+        self.display.log(line, "yellow")
 
     def signature(self, name: str) -> str:
         """Everything that an engine is opened with: games of like signatures take it from each other."""
@@ -163,13 +163,13 @@ class GameEngines:
         Decided once: what is asleep in RAM later would else count against its own sleep.
         """
         choices, recipe = self.choices, self.recipe
-        if choices.where.device == "cpu" or choices.generator == choices.learner:
-            return choices.where
+        if choices.machine.device == "cpu" or choices.generator == choices.learner:
+            return choices.machine
         name = digest([self.signature(choices.generator), self.signature(choices.learner)])
         if name not in self.pool.settled:
-            where, free = choices.where, float(psutil.virtual_memory().available)
-            shared = plan_residency(recipe, read_shape(self.model), where.dtype, where.limit, free, choices.generator)
-            share = shared.generator_bytes / where.total
-            self.pool.settled[name] = replace(where, residency=shared.residency, generator_share=share)
-            self.display.say(f"{choices.generator} and {choices.learner} share the GPU: residency {shared.residency}")
+            machine, free = choices.machine, float(psutil.virtual_memory().available)
+            shared = plan_residency(recipe, read_shape(self.model), machine.dtype, machine.limit, free, choices.generator)
+            share = shared.generator_bytes / machine.total
+            self.pool.settled[name] = replace(machine, residency=shared.residency, generator_share=share)
+            self.display.log(f"{choices.generator} and {choices.learner} share the GPU: residency {shared.residency}")
         return self.pool.settled[name]

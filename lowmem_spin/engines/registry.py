@@ -26,7 +26,9 @@ def installed(name: str) -> bool:
     return name == "hf" or importlib.util.find_spec(name) is not None
 
 
-def open_engine(name: str, recipe: Recipe, model: Source, where: Machine, shelf: Path, say: Callable[[str], None]) -> Any:
+def open_engine(
+    name: str, recipe: Recipe, model: Source, machine: Machine, weights_dir: Path, notify: Callable[[str], None]
+) -> Any:
     """Import and open an engine: loads the base.
 
     What it derives from the base once goes to the folder `shelf`. `say` is told, in one line, what a person should
@@ -36,7 +38,7 @@ def open_engine(name: str, recipe: Recipe, model: Source, where: Machine, shelf:
         section = "generation" if name == "vllm" else "training"
         raise InputError(f"{section}.engine: {name!r} is not installed; `pip install 'lowmem-spin[gpu]'`, or use hf")
     module, _, attribute = ENGINES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)(recipe, model, where, shelf, say)
+    return getattr(importlib.import_module(module), attribute)(recipe, model, machine, weights_dir, notify)
 
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can hold

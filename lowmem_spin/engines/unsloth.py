@@ -17,20 +17,22 @@ REMEDY = "lower training.per_device_train_batch_size or runtime.scoring_batch_si
 class Unsloth:
     """A learner; see engines.Learner."""
 
-    def __init__(self, recipe: Recipe, model: Source, where: Machine, shelf: Path, say: Callable[[str], None]) -> None:
-        if where.device != "cuda":
+    def __init__(
+        self, recipe: Recipe, model: Source, machine: Machine, weights_dir: Path, notify: Callable[[str], None]
+    ) -> None:
+        if machine.device != "cuda":
             raise InputError("training.engine: 'unsloth' needs an NVIDIA GPU and none is used here; use hf")
 
         def start(bounded: Recipe) -> Worker:
             environment = {
-                "UNSLOTH_COMPILE_LOCATION": str(shelf.parent / "unsloth"),  # else it writes into the working directory
+                "UNSLOTH_COMPILE_LOCATION": str(weights_dir.parent / "unsloth"),  # else it writes into the working directory
                 "UNSLOTH_DISABLE_STATISTICS": "1",  # nothing is asked of a network
             }
-            arguments = (bounded, model, where)
-            log = shelf.parent / "logs" / "unsloth.log"
+            arguments = (bounded, model, machine)
+            log = weights_dir.parent / "logs" / "unsloth.log"
             return Worker("unsloth", "lowmem_spin.engines.unsloth_worker:Kernels", arguments, environment, log, REMEDY)
 
-        self.worker = Resident(start, recipe, say)
+        self.worker = Resident(start, recipe, notify)
 
     def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
         """Summed log-probs of one batch of rows; see engines.Learner."""
@@ -48,9 +50,9 @@ class Unsloth:
         """Train from `init`; see engines.Learner."""
         return self.worker.call("train", init, pairs, loss, settings, work, report=advance)
 
-    def rest(self) -> None:
+    def release(self) -> None:
         """Empty the cache; when this returns, the memory is free."""
-        self.worker.rest("rest")
+        self.worker.release("release")
 
     def close(self) -> None:
         """End the worker process."""

@@ -37,9 +37,9 @@ class Kernels(PeftLearner):
     states = staticmethod(hidden_states)
     checkpoints_itself = True
 
-    def __init__(self, recipe: Recipe, model: Source, where: Machine) -> None:
+    def __init__(self, recipe: Recipe, model: Source, machine: Machine) -> None:
         self.checkpointing = "unsloth" if recipe.training.gradient_checkpointing else False
-        super().__init__(recipe, model, where)
+        super().__init__(recipe, model, machine)
 
     def _load(self, model: Source) -> Any:
         recipe = self.recipe
@@ -49,7 +49,7 @@ class Kernels(PeftLearner):
                 model_name=model.location,
                 revision=model.revision,
                 max_seq_length=longest,
-                dtype=getattr(torch, self.where.dtype),
+                dtype=getattr(torch, self.machine.dtype),
                 load_in_4bit=recipe.model.quantization == "nf4",
                 device_map={"": 0},
                 fix_tokenizer=False,  # the tokenizer used is the one every engine uses

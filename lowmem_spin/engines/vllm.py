@@ -87,25 +87,27 @@ class VLLM:
 
     mixes_policies = True
 
-    def __init__(self, recipe: Recipe, model: Source, where: Machine, shelf: Path, say: Callable[[str], None]) -> None:
-        self.recipe, self.model, self.where, self.shelf = recipe, model, where, shelf
+    def __init__(
+        self, recipe: Recipe, model: Source, machine: Machine, weights_dir: Path, notify: Callable[[str], None]
+    ) -> None:
+        self.recipe, self.model, self.machine, self.weights_dir = recipe, model, machine, weights_dir
         self.tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
         self.ends = end_tokens(model, self.tokenizer, recipe.model.chat_template)
         folder, revision = model.location, model.revision
         if recipe.model.quantization != "none":
             quantization, trusted = recipe.model.quantization, recipe.model.trust_remote_code
-            folder, revision = str(unpacked(model, quantization, where, trusted, shelf)), None
+            folder, revision = str(unpacked(model, quantization, machine, trusted, weights_dir)), None
         self.folder, self.revision = folder, revision
-        self.worker = Resident(self._start, recipe, say)
+        self.worker = Resident(self._start, recipe, notify)
 
     def _start(self, recipe: Recipe) -> Worker:
-        where = self.where
+        machine = self.machine
         options: dict[str, Any] = {
             "model": self.folder,
             "revision": self.revision,
             "skip_tokenizer_init": True,
             "generation_config": "vllm",  # the model's own settings are not the policy's
-            "dtype": where.dtype,
+            "dtype": machine.dtype,
             "trust_remote_code": recipe.model.trust_remote_code,
             "max_model_len": recipe.data.max_prompt_length + recipe.generation.max_new_tokens,
             "max_num_seqs": recipe.runtime.generation_batch_size,
@@ -115,24 +117,24 @@ class VLLM:
             "max_cpu_loras": 16,
             "disable_log_stats": True,
         }
-        if where.device == "cuda":
-            options |= {"enable_sleep_mode": where.sleeps, "gpu_memory_utilization": where.generator_share}
+        if machine.device == "cuda":
+            options |= {"enable_sleep_mode": machine.sleeps, "gpu_memory_utilization": machine.generator_share}
         else:
             # The CPU build fails on a seeded request whose prompt it splits ("CPU Generator does not use offset").
             options |= {"enforce_eager": True, "enable_chunked_prefill": False}
             options["max_num_batched_tokens"] = max(8192, options["max_model_len"])
-        return self._worker("lowmem_spin.engines.vllm:Server", (options, where.device == "cpu"), "vllm.log")
+        return self._worker("lowmem_spin.engines.vllm:Server", (options, machine.device == "cpu"), "vllm.log")
 
     def _worker(self, target: str, arguments: tuple[Any, ...], log: str) -> Worker:
         environment = {
             # On older GPUs its kernels are missing, and it is chosen all the same.
-            **({"VLLM_USE_FLASHINFER_SAMPLER": "0"} if self.where.dtype == "float16" else {}),
+            **({"VLLM_USE_FLASHINFER_SAMPLER": "0"} if self.machine.dtype == "float16" else {}),
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # its own child would outlive a kill -9
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_NO_USAGE_STATS": "1",
         }
-        return Worker("vllm", target, arguments, environment, self.shelf.parent / "logs" / log, REMEDY)
+        return Worker("vllm", target, arguments, environment, self.weights_dir.parent / "logs" / log, REMEDY)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One batch of completions of any policies; see engines.Generator."""
@@ -161,9 +163,9 @@ class VLLM:
         text = self.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=False)
         return Completion(tokens, text, "stop" if stopped else "length", logp)
 
-    def rest(self) -> None:
+    def release(self) -> None:
         """Leave the card to the learner."""
-        self.worker.rest("sleep")
+        self.worker.release("sleep")
 
     def close(self) -> None:
         """End the worker process."""

@@ -128,8 +128,8 @@ class Resident:
         say: told, in one line, that it was started again.
     """
 
-    def __init__(self, start: Callable[[Recipe], Worker], recipe: Recipe, say: Callable[[str], None]) -> None:
-        self.start, self.recipe, self.say = start, recipe, say
+    def __init__(self, start: Callable[[Recipe], Worker], recipe: Recipe, notify: Callable[[str], None]) -> None:
+        self.start, self.recipe, self.notify = start, recipe, notify
         self.worker = start(recipe)
         self.restarted = False
 
@@ -142,7 +142,7 @@ class Resident:
             smaller = self.recipe.with_half_batches()
             if self.restarted or smaller == self.recipe:
                 raise
-            self.say(f"{death}; starting it again, with half the batch")
+            self.notify(f"{death}; starting it again, with half the batch")
             self.restarted, self.recipe = True, smaller
             self.worker.close()
             self.worker = self.start(smaller)
@@ -150,12 +150,12 @@ class Resident:
                 reported.again()
             return self.worker.call(method, *values, report=reported)
 
-    def rest(self, method: str) -> None:
+    def release(self, method: str) -> None:
         """As call, of a method that only gives way; one that has died already takes no memory."""
         try:
             self.worker.call(method)
         except WorkerDiedError as death:
-            self.say(str(death))
+            self.notify(str(death))
 
     def close(self) -> None:
         self.worker.close()

@@ -16,11 +16,10 @@ from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.open_oracle import open_oracle
 from lowmem_spin.engines.oracles.base import Oracle
 from lowmem_spin.engines.oracles.judge import LLMJudge
-from lowmem_spin.evaluation import bradley_terry as statistics
-from lowmem_spin.evaluation import json_rows as given
+from lowmem_spin.evaluation import bradley_terry, json_rows
 from lowmem_spin.evaluation.judged.shared import Judged
 from lowmem_spin.evaluation.target import Answering, EvaluationTarget, of_run
-from lowmem_spin.runner import run_folder as runs
+from lowmem_spin.runner import run_folder
 from lowmem_spin.runner.open import SharedResources
 from lowmem_spin.runner.run_folder import note_used
 from lowmem_spin.store.rows import Compared, Prompt, fingerprint
@@ -45,7 +44,7 @@ def arena(folder: Path, prompts: Path | None, limit: int, judged: Judged, displa
     Raises:
         InputError: one line on what is missing.
     """
-    run, shared = runs.read_run(folder), SharedResources()
+    run, shared = run_folder.read_run(folder), SharedResources()
     try:
         game = of_run(run, "all", shared, display)
         if len(game.wanted) < 2:
@@ -62,11 +61,13 @@ def arena(folder: Path, prompts: Path | None, limit: int, judged: Judged, displa
     return record
 
 
-def _oracle(game: EvaluationTarget, run: runs.RunFolder, judged: Judged, display: Display) -> Oracle:
+def _oracle(game: EvaluationTarget, run: run_folder.RunFolder, judged: Judged, display: Display) -> Oracle:
     if judged.judge is not None:
         return judged.oracle(game, judged.judge, display)
     sources = Sources(run.folder, game.store.root / "sources.json")
-    own = open_oracle(run.recipe.game.oracle, sources, game.where, judged.cache(game), lambda line: display.say(line, "yellow"))
+    own = open_oracle(
+        run.recipe.game.oracle, sources, game.machine, judged.cache(game), lambda line: display.log(line, "yellow")
+    )
     if own is None:
         raise InputError(
             f"--judge-model: who judges? the recipe of {str(run.folder)!r} has no game.oracle; add --judge-base-url and "
@@ -81,10 +82,10 @@ def _asked(
     """What is asked, and the room that it needs if it is not of the recipe's own data."""
     if prompts is None:
         held = game.answering().held
-        places = held.health[:limit]
+        positions = held.health[:limit]
         rows = held.rows
-        return [(Prompt(rows.ids[p], rows.prompt(p)), rows.messages(p), rows.completions[p]) for p in places], None
-    lines = given.rows(prompts, "--prompts", f"no file {str(prompts)!r}; leave the option out to take held-out rows")
+        return [(Prompt(rows.ids[p], rows.prompt(p)), rows.messages(p), rows.completions[p]) for p in positions], None
+    lines = json_rows.rows(prompts, "--prompts", f"no file {str(prompts)!r}; leave the option out to take held-out rows")
     conversations = [_conversation(line, prompts) for line in lines[:limit]]
     if not conversations:
         raise InputError(f"--prompts: {str(prompts)!r} has no prompt")
@@ -123,23 +124,23 @@ def _play(
 ) -> dict[str, Any]:
     prompts, names = [prompt for prompt, _, _ in asked], game.wanted
     policies = [game.policies[name] for name in names]
-    judge = oracle.identity()
+    judge = oracle.spec()
     shown, how = str(judge.get("model", judge["oracle"])), "in both orders by" if isinstance(oracle, LLMJudge) else "by"
     pairs = len(names) * (len(names) - 1) // 2 * len(prompts)
-    display.say(f"{len(names)} policies, {len(prompts)} prompts, {pairs:,} pairs, each judged {how} {shown}")
+    display.log(f"{len(names)} policies, {len(prompts)} prompts, {pairs:,} pairs, each judged {how} {shown}")
     tables, sampling = answering.tables, answering.sampling
-    own = [digest(sampling.asked(policy)) for policy in policies]
+    own = [digest(sampling.spec(policy)) for policy in policies]
     named = judgement_spec([f"{table}/0" for table in own], judge)
     note_used(game.folder, "completions", own)
     note_used(game.folder, "judgements", [digest(named)])
     answers = tables.answers([(policy, prompts) for policy in policies], sampling, f"{len(names)} policies")
     rows = []
-    for place, (prompt, messages, reference) in enumerate(asked):
-        mine = [of_policy[place] for of_policy in answers]
+    for position, (prompt, messages, reference) in enumerate(asked):
+        mine = [of_policy[position] for of_policy in answers]
         question = Comparison(messages, [answer.text for answer in mine], reference)
         rows.append(Compared(prompt.id, question, [answer.tokens for answer in mine]))
     preferences = np.stack(tables.preferences(named, rows, f"{len(names)} policies by {shown}"))
-    found = statistics.arena_table(names, preferences, game.recipe.seed)
+    found = bradley_terry.arena_table(names, preferences, game.recipe.seed)
     failed = {}
     if isinstance(oracle, LLMJudge):
         undecided, orders = oracle.failures([row.question for row in rows])

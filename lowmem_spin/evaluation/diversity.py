@@ -38,7 +38,7 @@ def diversity_spec(policy: str, sampling: Sampling, prompts: Sequence[Prompt]) -
     """What names the result; its digest is the key."""
     names = digest([prompt.name for prompt in prompts])
     what = {"task": "diversity", "answers": ANSWERS, "prompts": names}
-    return {"kind": "evaluate", "version": VERSION, "policy": policy, **what, "generate": sampling.asked(policy)}
+    return {"kind": "evaluate", "version": VERSION, "policy": policy, **what, "generate": sampling.spec(policy)}
 
 
 def measure_diversity(
@@ -107,7 +107,7 @@ def _signature() -> str:
 def self_bleu(texts: Sequence[str]) -> float:
     """Mean over the texts of their BLEU against all others, 0 to 100. One that occurs twice has 100, an empty one too."""
     bleu = _bleu()
-    others = [[*texts[:place], *texts[place + 1 :]] for place in range(len(texts))]
+    others = [[*texts[:position], *texts[position + 1 :]] for position in range(len(texts))]
     scores = [
         100.0 if text in rest else bleu.sentence_score(text, rest).score for text, rest in zip(texts, others, strict=True)
     ]

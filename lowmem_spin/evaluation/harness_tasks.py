@@ -30,7 +30,7 @@ class Task:
     own: bool  # of the user's YAML, not the harness's
     suite: str = "tasks"
 
-    def asked(self, policy: str, limit: int | None, learner: dict[str, Any]) -> dict[str, Any]:
+    def spec(self, policy: str, limit: int | None, learner: dict[str, Any]) -> dict[str, Any]:
         """What names the result; its digest is the key. The harness's version is recorded and no part of it."""
         what = {"task": self.name, "identity": self.identity, "fewshot": self.fewshot, "limit": limit}
         return {"kind": "evaluate", "version": VERSION, "policy": policy, **what, "learner": learner}

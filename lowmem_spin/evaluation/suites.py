@@ -56,13 +56,13 @@ class EvaluationRequest:
         return Catalogue(self.include, self.tasks, self.option)
 
 
-def benchmarks_of(recipe: Recipe, beside: Path) -> EvaluationRequest:
+def benchmarks_of(recipe: Recipe, recipe_dir: Path) -> EvaluationRequest:
     """What a recipe wants to be measured when its game is over. Its paths are beside it, or from here."""
     given = recipe.evaluation
     suites, tasks = ([name for name in given.benchmarks if (name in SUITES) == known] for known in (True, False))
 
     def path(name: str | None) -> Path | None:
-        return None if name is None else beside / name if (beside / name).exists() else Path(name)
+        return None if name is None else recipe_dir / name if (recipe_dir / name).exists() else Path(name)
 
     judged = Judged(given.judge, path(given.mtbench), path(given.alpaca), recipes=JUDGED)
     return EvaluationRequest(suites, tasks, option="evaluation.benchmarks", judged=judged)
@@ -74,7 +74,7 @@ def check_benchmarks(game: OpenGame) -> dict[str, Path]:
     Returns:
         The files of its benchmarks, by field of `evaluation`.
     """
-    recipe, asked = game.recipe, benchmarks_of(game.recipe, game.found.beside)
+    recipe, asked = game.recipe, benchmarks_of(game.recipe, game.found.recipe_dir)
     if "diversity" in asked.suites:
         diversity.check_temperature(recipe.generation.temperature, asked.option)
     if asked.harness:
@@ -99,7 +99,7 @@ def measure_games(games: Sequence[OpenGame], display: Display) -> None:
     """Measure what the recipes ask for; the games share it where they share policies."""
     alike: dict[str, tuple[EvaluationRequest, list[OpenGame]]] = {}
     for game in games:
-        asked = benchmarks_of(game.recipe, game.found.beside)
+        asked = benchmarks_of(game.recipe, game.found.recipe_dir)
         alike.setdefault(repr(asked), (asked, []))[1].append(game)
     for asked, group in alike.values():
         measure_policies([of_game(game) for game in group], asked, display)
@@ -134,7 +134,7 @@ def _diversity(game: EvaluationTarget, count: int, display: Display) -> None:
     diversity.check_temperature(game.recipe.generation.temperature, "--suite diversity")
     answering = game.answering()
     tables, held, drawn = answering.tables, answering.held, answering.sampling
-    prompts = [Prompt(held.rows.ids[place], held.rows.prompt(place)) for place in held.health[:count]]
+    prompts = [Prompt(held.rows.ids[position], held.rows.prompt(position)) for position in held.health[:count]]
     for name in game.wanted:
         policy = game.policies[name]
         question = diversity.diversity_spec(policy, drawn, prompts)
@@ -152,12 +152,12 @@ class _Harness:
         self._signature = ""
 
     def measure(self, game: EvaluationTarget, task: Task, limit: int | None) -> None:
-        learner = {"engine": "hf", "dtype": game.where.dtype}
+        learner = {"engine": "hf", "dtype": game.machine.dtype}
         for name in game.wanted:
-            question = task.asked(game.policies[name], limit, learner)
+            question = task.spec(game.policies[name], limit, learner)
             game.ensure(question, lambda: self._measure(game, name, task, limit))  # noqa: B023 called at once
             self.display.stop_if_late()
-        game.keep(task.suite, task.name, limit, lambda policy: task.asked(policy, limit, learner))
+        game.keep(task.suite, task.name, limit, lambda policy: task.spec(policy, limit, learner))
 
     def _measure(self, game: EvaluationTarget, name: str, task: Task, limit: int | None) -> dict[str, Any]:
         if self._loaded is None or self._loaded.task != task:

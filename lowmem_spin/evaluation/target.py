@@ -18,7 +18,7 @@ from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.oracles.base import Oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
 from lowmem_spin.evaluation.benchmark_records import keep_results
-from lowmem_spin.runner import run_folder as runs
+from lowmem_spin.runner import run_folder
 from lowmem_spin.runner.health import HeldOut
 from lowmem_spin.runner.open import OpenGame, SharedResources, split_rows
 from lowmem_spin.runner.run_folder import RunFolder
@@ -50,7 +50,7 @@ class EvaluationTarget:
     folder: Path
     recipe: Recipe
     model: Source
-    where: Machine
+    machine: Machine
     store: Store
     base: str
     base_adapter: Path | None
@@ -74,7 +74,7 @@ class EvaluationTarget:
         key = asked["policy"]
         if key != self.base and self.store.adapter(key) is None:
             return None
-        return self.store.result(key, digest(asked), self._maker(key))
+        return self.store.result(key, digest(asked), self._adapter_sha256(key))
 
     def lacks(self, asked: dict[str, Any], answers: str | None = None) -> bool:
         """Whether the store has no result, or one in which replies of a judge are missing, or of other answers than these:
@@ -92,7 +92,9 @@ class EvaluationTarget:
         with self.store.writing(key):
             if self.lacks(asked, answers):
                 known = {} if answers is None else {"answers": answers}
-                self.store.commit_result(policy, key, {"asked": asked, "maker": self._maker(policy), **known, **measure()})
+                self.store.commit_result(
+                    policy, key, {"asked": asked, "maker": self._adapter_sha256(policy), **known, **measure()}
+                )
 
     def keep(self, suite: str, task: str, limit: int | None, asks: Callable[[str], dict[str, Any]]) -> None:
         """Write what is stored of a task for all policies to the game's folder; `asks` names it by the policy's key."""
@@ -100,13 +102,13 @@ class EvaluationTarget:
             self.folder, self.policies, {n: self.result(asks(key)) for n, key in self.policies.items()}, suite, task, limit
         )
 
-    def _maker(self, key: str) -> str:
-        return "base" if key == self.base else self.store.maker(key)
+    def _adapter_sha256(self, key: str) -> str:
+        return "base" if key == self.base else self.store.adapter_sha256(key)
 
     def tenants(self, display: Display) -> GameEngines:
         """transformers on the base, whatever the game was played with."""
-        shelf = self.store.root / "weights"
-        return GameEngines(self.recipe, self.model, EngineChoices(self.where, "hf", "hf"), shelf, display, self.pool)
+        weights_dir = self.store.root / "weights"
+        return GameEngines(self.recipe, self.model, EngineChoices(self.machine, "hf", "hf"), weights_dir, display, self.pool)
 
     def renderer(self) -> Renderer:
         """Conversations to prompts, as the game's rows were rendered."""
@@ -133,16 +135,16 @@ def of_run(run: RunFolder, iterate: str, shared: SharedResources, display: Displ
     Raises:
         InputError: its store or base is not here, or there is no such policy.
     """
-    store = runs.open_store(run, lambda line: display.say(line, "yellow"))
-    model, given = runs.find_base(run, store), run.recipe.model.adapter
-    names = ["base", *runs.trained_iterates(run, store)] if iterate == "all" else [iterate]
-    wanted = [runs.find_policy(run, store, name).name for name in names]
+    store = run_folder.open_store(run, lambda line: display.log(line, "yellow"))
+    model, given = run_folder.find_base(run, store), run.recipe.model.adapter
+    names = ["base", *run_folder.trained_iterates(run, store)] if iterate == "all" else [iterate]
+    wanted = [run_folder.find_policy(run, store, name).name for name in names]
     base_adapter = Path(given) if given else None
 
     def answering(room: tuple[int, int] | None = None, oracle: Oracle | None = None) -> Answering:
         held = _held(run, store)
         choices = choose_engines(run.recipe, store.root, display)
-        inputs = replace(run.inputs, generator=choices.identities(run.recipe)[0])  # of this machine
+        inputs = replace(run.inputs, generator=choices.specs(run.recipe)[0])  # of this machine
         tenants = GameEngines(
             with_lengths(run.recipe, room), model, choices, store.root / "weights", display, shared.engines, oracle
         )
@@ -151,8 +153,8 @@ def of_run(run: RunFolder, iterate: str, shared: SharedResources, display: Displ
         tables = Tables(store, inputs.base, base_adapter, learner, tenants, display, *sizes, {})
         return Answering(tables, held, sampling_params(run.recipe, inputs))
 
-    where = runs.machine_of(run)
-    places = run.folder, run.recipe, model, where, store, run.inputs.base, base_adapter
+    machine = run_folder.machine_of(run)
+    places = run.folder, run.recipe, model, machine, store, run.inputs.base, base_adapter
     return EvaluationTarget(*places, run.policies, wanted, shared.engines, answering)
 
 
@@ -169,7 +171,7 @@ def _held(run: RunFolder, store: Store) -> HeldOut:
 def of_game(game: OpenGame) -> EvaluationTarget:
     """A game that this process has played."""
     planned = {stage.name: stage.policy for stage in game.stages if isinstance(stage, Evaluate)}
-    policies = runs.as_far_as_played(planned, runs.read_run(game.folder).record)
+    policies = run_folder.as_far_as_played(planned, run_folder.read_run(game.folder).record)
     trained = {name for name, key in policies.items() if name.startswith("iterate ") and game.store.adapter(key)}
     measured = [name for name in policies if name == "base" or name in trained]
     found, tables = game.found, game.tables
@@ -182,7 +184,7 @@ def of_game(game: OpenGame) -> EvaluationTarget:
         game.folder,
         game.recipe,
         found.model,
-        found.choices.where,
+        found.choices.machine,
         game.store,
         game.inputs.base,
         tables.base_adapter,

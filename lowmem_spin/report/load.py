@@ -154,18 +154,18 @@ def _trainings(folder: Path, recipe: dict[str, Any], keys: dict[str, str]) -> tu
 
     The store's name in the recipe is relative to where the game was played from, which need not be here.
     """
-    shelf = Path(str(field(recipe, "output.store"))) / "adapters"
+    weights_dir = Path(str(field(recipe, "output.store"))) / "adapters"
     found, lost = {}, []
     for name, key in keys.items():
         if not name.startswith("iterate "):
             continue
-        manifests = [folder / "iterates" / name.removeprefix("iterate ") / "manifest.json", shelf / key / "manifest.json"]
+        manifests = [folder / "iterates" / name.removeprefix("iterate ") / "manifest.json", weights_dir / key / "manifest.json"]
         manifest = next((manifest for path in manifests if (manifest := _manifest(path, key)) is not None), None)
         if manifest is None:
             lost.append(name)
         else:
             found[name] = manifest
-    line = f"no training curves of {', '.join(lost)}: neither in {folder / 'iterates'} nor in {shelf}"
+    line = f"no training curves of {', '.join(lost)}: neither in {folder / 'iterates'} nor in {weights_dir}"
     return found, [line] if lost else []
 
 

@@ -21,7 +21,7 @@ from lowmem_spin.algorithm.stages import (
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.engines.dequantized import weights_key
-from lowmem_spin.runner import run_folder as runs
+from lowmem_spin.runner import run_folder
 from lowmem_spin.runner.run_folder import RunFolder
 from lowmem_spin.store.store import Store
 
@@ -75,7 +75,7 @@ def used_by(folders: Iterable[Path]) -> Used:
     """
     found = Used()
     for folder in folders:
-        run = runs.read_run(folder)
+        run = run_folder.read_run(folder)
         stages = list(play(run.recipe, run.inputs))
         trained = {stage.name: stage.policy for stage in stages if isinstance(stage, Train)}
         if {"base": run.inputs.base, **trained} != run.policies:
@@ -84,7 +84,7 @@ def used_by(folders: Iterable[Path]) -> Used:
             for kind, key in _keys(run, stage):
                 found.keys[kind].add(key)
         found.keys["results"].update(run.policies.values())
-        for kind, keys in runs.tables_in_use(folder).items():
+        for kind, keys in run_folder.tables_in_use(folder).items():
             found.keys[kind].update(keys)
         _add_files(found, run)
     return found
@@ -94,12 +94,12 @@ def _keys(run: RunFolder, stage: Stage) -> Iterator[tuple[str, str]]:
     """(kind, key) of what a stage reads or makes."""
     learner, base = run.inputs.learner, run.inputs.base
     match stage:
-        case Generate(pairs=lesson):
-            for policy, _ in lesson.assign():
-                kind = "mixtures" if lesson.sampling.mixes(policy) else "completions"
-                yield kind, digest(lesson.sampling.asked(policy))
-        case Judge(pairs=contest):
-            yield "judgements", digest(contest.judged)
+        case Generate(pairs=pair_source):
+            for policy, _ in pair_source.assign():
+                kind = "mixtures" if pair_source.sampling.mixes(policy) else "completions"
+                yield kind, digest(pair_source.sampling.spec(policy))
+        case Judge(pairs=judged_samples):
+            yield "judgements", digest(judged_samples.judged)
         case Score(policy=policy):
             yield "logps", digest(logps_spec(policy, learner))
         case Train(policy=policy) | Average(policy=policy) | TrainSampler(policy=policy):
@@ -107,12 +107,12 @@ def _keys(run: RunFolder, stage: Stage) -> Iterator[tuple[str, str]]:
         case Evaluate(policy=policy, previous=previous):
             for greedy in (False, True) if run.recipe.evaluation.metric == "exact_match" else (False,):
                 asked = sampling_params(run.recipe, run.inputs, greedy)
-                yield from (("completions", digest(asked.asked(one))) for one in (policy, base))
+                yield from (("completions", digest(asked.spec(one))) for one in (policy, base))
             yield from (("logps", digest(logps_spec(one, learner))) for one in (policy, previous, base))
             if run.inputs.oracle is not None:
                 own = sampling_params(run.recipe, run.inputs)
                 for other in (base, previous):
-                    both = [f"{digest(own.asked(one))}/0" for one in (policy, other)]
+                    both = [f"{digest(own.spec(one))}/0" for one in (policy, other)]
                     yield "judgements", digest(judgement_spec(both, run.inputs.oracle))
 
 

@@ -99,8 +99,8 @@ def sample_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Samp
         tables.answers([(stage.policy, _prompts(held, held.scored))], greedy, f"{stage.name}: held-out")
 
 
-def _prompts(held: HeldOut, places: Sequence[int]) -> list[Prompt]:
-    return [Prompt(held.rows.ids[place], held.rows.prompt(place)) for place in places]
+def _prompts(held: HeldOut, positions: Sequence[int]) -> list[Prompt]:
+    return [Prompt(held.rows.ids[position], held.rows.prompt(position)) for position in positions]
 
 
 def evaluate_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sampling, greedy: Sampling) -> Health:
@@ -120,13 +120,13 @@ def evaluate_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sa
     def drift(answers: Sequence[Answer], drawn_from: str, against: str) -> Estimate:
         return Estimate(logps(answers, drawn_from) - logps(answers, against))
 
-    chosen = [Scored(rows.ids[place], rows.prompt(place), "chosen", rows.chosen(place)) for place in held.scored]
-    texts = [rows.completions[place] for place in held.health]
+    chosen = [Scored(rows.ids[position], rows.prompt(position), "chosen", rows.chosen(position)) for position in held.scored]
+    texts = [rows.completions[position] for position in held.health]
     match = None
     categories: dict[str, Estimate] = {}
     if held.exact_match:
         match = _exact_match(tables, stage, held, greedy)
-        categories = _by_category(match, [rows.categories[place] for place in held.scored])
+        categories = _by_category(match, [rows.categories[position] for position in held.scored])
     return Health(
         name=stage.name,
         policy=policy,
@@ -142,7 +142,7 @@ def evaluate_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sa
         categories=categories,
         win_rate_to_base=_wins(tables, stage, held, sampling, tables.base),
         win_rate_to_previous=_wins(tables, stage, held, sampling, stage.previous),
-        samples=[_sample(rows, place, answer) for place, answer in zip(held.health[:SHOWN], own, strict=False)],
+        samples=[_sample(rows, position, answer) for position, answer in zip(held.health[:SHOWN], own, strict=False)],
     )
 
 
@@ -154,26 +154,26 @@ def _wins(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sampling, ag
     both = tables.answers([(policy, prompts) for policy in (stage.policy, against)], sampling, f"{stage.name}: samples")
     compared = [
         Compared(
-            rows.ids[place],
-            Comparison(rows.messages(place), [answer.text for answer in some], rows.completions[place]),
+            rows.ids[position],
+            Comparison(rows.messages(position), [answer.text for answer in some], rows.completions[position]),
             [answer.tokens for answer in some],
         )
-        for place, some in zip(held.health, zip(*both, strict=True), strict=True)
+        for position, some in zip(held.health, zip(*both, strict=True), strict=True)
     ]
-    asked = judgement_spec([f"{digest(sampling.asked(policy))}/0" for policy in (stage.policy, against)], held.oracle)
+    asked = judgement_spec([f"{digest(sampling.spec(policy))}/0" for policy in (stage.policy, against)], held.oracle)
     return Estimate(np.array([matrix[0, 1] for matrix in tables.preferences(asked, compared, f"{stage.name}: samples")]))
 
 
-def _sample(rows: Rows, place: int, answer: Answer) -> dict[str, str]:
+def _sample(rows: Rows, position: int, answer: Answer) -> dict[str, str]:
     """One of the policy's own answers beside the data's."""
-    asked = {"prompt_id": rows.ids[place], "prompt": conversation_text(rows.messages(place))}
-    return {**asked, "data": rows.completions[place], "answer": answer.text, "finish_reason": answer.finish_reason}
+    asked = {"prompt_id": rows.ids[position], "prompt": conversation_text(rows.messages(position))}
+    return {**asked, "data": rows.completions[position], "answer": answer.text, "finish_reason": answer.finish_reason}
 
 
 def _exact_match(tables: Tables, stage: Evaluate, held: HeldOut, greedy: Sampling) -> Estimate:
     prompts = _prompts(held, held.scored)
     (answers,) = tables.answers([(stage.policy, prompts)], greedy, f"{stage.name}: held-out")
-    texts = [held.rows.completions[place] for place in held.scored]
+    texts = [held.rows.completions[position] for position in held.scored]
     right = [answer.text == text and answer.finish_reason == "stop" for answer, text in zip(answers, texts, strict=True)]
     return Estimate(np.array(right, float))
 

@@ -15,7 +15,7 @@ from lowmem_spin.data.prepare import prepare, prepared_key
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.rows import Rows, fixed_sample, hold_out, shuffled, take
 from lowmem_spin.data.sources import Source, Sources, base_key
-from lowmem_spin.engines.open_oracle import open_oracle as choose_oracle
+from lowmem_spin.engines.open_oracle import open_oracle
 from lowmem_spin.engines.oracles.base import Oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
 from lowmem_spin.runner.health import HeldOut
@@ -34,7 +34,7 @@ class ResolvedRecipe:
     held: Source | None
     choices: EngineChoices
     oracle: Oracle | None
-    beside: Path  # the recipe's folder
+    recipe_dir: Path  # the recipe's folder
 
     @property
     def base(self) -> str:
@@ -42,10 +42,10 @@ class ResolvedRecipe:
         return base_key(self.recipe.model, self.model, self.adapter)
 
     def data_key(self, source: Source, split: str) -> str:
-        recipe, worse = self.recipe, self.has_worse(source)
-        return prepared_key(source, self.model, recipe.data, recipe.model.chat_template, split, worse)
+        recipe, with_rejected = self.recipe, self.has_rejected(source)
+        return prepared_key(source, self.model, recipe.data, recipe.model.chat_template, split, with_rejected)
 
-    def has_worse(self, source: Source) -> bool:
+    def has_rejected(self, source: Source) -> bool:
         """Whether these rows need the data's worse answers too."""
         return self.recipe.game.algorithm == "offline" and source is self.train
 
@@ -64,11 +64,11 @@ class ResolvedRecipe:
         key = self.data_key(self.train, self.recipe.data.split)
         if self.held is None:
             key = digest({"rows": key, "set aside": set_aside})
-        oracle = None if self.oracle is None else self.oracle.identity()
-        return Inputs(self.base, key, *self.choices.identities(self.recipe), oracle)
+        oracle = None if self.oracle is None else self.oracle.spec()
+        return Inputs(self.base, key, *self.choices.specs(self.recipe), oracle)
 
 
-def resolve_recipe(recipe: Recipe, sources: Sources, choices: EngineChoices, say: Callable[[str], None]) -> ResolvedRecipe:
+def resolve_recipe(recipe: Recipe, sources: Sources, choices: EngineChoices, notify: Callable[[str], None]) -> ResolvedRecipe:
     """Look up everything that a recipe names.
 
     Raises:
@@ -79,8 +79,8 @@ def resolve_recipe(recipe: Recipe, sources: Sources, choices: EngineChoices, say
     train = sources.data(recipe.data.path, recipe.data.revision, "data.path")
     path = recipe.evaluation.path
     held = None if path is None else sources.data(path, None, "evaluation.path")
-    oracle = choose_oracle(recipe.game.oracle, sources, choices.where, sources.memory.parent / "judge", say)
-    return ResolvedRecipe(recipe, model, adapter, train, held, choices, oracle, sources.beside)
+    oracle = open_oracle(recipe.game.oracle, sources, choices.machine, sources.memory.parent / "judge", notify)
+    return ResolvedRecipe(recipe, model, adapter, train, held, choices, oracle, sources.recipe_dir)
 
 
 def split_rows(recipe: Recipe, rows: Rows, held_rows: Rows | None) -> tuple[list[int], HeldOut]:
@@ -103,8 +103,8 @@ class Orders:
         """Places of `rows`, those of `pool` shuffled."""
         name = (draw.data, draw.seed, draw.round)
         if name not in self.known:
-            order = shuffled([rows.ids[place] for place in pool], draw.seed, draw.round)
-            self.known[name] = [pool[place] for place in order]
+            order = shuffled([rows.ids[position] for position in pool], draw.seed, draw.round)
+            self.known[name] = [pool[position] for position in order]
         return self.known[name]
 
 
@@ -129,7 +129,7 @@ class SharedResources:
 
     def store(self, root: str, display: Display) -> Store:
         if root not in self.stores:
-            self.stores[root] = Store(Path(root), lambda line: display.say(line, "yellow"))
+            self.stores[root] = Store(Path(root), lambda line: display.log(line, "yellow"))
         return self.stores[root]
 
 
@@ -165,19 +165,19 @@ class OpenGame:
         made = {stage.policy: stage.name for stage in self.stages if isinstance(stage, Train | Average | TrainSampler)}
         return made.get(policy, "base")
 
-    def places(self, draw: Draw) -> list[int]:
+    def positions(self, draw: Draw) -> list[int]:
         """The rows of a draw, in its order."""
         if draw not in self.drawn:
             self.drawn[draw] = take(self.orders.of(draw, self.rows, self.pool), draw)
         return self.drawn[draw]
 
 
-def open_game(recipe: Recipe, beside: Path, display: Display, shared: SharedResources) -> OpenGame:
+def open_game(recipe: Recipe, recipe_dir: Path, display: Display, shared: SharedResources) -> OpenGame:
     """Find model and data, prepare the rows, and name every stage; no model is loaded."""
     store = shared.store(recipe.output.store, display)
     choices = choose_engines(recipe, store.root, display)
     found = resolve_recipe(
-        recipe, Sources(beside, store.root / "sources.json"), choices, lambda line: display.say(line, "yellow")
+        recipe, Sources(recipe_dir, store.root / "sources.json"), choices, lambda line: display.log(line, "yellow")
     )
     rows = _prepared(found, found.train, "data.path", recipe.data.split, store, shared, display)
     held_rows = None
@@ -202,7 +202,7 @@ def open_game(recipe: Recipe, beside: Path, display: Display, shared: SharedReso
     game = OpenGame(found, inputs, list(play(recipe, inputs)), rows, pool, held, tables, store, folder, shared.orders, tenants)
     for stage in game.stages:
         if isinstance(stage, Train | TrainSampler):  # too few rows for a later iteration is said now
-            game.places(stage.pairs.draw if isinstance(stage, Train) else stage.draw)
+            game.positions(stage.pairs.draw if isinstance(stage, Train) else stage.draw)
     return game
 
 
@@ -221,9 +221,9 @@ def _prepared(
 
             tokenizer = load_tokenizer(found.model, recipe.model.trust_remote_code)
             renderer = Renderer(tokenizer, recipe.model.chat_template)
-            table = prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer, found.has_worse(source))
+            table = prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer, found.has_rejected(source))
             write_parquet(path, table)
     rows = shared.rows[path] = Rows(table)
     counts = ", ".join(f"{count:,} {name}" for name, count in rows.counts.items())
-    display.say(f"{name}: {source.location}: {counts}")
+    display.log(f"{name}: {source.location}: {counts}")
     return rows

@@ -29,27 +29,30 @@ class Side:
 class Match:
     """One row to learn from: the chosen answer is to become likelier than the rejected one."""
 
-    place: int
+    position: int
     chosen: Side
     rejected: Side
     win_rates: tuple[float, float] = (1.0, 0.0)  # of the two, as far as an oracle has judged them
 
 
-def opponent_answers(game: OpenGame, lesson: OpponentPairs | JudgedSamples) -> list[tuple[int, list[Answer]]]:
+def opponent_answers(game: OpenGame, pair_source: OpponentPairs | JudgedSamples) -> list[tuple[int, list[Answer]]]:
     """(place of the row, who answered it: one opponent's answer or a contest's several) in the lesson's order."""
-    places = game.places(lesson.draw)
-    shares = [(policy, [places[index] for index in share]) for policy, share in lesson.assign()]
-    samples = range(lesson.samples)
+    positions = game.positions(pair_source.draw)
+    shares = [(policy, [positions[index] for index in share]) for policy, share in pair_source.assign()]
+    samples = range(pair_source.samples)
     asked = [
-        (policy, [Prompt(game.rows.ids[place], game.rows.prompt(place), sample) for place in mine for sample in samples])
+        (
+            policy,
+            [Prompt(game.rows.ids[position], game.rows.prompt(position), sample) for position in mine for sample in samples],
+        )
         for policy, mine in shares
     ]
     label = "by " + ", ".join(game.name(policy) for policy, _ in shares)
-    given = game.tables.answers(asked, lesson.sampling, label)
+    given = game.tables.answers(asked, pair_source.sampling, label)
     return [
-        (place, list(some))
+        (position, list(some))
         for (_, mine), found in zip(shares, given, strict=True)
-        for place, some in zip(mine, _several(found, lesson.samples), strict=True)
+        for position, some in zip(mine, _several(found, pair_source.samples), strict=True)
     ]
 
 
@@ -57,53 +60,58 @@ def _several(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def question(game: OpenGame, place: int, texts: Sequence[str]) -> Comparison:
+def question(game: OpenGame, position: int, texts: Sequence[str]) -> Comparison:
     """Answers to a row's prompt, for an oracle."""
-    return Comparison(game.rows.messages(place), list(texts), game.rows.completions[place])
+    return Comparison(game.rows.messages(position), list(texts), game.rows.completions[position])
 
 
-def judged_win_rates(game: OpenGame, contest: JudgedSamples) -> list[np.ndarray]:
+def judged_win_rates(game: OpenGame, judged_samples: JudgedSamples) -> list[np.ndarray]:
     """The win-rate of every answer to each prompt: arrays (K,)."""
     rows = [
         Compared(
-            game.rows.ids[place],
-            question(game, place, [answer.text for answer in some]),
+            game.rows.ids[position],
+            question(game, position, [answer.text for answer in some]),
             [answer.tokens for answer in some],
         )
-        for place, some in opponent_answers(game, contest)
+        for position, some in opponent_answers(game, judged_samples)
     ]
-    matrices = game.tables.preferences(contest.judged, rows, f"answers by {game.name(contest.policy)}")
-    return [win_rates(matrix, contest.win_rates) for matrix in matrices]
+    matrices = game.tables.preferences(judged_samples.judged, rows, f"answers by {game.name(judged_samples.policy)}")
+    return [win_rates(matrix, judged_samples.win_rates) for matrix in matrices]
 
 
-def matches(game: OpenGame, lesson: PairSource) -> list[Match]:
+def matches(game: OpenGame, pair_source: PairSource) -> list[Match]:
     """The rows of a lesson in its order; prompts that a sampler found no answer to are left out.
 
     Raises:
         InputError: none is left.
     """
     rows = game.rows
-    match lesson:
+    match pair_source:
         case DatasetPairs():
             return [
-                Match(place, Side("chosen", rows.chosen(place)), Side("rejected", rows.rejected(place)))
-                for place in game.places(lesson.draw)
+                Match(position, Side("chosen", rows.chosen(position)), Side("rejected", rows.rejected(position)))
+                for position in game.positions(pair_source.draw)
             ]
         case JudgedSamples():
             found = []
-            for (place, some), rates in zip(opponent_answers(game, lesson), judged_win_rates(game, lesson), strict=True):
+            for (position, some), rates in zip(
+                opponent_answers(game, pair_source), judged_win_rates(game, pair_source), strict=True
+            ):
                 best, worst = best_and_worst(rates)
                 better, worse = (Side(some[which].name, some[which].tokens) for which in (best, worst))
-                found.append(Match(place, better, worse, (float(rates[best]), float(rates[worst]))))
+                found.append(Match(position, better, worse, (float(rates[best]), float(rates[worst]))))
             return found
         case OpponentPairs():
             kept = [
-                (place, answer) for place, (answer,) in opponent_answers(game, lesson) if answer.finish_reason != "rejected"
+                (position, answer)
+                for position, (answer,) in opponent_answers(game, pair_source)
+                if answer.finish_reason != "rejected"
             ]
             if not kept:
                 raise InputError("game.sampler: every proposal for every prompt was rejected; raise proposals, or use smc")
             return [
-                Match(place, Side("chosen", rows.chosen(place)), Side(answer.name, answer.tokens)) for place, answer in kept
+                Match(position, Side("chosen", rows.chosen(position)), Side(answer.name, answer.tokens))
+                for position, answer in kept
             ]
 
 
@@ -114,38 +122,42 @@ def score_pairs(game: OpenGame, stage: Score) -> None:
         _all_logps(game, stage.policy, stage.pairs)
 
 
-def summarize_sampling(game: OpenGame, lesson: PairSource) -> dict[str, Any] | None:
+def summarize_sampling(game: OpenGame, pair_source: PairSource) -> dict[str, Any] | None:
     """How the sampling of a lesson's mixtures went, as sampling.Record; None if no mixture answered."""
-    if not isinstance(lesson, OpponentPairs) or lesson.sampling.mixture is None:
+    if not isinstance(pair_source, OpponentPairs) or pair_source.sampling.mixture is None:
         return None
-    places = game.places(lesson.draw)
+    positions = game.positions(pair_source.draw)
     draws = [
         draw
-        for policy, share in lesson.assign()
-        if lesson.sampling.mixes(policy)
-        for draw in game.tables.draws(policy, lesson.sampling, [game.rows.ids[places[index]] for index in share])
+        for policy, share in pair_source.assign()
+        if pair_source.sampling.mixes(policy)
+        for draw in game.tables.draws(policy, pair_source.sampling, [game.rows.ids[positions[index]] for index in share])
     ]
-    mixed = lesson.sampling.mixture
+    mixed = pair_source.sampling.mixture
     found = vars(sampling_summary(mixed["sampler"]["name"], mixed["alpha"], draws)) if draws else None
     return None if found is None else {**found, "log_z": found["log_z"] if math.isfinite(found["log_z"]) else None}
 
 
 def _logps(game: OpenGame, policy: str, rows: Sequence[Match]) -> tuple[np.ndarray, np.ndarray]:
     """The policy's log-probs of both sides of every row: two arrays (rows,)."""
-    sides = [(row.place, row.chosen) for row in rows] + [(row.place, row.rejected) for row in rows]
+    sides = [(row.position, row.chosen) for row in rows] + [(row.position, row.rejected) for row in rows]
     both = _scored(game, policy, sides)
     return both[: len(rows)], both[len(rows) :]
 
 
 def _scored(game: OpenGame, policy: str, sides: Sequence[tuple[int, Side]]) -> np.ndarray:
-    asked = [Scored(game.rows.ids[place], game.rows.prompt(place), side.name, side.tokens) for place, side in sides]
+    asked = [Scored(game.rows.ids[position], game.rows.prompt(position), side.name, side.tokens) for position, side in sides]
     return game.tables.logps(policy, asked, f"by {game.name(policy)}")
 
 
-def _all_logps(game: OpenGame, policy: str, contest: JudgedSamples) -> np.ndarray:
+def _all_logps(game: OpenGame, policy: str, judged_samples: JudgedSamples) -> np.ndarray:
     """The policy's log-probs of all answers of a contest: (prompts, K)."""
-    sides = [(place, Side(answer.name, answer.tokens)) for place, some in opponent_answers(game, contest) for answer in some]
-    return _scored(game, policy, sides).reshape(-1, contest.samples)
+    sides = [
+        (position, Side(answer.name, answer.tokens))
+        for position, some in opponent_answers(game, judged_samples)
+        for answer in some
+    ]
+    return _scored(game, policy, sides).reshape(-1, judged_samples.samples)
 
 
 def _reference(game: OpenGame, stage: Train, rows: Sequence[Match]) -> tuple[np.ndarray, np.ndarray]:
@@ -163,12 +175,12 @@ def _log_normalizer(game: OpenGame, stage: Train) -> np.ndarray:
 
     It is the mean of R(y) / p(y) over the contest's answers y, which the policy p has drawn; unbiased before the log.
     """
-    contest = stage.pairs
-    if not isinstance(contest, JudgedSamples):
-        raise TypeError(f"only a contest has several answers to estimate from, not {type(contest).__name__}")
-    mixed = sum(weight * _all_logps(game, policy, contest) for policy, weight in stage.reference.items())
-    log_ratios = mixed - _all_logps(game, contest.policy, contest)
-    return np.logaddexp.reduce(log_ratios, axis=1) - np.log(contest.samples)
+    judged_samples = stage.pairs
+    if not isinstance(judged_samples, JudgedSamples):
+        raise TypeError(f"only a contest has several answers to estimate from, not {type(judged_samples).__name__}")
+    mixed = sum(weight * _all_logps(game, policy, judged_samples) for policy, weight in stage.reference.items())
+    log_ratios = mixed - _all_logps(game, judged_samples.policy, judged_samples)
+    return np.logaddexp.reduce(log_ratios, axis=1) - np.log(judged_samples.samples)
 
 
 def training_pairs(game: OpenGame, stage: Train) -> list[Any]:
@@ -178,13 +190,21 @@ def training_pairs(game: OpenGame, stage: Train) -> list[Any]:
     rows = game.rows
     if stage.loss["name"] == "sft":
         repeats = stage.pairs.rows // stage.pairs.draw.prompts
-        return [Pair(rows.prompt(place), rows.chosen(place)) for place in game.places(stage.pairs.draw) for _ in range(repeats)]
+        return [
+            Pair(rows.prompt(position), rows.chosen(position))
+            for position in game.positions(stage.pairs.draw)
+            for _ in range(repeats)
+        ]
     found = matches(game, stage.pairs)
     reference = _reference(game, stage, found)
-    base = _logps(game, stage.held_to, found) if stage.held_to else (np.zeros(len(found)), np.zeros(len(found)))
+    base = (
+        _logps(game, stage.penalty_reference, found)
+        if stage.penalty_reference
+        else (np.zeros(len(found)), np.zeros(len(found)))
+    )
     return [
         Pair(
-            rows.prompt(row.place),
+            rows.prompt(row.position),
             row.chosen.tokens,
             row.rejected.tokens,
             (float(reference[0][n]), float(reference[1][n])),

@@ -24,7 +24,7 @@ def write_record(game: OpenGame, benchmark_files: Mapping[str, Path]) -> None:
     if not is_recorded(game):
         shutil.rmtree(game.folder / "iterates", ignore_errors=True)
     resolved = recipe.model_dump(mode="json")
-    resolved["model"] |= {"revision": found.model.revision, "dtype": found.choices.where.dtype}
+    resolved["model"] |= {"revision": found.model.revision, "dtype": found.choices.machine.dtype}
     resolved["data"]["revision"] = found.train.revision
     places = (("model", "name_or_path", found.model), ("data", "path", found.train), ("evaluation", "path", found.held))
     for section, name, place in places:
@@ -42,7 +42,7 @@ def write_record(game: OpenGame, benchmark_files: Mapping[str, Path]) -> None:
         "inputs": vars(game.inputs),
         "model": found.model.identity,
         "data": found.data_files(),
-        "device": found.choices.where.device,
+        "device": found.choices.machine.device,
         "trust_remote_code": recipe.model.trust_remote_code,
         "versions": {name: _version(name) for name in PACKAGES},
     }

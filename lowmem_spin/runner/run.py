@@ -53,12 +53,12 @@ class Player:
             health = evaluate_policy(game.tables, stage, game.held, sampling_params(game.recipe, game.inputs), greedy)
             self.healths.append(health)
             training = None if stage.policy == game.inputs.base else game.store.manifest(stage.policy)
-            self.display.say(self.display.name + summary_line(health, training))
+            self.display.log(self.display.name + summary_line(health, training))
             self.tracker.policy(health, training["metrics"] if training else [])
-            self._brake(stage)
+            self._stop_early(stage)
         self.keep_time()
 
-    def _brake(self, stage: Evaluate) -> None:
+    def _stop_early(self, stage: Evaluate) -> None:
         if not stage.name.startswith("iterate "):
             return
         before = 0 if self.game.recipe.warm_start is None else 1  # the base of the game is what the warm start made
@@ -66,7 +66,7 @@ class Player:
         if self.stopped is not None:
             note_stop(self.game, vars(self.stopped))
             said = f"the game ends after {self.stopped.after}: {self.stopped.why}; {self.stopped.keep} is the one to keep"
-            self.display.say(self.display.name + said, "yellow")
+            self.display.log(self.display.name + said, "yellow")
 
     def _mixed(self, stage: Stage) -> TypeGuard[Train]:
         """Whether opponents of an iterate that has been played answered as mixtures."""
@@ -76,7 +76,7 @@ class Player:
     def play_all(self) -> None:
         """The whole game; what the store already has is not computed again."""
         game, display = self.game, self.display
-        display.say(
+        display.log(
             f"results in {game.folder}, shared work in {game.store.root}; interrupt whenever you like, run again to go on"
         )
         for index, stage in enumerate(game.stages):
@@ -112,11 +112,11 @@ def step(game: OpenGame, stage: Stage) -> None:
         case Average():
             game.tables.average(stage)
         case TrainSampler(draw=draw):
-            game.tables.amortise(stage, lambda: [game.rows.prompt(place) for place in game.places(draw)])
-        case Generate(pairs=lesson):
-            opponent_answers(game, lesson)
-        case Judge(pairs=contest):
-            judged_win_rates(game, contest)
+            game.tables.train_sampler(stage, lambda: [game.rows.prompt(place) for place in game.positions(draw)])
+        case Generate(pairs=pair_source):
+            opponent_answers(game, pair_source)
+        case Judge(pairs=judged_samples):
+            judged_win_rates(game, judged_samples)
         case Score():
             score_pairs(game, stage)
         case Train():

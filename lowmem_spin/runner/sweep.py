@@ -106,13 +106,13 @@ def in_step(games: Sequence[Sequence[tuple[int, Stage]]], engines: Sequence[str]
 
 
 def play_sweep(
-    sweep: Sweep, beside: Path, display: Display, shared: SharedResources, check: Check | None = None
+    sweep: Sweep, recipe_dir: Path, display: Display, shared: SharedResources, check: Check | None = None
 ) -> list[OpenGame]:
     """Play all points as far as they go; one that fails is reported and left, the others go on.
 
     Args:
         sweep: whose entries are played.
-        beside: the recipe's folder.
+        recipe_dir: the recipe's folder, from which its paths are looked for.
         display: what a person watches.
         shared: has the engines, which stay open.
         check: refuses a game that could not be measured afterwards, before any is played.
@@ -126,7 +126,7 @@ def play_sweep(
     counted, finished = dict(display.seconds), sweep.finished_before()
     for entry in sweep.entries:
         with _surviving(sweep, entry, shared, display):
-            _open(entry, beside, display, shared, counted, finished, check)
+            _open(entry, recipe_dir, display, shared, counted, finished, check)
     opened = [entry for entry in sweep.entries if entry.player]
     if not opened:
         raise InputError(f"no point could be opened: {sweep.entries[0].error}")
@@ -152,7 +152,7 @@ def play_sweep(
 
 def _open(
     entry: Entry,
-    beside: Path,
+    recipe_dir: Path,
     display: Display,
     shared: SharedResources,
     counted: dict[str, float],
@@ -160,7 +160,7 @@ def _open(
     check: Check | None,
 ) -> None:
     """Name the point's stages. One that was finished as the very same game stays so while it is looked through again."""
-    game = open_game(entry.point.recipe, beside, display, shared)
+    game = open_game(entry.point.recipe, recipe_dir, display, shared)
     if entry.point.name in finished and is_recorded(game) and (game.folder / "metrics.jsonl").exists():
         entry.status = "finished"
     (game.folder / ERROR).unlink(missing_ok=True)
@@ -183,6 +183,6 @@ def _surviving(sweep: Sweep, entry: Entry, shared: SharedResources, display: Dis
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             entry.error += f"; the traceback is in {place}"
-        display.say(f"{entry.point.name} failed: {entry.error}", "red")
+        display.log(f"{entry.point.name} failed: {entry.error}", "red")
         shared.engines.close()  # in whatever state it has left them
         sweep.write()

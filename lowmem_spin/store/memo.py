@@ -95,15 +95,15 @@ class Tables:
 
     def _table(self, kind: str, key: str, asked: dict[str, Any], policy: str) -> Table:
         if key not in self._open:
-            maker = "base" if policy == self.base else self.store.maker(policy)
-            self._open[key] = self.store.table(kind, key, asked, maker)
+            adapter_sha256 = "base" if policy == self.base else self.store.adapter_sha256(policy)
+            self._open[key] = self.store.table(kind, key, asked, adapter_sha256)
         return self._open[key]
 
     def answers(self, asked: Sequence[tuple[str, Sequence[Prompt]]], sampling: Sampling, label: str) -> list[list[Answer]]:
         """For each (policy, prompts), the policy's completion of each prompt, in order."""
         tables: dict[str, Table] = {}
         for policy, _ in asked:
-            names = sampling.asked(policy)
+            names = sampling.spec(policy)
             kind = "mixtures" if sampling.mixes(policy) else "completions"
             tables[policy] = self._table(kind, digest(names), names, policy)
         stored = {policy: answers_in(table) for policy, table in tables.items()}
@@ -175,7 +175,7 @@ class Tables:
 
     def draws(self, policy: str, sampling: Sampling, prompts: Sequence[str]) -> list[MixtureSample]:
         """How a policy's stored mixture answers to these prompts were drawn, their steps' weights left out."""
-        names = sampling.asked(policy)
+        names = sampling.spec(policy)
         rows = self._table("mixtures", digest(names), names, policy).read()
         columns = (rows[name].to_pylist() for name in ("prompt_id", "finish_reason", "proposals", "ess", "log_z"))
         stored = {
@@ -279,11 +279,9 @@ class Tables:
             with _naming_a_full_disk(self.store.root):
                 made = ema_adapter([one for one, _ in parts], [weight for _, weight in parts], stage.rank, work / "adapter")
             meter.advance(1)
-            return self.store.commit_adapter(
-                stage.policy, made, {"kind": "average", "name": stage.name, "asked": stage.asked()}
-            )
+            return self.store.commit_adapter(stage.policy, made, {"kind": "average", "name": stage.name, "asked": stage.spec()})
 
-    def amortise(self, stage: TrainSampler, prompts: Callable[[], Sequence[Tokens]]) -> Path:
+    def train_sampler(self, stage: TrainSampler, prompts: Callable[[], Sequence[Tokens]]) -> Path:
         """The stage's adapter, fine-tuned if it has to be; only the hf engine can."""
         folder = self.store.adapter(stage.policy)
         if folder is not None:
@@ -296,7 +294,7 @@ class Tables:
             previous, longest, engine = self.adapter(stage.previous), stage.sampling.max_new_tokens, self.engines.generator()
             rows = stage.draw.prompts * stage.settings["epochs"]
             with self.progress.stage("amortise", stage.name, rows) as meter, _naming_a_full_disk(work):
-                made, metrics = engine.amortise(  # type: ignore[attr-defined]
+                made, metrics = engine.train_sampler(  # type: ignore[attr-defined]
                     previous,
                     self.adapter(stage.base),
                     prompts(),
@@ -306,7 +304,7 @@ class Tables:
                     work,
                     lambda rows: meter.advance(rows) if rows else meter.saved(),
                 )
-            manifest = {"kind": "amortise", "name": stage.name, "asked": stage.asked(), "rows": stage.draw.prompts}
+            manifest = {"kind": "amortise", "name": stage.name, "asked": stage.spec(), "rows": stage.draw.prompts}
             return self.store.commit_adapter(stage.policy, made, {**manifest, "metrics": metrics})
 
     def train(self, stage: Train, pairs: Callable[[], Sequence[Any]], label: str) -> Path:
@@ -336,7 +334,7 @@ class Tables:
                 work,
                 lambda rows: meter.advance(rows, round(rows * tokens_per_row)) if rows else meter.saved(),
             )
-        manifest = {"kind": "train", "name": stage.name, "asked": stage.asked(), "rows": len(pairs), "metrics": metrics}
+        manifest = {"kind": "train", "name": stage.name, "asked": stage.spec(), "rows": len(pairs), "metrics": metrics}
         return self.store.commit_adapter(stage.policy, made, manifest)
 
 

@@ -89,11 +89,11 @@ class Table:
         maker: hash of the adapter that makes the rows. Shards of another maker are set aside, not mixed in.
     """
 
-    def __init__(self, store: "Store", kind: str, key: str, asked: dict[str, Any], maker: str) -> None:
-        self.store, self.kind, self.key, self.maker = store, kind, key, maker
+    def __init__(self, store: "Store", kind: str, key: str, asked: dict[str, Any], adapter_sha256: str) -> None:
+        self.store, self.kind, self.key, self.adapter_sha256 = store, kind, key, adapter_sha256
         self.folder = store.root / kind / key
-        self.manifest = {"kind": kind, "asked": asked, "maker": maker}
-        self.schema = SCHEMAS[kind].with_metadata({"maker": maker})
+        self.manifest = {"kind": kind, "asked": asked, "maker": adapter_sha256}
+        self.schema = SCHEMAS[kind].with_metadata({"maker": adapter_sha256})
         self._shards: dict[str, pa.Table] = {}
 
     def read(self) -> pa.Table:
@@ -119,7 +119,7 @@ class Table:
         shard = self.store.read(path)
         if shard is None:  # damaged, or merged by its writer since the folder was listed: the next read finds its rows
             return None
-        if (shard.schema.metadata or {}).get(b"maker") != self.maker.encode():
+        if (shard.schema.metadata or {}).get(b"maker") != self.adapter_sha256.encode():
             self.store.set_aside(path, "was made by another adapter than the one this key has now")
             return None
         if not shard.schema.equals(self.schema, check_metadata=False):
@@ -143,7 +143,7 @@ class Table:
         if len(old) < 2:
             return
         name = f"table-{uuid.uuid4().hex}.parquet"
-        self._shards[name] = rows.replace_schema_metadata({"maker": self.maker, "merged": json.dumps(old)})
+        self._shards[name] = rows.replace_schema_metadata({"maker": self.adapter_sha256, "merged": json.dumps(old)})
         write_parquet(self.folder / name, self._shards[name])
         write_json(self.folder / "manifest.json", {**self.manifest, "rows": rows.num_rows})
         self._drop_merged()
@@ -169,8 +169,8 @@ class Store:
                 f"output.store: {str(root)!r} has format {found!r}, this version writes {FORMAT!r}; use another folder"
             )
 
-    def table(self, kind: str, key: str, asked: dict[str, Any], maker: str) -> Table:
-        return Table(self, kind, key, asked, maker)
+    def table(self, kind: str, key: str, asked: dict[str, Any], adapter_sha256: str) -> Table:
+        return Table(self, kind, key, asked, adapter_sha256)
 
     def read(self, path: Path) -> pa.Table | None:
         """A Parquet file that may be missing; a damaged one is set aside and counts as missing.
@@ -243,7 +243,7 @@ class Store:
         if not folder.exists():
             return None
         if key not in self._verified:
-            expected = self.maker(key)
+            expected = self.adapter_sha256(key)
             try:
                 committed = sha256(folder / "adapter_model.safetensors") == expected
             except FileNotFoundError:
@@ -258,11 +258,11 @@ class Store:
         """What a committed adapter was made from and how training went."""
         return json.loads(read_text(self.root / "adapters" / key / "manifest.json"))
 
-    def maker(self, key: str) -> str:
+    def adapter_sha256(self, key: str) -> str:
         """Hash of a committed adapter's weights."""
         return self.manifest(key)["sha256"]
 
-    def result(self, policy: str, key: str, maker: str) -> dict[str, Any] | None:
+    def result(self, policy: str, key: str, adapter_sha256: str) -> dict[str, Any] | None:
         """What a policy scored on a benchmark; a record that is damaged, or of other weights, is set aside and is None."""
         path = self.root / "results" / policy / f"{key}.json"
         try:
@@ -272,7 +272,7 @@ class Store:
         except ValueError:
             self.set_aside(path, "does not read back")
             return None
-        if not isinstance(record, dict) or record.get("maker") != maker:
+        if not isinstance(record, dict) or record.get("maker") != adapter_sha256:
             self.set_aside(path, "was measured on other weights than this key has now")
             return None
         return record

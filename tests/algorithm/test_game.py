@@ -218,7 +218,7 @@ def test_what_was_played_before_there_were_other_games_keeps_its_keys(name: str)
     inputs = Inputs("b", "data", {"engine": "hf", "dtype": "float32"}, {"engine": "hf", "dtype": "float32"})
     found = [stage.policy for stage in play(asked, inputs) if isinstance(stage, Train)]
     assert found[: len(keys.split())] == keys.split()
-    assert digest(sampling_params(asked, inputs).asked("p")) == "61a822b26dce30e67d12"
+    assert digest(sampling_params(asked, inputs).spec("p")) == "61a822b26dce30e67d12"
     assert digest(logps_spec("p", inputs.learner)) == "7c0c7e89322b949e14ed"
 
 
@@ -285,8 +285,8 @@ def test_other_keys_are_told_apart_too() -> None:
     assert changed(averaged[0], averaged[1]) == [False, True, True]
     drawn = [recipe(sampler={"name": "smc", "proposals": count}) for count in (4, 8)]
     assert changed(drawn[0], drawn[1]) == [False, True, True]
-    mixed = {digest(stage.pairs.sampling.asked(B)) for stage in play(drawn[0], INPUTS) if isinstance(stage, Generate)}
-    assert mixed == {digest(sampling_params(recipe(), INPUTS).asked(B))}  # the base answers as it always does
+    mixed = {digest(stage.pairs.sampling.spec(B)) for stage in play(drawn[0], INPUTS) if isinstance(stage, Generate)}
+    assert mixed == {digest(sampling_params(recipe(), INPUTS).spec(B))}  # the base answers as it always does
     assert changed(recipe(sampler="smc", alpha=1.0), recipe(alpha=1.0)) == [False] * 3  # the mixture is the iterate
     warm = recipe().model_copy(update={"warm_start": WarmStart(rows=10)})
     assert next(stage.name for stage in play(warm, INPUTS) if isinstance(stage, Train)) == "warm start"

@@ -73,7 +73,7 @@ def recipe_over(over: str) -> Recipe:
 
 def test_keys_tell_the_kinds_apart_where_they_differ_and_only_there() -> None:
     plain, mixed = trained(), trained(reference="arithmetic")
-    assert "combine" not in plain[1].asked()  # what was made before there was a choice keeps its key
+    assert "combine" not in plain[1].spec()  # what was made before there was a choice keeps its key
     assert [a.policy == b.policy for a, b in zip(plain, mixed, strict=True)] == [True, False, False]
     assert [a.policy for a in trained(alpha=1)] == [a.policy for a in trained(alpha=1, reference="arithmetic")]
     history = trained(reference_over="history")

@@ -37,7 +37,7 @@ def test_a_base_has_the_parameters_of_its_shape(name: str) -> None:
     model = checkpoint.skeleton(checkpoint.config_of(name))
     count = sum(parameter.numel() for parameter in model.parameters())
     shape = Shape.of(checkpoint.config_of(name))
-    assert count == shape.body + shape.rest
+    assert count == shape.body + shape.unquantized
     assert count == KNOWN.get(name, count)
 
 

@@ -31,7 +31,7 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.hf import HF
-from lowmem_spin.runner import run_folder as runs
+from lowmem_spin.runner import run_folder
 from lowmem_spin.store.store import Store
 
 GREEDY = Sampling(0.0, 1.0, None, 20, 0, {})
@@ -71,18 +71,18 @@ def home(quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def game(home: Path) -> runs.RunFolder:
-    return runs.read_run(home / "runs" / "game")
+def game(home: Path) -> run_folder.RunFolder:
+    return run_folder.read_run(home / "runs" / "game")
 
 
 @pytest.fixture(scope="module")
-def store(game: runs.RunFolder) -> Store:
-    return runs.open_store(game, print)
+def store(game: run_folder.RunFolder) -> Store:
+    return run_folder.open_store(game, print)
 
 
 @pytest.fixture(scope="module")
-def engine(game: runs.RunFolder, store: Store) -> HF:
-    return HF(game.recipe, runs.find_base(game, store), runs.machine_of(game))
+def engine(game: run_folder.RunFolder, store: Store) -> HF:
+    return HF(game.recipe, run_folder.find_base(game, store), run_folder.machine_of(game))
 
 
 def written(*turns: str) -> str:
@@ -118,9 +118,9 @@ def test_a_chat_through_a_pipe_answers_as_the_game_does(home: Path, engine: HF) 
 
 
 @pytest.fixture
-def voices(game: runs.RunFolder, store: Store) -> list[Voice]:
-    policies = [runs.find_policy(game, store, name) for name in ("base", "1")]
-    return open_voices(game, policies, runs.find_base(game, store), 0.0)
+def voices(game: run_folder.RunFolder, store: Store) -> list[Voice]:
+    policies = [run_folder.find_policy(game, store, name) for name in ("base", "1")]
+    return open_voices(game, policies, run_folder.find_base(game, store), 0.0)
 
 
 @pytest.mark.parametrize("width", [70, 140], ids=["one after the other", "side by side"])
@@ -229,18 +229,18 @@ def test_an_exported_adapter_is_the_learners_policy_to_plain_peft(home: Path, en
 
 
 def test_a_merged_model_is_the_unpacked_base_with_the_adapter(
-    home: Path, engine: HF, game: runs.RunFolder, store: Store, tmp_path: Path
+    home: Path, engine: HF, game: run_folder.RunFolder, store: Store, tmp_path: Path
 ) -> None:
-    policy, base = runs.find_policy(game, store, "1"), runs.find_base(game, store)
+    policy, base = run_folder.find_policy(game, store, "1"), run_folder.find_base(game, store)
     export(game, policy, base, tmp_path / "exact", "float32")
     export(game, policy, base, tmp_path / "rounded", "bfloat16")
-    export(game, runs.find_policy(game, store, "base"), base, tmp_path / "base", "float32")
+    export(game, run_folder.find_policy(game, store, "base"), base, tmp_path / "base", "float32")
     merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "exact", dtype=torch.float32)
     ours = logps(merged, engine.tokenizer)
     unpacked = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     torch.testing.assert_close(logps(unpacked, engine.tokenizer), scores(engine, None), atol=1e-3, rtol=0)
-    beside = PeftModel.from_pretrained(unpacked, str(linked(home, "1")))
-    torch.testing.assert_close(ours, logps(beside, engine.tokenizer), atol=1e-4, rtol=0)
+    recipe_dir = PeftModel.from_pretrained(unpacked, str(linked(home, "1")))
+    torch.testing.assert_close(ours, logps(recipe_dir, engine.tokenizer), atol=1e-4, rtol=0)
     torch.testing.assert_close(
         ours, scores(engine, linked(home, "1")), atol=1e-3, rtol=0
     )  # the 4-bit kernel sums in its own order
@@ -253,7 +253,7 @@ def test_a_merged_model_is_the_unpacked_base_with_the_adapter(
     assert [engine.tokenizer.decode(said[:-1])] == answers(engine, linked(home, "1"), [written(QUESTIONS[0])])
 
 
-def test_an_export_is_whole_or_absent(home: Path, game: runs.RunFolder, store: Store, tmp_path: Path) -> None:
+def test_an_export_is_whole_or_absent(home: Path, game: run_folder.RunFolder, store: Store, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("keep")
     result = cli("export", home / "runs" / "game", "--to", tmp_path / "mine")
@@ -262,7 +262,13 @@ def test_an_export_is_whole_or_absent(home: Path, game: runs.RunFolder, store: S
     torn = Path(shutil.copytree(home / "runs" / "game", tmp_path / "torn", symlinks=True))
     (torn / "metrics.jsonl").write_text("{")
     with pytest.raises(json.JSONDecodeError):
-        export(runs.read_run(torn), runs.find_policy(game, store, "1"), runs.find_base(game, store), tmp_path / "out", None)
+        export(
+            run_folder.read_run(torn),
+            run_folder.find_policy(game, store, "1"),
+            run_folder.find_base(game, store),
+            tmp_path / "out",
+            None,
+        )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "torn"]
 
 

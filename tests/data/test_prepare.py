@@ -73,7 +73,9 @@ WRONG = {"role": "assistant", "content": "cab"}
 )
 def test_every_layout_of_preferences_gives_the_same_row(tmp_path: Path, tokenizer: Any, row: dict[str, Any]) -> None:
     source = write(tmp_path / "d.jsonl", [row])
-    rows = Rows(prepare(source, Data(path="x"), "data.path", "train", "category", Renderer(tokenizer, None), worse=True))
+    rows = Rows(
+        prepare(source, Data(path="x"), "data.path", "train", "category", Renderer(tokenizer, None), with_rejected=True)
+    )
     assert tokenizer.decode(rows.prompt(0)) == "<bos><user>sort: cab<end_of_turn><model>"
     assert tokenizer.decode(rows.chosen(0)) == "abc<end_of_turn>"
     assert tokenizer.decode(rows.rejected(0)) == "cab<end_of_turn>"
@@ -87,7 +89,7 @@ def test_preferences_may_be_about_a_later_turn_and_long_answers_end_early(tmp_pa
     row = {"chosen": [*later, MORE[1]], "rejected": [*later, {"role": "assistant", "content": "z" * 30}]}
     data, renderer = Data(path="x", max_completion_length=20), Renderer(tokenizer, None)
     source = write(tmp_path / "d.jsonl", [row])
-    rows = Rows(prepare(source, data, "data.path", "train", "category", renderer, worse=True))
+    rows = Rows(prepare(source, data, "data.path", "train", "category", renderer, with_rejected=True))
     assert tokenizer.decode(rows.prompt(0)).endswith("abc<end_of_turn><user>and zyx?<end_of_turn><model>")
     assert (rows.completions, tokenizer.decode(rows.rejected(0))) == (["xyz"], "z" * 20)
     assert rows.counts == {"rows read": 1, "answers over the limit, ended early": 1}
@@ -111,7 +113,7 @@ def test_preferences_may_be_about_a_later_turn_and_long_answers_end_early(tmp_pa
 def test_rows_that_are_no_preference_are_named(tmp_path: Path, tokenizer: Any, row: Any, line: str) -> None:
     source = write(tmp_path / "d.jsonl", [row])
     with pytest.raises(InputError) as error:
-        prepare(source, Data(path="x"), "data.path", "train", "category", Renderer(tokenizer, None), worse=True)
+        prepare(source, Data(path="x"), "data.path", "train", "category", Renderer(tokenizer, None), with_rejected=True)
     assert line in str(error.value) and str(error.value).startswith("data.path: line 1") and "\n" not in str(error.value)
 
 

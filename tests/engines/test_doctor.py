@@ -14,8 +14,7 @@ import torch
 from helpers.games import CPU, Plain, open_hf, recipe_on, save_slot, shake_slot
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import doctor
-from lowmem_spin.engines import registry as engines
+from lowmem_spin.engines import doctor, registry
 from lowmem_spin.engines.base import Completion, Request
 from lowmem_spin.engines.doctor import NEAR, PROMPT, Expected, answers
 from lowmem_spin.engines.hf import HF
@@ -41,8 +40,8 @@ class Deaf(HF):
 def test_a_generator_passes_only_with_hfs_policies(
     engine: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(engines.ENGINES, "vllm", engine)
-    for module in (doctor, engines):
+    monkeypatch.setitem(registry.ENGINES, "vllm", engine)
+    for module in (doctor, registry):
         monkeypatch.setattr(module, "installed", lambda name: True)
     (_, hf), (_, found) = doctor.self_tests(["vllm"], tmp_path)
     assert hf.startswith("works: trained two adapters, 3 different answers")
@@ -82,7 +81,7 @@ def test_half_precision_passes_and_another_adapter_does_not(quickstart: Path, tm
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_the_log_that_a_failed_test_names_is_still_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine is real up to its worker process, which looks for vLLM in vain."""
-    for module in (doctor, engines):
+    for module in (doctor, registry):
         monkeypatch.setattr(module, "installed", lambda name: True)
     _, (name, verdict) = doctor.self_tests(["vllm"], tmp_path / "store")
     kept = doctor.recorded_verdict("vllm", tmp_path / "store")

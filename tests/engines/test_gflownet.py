@@ -17,7 +17,7 @@ from lowmem_spin.algorithm.subtb import StepLogps, subtb_loss, weighted_count
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines.base import Completion, Request
 from lowmem_spin.engines.hf import HF
-from lowmem_spin.engines.training import gflownet as amortising
+from lowmem_spin.engines.training import gflownet
 
 State = tuple[int, ...]
 ALPHA = 0.5
@@ -257,7 +257,7 @@ class StoppedError(Exception):
     pass
 
 
-def amortise(
+def train_sampler(
     engine: HF,
     previous: Path,
     work: Path,
@@ -267,7 +267,7 @@ def amortise(
     **changes: Any,
 ) -> tuple[Path, list[dict[str, float]]]:
     settings = {**SETTINGS, **changes}
-    return engine.amortise(previous, base, prompts, ALPHA, CAP, settings, work, Told() if told is None else told)
+    return engine.train_sampler(previous, base, prompts, ALPHA, CAP, settings, work, Told() if told is None else told)
 
 
 def weights(adapter: Path) -> bytes:
@@ -289,7 +289,7 @@ def test_the_adapter_samples_the_mixture(base: Path, previous: Path, tmp_path: P
     def off(logps: np.ndarray) -> float:
         return 0.5 * np.abs(np.exp(logps) - mixed / mixed.sum()).sum()
 
-    adapter, metrics = amortise(engine, previous, tmp_path, [PROMPT] * 128, epochs=60, batch_size=64)
+    adapter, metrics = train_sampler(engine, previous, tmp_path, [PROMPT] * 128, epochs=60, batch_size=64)
     assert min(off(log_p), off(log_b)) > 0.5
     assert off(enumerated(engine, adapter)) < 0.02
     last = np.mean([record["log_ratio"] for record in metrics[-10:] if "log_ratio" in record])
@@ -307,7 +307,7 @@ def first_steps(
     once = {"epochs": 1, "batch_size": 1024, "temperatures": [0.01, 0.01]}
     for explore in (0.0, 1.0):
         work = tmp_path_factory.mktemp("first")
-        (record,) = amortise(engine, previous, work, [PROMPT] * 1024, explore=explore, **once)[1]
+        (record,) = train_sampler(engine, previous, work, [PROMPT] * 1024, explore=explore, **once)[1]
         buffer = json.loads((work / "checkpoint-1" / "trainer_state.json").read_text())["buffer"]
         found.append({**record, "drawn": [tuple(y) for (y,) in buffer]})
     return engine, found[0], found[1]
@@ -332,7 +332,7 @@ def test_the_base_may_be_an_adapter_too(base: Path, previous: Path, tmp_path: Pa
     shake_slot(engine, 2, scale=0.2)
     other, engine.in_slot = save_slot(engine, tmp_path / "other"), None
     once = {"epochs": 1, "batch_size": 1024, "explore": 0.0}
-    _, (record,) = amortise(engine, previous, tmp_path / "work", [PROMPT] * 1024, base=other, **once)
+    _, (record,) = train_sampler(engine, previous, tmp_path / "work", [PROMPT] * 1024, base=other, **once)
     log_p, log_b, bare = (enumerated(engine, policy) for policy in (previous, other, None))
     mean, without = ((1 - ALPHA) * np.exp(log_p) @ (log_p - logps) for logps in (log_b, bare))
     assert record["log_ratio"] == pytest.approx(mean, abs=0.1) and abs(mean - without) > 0.3
@@ -358,23 +358,23 @@ def test_the_loss_that_is_told_is_that_of_whole_sequences_scores(first_steps: An
 def test_a_resumed_training_ends_in_the_same_adapter(
     base: Path, previous: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amortising, "RECORDS", 2)  # records over several steps, so that some are cut in two
+    monkeypatch.setattr(gflownet, "RECORDS", 2)  # records over several steps, so that some are cut in two
     engine, prompts = open_micro(base, checkpoint_steps=3), PROMPTS * 13  # 9 steps in 3 epochs, the last of each short
     told = Told()
-    adapter, metrics = amortise(engine, previous, tmp_path / "whole", prompts, told)
+    adapter, metrics = train_sampler(engine, previous, tmp_path / "whole", prompts, told)
     assert sum(told) == 3 * len(prompts) and told.count(0) == 3
     assert [record["step"] for record in metrics] == [4, 8, 9]
     for steps in (3, 6):
         work = tmp_path / f"stopped at {steps}"
         with pytest.raises(StoppedError):
-            amortise(engine, previous, work, prompts, Told(work / f"checkpoint-{steps}"))
+            train_sampler(engine, previous, work, prompts, Told(work / f"checkpoint-{steps}"))
         shake_slot(engine)  # nothing may be left over from what the slot held
         told = Told()
-        resumed, again = amortise(engine, previous, work, prompts, told)
+        resumed, again = train_sampler(engine, previous, work, prompts, told)
         assert weights(resumed) == weights(adapter) and again == metrics
         assert sum(told) == 3 * len(prompts) and len(told) < 9 + 3
         assert len(list(work.glob("checkpoint-*"))) == 2
-    other, _ = amortise(engine, previous, tmp_path / "other seed", prompts, seed=2)
+    other, _ = train_sampler(engine, previous, tmp_path / "other seed", prompts, seed=2)
     assert weights(other) != weights(adapter)
 
 
@@ -382,7 +382,9 @@ def test_the_split_over_device_batches_and_checkpointing_do_not_matter(base: Pat
     first = []
     for rows, checkpointing in ((32, False), (1, False), (3, True)):
         engine = open_micro(base, per_device_train_batch_size=rows, gradient_checkpointing=checkpointing)
-        _, metrics = amortise(engine, previous, tmp_path / str(rows), PROMPTS * 13, epochs=1, batch_size=39, max_grad_norm=0.0)
+        _, metrics = train_sampler(
+            engine, previous, tmp_path / str(rows), PROMPTS * 13, epochs=1, batch_size=39, max_grad_norm=0.0
+        )
         first.append([metrics[0]["loss"], metrics[0]["grad_norm"]])
     assert first[0] == pytest.approx(first[1], rel=1e-4)
     assert first[0] == pytest.approx(first[2], rel=1e-4)
@@ -400,12 +402,12 @@ def test_what_was_drawn_is_trained_on_again(
 
     monkeypatch.setattr(engine, "sample", noting)
     prompts = [(1, first, second) for first in (3, 4, 6) for second in (3, 4, 6)]
-    _, metrics = amortise(engine, previous, tmp_path / "all", prompts, replay=1.0, explore=0.0)
+    _, metrics = train_sampler(engine, previous, tmp_path / "all", prompts, replay=1.0, explore=0.0)
     assert [sorted(each) for each in drawn] == [prompts]  # the second epoch and the third have nothing to draw
     assert ["log_ratio" in record for record in metrics] == [True, False, False]
     assert len({record["length"] for record in metrics}) == 1
     drawn.clear()
-    amortise(engine, previous, tmp_path / "none", prompts, replay=1.0, buffer=0, batch_size=3)
+    train_sampler(engine, previous, tmp_path / "none", prompts, replay=1.0, buffer=0, batch_size=3)
     epochs = [[prompt for each in drawn[step : step + 3] for prompt in each] for step in (0, 3, 6)]
     assert [sorted(epoch) for epoch in epochs] == [prompts] * 3
     assert epochs[0] != epochs[1] != epochs[2]
@@ -413,4 +415,4 @@ def test_what_was_drawn_is_trained_on_again(
 
 def test_a_learning_rate_that_is_too_high_is_named(base: Path, previous: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^game\.sampler\.learning_rate: 1e\+25 made the loss nan at step 2; lower it"):
-        amortise(open_micro(base), previous, tmp_path, PROMPTS * 4, replay=1.0, learning_rate=1e25, warmup_ratio=0.0)
+        train_sampler(open_micro(base), previous, tmp_path, PROMPTS * 4, replay=1.0, learning_rate=1e25, warmup_ratio=0.0)

@@ -159,7 +159,7 @@ def test_failed_orders_are_counted_and_said_once(server: Server, tmp_path: Path)
 
     server.behave = behave
     said: list[str] = []
-    one = judge(server, tmp_path, say=said.append, concurrency=1)
+    one = judge(server, tmp_path, notify=said.append, concurrency=1)
     answers = ["a", "b", "c", "d", "e"]
     for _ in range(2):
         (matrix,) = one.prefer([Comparison(ASK, answers, "")])
@@ -392,7 +392,7 @@ def test_where_nothing_can_be_asked(server: Server, tmp_path: Path, monkeypatch:
     with pytest.raises(InputError, match=r"^game\.oracle\.prompt: it has no \{answer_b\}"):
         judge(server, tmp_path, prompt="{conversation} {answer_a} {reference}")
     found = LLMJudge(server.url, "m", tmp_path / "unused", print, "NO_SUCH_KEY")
-    assert found.identity() and found.located() == {} and not (tmp_path / "unused").exists()  # a plan needs no key
+    assert found.spec() and found.located() == {} and not (tmp_path / "unused").exists()  # a plan needs no key
     assert server.asked == []
     assert judge(server, tmp_path).prefer([Comparison(ASK, ["a", "bb"], "")])[0][1, 0] == 1
     assert "not-for-you" not in str(server.headers[0])
@@ -425,7 +425,7 @@ def test_one_request_may_fail_where_others_do_not(server: Server, tmp_path: Path
 
 def test_identity_is_what_decides(tmp_path: Path) -> None:
     def identity(url: str = "http://localhost/v1", model: str = "m", **given: Any) -> dict[str, Any]:
-        return LLMJudge(url, model, tmp_path, print, **given).identity()
+        return LLMJudge(url, model, tmp_path, print, **given).spec()
 
     asked = identity()
     json.dumps(asked)

@@ -28,7 +28,7 @@ def base(request: pytest.FixtureRequest, quickstart: Path, tmp_path: Path) -> Pa
 
 def test_gemma_2b_has_its_known_sizes() -> None:
     assert GEMMA_2B.body / 1e9 == pytest.approx(1.98, abs=0.01)
-    assert GEMMA_2B.rest / 1e9 == pytest.approx(0.52, abs=0.01)
+    assert GEMMA_2B.unquantized / 1e9 == pytest.approx(0.52, abs=0.01)
     assert GEMMA_2B.kv(2) == 18 * 1024
     assert GEMMA_2B.lora(16) / 1e6 == pytest.approx(19.6, abs=0.1)
     assert GEMMA_2B.weights("nf4", 2) / 1e9 == pytest.approx(2.07, abs=0.01)
@@ -38,7 +38,7 @@ def test_parameters_weights_and_adapters_are_those_of_the_loaded_model(base: Pat
     source = Source(str(base), None, "")
     shape = read_shape(source)
     plain = AutoModelForCausalLM.from_pretrained(base)
-    assert shape.body + shape.rest == sum(p.numel() for p in plain.parameters())
+    assert shape.body + shape.unquantized == sum(p.numel() for p in plain.parameters())
     engine = open_hf(base)
     trainable = [p for p in engine.model.parameters() if p.requires_grad]
     assert shape.lora(8) == sum(p.numel() for p in trainable)

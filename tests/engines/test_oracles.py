@@ -66,9 +66,9 @@ def test_a_function_scores_or_prefers(tmp_path: Path) -> None:
     assert matrix.tolist() == [[0.5, 0, 0], [1, 0.5, 1], [1, 0, 0.5]]
     assert Function("exact_match", tmp_path).prefer([question])[0].tolist() == [[0.5, 0.5, 0], [0.5, 0.5, 0], [1, 1, 0.5]]
     assert Function("mine.py:cycle", tmp_path).prefer([question])[0].tolist() == ROCK_PAPER_SCISSORS.tolist()
-    before = Function("mine.py:longer", tmp_path).identity()
+    before = Function("mine.py:longer", tmp_path).spec()
     (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text() + "\n")
-    assert Function("mine.py:longer", tmp_path).identity() != before
+    assert Function("mine.py:longer", tmp_path).spec() != before
     for name, line in [
         ("mine.py:wrong", "for 3 answers it gave an array of shape"),
         ("mine.py:broken", "failed: ZeroDivisionError"),

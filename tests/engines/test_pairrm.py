@@ -108,7 +108,7 @@ def test_batches_of_pairs_are_one_pair_at_a_time(folder: Path) -> None:
     assert len(set(by_pair[np.triu_indices(5, 1)].round(3))) > 6  # and so does what they say
     rested = open_pairrm(folder)
     before = rested.prefer(questions)
-    rested.rest()
+    rested.release()
     assert rested.ranker is None
     (matrix, _) = rested.prefer(questions)
     assert matrix.tolist() == before[0].tolist()
@@ -149,10 +149,10 @@ def test_an_answer_cannot_write_a_mark(folder: Path) -> None:
 
 
 def test_identity_is_what_decides(folder: Path) -> None:
-    asked = open_pairrm(folder).identity()
-    assert open_pairrm(folder, batch_size=9).identity() == asked
-    assert open_pairrm(folder, max_length=2000).identity() != asked
-    assert open_pairrm(folder, source_max_length=1000).identity() != asked
+    asked = open_pairrm(folder).spec()
+    assert open_pairrm(folder, batch_size=9).spec() == asked
+    assert open_pairrm(folder, max_length=2000).spec() != asked
+    assert open_pairrm(folder, source_max_length=1000).spec() != asked
     assert open_pairrm(folder).located() == {"model": str(folder), "revision": None}
     assert PairRM(Source("o/m", "c0", "c0"), "cpu", "float32", 4).located() == {"model": "o/m", "revision": "c0"}
     assert oracle("pairrm") is PairRM

@@ -130,7 +130,7 @@ def test_the_base_is_bit_frozen_while_iterates_are_made(engine: HF, tmp_path: Pa
 
 def test_a_saved_iterate_is_what_peft_loads(engine: HF, quickstart: Path, tmp_path: Path) -> None:
     adapter, _ = engine.train(None, pairs(8), {"name": "dpo", "beta": 0.1}, SETTINGS, tmp_path, print)
-    base = load_base(Source(str(quickstart / "base"), None, ""), "nf4", engine.where)
+    base = load_base(Source(str(quickstart / "base"), None, ""), "nf4", engine.machine)
     loaded = PeftModel.from_pretrained(base, str(adapter)).eval()
     with torch.no_grad():
         theirs = completion_logps(loaded.get_base_model(), collate(ROWS, engine.pad)).tolist()

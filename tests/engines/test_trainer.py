@@ -16,9 +16,9 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from helpers.games import SETTINGS, open_hf, shake_slot, some_pairs
 from lowmem_spin.algorithm.losses import dpo
-from lowmem_spin.engines import peft_learner as slot
+from lowmem_spin.engines import peft_learner
 from lowmem_spin.engines.hf import HF
-from lowmem_spin.engines.training import trainer as training
+from lowmem_spin.engines.training import trainer
 from lowmem_spin.engines.training.logps import Batch, collate, completion_logps, decoder_states
 from lowmem_spin.engines.training.trainer import LengthGrouped, Pair, last_checkpoint
 
@@ -169,7 +169,7 @@ def test_training_computes_in_the_precision_that_scoring_does(
         return decoder_states(model, batch)
 
     monkeypatch.setattr(engine, "states", telling)
-    for module in (slot, training):
+    for module in (peft_learner, trainer):
         monkeypatch.setattr(module, "autocast", lambda device, dtype: torch.autocast("cpu", torch.bfloat16))
     engine.score(None, [(pair.prompt, pair.chosen) for pair in pairs])
     engine.train(None, pairs, LOSS, SETTINGS, tmp_path, lambda rows: None)
@@ -179,13 +179,13 @@ def test_training_computes_in_the_precision_that_scoring_does(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="pretends a GPU")
 def test_the_trainer_is_where_the_engine_is(quickstart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that wait in RAM, as these do, are no reason to train on the CPU. Without a GPU, transformers takes it anyway."""
-    engine, asked, arguments = open_hf(quickstart / "base"), [], training.TrainingArguments
+    engine, asked, arguments = open_hf(quickstart / "base"), [], trainer.TrainingArguments
 
     def asking(**options: Any) -> Any:
         asked.append(options["use_cpu"])
         return arguments(**options)
 
-    monkeypatch.setattr(training, "TrainingArguments", asking)
+    monkeypatch.setattr(trainer, "TrainingArguments", asking)
     for device in ("cpu", "cuda"):
         engine.device = torch.device(device)
         engine.train(None, some_pairs(4), LOSS, SETTINGS, tmp_path / device, lambda rows: None)

@@ -56,8 +56,8 @@ def prompts(hf: HF, quickstart: Path) -> list[list[int]]:
 def vllm(hf: HF, quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     from lowmem_spin.engines.vllm import VLLM
 
-    shelf = tmp_path_factory.mktemp("store") / "weights"
-    engine = VLLM(hf.recipe, Source(str(quickstart / "base"), None, "test"), CPU, shelf, print)
+    weights_dir = tmp_path_factory.mktemp("store") / "weights"
+    engine = VLLM(hf.recipe, Source(str(quickstart / "base"), None, "test"), CPU, weights_dir, print)
     yield engine
     engine.close()
 
@@ -109,7 +109,7 @@ def test_the_same_seed_draws_the_same_in_any_batch(vllm: HF, adapters: list[Path
 
 
 def test_the_weights_it_serves_are_the_4_bit_ones_unpacked(hf: HF, vllm: HF, quickstart: Path) -> None:
-    (folder,) = [path for path in vllm.shelf.iterdir() if not path.name.startswith(".")]  # type: ignore[attr-defined]
+    (folder,) = [path for path in vllm.weights_dir.iterdir() if not path.name.startswith(".")]  # type: ignore[attr-defined]
     served = load_file(folder / "model.safetensors")
     original = load_file(quickstart / "base" / "model.safetensors")
     assert served.keys() == original.keys()

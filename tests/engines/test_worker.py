@@ -15,8 +15,7 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import doctor
-from lowmem_spin.engines import pool as tenants
+from lowmem_spin.engines import doctor, pool
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.memory import Shape, idle_memory, peak, plan_residency, stage_memory, vllm_memory
 from lowmem_spin.engines.worker import Resident, Worker, WorkerDiedError
@@ -158,7 +157,7 @@ class Pretended:
         self.name, self.said = name, said
         said.append(f"open {name}")
 
-    def rest(self) -> None:
+    def release(self) -> None:
         self.said.append(f"rest {self.name}")
 
     def close(self) -> None:
@@ -173,13 +172,13 @@ def test_two_tenants_of_one_gpu_settle_once(residency: str, tmp_path: Path, monk
     (tmp_path / "config.json").write_text(json.dumps(config))
     said: list[str] = []
     free = iter([64e9, 1e9, 1e9, 1e9, 1e9])
-    monkeypatch.setattr(tenants.psutil, "virtual_memory", lambda: SimpleNamespace(available=next(free)))
-    monkeypatch.setattr(tenants, "open_engine", lambda name, *_: Pretended(name, said))
+    monkeypatch.setattr(pool.psutil, "virtual_memory", lambda: SimpleNamespace(available=next(free)))
+    monkeypatch.setattr(pool, "open_engine", lambda name, *_: Pretended(name, said))
     recipe = RECIPE.model_copy(update={"runtime": RECIPE.runtime.model_copy(update={"residency": residency})})
-    where = Machine("cuda", "bfloat16", 24e9, 24e9)
+    machine = Machine("cuda", "bfloat16", 24e9, 24e9)
     source = Source(str(tmp_path), None, "gemma")
-    choices = tenants.EngineChoices(where, "vllm", "unsloth")
-    both = tenants.GameEngines(recipe, source, choices, tmp_path, Display(Console(quiet=True)), tenants.EnginePool())
+    choices = pool.EngineChoices(machine, "vllm", "unsloth")
+    both = pool.GameEngines(recipe, source, choices, tmp_path, Display(Console(quiet=True)), pool.EnginePool())
     for _ in range(2):
         both.generator()
         both.learner()

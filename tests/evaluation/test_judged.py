@@ -43,7 +43,7 @@ from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.engines.oracles.endpoint import Endpoint
 from lowmem_spin.engines.oracles.judge import LLMJudge
 from lowmem_spin.engines.pool import EnginePool, GameEngines
-from lowmem_spin.evaluation import bradley_terry as arena
+from lowmem_spin.evaluation import bradley_terry
 from lowmem_spin.evaluation.arena import arena as play_arena
 from lowmem_spin.evaluation.judged import alpaca, mtbench
 from lowmem_spin.evaluation.judged.shared import Judged, judge_from_options, with_recipe_defaults
@@ -51,8 +51,7 @@ from lowmem_spin.evaluation.suites import EvaluationRequest, benchmarks_of, meas
 from lowmem_spin.evaluation.target import of_run
 from lowmem_spin.report.load import read
 from lowmem_spin.report.page import write_all
-from lowmem_spin.runner import gc
-from lowmem_spin.runner import run_folder as runs
+from lowmem_spin.runner import gc, run_folder
 from lowmem_spin.runner.open import SharedResources
 from lowmem_spin.runner.sweep import Entry, Sweep
 from lowmem_spin.store.memo import Tables
@@ -147,7 +146,7 @@ def measure(home: Path, server: Server, name: str = "m", **changes: Any) -> Disp
     known = {"judge": JudgeOracle(base_url=server.url, model=name), "mtbench": home / "mt", **changes}
     suites = [known.pop("suite", "mtbench")]
     asked = EvaluationRequest(suites, limit=known.pop("limit", None), judged=Judged(**known))
-    measure_policies([of_run(runs.read_run(home / "game"), "all", SharedResources(), display)], asked, display)
+    measure_policies([of_run(run_folder.read_run(home / "game"), "all", SharedResources(), display)], asked, display)
     return display
 
 
@@ -355,7 +354,7 @@ def test_a_judge_that_vllm_serves_is_asked_once_for_every_answer(copy: Path, tmp
         wait(process, port, tmp_path / "log")
         oracle = JudgeOracle(base_url=f"http://127.0.0.1:{port}/v1", model="base", max_tokens=16)
         for _ in range(2):
-            played = of_run(runs.read_run(copy / "game"), "all", SharedResources(), quiet())
+            played = of_run(run_folder.read_run(copy / "game"), "all", SharedResources(), quiet())
             measure_policies([played], EvaluationRequest(["mtbench"], judged=Judged(oracle, copy / "mt")), quiet())
     finally:
         process.terminate()
@@ -545,7 +544,7 @@ def test_an_arena_of_a_judge_that_prefers_the_longer(copy: Path, server: Server)
     play_arena(copy / "game", None, 16, judged, display)
     assert "generate" not in display.seconds and set(server.requests.values()) == {1}
     found = json.loads((copy / "game" / "arena.json").read_text())
-    run = runs.read_run(copy / "game")
+    run = run_folder.read_run(copy / "game")
     texts = {}
     for manifest in (copy / "store" / "completions").glob("*/manifest.json"):
         asked = json.loads(manifest.read_text())["asked"]
@@ -582,8 +581,8 @@ def test_strengths_are_the_likeliest() -> None:
             return float(((40 * wins + 0.5) * beats)[~np.eye(len(wins), dtype=bool)].sum())
 
         best = optimize.minimize(unlikely, np.zeros(count - 1), tol=1e-12).x * 400 / np.log(10)
-        assert arena.strengths(wins, 40) == pytest.approx([0, *best], abs=0.05)
-    two = arena.strengths(np.array([[0.5, 0.25], [0.75, 0.5]]), 99)
+        assert bradley_terry.strengths(wins, 40) == pytest.approx([0, *best], abs=0.05)
+    two = bradley_terry.strengths(np.array([[0.5, 0.25], [0.75, 0.5]]), 99)
     assert two[1] == pytest.approx(400 * np.log10((0.75 * 99 + 0.5) / (0.25 * 99 + 0.5)))
 
 
@@ -595,7 +594,7 @@ def test_the_arenas_intervals_hold_the_truth_as_often_as_they_say() -> None:
     for _ in range(100):
         upper = np.triu(draw.random((80, 3, 3)) < chances, 1).astype(float)
         preferences = upper + np.tril(1 - upper.transpose(0, 2, 1), -1) + 0.5 * np.eye(3)
-        found = arena.arena_table(["a", "b", "c"], preferences, 0)
+        found = bradley_terry.arena_table(["a", "b", "c"], preferences, 0)
         for place in (1, 2):
             held[place] += bool(found.low[place] <= truth[place] <= found.high[place])
         assert found.wins == pytest.approx(preferences.mean(0))
@@ -728,7 +727,7 @@ def test_what_an_arena_cannot_ask_is_one_line(
 
 def test_a_run_knows_its_recipes_files_from_anywhere(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run = runs.read_run(home / "game")
+    run = run_folder.read_run(home / "game")
     judged = benchmarks_of(run.recipe, run.folder).judged
     assert judged.mtbench == home / "mt" and judged.alpaca is None
 
@@ -869,21 +868,21 @@ def test_policies_go_by_the_names_of_their_game(copy: Path, server: Server) -> N
     assert Counter(judgements(copy, "m")["model"]) == dict.fromkeys(["base", "iterate_0", "iterate_1"], len(QUESTIONS) * 2)
     record["stopped"] = {"after": "iterate 0", "why": "", "keep": "iterate 0"}
     path.write_text(json.dumps(record))
-    assert of_run(runs.read_run(copy / "game"), "all", SharedResources(), quiet()).wanted == POLICIES
+    assert of_run(run_folder.read_run(copy / "game"), "all", SharedResources(), quiet()).wanted == POLICIES
 
 
 def test_answers_under_way_are_in_use(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kill leaves half answered is not for gc to free."""
-    (copy / "game" / runs.USED).unlink()
+    (copy / "game" / run_folder.USED).unlink()
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Tables, "answers", killed)
-    played = of_run(runs.read_run(copy / "game"), "all", SharedResources(), quiet())
+    played = of_run(run_folder.read_run(copy / "game"), "all", SharedResources(), quiet())
     with pytest.raises(KeyboardInterrupt):
         measure_policies([played], EvaluationRequest(["mtbench"], judged=Judged(mtbench=copy / "mt")), quiet())
-    assert len(runs.tables_in_use(copy / "game")["completions"]) == len(POLICIES)
+    assert len(run_folder.tables_in_use(copy / "game")["completions"]) == len(POLICIES)
 
 
 def test_a_judges_name_means_nothing_to_markdown(copy: Path, server: Server) -> None:

@@ -37,8 +37,7 @@ from lowmem_spin.report.benchmarks import blocks
 from lowmem_spin.report.load import read
 from lowmem_spin.report.page import write_all
 from lowmem_spin.report.results import Run
-from lowmem_spin.runner import gc
-from lowmem_spin.runner import run_folder as runs
+from lowmem_spin.runner import gc, run_folder
 from lowmem_spin.runner.open import SharedResources
 from lowmem_spin.runner.sweep import Entry, Sweep
 
@@ -197,7 +196,7 @@ def asked(home: Path, **changes: Any) -> EvaluationRequest:
 
 def measure_run(folder: Path, question: EvaluationRequest, iterate: str, display: Display) -> None:
     """`evaluate` without its tables and pages."""
-    measure_policies([of_run(runs.read_run(folder), iterate, SharedResources(), display)], question, display)
+    measure_policies([of_run(run_folder.read_run(folder), iterate, SharedResources(), display)], question, display)
 
 
 def added(home: Path, folder: Path, question: EvaluationRequest, iterate: str = "all") -> int:
@@ -226,7 +225,7 @@ def test_nothing_is_measured_twice(measured: Path, tmp_path: Path) -> None:
     assert added(home, first, asked(home), "base") == 1  # other data: another task
     (home / "tasks" / "skills_choice.jsonl").write_text(text)
     assert added(home, first, asked(home), "base") == 0
-    damaged = sorted(path for path in stored(home) if path.parent.name == runs.read_run(first).policies["iterate 0"])
+    damaged = sorted(path for path in stored(home) if path.parent.name == run_folder.read_run(first).policies["iterate 0"])
     damaged[0].write_text("{")
     damaged[1].write_text(damaged[1].read_text().replace('"maker": "', '"maker": "other'))
     good = {path: path.read_bytes() for path in stored(measured)}
@@ -258,7 +257,7 @@ def test_what_was_measured_before_a_stop_is_kept(home: Path, tmp_path: Path) -> 
 def test_gains_are_taken_document_by_document(measured: Path) -> None:
     run = points(measured)[0]
     values = {}
-    for name, key in runs.read_run(run).policies.items():
+    for name, key in run_folder.read_run(run).policies.items():
         records = [json.loads(path.read_text()) for path in (measured / "store" / "results" / key).glob("*.json")]
         (values[name],) = [r["numbers"]["exact_match,none"]["values"] for r in records if "exact_match,none" in r["numbers"]]
     apart = np.array(values["iterate 0"]) - np.array(values["base"])
@@ -270,7 +269,7 @@ def test_gains_are_taken_document_by_document(measured: Path) -> None:
 
 def test_diversity_is_of_sixteen_answers_to_each_prompt(home: Path) -> None:
     """Measured when the sweep ended; from the store's own files."""
-    run = runs.read_run(points(home)[0])
+    run = run_folder.read_run(points(home)[0])
     for name, key in run.policies.items():
         found = lines(run.folder)[name, "diversity"]
         rows = [
@@ -312,7 +311,7 @@ def test_self_bleu_and_distinct_against_nltk_and_by_hand() -> None:
 
 def test_gc_frees_results_of_policies_that_no_run_has(measured: Path) -> None:
     first, second = points(measured)
-    own = runs.read_run(second).policies["iterate 0"]
+    own = run_folder.read_run(second).policies["iterate 0"]
     unused = gc.unused(measured / "store", gc.used_by([first]))
     assert [item.path.name for item in unused if item.kind == "results"] == [own]
     assert not [item for item in gc.unused(measured / "store", gc.used_by([first, second])) if item.kind == "results"]
@@ -362,7 +361,7 @@ def test_without_the_extra_one_line_says_what_to_install(home: Path, tmp_path: P
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     with pytest.raises(InputError, match=r"--suite diversity: sacrebleu is not installed; `pip install 'lowmem-spin\[eval\]'`"):
         evaluate(tmp_path / "run", EvaluationRequest(["diversity"]), "all", quiet())
-    recipe = runs.read_run(tmp_path / "run").recipe  # refused before a game is played
+    recipe = run_folder.read_run(tmp_path / "run").recipe  # refused before a game is played
     for name, missing in (("diversity", "sacrebleu"), ("gsm8k", "lm-evaluation-harness")):
         asked_for = recipe.evaluation.model_copy(update={"benchmarks": [name]})
         with pytest.raises(InputError, match=f"evaluation.benchmarks: {missing} is not installed"):
@@ -378,7 +377,7 @@ def without(modules: list[str], arguments: list[str]) -> subprocess.CompletedPro
 def leaderboard(run: Path, limit: int | None = None, own: bool = False, left_out: str = "") -> list[dict[str, Any]]:
     """Made-up results of the six tasks, as `evaluate` would write them."""
     made = []
-    for place, (name, key) in enumerate(runs.read_run(run).policies.items()):
+    for place, (name, key) in enumerate(run_folder.read_run(run).policies.items()):
         for column in COLUMNS:
             index = COLUMNS.index(column)
             number = {"value": 0.3 + 0.05 * index + 0.02 * place, "stderr": 0.004 + 0.001 * index}
@@ -474,7 +473,7 @@ def seeds(home: Path, tmp_path: Path) -> Iterator[Path]:
                     number["gain"] += shift
         (folder / "benchmarks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
         for file in ("run.json", "metrics.jsonl"):
-            key = runs.read_run(points(home)[0]).policies["iterate 0"]
+            key = run_folder.read_run(points(home)[0]).policies["iterate 0"]
             (folder / file).write_text((folder / file).read_text().replace(key, f"key {seed}"))
         listed.append({"name": name, "values": {"seed": seed}, "dir": f"points/{name}", "status": "finished", "error": None})
     (tmp_path / "sweep.json").write_text(json.dumps({"recipe": "q", "axes": {}, "seeds": [0, 1, 2], "points": listed}))

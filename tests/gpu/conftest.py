@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def where(quickstart: Path) -> Machine:
+def machine(quickstart: Path) -> Machine:
     """bfloat16, or float16 on a card without it."""
     return Machine("cpu", DTYPE or "float32") if DEVICE == "cpu" else find_machine(recipe_on(quickstart / "base"))
 
@@ -41,9 +41,9 @@ def used() -> Callable[[], int]:
 
 
 @pytest.fixture(scope="session")
-def tolerance(where: Machine) -> tuple[float, float]:
+def tolerance(machine: Machine) -> tuple[float, float]:
     """Nats by which a row's log-prob may differ from the yardstick's: on average, at most."""
-    return TOLERANCE[where.dtype]
+    return TOLERANCE[machine.dtype]
 
 
 @pytest.fixture(scope="session")

@@ -19,10 +19,10 @@ from lowmem_spin.engines.memory import peak, read_shape, stage_memory
 from lowmem_spin.engines.training.trainer import Pair
 
 
-def test_the_quickstart_gets_better(where: Machine, tmp_path: Path) -> None:
+def test_the_quickstart_gets_better(machine: Machine, tmp_path: Path) -> None:
     path = find_recipe("quickstart")
     values = {
-        **{"runtime.device": where.device, "game.iterations": 1, "evaluation.compare_sft": "false"},
+        **{"runtime.device": machine.device, "game.iterations": 1, "evaluation.compare_sft": "false"},
         **{"output.dir": tmp_path / "run", "output.store": tmp_path / "store"},
     }
     recipe = load_recipe(path, [f"{name}={value}" for name, value in values.items()])
@@ -36,12 +36,12 @@ def test_the_quickstart_gets_better(where: Machine, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_training_takes_the_memory_that_was_planned(where: Machine, tmp_path: Path) -> None:
+def test_training_takes_the_memory_that_was_planned(machine: Machine, tmp_path: Path) -> None:
     """A base of gemma-2b's shape in 4 bits, two rows of 1,024 tokens in a forward, checkpointing on."""
-    name = "gemma-2b" if where.device == "cuda" else "tiny"
-    half = 512 if where.device == "cuda" else 32
+    name = "gemma-2b" if machine.device == "cuda" else "tiny"
+    half = 512 if machine.device == "cuda" else 32
     card = Card()
-    folder = checkpoint.make(tmp_path, name, where, print)
+    folder = checkpoint.make(tmp_path, name, machine, print)
     source = Source(str(folder), None, "test")
     recipe = Recipe.model_validate(
         {
@@ -51,19 +51,19 @@ def test_training_takes_the_memory_that_was_planned(where: Machine, tmp_path: Pa
             "training": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
         }
     )
-    engine = HF(recipe, source, where)
+    engine = HF(recipe, source, machine)
     settings = {
         **{"batch_size": 2, "num_train_epochs": 1, "learning_rate": 1e-6, "optim": "adamw_torch", "iteration": 0, "seed": 1},
         **{"lr_scheduler_type": "linear", "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0},
-        "learner": {"dtype": where.dtype},
+        "learner": {"dtype": machine.dtype},
     }
     pairs = [Pair([70] * half, [80 + n] * half, [90 + n] * half, (-10.0, -10.0)) for n in range(6)]
     with card.watch("train"):
         _, metrics = engine.train(None, pairs, {"name": "dpo", "beta": 0.1}, settings, tmp_path / "work", lambda rows: None)
     engine.close()
     assert len(metrics) == 3
-    predicted = peak(stage_memory(recipe, read_shape(source), where.dtype)["train"])
-    if where.device == "cpu":
+    predicted = peak(stage_memory(recipe, read_shape(source), machine.dtype)["train"])
+    if machine.device == "cpu":
         return
     measured = card.peaks["train"].device
     assert measured is not None

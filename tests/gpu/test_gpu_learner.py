@@ -28,20 +28,22 @@ OOM_BYTES = 512 * 2**20
 SPARE = 512  # MiB: what libraries keep of the card in this process
 
 
-def start(name: str, quickstart: Path, where: Machine, shelf: Path, dropout: float = 0.0) -> Any:
+def start(name: str, quickstart: Path, machine: Machine, weights_dir: Path, dropout: float = 0.0) -> Any:
     """A learner with gradient checkpointing. Unsloth's keeps what it saves of rows of 512 tokens and more in RAM."""
-    if name != "hf" and (find_spec(name) is None or where.device == "cpu"):
+    if name != "hf" and (find_spec(name) is None or machine.device == "cpu"):
         pytest.skip(f"{name} cannot run here")
     folder = quickstart / "base"
     options = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "gradient_checkpointing": True}
     recipe = recipe_on(folder, dropout=dropout, **options)
     recipe = recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"scoring_batch_size": 2000})})
-    return open_engine(name, recipe, Source(str(folder), None, "test"), where, shelf / "weights", print)
+    return open_engine(name, recipe, Source(str(folder), None, "test"), machine, weights_dir / "weights", print)
 
 
 @pytest.fixture(scope="module", params=["hf", "unsloth"])
-def learner(request: pytest.FixtureRequest, quickstart: Path, where: Machine, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    engine = start(request.param, quickstart, where, tmp_path_factory.mktemp(request.param))
+def learner(
+    request: pytest.FixtureRequest, quickstart: Path, machine: Machine, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    engine = start(request.param, quickstart, machine, tmp_path_factory.mktemp(request.param))
     yield engine
     engine.close()
 
@@ -93,8 +95,8 @@ def test_scoring_twice_is_identical(learner: Any, adapters: list[Path], rows: li
     assert learner.score(adapters[0], rows) == first
 
 
-def test_a_short_training_learns_in_float32(learner: Any, where: Machine, pairs: list[Pair], tmp_path: Path) -> None:
-    settings = {**SETTINGS, "learner": {"dtype": where.dtype}}
+def test_a_short_training_learns_in_float32(learner: Any, machine: Machine, pairs: list[Pair], tmp_path: Path) -> None:
+    settings = {**SETTINGS, "learner": {"dtype": machine.dtype}}
     adapter, metrics = learner.train(None, pairs, LOSS, settings, tmp_path, lambda rows: None)
     assert metrics[0]["loss"] == pytest.approx(0.693, abs=0.05)  # the policy is still its reference
     assert metrics[-1]["loss"] < 0.6  # 0.52 in float32 on a CPU
@@ -109,7 +111,7 @@ def test_a_short_training_learns_in_float32(learner: Any, where: Machine, pairs:
 def test_its_gradient_is_the_cpus(
     learner: Any,
     cpu: Any,
-    where: Machine,
+    machine: Machine,
     adapters: list[Path],
     pairs: list[Pair],
     long_pairs: list[Pair],
@@ -117,33 +119,33 @@ def test_its_gradient_is_the_cpus(
     tmp_path: Path,
 ) -> None:
     """Through gradient checkpointing."""
-    if where.device == "cuda" and where.dtype == "float16":
+    if machine.device == "cuda" and machine.dtype == "float16":
         pytest.skip("a first step that only finds the loss's scale moves nothing")
-    lesson = pairs[:16] if length == "short" else long_pairs
-    expected = gradient(cpu, adapters[0], lesson, "float32", tmp_path / "cpu")
-    found = gradient(learner, adapters[0], lesson, where.dtype, tmp_path / "found")
+    pair_source = pairs[:16] if length == "short" else long_pairs
+    expected = gradient(cpu, adapters[0], pair_source, "float32", tmp_path / "cpu")
+    found = gradient(learner, adapters[0], pair_source, machine.dtype, tmp_path / "found")
     error = ((found - expected).norm() / expected.norm()).item()
     print(f"{length}: the gradient's norm is {expected.norm():.3f}, and it is off by {error:.5f} of that")
-    assert error < GRADIENT[where.dtype]
+    assert error < GRADIENT[machine.dtype]
 
 
 @pytest.mark.parametrize("optimiser", ["adamw_torch_fused", "adamw_8bit"])
-def test_it_trains_with(learner: Any, where: Machine, pairs: list[Pair], optimiser: str, tmp_path: Path) -> None:
-    if where.device == "cpu" and "8bit" in optimiser:
+def test_it_trains_with(learner: Any, machine: Machine, pairs: list[Pair], optimiser: str, tmp_path: Path) -> None:
+    if machine.device == "cpu" and "8bit" in optimiser:
         pytest.skip("8 bits need a GPU")
-    settings = {**SETTINGS, "optim": optimiser, "learner": {"dtype": where.dtype}}
+    settings = {**SETTINGS, "optim": optimiser, "learner": {"dtype": machine.dtype}}
     _, metrics = learner.train(None, pairs, LOSS, settings, tmp_path, lambda rows: None)
     assert metrics[-1]["loss"] < 0.6
 
 
 @pytest.mark.parametrize("name", ["hf", "unsloth"])
 def test_dropout_is_for_training_and_the_card_is_given_back(
-    name: str, quickstart: Path, where: Machine, used: Callable[[], int], pairs: list[Pair], tmp_path: Path
+    name: str, quickstart: Path, machine: Machine, used: Callable[[], int], pairs: list[Pair], tmp_path: Path
 ) -> None:
-    torch.matmul(torch.ones(8, 8, device=where.device), torch.ones(8, 8, device=where.device))  # this process's own context
+    torch.matmul(torch.ones(8, 8, device=machine.device), torch.ones(8, 8, device=machine.device))  # this process's own context
     before = used()
-    learner = start(name, quickstart, where, tmp_path, dropout=0.3)
-    settings = {**SETTINGS, "learner": {"dtype": where.dtype}}
+    learner = start(name, quickstart, machine, tmp_path, dropout=0.3)
+    settings = {**SETTINGS, "learner": {"dtype": machine.dtype}}
     adapter, metrics = learner.train(None, pairs, LOSS, settings, tmp_path / "work", lambda rows: None)
     assert metrics[-1]["loss"] < 0.65
     scored = [(pair.prompt, pair.chosen) for pair in pairs]
@@ -152,8 +154,8 @@ def test_dropout_is_for_training_and_the_card_is_given_back(
     assert used() - before < SPARE
 
 
-def test_too_small_a_card_is_one_line(learner: Any, where: Machine, rows: list[Row]) -> None:
-    if where.device == "cpu":
+def test_too_small_a_card_is_one_line(learner: Any, machine: Machine, rows: list[Row]) -> None:
+    if machine.device == "cpu":
         pytest.skip("only a GPU's memory can be limited")
     if not hasattr(learner, "model"):
         pytest.skip("the limit binds this process only")

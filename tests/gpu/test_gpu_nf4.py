@@ -23,11 +23,11 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return ((found.cpu().double() - expected).norm() / expected.norm()).item()
 
 
-def test_weights_are_packed_as_on_the_cpu(where: Machine) -> None:
+def test_weights_are_packed_as_on_the_cpu(machine: Machine) -> None:
     torch.manual_seed(0)
     weight = torch.randn(256, 512)
     unpacked = []
-    for device in ("cpu", where.device):
+    for device in ("cpu", machine.device):
         packed, state = quantize_4bit(weight.to(device), quant_type="nf4", compress_statistics=True)
         assert packed.nbytes == weight.numel() // 2
         unpacked.append(dequantize_4bit(packed, state))
@@ -52,27 +52,27 @@ def run_layer(weight: torch.Tensor, inputs: torch.Tensor, device: str, dtype: to
 
 
 @pytest.mark.parametrize("dtype", ["float32", "half"])
-def test_forward_and_backward_are_the_cpus(where: Machine, dtype: str) -> None:
-    if dtype == "half" and where.dtype == "float32":
+def test_forward_and_backward_are_the_cpus(machine: Machine, dtype: str) -> None:
+    if dtype == "half" and machine.dtype == "float32":
         pytest.skip("there is no half precision to try")
-    name = where.dtype if dtype == "half" else dtype
+    name = machine.dtype if dtype == "half" else dtype
     torch.manual_seed(0)
     weight, inputs = torch.randn(128, 256) / 16, torch.randn(4, 7, 256)
     expected = run_layer(weight, inputs, "cpu", torch.float32)
-    found = run_layer(weight, inputs, where.device, getattr(torch, name))
+    found = run_layer(weight, inputs, machine.device, getattr(torch, name))
     for what, mine, theirs in zip(("forward", "backward", "one token"), found, expected, strict=True):
         assert error(mine, theirs) < OFF[name], what
 
 
-def test_the_unpacked_base_is_the_cpus(where: Machine, quickstart: Path, tmp_path: Path) -> None:
+def test_the_unpacked_base_is_the_cpus(machine: Machine, quickstart: Path, tmp_path: Path) -> None:
     """What vLLM serves: the function that the 4-bit base computes, in 16 bits."""
     source = Source(str(quickstart / "base"), None, "test")
     states = []
-    for name, machine in (("mine", where), ("theirs", CPU)):
-        Writer(source, "nf4", machine, False, tmp_path / name)
+    for name, place in (("mine", machine), ("theirs", CPU)):
+        Writer(source, "nf4", place, False, tmp_path / name)
         states.append(load_file(tmp_path / name / "model.safetensors"))
     mine, theirs = states
     assert mine.keys() == theirs.keys()
     for name, weight in theirs.items():
-        assert mine[name].dtype == getattr(torch, where.dtype)
+        assert mine[name].dtype == getattr(torch, machine.dtype)
         assert error(mine[name], weight) < 0.01, name  # bfloat16 itself rounds by 0.002

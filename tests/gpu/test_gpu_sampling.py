@@ -21,23 +21,23 @@ AGREE = {"float32": 1.0, "bfloat16": 0.9, "float16": 0.95}
 
 
 @pytest.fixture(scope="module")
-def hf(quickstart: Path, where: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def hf(quickstart: Path, machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = quickstart / "base"
-    shelf = tmp_path_factory.mktemp("hf") / "weights"
-    engine = open_engine("hf", recipe_on(folder), Source(str(folder), None, "test"), where, shelf, print)
+    weights_dir = tmp_path_factory.mktemp("hf") / "weights"
+    engine = open_engine("hf", recipe_on(folder), Source(str(folder), None, "test"), machine, weights_dir, print)
     yield engine
     engine.close()
 
 
-def test_a_rows_noise_is_the_cpus(where: Machine) -> None:
+def test_a_rows_noise_is_the_cpus(machine: Machine) -> None:
     seeds = torch.tensor([1, 2**40 + 7, -5])
-    assert torch.equal(uniform(seeds.to(where.device), 3, 1000).cpu(), uniform(seeds, 3, 1000))
-    assert torch.allclose(gumbel(seeds.to(where.device), 3, 1000).cpu(), gumbel(seeds, 3, 1000), rtol=1e-12, atol=1e-12)
+    assert torch.equal(uniform(seeds.to(machine.device), 3, 1000).cpu(), uniform(seeds, 3, 1000))
+    assert torch.allclose(gumbel(seeds.to(machine.device), 3, 1000).cpu(), gumbel(seeds, 3, 1000), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("how", SAMPLINGS)
 def test_its_answers_are_the_cpus(
-    hf: Any, cpu: Any, where: Machine, tolerance: tuple[float, float], adapters: list[Path], rows: list[Any], how: str
+    hf: Any, cpu: Any, machine: Machine, tolerance: tuple[float, float], adapters: list[Path], rows: list[Any], how: str
 ) -> None:
     same, gaps = [], []
     for adapter in (None, *adapters):
@@ -47,7 +47,7 @@ def test_its_answers_are_the_cpus(
         scored = cpu.score(adapter, [(request.prompt, answer.tokens) for request, answer in zip(requests, found, strict=True)])
         gaps += [abs(answer.logp - logp) for answer, logp in zip(found, scored, strict=True)]
     print(f"{sum(same)} of {len(same)} answers are float32's; log-probs off by {sum(gaps) / len(gaps):.4f}, {max(gaps):.4f}")
-    assert sum(same) / len(same) >= AGREE[where.dtype]
+    assert sum(same) / len(same) >= AGREE[machine.dtype]
     mean, most = tolerance
     assert sum(gaps) / len(gaps) < mean
     assert max(gaps) < most

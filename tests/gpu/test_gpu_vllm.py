@@ -29,15 +29,15 @@ def before(used: Callable[[], int]) -> int:
 
 
 @pytest.fixture(scope="module")
-def vllm(before: int, quickstart: Path, where: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def vllm(before: int, quickstart: Path, machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = quickstart / "base"
-    shelf = tmp_path_factory.mktemp("store") / "weights"
+    weights_dir = tmp_path_factory.mktemp("store") / "weights"
     engine = open_engine(
         "vllm",
         recipe_on(folder),
         Source(str(folder), None, "test"),
-        replace(where, residency="sleep", generator_share=0.3),
-        shelf,
+        replace(machine, residency="sleep", generator_share=0.3),
+        weights_dir,
         print,
     )
     yield engine
@@ -50,9 +50,11 @@ def asked(adapters: list[Path], rows: list[Any]) -> list[Request]:
     return [Request(policies[n % 4], prompt, 1000 + n) for n, (prompt, _) in enumerate(rows)]
 
 
-def test_a_mixed_batch_answers_as_transformers_does(vllm: Any, asked: list[Request], quickstart: Path, where: Machine) -> None:
+def test_a_mixed_batch_answers_as_transformers_does(
+    vllm: Any, asked: list[Request], quickstart: Path, machine: Machine
+) -> None:
     folder = quickstart / "base"
-    hf = open_engine("hf", recipe_on(folder), Source(str(folder), None, "test"), where, folder, print)
+    hf = open_engine("hf", recipe_on(folder), Source(str(folder), None, "test"), machine, folder, print)
     expected: dict[int, list[int]] = {}
     for adapter in {request.adapter for request in asked}:
         places = [place for place, request in enumerate(asked) if request.adapter == adapter]
@@ -63,7 +65,7 @@ def test_a_mixed_batch_answers_as_transformers_does(vllm: Any, asked: list[Reque
     for adapter in {request.adapter for request in asked}:
         places = [place for place, request in enumerate(asked) if request.adapter == adapter]
         same = sum(found[place].tokens == expected[place] for place in places)
-        assert same / len(places) >= AGREE[where.dtype], adapter
+        assert same / len(places) >= AGREE[machine.dtype], adapter
 
 
 def test_its_log_probs_are_those_of_its_answers(
@@ -81,29 +83,29 @@ def test_its_log_probs_are_those_of_its_answers(
     assert max(gaps) < most
 
 
-def test_a_seed_stands_for_an_answer(vllm: Any, asked: list[Request], where: Machine) -> None:
+def test_a_seed_stands_for_an_answer(vllm: Any, asked: list[Request], machine: Machine) -> None:
     def share(found: list[Completion]) -> float:
         return sum(a.tokens == b.tokens for a, b in zip(first, found, strict=True)) / len(asked)
 
     first = vllm.generate(asked, DRAWN)
-    assert share(vllm.generate(asked, DRAWN)) >= AGREE[where.dtype]
-    assert share(vllm.generate(asked[::-1], DRAWN)[::-1]) >= AGREE[where.dtype]
+    assert share(vllm.generate(asked, DRAWN)) >= AGREE[machine.dtype]
+    assert share(vllm.generate(asked[::-1], DRAWN)[::-1]) >= AGREE[machine.dtype]
     others = [replace(request, seed=request.seed + 1) for request in asked]
     assert share(vllm.generate(others, DRAWN)) < 0.9
 
 
 def test_sleeping_frees_the_card_and_waking_changes_nothing(
-    vllm: Any, asked: list[Request], used: Callable[[], int], before: int, where: Machine
+    vllm: Any, asked: list[Request], used: Callable[[], int], before: int, machine: Machine
 ) -> None:
     first = [answer.tokens for answer in vllm.generate(asked, GREEDY)]
     awake = used() - before
-    vllm.rest()
+    vllm.release()
     asleep = used() - before
     assert [answer.tokens for answer in vllm.generate(asked, GREEDY)] == first
-    vllm.rest()
-    vllm.rest()  # asleep already
+    vllm.release()
+    vllm.release()  # asleep already
     assert [answer.tokens for answer in vllm.generate(asked, GREEDY)] == first
-    if where.device == "cuda":
+    if machine.device == "cuda":
         assert asleep < ASLEEP * awake
 
 

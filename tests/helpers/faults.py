@@ -116,10 +116,10 @@ def campaign(folder: Path, kills: int, seconds: float, seed: int) -> dict[str, o
     started = time.monotonic()
     assert os.waitpid(play(whole), 0)[1] == 0, (whole / "errors.txt").read_text()
     length = time.monotonic() - started
-    where: Counter[str] = Counter()
+    machine: Counter[str] = Counter()
     lost = redone = games = 0
     worst = 0.0
-    while where.total() < kills and time.monotonic() - began < seconds:
+    while machine.total() < kills and time.monotonic() - began < seconds:
         game = folder / f"game {games}"
         game.mkdir()
         before: dict[tuple[str, str, Row], Row] = {}
@@ -132,7 +132,7 @@ def campaign(folder: Path, kills: int, seconds: float, seed: int) -> dict[str, o
                 time.sleep(0.002)
             if not finished:
                 if (game / "mark.txt").exists():
-                    where[(game / "mark.txt").read_text() or "between stages"] += 1
+                    machine[(game / "mark.txt").read_text() or "between stages"] += 1
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
             after, doubled = rows(game)
@@ -144,10 +144,10 @@ def campaign(folder: Path, kills: int, seconds: float, seed: int) -> dict[str, o
         worst = max(worst, distance(game, whole))
         games += 1
         print(
-            f"{games} games, {where.total()} kills {dict(where)}, lost {lost}, redone {redone}, adapters {worst:.1e}",
+            f"{games} games, {machine.total()} kills {dict(machine)}, lost {lost}, redone {redone}, adapters {worst:.1e}",
             flush=True,
         )
-    return {"games": games, "kills": where, "lost": lost, "redone": redone, "distance": worst}
+    return {"games": games, "kills": machine, "lost": lost, "redone": redone, "distance": worst}
 
 
 def main() -> None:

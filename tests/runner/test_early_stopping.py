@@ -21,7 +21,7 @@ from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.report.load import read
 from lowmem_spin.report.results import Run
 from lowmem_spin.report.summary import verdict
-from lowmem_spin.runner import run_folder as runs
+from lowmem_spin.runner import run_folder
 from lowmem_spin.runner import sweep as sweeps
 from lowmem_spin.runner.early_stopping import EarlyStop, stops_early
 from lowmem_spin.runner.health import Estimate, Health
@@ -128,10 +128,10 @@ def test_a_game_that_ends_early_keeps_the_iterate_before(stopped: Path) -> None:
     told = record(folder)["stopped"]
     why = f"KL to the base is {found[2]['kl_to_base']:.2f}, over {float((stopped / 'bound.txt').read_text()):g}"
     assert told == {"after": "iterate 1", "keep": "iterate 0", "why": why}
-    one = runs.read_run(folder)
-    kept = runs.find_policy(one, Store(stopped / "store", print), None)
+    one = run_folder.read_run(folder)
+    kept = run_folder.find_policy(one, Store(stopped / "store", print), None)
     assert (kept.name, kept.key) == ("iterate 0", record(folder)["policies"]["iterate 0"])
-    assert runs.find_policy(one, Store(stopped / "store", print), "1").name == "iterate 1"
+    assert run_folder.find_policy(one, Store(stopped / "store", print), "1").name == "iterate 1"
     results = read(folder)
     assert isinstance(results, Run)
     assert [policy.name for policy in results.played] == ["base", "iterate 0", "iterate 1"]
@@ -203,7 +203,7 @@ def test_a_warm_start_does_not_end_a_game(tmp_path: Path) -> None:
     assert "stopped" not in record(game.folder)
     keep = played(tmp_path, *options, "game.iterations=1", "game.stop_when.kl_to_base=1e-9")
     assert record(keep.folder)["stopped"]["keep"] == "warm start"
-    one = runs.read_run(keep.folder)
-    assert runs.find_policy(one, keep.store, None).name == "warm start"
+    one = run_folder.read_run(keep.folder)
+    assert run_folder.find_policy(one, keep.store, None).name == "warm start"
     assert len(stored(keep.store.root, "completions")) == 3
     assert isinstance(read(keep.folder), Run)

@@ -33,8 +33,8 @@ def store(tmp_path: Path, said: list[str]) -> Store:
     return Store(tmp_path / "store", said.append)
 
 
-def table(store: Store, maker: str = "base") -> Table:
-    return store.table("logps", "key", {"asked": 1}, maker)
+def table(store: Store, adapter_sha256: str = "base") -> Table:
+    return store.table("logps", "key", {"asked": 1}, adapter_sha256)
 
 
 def rows(*names: str) -> dict[str, list[Any]]:
@@ -48,8 +48,8 @@ def rows(*names: str) -> dict[str, list[Any]]:
     }
 
 
-def ids(store: Store, maker: str = "base") -> list[str]:
-    return sorted(table(store, maker).read()["prompt_id"].to_pylist())
+def ids(store: Store, adapter_sha256: str = "base") -> list[str]:
+    return sorted(table(store, adapter_sha256).read()["prompt_id"].to_pylist())
 
 
 def test_shards_merge_into_one_file_that_other_tools_open(store: Store) -> None:

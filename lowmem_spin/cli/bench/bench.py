@@ -77,15 +77,15 @@ def bench(asked: BenchRequest, console: Console) -> BenchResult:
 def bench_in(work: Path, asked: BenchRequest, console: Console) -> BenchResult:
     """The same in a folder that stays, with the game's rows, results and store. It has to be empty: what a store
     already has is not computed, and so not measured."""
-    name, recipe, where = _recipe(asked, work)
+    name, recipe, machine = _recipe(asked, work)
     shape = Shape.of(checkpoint.config_of(name))
     card = Card()
     display = Stopwatch(console, card)
     if asked.vram is not None:
-        for line in advice(recipe, shape, where.dtype, asked.vram * 1e9):
-            display.say(f"by budget.py this does not fit in {asked.vram:g} GB: {line}", "yellow")
+        for line in advice(recipe, shape, machine.dtype, asked.vram * 1e9):
+            display.log(f"by budget.py this does not fit in {asked.vram:g} GB: {line}", "yellow")
     with display.start_up("making the base"):
-        folder = checkpoint.make(asked.store / "bench", name, where, display.say)
+        folder = checkpoint.make(asked.store / "bench", name, machine, display.log)
         checkpoint.write_rows(work / "rows.jsonl", SPARE * asked.pairs, asked.prompt_length, asked.completion_length)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name_or_path": str(folder.resolve())})})
     shared = SharedResources()
@@ -95,24 +95,24 @@ def bench_in(work: Path, asked: BenchRequest, console: Console) -> BenchResult:
             step(game, stage)
     shared.engines.close()
     ours = display.costs(_engines(game))
-    device = calibration.device_name(where.device)
-    calibration.record_measurements(asked.store, *(_record(cost, device, name, shape, recipe, where) for cost in ours))
-    predicted = _predicted(recipe, shape, where, ours)
-    display.say(f"{name}, random weights, {recipe.model.quantization}, {where.dtype}, on {device}", "bold")
+    device = calibration.device_name(machine.device)
+    calibration.record_measurements(asked.store, *(_record(cost, device, name, shape, recipe, machine) for cost in ours))
+    predicted = _predicted(recipe, shape, machine, ours)
+    display.log(f"{name}, random weights, {recipe.model.quantization}, {machine.dtype}, on {device}", "bold")
     console.print(table.costs(ours, predicted))
-    _explain(asked, where, ours, display)
+    _explain(asked, machine, ours, display)
     with display.timed("rivals"):
-        theirs, missing = _versus(asked, game, where, card)
+        theirs, missing = _versus(asked, game, machine, card)
     for line in missing:
-        display.say(line, "yellow")
+        display.log(line, "yellow")
     if theirs:
-        hampered = ["trl"] if where.device == "cpu" else []
-        display.say("the same work by others, each in a process of its own", "bold")
-        console.print(table.rivals(ours, theirs, hampered))
-        if any(cost.by in hampered for cost in theirs):
-            display.say("trl needs a GPU for its Triton kernel, which was interpreted here: its speed says nothing about it")
-    display.say(f"rates are in {asked.store / 'bench.json'}, for plans on this device")
-    display.say(display.time_line())
+        not_comparable = ["trl"] if machine.device == "cpu" else []
+        display.log("the same work by others, each in a process of its own", "bold")
+        console.print(table.rivals(ours, theirs, not_comparable))
+        if any(cost.by in not_comparable for cost in theirs):
+            display.log("trl needs a GPU for its Triton kernel, which was interpreted here: its speed says nothing about it")
+    display.log(f"rates are in {asked.store / 'bench.json'}, for plans on this device")
+    display.log(display.time_line())
     return BenchResult(device, ours, theirs, missing, predicted)
 
 
@@ -120,14 +120,14 @@ def _recipe(asked: BenchRequest, work: Path) -> tuple[str, Recipe, Machine]:
     """The model's name, the game to play, and where; written as a recipe so that `--set` works as everywhere."""
     name = asked.model or "tiny"
     recipe = _load(asked, name, work)
-    where = find_machine(recipe)
-    if asked.model is None and where.device == "cuda":
+    machine = find_machine(recipe)
+    if asked.model is None and machine.device == "cuda":
         name = "gemma-2b"
         recipe = _load(asked, name, work)
     longest, room = asked.prompt_length + asked.completion_length, checkpoint.config_of(name)["max_position_embeddings"]
     if longest > room:
         raise InputError(f"--completion-length: with the prompt {longest} tokens, but {name} reads {room}; shorten one of them")
-    return name, recipe, where
+    return name, recipe, machine
 
 
 def _load(asked: BenchRequest, name: str, work: Path) -> Recipe:
@@ -167,7 +167,7 @@ def _engines(game: OpenGame) -> dict[str, str]:
     return {"generate": game.inputs.generator["engine"], "score": learner, "train": learner}
 
 
-def _record(cost: Cost, device: str, name: str, shape: Shape, recipe: Recipe, where: Machine) -> Measurement:
+def _record(cost: Cost, device: str, name: str, shape: Shape, recipe: Recipe, machine: Machine) -> Measurement:
     batches = {
         "generate": recipe.runtime.generation_batch_size,
         "score": recipe.runtime.scoring_batch_size,
@@ -177,9 +177,9 @@ def _record(cost: Cost, device: str, name: str, shape: Shape, recipe: Recipe, wh
         device=device,
         engine=cost.by,
         kind=cost.work,  # type: ignore[arg-type]
-        dtype=where.dtype,
+        dtype=machine.dtype,
         model=name,
-        parameters=shape.body + shape.rest,
+        parameters=shape.body + shape.unquantized,
         gradient_checkpointing=recipe.training.gradient_checkpointing,
         batch=batches[cost.work],
         rows=cost.rows,
@@ -188,33 +188,33 @@ def _record(cost: Cost, device: str, name: str, shape: Shape, recipe: Recipe, wh
     )
 
 
-def _predicted(recipe: Recipe, shape: Shape, where: Machine, ours: list[Cost]) -> dict[str, float]:
+def _predicted(recipe: Recipe, shape: Shape, machine: Machine, ours: list[Cost]) -> dict[str, float]:
     """Peak bytes by kind. On a CPU there is none, and none for vllm, which takes what it is given."""
-    if where.device == "cpu":
+    if machine.device == "cpu":
         return {}
-    terms = stage_memory(recipe, shape, where.dtype)
+    terms = stage_memory(recipe, shape, machine.dtype)
     return {cost.work: peak(terms[cost.work]) for cost in ours if cost.by != "vllm"}
 
 
-def _explain(asked: BenchRequest, where: Machine, ours: list[Cost], display: Stopwatch) -> None:
+def _explain(asked: BenchRequest, machine: Machine, ours: list[Cost], display: Stopwatch) -> None:
     lengths = f"prompts of {asked.prompt_length} tokens and completions of {asked.completion_length}"
-    display.say(f"{lengths}: random weights never end one by themselves, so every length is its cap")
+    display.log(f"{lengths}: random weights never end one by themselves, so every length is its cap")
     generated = next(cost for cost in ours if cost.work == "generate")
     if generated.tokens != generated.rows * asked.completion_length:
-        display.say(f"but {generated.rows * asked.completion_length - generated.tokens} tokens are missing", "yellow")
-    if where.device == "cpu":
+        display.log(f"but {generated.rows * asked.completion_length - generated.tokens} tokens are missing", "yellow")
+    if machine.device == "cpu":
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
-        display.say(f"no GPU: resident memory of this process peaked at {resident / 1e9:.2f} GB, libraries and all;")
-        display.say("budget.py's figures are for a GPU and are not compared with it")
+        display.log(f"no GPU: resident memory of this process peaked at {resident / 1e9:.2f} GB, libraries and all;")
+        display.log("budget.py's figures are for a GPU and are not compared with it")
 
 
-def _versus(asked: BenchRequest, game: OpenGame, where: Machine, card: Card) -> tuple[list[Cost], list[str]]:
+def _versus(asked: BenchRequest, game: OpenGame, machine: Machine, card: Card) -> tuple[list[Cost], list[str]]:
     theirs: list[Cost] = []
     missing: list[str] = []
     model = Sources(Path(), game.store.root / "sources.json").model(game.recipe.model.name_or_path, None)
     limit = None if asked.vram is None else asked.vram * 1e9
     for name in asked.versus:
-        outcome = rivals.run_rival(name, rivals.Workload(game, model, where, card, limit, asked.store / "bench" / "logs"))
+        outcome = rivals.run_rival(name, rivals.Workload(game, model, machine, card, limit, asked.store / "bench" / "logs"))
         if isinstance(outcome, str):
             missing.append(outcome)
         else:

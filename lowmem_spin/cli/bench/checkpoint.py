@@ -75,25 +75,27 @@ def config_of(name: str) -> dict[str, Any]:
     return CONFIGS[name]
 
 
-def make(root: Path, name: str, where: Machine, say: Callable[[str], None]) -> Path:
+def make(root: Path, name: str, machine: Machine, notify: Callable[[str], None]) -> Path:
     """The folder of the checkpoint, written once: safetensors in the machine's compute type, shard by shard.
 
     A GPU draws the numbers where there is one: a CPU draws a hundred million a second. It does so in a process of its own,
     whose memory on the card is gone before anything is measured.
     """
     config = config_of(name)
-    folder = root / f"{name}-{where.dtype}"
+    folder = root / f"{name}-{machine.dtype}"
     if folder.exists():
         return folder
-    say(f"writing random weights in the shape of {name} to {folder}")
+    notify(f"writing random weights in the shape of {name} to {folder}")
     temporary = root / f".{folder.name}.{uuid.uuid4().hex}"
     temporary.mkdir(parents=True)
     try:
-        if where.device == "cpu":
-            write(temporary, config, where)
+        if machine.device == "cpu":
+            write(temporary, config, machine)
         else:
             log, remedy = root / "logs" / "checkpoint.log", "free some memory or disk"
-            Worker("checkpoint", "lowmem_spin.cli.bench.checkpoint:write", (temporary, config, where), {}, log, remedy).close()
+            Worker(
+                "checkpoint", "lowmem_spin.cli.bench.checkpoint:write", (temporary, config, machine), {}, log, remedy
+            ).close()
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -115,12 +117,12 @@ def skeleton(config: dict[str, Any]) -> Any:
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **sizes))
 
 
-def write(folder: Path, config: dict[str, Any], where: Machine) -> None:
+def write(folder: Path, config: dict[str, Any], machine: Machine) -> None:
     """The checkpoint's files, its numbers drawn on the machine's device."""
     import torch
     from safetensors.torch import save_file
 
-    model, dtype = skeleton(config), getattr(torch, where.dtype)
+    model, dtype = skeleton(config), getattr(torch, machine.dtype)
     shards: list[dict[str, Any]] = [{}]
     for parameter_name, parameter in model.named_parameters():  # a tied weight comes once
         size = parameter.numel() * dtype.itemsize
@@ -132,7 +134,7 @@ def write(folder: Path, config: dict[str, Any], where: Machine) -> None:
     places = {}
     for number, shard in enumerate(shards):
         file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
-        with torch.device(where.device):
+        with torch.device(machine.device):
             tensors = {key: _weights(key, shapes[key].shape, config, dtype).cpu() for key in shard}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         places |= dict.fromkeys(shard, file)
@@ -142,7 +144,7 @@ def write(folder: Path, config: dict[str, Any], where: Machine) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     for name in TOKENIZER:
         shutil.copy(tokenizer_folder() / name, folder / name)
-    model.config.dtype = where.dtype
+    model.config.dtype = machine.dtype
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
 

@@ -55,14 +55,14 @@ class _Steps(TrainerCallback):
 class TRLRival:
     """Loads the same base and, like any user of TRL, lets it add and cast the adapter."""
 
-    def __init__(self, recipe: Recipe, model: Source, where: Machine, pairs: Sequence[Sides], work: str, limit: float | None):
+    def __init__(self, recipe: Recipe, model: Source, machine: Machine, pairs: Sequence[Sides], work: str, limit: float | None):
         self.pairs, self.work = pairs, work
         self.tokens = sum(2 * len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs)
-        self.recipe, self.model, self.where = recipe, model, where
-        if where.device == "cuda" and limit is not None:
+        self.recipe, self.model, self.machine = recipe, model, machine
+        if machine.device == "cuda" and limit is not None:
             total = torch.cuda.get_device_properties(0).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
-        self.base = load_base(model, recipe.model.quantization, where)
+        self.base = load_base(model, recipe.model.quantization, machine)
         self.trainer: _Trainer | None = None
 
     def score(self) -> Outcome:
@@ -82,9 +82,9 @@ class TRLRival:
             num_train_epochs=training.num_train_epochs,
             optim=training.optim,
             gradient_checkpointing=training.gradient_checkpointing,
-            bf16=self.where.dtype == "bfloat16" and self.where.device == "cuda",
-            fp16=self.where.dtype == "float16",
-            use_cpu=self.where.device == "cpu",
+            bf16=self.machine.dtype == "bfloat16" and self.machine.device == "cuda",
+            fp16=self.machine.dtype == "float16",
+            use_cpu=self.machine.device == "cpu",
             disable_dropout=False,  # ours trains with dropout too
             save_strategy="no",
             report_to=[],

@@ -25,8 +25,8 @@ class Workload:
     `logs` is the folder for the workers' output.
     """
 
-    def __init__(self, game: OpenGame, model: Source, where: Machine, card: Card, limit: float | None, logs: Path) -> None:
-        self.game, self.model, self.where, self.card, self.limit, self.logs = game, model, where, card, limit, logs
+    def __init__(self, game: OpenGame, model: Source, machine: Machine, card: Card, limit: float | None, logs: Path) -> None:
+        self.game, self.model, self.machine, self.card, self.limit, self.logs = game, model, machine, card, limit, logs
 
     def worker(self, name: str, target: str, arguments: tuple[Any, ...], environment: dict[str, str]) -> Worker:
         return Worker(name, target, arguments, environment, self.logs / f"rival-{name}.log", REMEDY)
@@ -44,8 +44,8 @@ def trl(bout: Workload) -> list[Cost]:
     last = [stage for stage in bout.game.stages if isinstance(stage, Train)][-1]
     work = str(bout.game.store.root / "work" / "trl")
     sides = [[list(map(int, side)) for side in (p.prompt, p.chosen, p.rejected)] for p in training_pairs(bout.game, last)]
-    arguments = (recipe, bout.model, bout.where, sides, work, bout.limit)
-    environment = {"TRITON_INTERPRET": "1"} if bout.where.device == "cpu" else {}
+    arguments = (recipe, bout.model, bout.machine, sides, work, bout.limit)
+    environment = {"TRITON_INTERPRET": "1"} if bout.machine.device == "cpu" else {}
     worker = bout.worker("trl", "lowmem_spin.cli.bench.rival_trl:TRLRival", arguments, environment)
     try:
         return [bout.cost(work, "trl", lambda work=work: worker.call(work)) for work in ("score", "train")]
@@ -57,9 +57,9 @@ def vllm(bout: Workload) -> list[Cost]:
     """vLLM answers what all opponents of the last iteration were asked."""
     from lowmem_spin.engines.loading import end_tokens, load_tokenizer
 
-    game, recipe, on_cpu = bout.game, bout.game.recipe, bout.where.device == "cpu"
+    game, recipe, on_cpu = bout.game, bout.game.recipe, bout.machine.device == "cpu"
     pairs = [stage for stage in game.stages if isinstance(stage, Generate)][-1].pairs
-    places = game.places(pairs.draw)
+    places = game.positions(pairs.draw)
     requests: list[tuple[str | None, list[int]]] = []
     for policy, share in pairs.assign():
         adapter = game.tables.adapter(policy)
@@ -70,7 +70,7 @@ def vllm(bout: Workload) -> list[Cost]:
         "model": str(_plain_base(bout)),
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
-        "dtype": bout.where.dtype,
+        "dtype": bout.machine.dtype,
         "max_model_len": recipe.data.max_prompt_length + recipe.generation.max_new_tokens,
         "enable_lora": True,
         "max_lora_rank": held_rank(recipe.training.lora.r),
@@ -106,7 +106,7 @@ def _plain_base(bout: Workload) -> Path:
     if quantization == "none":
         return Path(bout.model.location)
     folder = bout.game.store.root / "work" / "plain base"
-    arguments = (bout.model, quantization, bout.where, False, folder)
+    arguments = (bout.model, quantization, bout.machine, False, folder)
     bout.worker("weights", "lowmem_spin.engines.dequantized:Writer", arguments, {}).close()
     return folder
 

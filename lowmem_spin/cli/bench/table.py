@@ -16,13 +16,13 @@ def costs(measured: Sequence[Cost], predicted: dict[str, float]) -> Table:
     return _table([*HEADINGS, "GB by\nbudget", "error"], rows)
 
 
-def rivals(ours: Sequence[Cost], theirs: Sequence[Cost], hampered: Sequence[str]) -> Table:
+def rivals(ours: Sequence[Cost], theirs: Sequence[Cost], not_comparable: Sequence[str]) -> Table:
     """A line for each work of a rival; the last column is how many times as many tokens a second we do.
 
     `hampered` rivals get no such number: what they did says nothing about their speed.
     """
     rates = {cost.work: cost.rate for cost in ours}
-    rows = [[*_numbers(cost), "" if cost.by in hampered else f"{rates[cost.work] / cost.rate:.2f}x"] for cost in theirs]
+    rows = [[*_numbers(cost), "" if cost.by in not_comparable else f"{rates[cost.work] / cost.rate:.2f}x"] for cost in theirs]
     return _table([*HEADINGS, "ours to\ntheirs"], rows)
 
 

@@ -33,7 +33,7 @@ class Oracle(Protocol):
         """Questions of the last `prefer` that may be decided otherwise when they are asked again."""
         ...
 
-    def identity(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, Any]:
         """All that decides its judgements: a part of the keys of what is built on them."""
         ...
 
@@ -45,7 +45,7 @@ class Oracle(Protocol):
         """P (K, K) for each question, float64, P[i, j] + P[j, i] = 1 and 1/2 on the diagonal."""
         ...
 
-    def rest(self) -> None:
+    def release(self) -> None:
         """Nothing to judge for a while: let go of what takes memory."""
         ...
 
@@ -59,7 +59,7 @@ class NoWeights:
 
     undecided: Collection[int] = ()
 
-    def rest(self) -> None:
+    def release(self) -> None:
         """Nothing to let go of."""
 
     def close(self) -> None:

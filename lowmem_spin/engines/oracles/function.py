@@ -27,14 +27,14 @@ class Function(NoWeights):
     It returns one score for each answer, or the preferences themselves, a K by K matrix.
     """
 
-    def __init__(self, name: str, beside: Path) -> None:
+    def __init__(self, name: str, recipe_dir: Path) -> None:
         self.name = name
         if name == "exact_match":
             self.function: Callable[..., Any] = exact_match
             self.content, self.place = "built in", name
             return
         path, colon, attribute = name.rpartition(":")
-        file = next((place for place in (beside / path, Path(path)) if place.is_file()), None) if colon else None
+        file = next((place for place in (recipe_dir / path, Path(path)) if place.is_file()), None) if colon else None
         if file is None:
             raise InputError(
                 f"{FIELD}: {name!r} is neither exact_match nor file.py:function with a file beside the recipe or here"
@@ -42,7 +42,7 @@ class Function(NoWeights):
         self.content, self.place = sha256(file), f"{file.resolve()}:{attribute}"
         self.function = _load(file, attribute, name)
 
-    def identity(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, Any]:
         """Its name and its file's content: an edited function is another oracle."""
         return {"oracle": "function", "name": self.name.rpartition(":")[2], "content": self.content}
 

@@ -73,7 +73,7 @@ class LLMJudge(NoWeights):
         base_url: str,
         model: str,
         cache: Path,
-        say: Callable[[str], None],
+        notify: Callable[[str], None],
         api_key_env: str | None = None,
         prompt: str = PROMPT,
         temperature: float | None = 0.0,
@@ -89,7 +89,7 @@ class LLMJudge(NoWeights):
         missing = {"conversation", "answer_a", "answer_b"} - set(PLACES.findall(prompt))
         if missing:
             raise InputError(f"{part(field, 'prompt')}: it has no {{{min(missing)}}}, so the judge would not see it")
-        self.field, self.prompt, self.tries, self.say = field, prompt, tries, say
+        self.field, self.prompt, self.tries, self.notify = field, prompt, tries, notify
         self.temperature, self.max_tokens = temperature, max_tokens
         self.endpoint = Endpoint(base_url, model, cache, field, api_key_env, extra, concurrency, timeout, retries)
         self.orders = self.failed = self.unjudged = 0  # orders asked, those that failed, and pairs whose both orders did
@@ -101,7 +101,7 @@ class LLMJudge(NoWeights):
         self._silent: set[str] = set()  # prompts of the last `prefer` that got no reply
         self._lock = threading.Lock()
 
-    def identity(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, Any]:
         """The judge's name and how it is asked. Not its address: a server may move, and a name is what was asked for."""
         sampling = {"temperature": self.temperature, "max_tokens": self.max_tokens, "extra": self.endpoint.extra}
         prompt = digest([self.prompt, AGAIN])
@@ -211,7 +211,7 @@ class LLMJudge(NoWeights):
         if self.failed and not self._said:
             self._said = True
             _, _, cause = self._cause.partition(": ")
-            self.say(
+            self.notify(
                 f"{self.field}: {self.failed} of {self.orders} judgements failed ({self.failure_rate:.1%}), and "
                 f"{self.unjudged} pairs without any count as 1/2; the last: {cause}"
             )

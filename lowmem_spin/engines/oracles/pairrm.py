@@ -71,7 +71,7 @@ class PairRM:
         special = {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab(), *MARKS.values()}
         self.special = re.compile("|".join(map(re.escape, sorted(special))))
 
-    def rest(self) -> None:
+    def release(self) -> None:
         """Let go of the model; it is loaded again when asked again."""
         self.ranker = None
         if self.device == "cuda":
@@ -81,9 +81,9 @@ class PairRM:
 
     def close(self) -> None:
         """As rest."""
-        self.rest()
+        self.release()
 
-    def identity(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, Any]:
         """The model's content, how it computes, and how much it reads."""
         lengths = {"max_length": self.max_length, "source_max_length": self.source_max_length}
         return {"oracle": "pairrm", "model": self.source.identity, "dtype": self.dtype, **lengths}

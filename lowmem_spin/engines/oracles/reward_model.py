@@ -53,7 +53,7 @@ class RewardModel:
             model.config.pad_token_id = self.tokenizer.pad_token_id
         self.model = model.to(self.device).eval()
 
-    def rest(self) -> None:
+    def release(self) -> None:
         """Let go of the model; it is loaded again when asked again."""
         self.model = None
         if self.device == "cuda":
@@ -63,9 +63,9 @@ class RewardModel:
 
     def close(self) -> None:
         """As rest."""
-        self.rest()
+        self.release()
 
-    def identity(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, Any]:
         """The model's content, how it computes, and what it reads of a conversation."""
         return {"oracle": "reward_model", "model": self.source.identity, "dtype": self.dtype, "max_length": self.max_length}
 

@@ -91,8 +91,8 @@ class GFlowNetTrainer:
         self.optimizer = torch.optim.AdamW(self.weights.values(), lr=settings["learning_rate"], weight_decay=0.0)
         warmup = round(self.steps * settings["warmup_ratio"])
         self.schedule = get_linear_schedule_with_warmup(self.optimizer, warmup, self.steps)
-        half = engine.where.device == "cuda" and engine.where.dtype == "float16"
-        self.scaler = torch.amp.GradScaler(engine.where.device, enabled=half)
+        half = engine.machine.device == "cuda" and engine.machine.dtype == "float16"
+        self.scaler = torch.amp.GradScaler(engine.machine.device, enabled=half)
         self.buffer = [deque[list[int]](maxlen=settings["buffer"]) for _ in prompts]
         self.history: list[dict[str, float]] = []
         self.recent: list[dict[str, float]] = []  # steps since the last record
@@ -220,7 +220,7 @@ class GFlowNetTrainer:
         with self.engine.playing(None) if self.base is None else self._in_slot(self.base):
             b = self._steps(rows)
         for values in (p.tokens, p.ends, b.tokens, b.ends):
-            finite(values, self.engine.where)
+            finite(values, self.engine.machine)
         parts = [self.alpha * x + (1 - self.alpha) * y for x, y in ((p.tokens, b.tokens), (p.ends, b.ends))]
         return StepLogps(*parts)
 
@@ -228,7 +228,7 @@ class GFlowNetTrainer:
         """What the model as it stands says of every step of these rows."""
         engine = self.engine
         batch = collate([(row.prompt, row.tokens) for row in rows], engine.pad).to(engine.device)
-        with autocast(engine.device, engine.where.dtype):
+        with autocast(engine.device, engine.machine.dtype):
             return StepLogps(*step_logps(engine.model.get_base_model(), batch, engine.ends, engine.states))
 
     def _mode(self, learning: bool) -> None:

@@ -9,10 +9,10 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines.machine import Machine
 
 
-def finite(logps: torch.Tensor, where: Machine) -> list[float]:
+def finite(logps: torch.Tensor, machine: Machine) -> list[float]:
     """Refuse to keep what is not a number, as an overflow in half precision gives."""
     if not torch.isfinite(logps).all():
-        raise InputError(f"model.dtype: {where.dtype} gives log-probs that are not finite on this model; use another dtype")
+        raise InputError(f"model.dtype: {machine.dtype} gives log-probs that are not finite on this model; use another dtype")
     return logps.tolist()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.evaluation import json_rows as given
+from lowmem_spin.evaluation import json_rows
 from lowmem_spin.runner.health import Estimate
 
 VERSION = 1  # bumped by hand when the same answers would be compared otherwise
@@ -41,7 +41,7 @@ def read_alpaca(path: Path | None, limit: int | None, option: str) -> Instructio
     """
     source = _fetch(OFFICIAL, option) if path is None else path
     absent = f"no file {str(source)!r}; without the option the official one is taken"
-    rows = [_row(row, option, source) for row in given.rows(source, option, absent)[:limit]]
+    rows = [_row(row, option, source) for row in json_rows.rows(source, option, absent)[:limit]]
     names = sorted({row["generator"] for row in rows})
     if not rows:
         raise InputError(f"{option}: {str(source)!r} has no instruction")

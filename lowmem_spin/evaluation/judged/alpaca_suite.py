@@ -43,8 +43,8 @@ def measure_alpaca(game: EvaluationTarget, asked: Judged, limit: int | None, dis
     sampling = plain_sampling(with_engines.sampling, TEMPERATURE, room)
 
     def compared(policy: str) -> dict[str, Any]:
-        known = {} if oracle is None else oracle.identity()
-        return judgement_spec([instructions.identity, f"{digest(sampling.asked(policy))}/0"], known)
+        known = {} if oracle is None else oracle.spec()
+        return judgement_spec([instructions.identity, f"{digest(sampling.spec(policy))}/0"], known)
 
     def asks(policy: str) -> dict[str, Any]:
         what = {"task": "alpaca", "judged": digest(compared(policy)), "official": instructions.official}
@@ -53,7 +53,7 @@ def measure_alpaca(game: EvaluationTarget, asked: Judged, limit: int | None, dis
     if oracle is not None:
         reach_judge(oracle.endpoint, game, asks, asked)
     wanted = [(game.policies[name], prompts) for name in game.wanted]
-    note_used(game.folder, "completions", [digest(sampling.asked(policy)) for policy, _ in wanted])
+    note_used(game.folder, "completions", [digest(sampling.spec(policy)) for policy, _ in wanted])
     answers = dict(zip(game.wanted, with_engines.tables.answers(wanted, sampling, "AlpacaEval"), strict=True))
     place = game.folder / "alpaca"
     for name, given in answers.items():
@@ -61,7 +61,7 @@ def measure_alpaca(game: EvaluationTarget, asked: Judged, limit: int | None, dis
             place / f"{file_name(name)}.json", alpaca.outputs(instructions, file_name(name), [one.text for one in given])
         )
     if judge is None or oracle is None:
-        display.say(ungraded(place, asked))
+        display.log(ungraded(place, asked))
         return
     note_used(game.folder, "judgements", [digest(compared(policy)) for policy, _ in wanted])
     for name in game.wanted:

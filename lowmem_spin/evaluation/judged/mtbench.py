@@ -21,7 +21,7 @@ import numpy as np
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError, part
-from lowmem_spin.evaluation import json_rows as given
+from lowmem_spin.evaluation import json_rows
 from lowmem_spin.runner.health import Estimate
 from lowmem_spin.store.rows import Answer
 
@@ -175,7 +175,7 @@ def _prompt_name(referred: bool, second: bool) -> str:
 
 
 def _lines(path: Path, option: str, fields: Sequence[str]) -> list[dict[str, Any]]:
-    lines = given.rows(path, option, f"{str(path)!r} is missing; FastChat has it, --download fetches it")
+    lines = json_rows.rows(path, option, f"{str(path)!r} is missing; FastChat has it, --download fetches it")
     for line in lines:
         lacking = [field for field in fields if not isinstance(line, dict) or field not in line]
         if lacking:
@@ -201,7 +201,7 @@ class Grader:
         self._lock = threading.Lock()
         self._done = self._silent = 0
 
-    def identity(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, Any]:
         """What decides its scores besides the prompts."""
         return {"model": self.endpoint.model, "temperature": 0.0, "max_tokens": self.max_tokens, "extra": self.endpoint.extra}
 

@@ -45,9 +45,9 @@ def measure_mtbench(game: EvaluationTarget, asked: Judged, limit: int | None, di
     grader = None if judge is None else mtbench.Grader(asked.endpoint(game, judge), judge.max_tokens or mtbench.REPLY)
 
     def asks(policy: str) -> dict[str, Any]:
-        tables = [digest(sampled(temperature).asked(policy)) for temperature in temperatures]
+        tables = [digest(sampled(temperature).spec(policy)) for temperature in temperatures]
         what = {"task": "mtbench", "questions": bench.identity, "answers": tables}
-        return {"kind": "evaluate", "version": mtbench.VERSION, "policy": policy, **what, "judge": grader and grader.identity()}
+        return {"kind": "evaluate", "version": mtbench.VERSION, "policy": policy, **what, "judge": grader and grader.spec()}
 
     if grader is not None:
         reach_judge(grader.endpoint, game, asks, asked)
@@ -58,7 +58,7 @@ def measure_mtbench(game: EvaluationTarget, asked: Judged, limit: int | None, di
             place / "model_answer" / f"{file_name(name)}.jsonl", mtbench.answer_records(bench, file_name(name), given)
         )
     if judge is None or grader is None:
-        display.say(ungraded(place / "model_answer", asked))
+        display.log(ungraded(place / "model_answer", asked))
         return
     for name in game.wanted:
         game.ensure(
@@ -90,7 +90,7 @@ def _two_turns(
             prompts = {name: [as_prompt(renderer.prompt(_so_far(q, found[name][q.id]))) for q in mine] for name in game.wanted}
             asked = [(game.policies[name], prompts[name]) for name in game.wanted]
             label = f"MT-Bench turn {turn + 1} at temperature {temperature:g}"
-            note_used(game.folder, "completions", [digest(sampling.asked(policy)) for policy, _ in asked])
+            note_used(game.folder, "completions", [digest(sampling.spec(policy)) for policy, _ in asked])
             for name, answers in zip(game.wanted, with_engines.tables.answers(asked, sampling, label), strict=True):
                 for question, answer in zip(mine, answers, strict=True):
                     found[name][question.id].append(answer)
@@ -117,7 +117,7 @@ def _grade(
     silent = sum(one.reply is None for one in judgements)
     if silent or numbers["failed"]["value"]:
         failed = round(numbers["failed"]["value"] * len(judgements))
-        display.say(f"{name}: {failed} of {len(judgements)} judgements have no score, {silent} of them no reply", "yellow")
+        display.log(f"{name}: {failed} of {len(judgements)} judgements have no score, {silent} of them no reply", "yellow")
     return {
         "numbers": numbers,
         "count": len(bench.questions),

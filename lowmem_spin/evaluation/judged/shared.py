@@ -50,7 +50,7 @@ class Judged:
     def oracle(self, game: EvaluationTarget, judge: JudgeOracle, display: Display) -> LLMJudge:
         """The judge as an oracle that prefers."""
         field, where = self.option("judge"), (judge.base_url, judge.model, self.cache(game))
-        return LLMJudge(*where, lambda line: display.say(line, "yellow"), field=field, final=False, **judge_settings(judge))
+        return LLMJudge(*where, lambda line: display.log(line, "yellow"), field=field, final=False, **judge_settings(judge))
 
 
 def judge_from_options(

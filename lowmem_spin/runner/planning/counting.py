@@ -83,29 +83,29 @@ def needs(
 
     def completions(kind: str, policy: str, how: Sampling, rows: Places) -> Need:
         side = "mixtures" if how.mixes(policy) else "completions"
-        return Need(kind, digest(how.asked(policy)), side, policy, rows)
+        return Need(kind, digest(how.spec(policy)), side, policy, rows)
 
     def logps(kind: str, policy: str, side: str, rows: Places, among: Places | None = None) -> Need:
         return Need(kind, digest(logps_spec(policy, learner)), side, policy, rows, among)
 
-    def shares(lesson: OpponentPairs | JudgedSamples) -> list[tuple[str, Places]]:
-        drawn = places(lesson.draw)
-        return [(policy, _each(drawn[share.start : share.stop], lesson.samples)) for policy, share in lesson.assign()]
+    def shares(pair_source: OpponentPairs | JudgedSamples) -> list[tuple[str, Places]]:
+        drawn = places(pair_source.draw)
+        return [(policy, _each(drawn[share.start : share.stop], pair_source.samples)) for policy, share in pair_source.assign()]
 
-    def scored(lesson: PairSource, scorer: str, every: bool) -> list[Need]:
-        match lesson:
+    def scored(pair_source: PairSource, scorer: str, every: bool) -> list[Need]:
+        match pair_source:
             case DatasetPairs():
-                return [logps("score", scorer, side, places(lesson.draw)) for side in ("chosen", "rejected")]
+                return [logps("score", scorer, side, places(pair_source.draw)) for side in ("chosen", "rejected")]
             case JudgedSamples():
-                table, drawn = digest(lesson.sampling.asked(lesson.policy)), places(lesson.draw)
-                answers = _each(drawn, lesson.samples)
+                table, drawn = digest(pair_source.sampling.spec(pair_source.policy)), places(pair_source.draw)
+                answers = _each(drawn, pair_source.samples)
                 if every:
                     return [logps("score", scorer, table, answers)]
-                side, among = f"{table}/{digest(lesson.identity())}", answers.reshape(lesson.samples, -1)
+                side, among = f"{table}/{digest(pair_source.spec())}", answers.reshape(pair_source.samples, -1)
                 return [logps("score", scorer, side, _each(drawn, 2), among)]
             case OpponentPairs():
-                chosen = np.unique(np.concatenate([rows for _, rows in shares(lesson)]))
-                rejected = [(digest(lesson.sampling.asked(policy)), rows) for policy, rows in shares(lesson)]
+                chosen = np.unique(np.concatenate([rows for _, rows in shares(pair_source)]))
+                rejected = [(digest(pair_source.sampling.spec(policy)), rows) for policy, rows in shares(pair_source)]
                 return [logps("score", scorer, side, rows) for side, rows in (("chosen", chosen), *rejected)]
 
     for stage in stages:
@@ -114,18 +114,21 @@ def needs(
                 yield stage, []
             case TrainSampler(policy=policy, draw=drawn):
                 yield stage, [Need("train", policy, "pairs", policy, np.arange(drawn.prompts))]
-            case Generate(pairs=lesson):
-                yield stage, [completions("generate", policy, lesson.sampling, rows) for policy, rows in shares(lesson)]
-            case Judge(pairs=lesson):
-                table, drawn = digest(lesson.judged), places(lesson.draw)
-                yield stage, [Need("judge", table, "judgements", lesson.policy, drawn)]
-            case Score(pairs=lesson, policy=scorer):
-                yield stage, scored(lesson, scorer, stage.every)
+            case Generate(pairs=pair_source):
+                yield (
+                    stage,
+                    [completions("generate", policy, pair_source.sampling, rows) for policy, rows in shares(pair_source)],
+                )
+            case Judge(pairs=pair_source):
+                table, drawn = digest(pair_source.judged), places(pair_source.draw)
+                yield stage, [Need("judge", table, "judgements", pair_source.policy, drawn)]
+            case Score(pairs=pair_source, policy=scorer):
+                yield stage, scored(pair_source, scorer, stage.every)
             case Train(pairs=pairs):
                 kind = "yardstick" if is_baseline(stage) else "train"
                 yield stage, [Need(kind, stage.policy, "pairs", stage.policy, np.arange(pairs.rows))]
             case Evaluate(policy=policy, previous=previous):
-                own, its = digest(sampling.asked(policy)), digest(sampling.asked(base))
+                own, its = digest(sampling.spec(policy)), digest(sampling.spec(base))
                 asked = [
                     completions("evaluate", policy, sampling, held.health),
                     completions("evaluate", base, sampling, held.health),
@@ -136,7 +139,7 @@ def needs(
                 if held.oracle is not None:
                     for other in dict.fromkeys([base, previous]):
                         if other != policy:
-                            both = [f"{digest(sampling.asked(one))}/0" for one in (policy, other)]
+                            both = [f"{digest(sampling.spec(one))}/0" for one in (policy, other)]
                             judged = digest(judgement_spec(both, held.oracle))
                             asked.append(Need("evaluate", judged, "judgements", policy, held.health))
                 if held.greedy is not None:

@@ -64,9 +64,9 @@ class Stored:
         if unit.side in ("completions", "mixtures", "judgements"):
             names = self._names(unit.side, unit.table).get(unit.side, [])
         else:
-            table, _, contest = unit.side.partition("/")
+            table, _, judged_samples = unit.side.partition("/")
             names = self._names("logps", unit.table).get(table, [])
-            names = _first_two(names) if contest else names
+            names = _first_two(names) if judged_samples else names
         known = [self.ids.numbers[name] + sample * SAMPLE for name, sample in names if name in self.ids.numbers]
         return int(np.isin(unit.places, np.array(known, np.int64)).sum())
 
@@ -118,13 +118,13 @@ class Clock:
 
     def __post_init__(self) -> None:
         choices = self.found.choices
-        self.device = device_name(choices.where.device)
+        self.device = device_name(choices.machine.device)
         self.peaks: dict[str, float] = {}
         self.parameters: int | None = None
         if self.found.model.resolved:
             shape, recipe = read_shape(self.found.model), self.found.recipe
-            self.parameters = shape.body + shape.rest
-            dtype = choices.where.dtype if choices.where.device == "cuda" else "bfloat16"
+            self.parameters = shape.body + shape.unquantized
+            dtype = choices.machine.dtype if choices.machine.device == "cuda" else "bfloat16"
             terms = stage_memory(recipe, shape, dtype)
             if choices.generator == "vllm":
                 terms["generate"] = vllm_memory(recipe, shape, dtype)

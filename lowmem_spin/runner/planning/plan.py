@@ -84,10 +84,10 @@ class Plan:
             for line in self.lines
         ]
         engines = {"generation": choices.generator, "training": choices.learner}
-        where = {"device": choices.where.device, "dtype": choices.where.dtype, "engines": engines}
+        machine = {"device": choices.machine.device, "dtype": choices.machine.dtype, "engines": engines}
         return {
             "points": self.points,
-            **where,
+            **machine,
             "exact": self.exact,
             "notes": self.notes,
             "totals": self.totals(),
@@ -99,13 +99,13 @@ def _number(seconds: float) -> float | None:
     return None if math.isnan(seconds) else round(seconds, 1)
 
 
-def plan(points: Sequence[SweepPoint], beside: Path) -> Plan:
+def plan(points: Sequence[SweepPoint], recipe_dir: Path) -> Plan:
     """Plan one game or all games of a sweep; a point of a sweep that cannot be played becomes a note.
 
     Raises:
         InputError: no point can be played, for too few rows for instance.
     """
-    draft = _Draft(beside)
+    draft = _Draft(recipe_dir)
     for point in points:
         try:
             draft.add(point)
@@ -130,7 +130,7 @@ def plan(points: Sequence[SweepPoint], beside: Path) -> Plan:
 class _Draft:
     """A plan in the making. What several points have in common is looked at once."""
 
-    beside: Path
+    recipe_dir: Path
     work: Work = field(default_factory=Work)
     notes: list[str] = field(default_factory=list)
     founds: list[ResolvedRecipe] = field(default_factory=list)
@@ -145,7 +145,7 @@ class _Draft:
 
     def add(self, point: SweepPoint) -> None:
         recipe, root = point.recipe, Path(point.recipe.output.store)
-        sources = Sources(self.beside, root / "sources.json", patient=True)
+        sources = Sources(self.recipe_dir, root / "sources.json", patient=True)
         found = resolve_recipe(recipe, sources, _choices(recipe, root, self.notes), lambda line: None)
         _add(
             self.notes, [f"{name}: its revision is not resolved yet: the hub cannot be reached" for name in sources.unresolved]
