@@ -11,11 +11,10 @@ from lowmem_spin.evaluation.judged.shared import with_recipe_defaults
 from lowmem_spin.evaluation.suites import FREE, SUITES, EvaluationRequest
 from lowmem_spin.evaluation.target import of_run
 from lowmem_spin.report import benchmarks
-from lowmem_spin.report.load import benchmarks as stored
-from lowmem_spin.report.load import read
+from lowmem_spin.report.load import read_benchmarks, read_results, read_run, read_sweep
 from lowmem_spin.report.page import write_page
-from lowmem_spin.report.results import Run, Sweep
-from lowmem_spin.report.summary import NAMES, Grid, run_grid, sweep_table
+from lowmem_spin.report.results import SweepResults
+from lowmem_spin.report.summary import terminal_table
 from lowmem_spin.runner import run_folder
 from lowmem_spin.runner.open import SharedResources
 
@@ -34,7 +33,7 @@ def evaluate(folder: Path, asked: EvaluationRequest, iterate: str, display: Disp
                 f"--suite {name!r}: unknown; known here: {', '.join(SUITES)}. A task of the harness goes to --task"
             )
     sweep = (folder / "sweep.json").is_file()
-    folders = [run.folder for run in read(folder).runs.values()] if sweep else [folder]  # type: ignore[union-attr]
+    folders = [run.folder for run in read_sweep(folder).runs.values()] if sweep else [folder]
     games = [run_folder.read_run(one) for one in folders]
     if not games:
         raise InputError(f"sweep {str(folder)!r}: no point is finished yet; `lowmem-spin sweep` goes on")
@@ -55,15 +54,17 @@ def evaluate(folder: Path, asked: EvaluationRequest, iterate: str, display: Disp
 
 def _show(folder: Path, sweep: bool, games: list[run_folder.RunFolder], health: bool, display: Display) -> None:
     finished = sweep or (folder / "metrics.jsonl").is_file()
-    results = read(folder) if finished else None
+    results = read_results(folder) if finished else None
     if health and not finished:
         raise InputError(
             f"--suite health: {str(folder)!r} is not played to its end; `lowmem-spin run {folder / 'recipe.yaml'}`"
         )
     if health and results is not None:
-        title = "Held-out results and health, ± 95% interval"
-        display.console.print(_narrow(run_grid(results)).table(title) if isinstance(results, Run) else sweep_table(results))
-    found = benchmarks.of_sweep(results) if isinstance(results, Sweep) else benchmarks.blocks(stored(folder, games[0].policies))
+        display.console.print(terminal_table(results))
+    if isinstance(results, SweepResults):
+        found = benchmarks.of_sweep(results)
+    else:
+        found = benchmarks.blocks(read_benchmarks(folder, games[0].policies))
     for block in found:
         display.console.print(block.grid.table(block.title))
         for line in [*block.verdict, block.note]:
@@ -71,14 +72,7 @@ def _show(folder: Path, sweep: bool, games: list[run_folder.RunFolder], health: 
     if results is not None:
         for game in games:
             if not (game.folder / PAGE).exists():  # it goes when a number in it changes
-                write_page(read(game.folder))
+                write_page(read_run(game.folder))
         display.log(f"report   {write_page(results) if sweep else folder / PAGE}")
     if any((game.folder / FILE).exists() for game in games):
         display.log(f"numbers  {folder / ('points/*' if sweep else '') / FILE}")
-
-
-def _narrow(grid: Grid) -> Grid:
-    """What of a run's table fits a terminal: the report has the rest."""
-    left_out = {NAMES[name] for name in ("kl_to_previous", "kl_from_base", "truncated", "identical")}
-    places = [place for place, heading in enumerate(grid.headings) if heading not in left_out]
-    return Grid([grid.headings[place] for place in places], [[row[place] for place in places] for row in grid.rows])

@@ -218,18 +218,16 @@ def report(folder: Annotated[str, typer.Argument(metavar="RUN_OR_SWEEP", help="T
     from rich.console import Console
 
     from lowmem_spin.common.display import Display
-    from lowmem_spin.report.load import read
+    from lowmem_spin.report.load import read_results
     from lowmem_spin.report.page import write_all
-    from lowmem_spin.report.results import Sweep
-    from lowmem_spin.report.summary import sweep_table
+    from lowmem_spin.report.summary import terminal_table
 
     display = Display(Console())
-    results = read(Path(folder))
+    results = read_results(Path(folder))
     for line in results.missing:
         display.log(line, "yellow")
     paths = write_all(results)
-    if isinstance(results, Sweep):
-        display.console.print(sweep_table(results))
+    display.console.print(terminal_table(results))
     display.log(f"page     {paths[0]}")
     display.log(f"table    {paths[1]}")
     display.log(f"pictures {results.folder}/report_*.png")

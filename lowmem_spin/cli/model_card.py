@@ -11,19 +11,11 @@ from lowmem_spin import __version__
 from lowmem_spin.common.errors import printable
 from lowmem_spin.config.choices import in_words
 from lowmem_spin.data.sources import Source
-from lowmem_spin.report.final_table import Z
+from lowmem_spin.report.intervals import Value
+from lowmem_spin.report.measures import MEASURES
 from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy
 
-# What the results table has of metrics.jsonl: (field, heading, factor).
-COLUMNS = (
-    ("exact_match", "exact match, %", 100),
-    ("sampled_accuracy", "sampled accuracy, %", 100),
-    ("chosen_logp", "log-prob of held-out answers", 1),
-    ("kl_to_base", "KL to the base", 1),
-    ("kl_to_previous", "KL to the previous", 1),
-    ("length", "length, tokens", 1),
-    ("truncated", "cut, %", 100),
-)
+SHOWN = ("exact_match", "sampled_accuracy", "chosen_logp", "kl_to_base", "kl_to_previous", "length", "truncated")
 
 
 def text(run: RunFolder, policy: StoredPolicy, base: Source, dtype: str | None) -> str:
@@ -70,10 +62,10 @@ def _results(metrics: Path, mine: str) -> str:
     if not metrics.is_file():
         return "The game was not finished when this was exported: nothing was measured yet."
     records: list[dict[str, Any]] = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    columns = [column for column in COLUMNS if column[0] in records[0]]
-    lines = ["| policy | " + " | ".join(heading for _, heading, _ in columns) + " |", "|---|" + "---:|" * len(columns)]
+    columns = {name: MEASURES[name] for name in SHOWN if name in records[0]}
+    lines = ["| policy | " + " | ".join(one.heading for one in columns.values()) + " |", "|---|" + "---:|" * len(columns)]
     for record in records:
-        cells = [f"{factor * record[name]:.2f} ± {factor * Z * record[f'{name}_se']:.2f}" for name, _, factor in columns]
+        cells = [one.text(Value(record[name], record[f"{name}_se"])) for name, one in columns.items()]
         name = f"**{record['name']}**" if record["name"] == mine else record["name"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n\nOn held-out rows, ± the half-width of the 95% interval; KL in nats per completion."

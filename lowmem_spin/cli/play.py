@@ -24,7 +24,7 @@ def run(recipe: Recipe, recipe_dir: Path, display: Display) -> list[Health]:
             suites.measure_games([game], display)
         finally:  # without a judge that has gone away, or what else a benchmark needs, the game is still played
             with display.timed("report"):
-                show_run(game, player.healths, display)
+                show_run(game.folder, display)
         with display.timed("shut-down"):
             shared.engines.close()
     finally:

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 
 from lowmem_spin.evaluation.leaderboard import COLUMNS, PAPER, PAPER_SOURCE
+from lowmem_spin.report.grid import Grid, escape_markdown
 from lowmem_spin.report.intervals import Value, over, within_noise
-from lowmem_spin.report.plots import COLORS, DASHES, GREY, Line, Panel, lines, radar
-from lowmem_spin.report.results import Benchmark, Run, Sweep
-from lowmem_spin.report.summary import Grid, plainly
+from lowmem_spin.report.plots import COLORS, GREY, TALL, Curve, Panel, draw_curves, draw_radar
+from lowmem_spin.report.results import Benchmark, RunResults, SweepResults
 
 SHARES = {"acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "truncated", "distinct_1", "distinct_2"}
 SHARES |= {"failed", "win rate", "length-controlled win rate"}  # in percent, these all
@@ -31,7 +32,7 @@ NOTES = {
     "tokeniser 13a; self-BLEU is sacrebleu's with n-grams up to 3 (lower is more diverse), distinct-n the share of distinct "
     "n-grams among a prompt's answers (higher is more diverse).",
 }
-MEASURES = {
+DIVERSITY = {
     "length": "length, tokens",
     "truncated": "truncated, %",
     "distinct_1": "distinct-1, %",
@@ -43,7 +44,7 @@ OVERALL = {"score", "turn 1", "turn 2", "failed, %"}  # columns of MT-Bench that
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """One policy, or one configuration over its seeds: numbers by column."""
 
     name: str
@@ -61,15 +62,23 @@ class Block:
     verdict: list[str]  # in words: which differences are noise
     note: str
     columns: list[str]
-    rows: list[Row] = field(repr=False)  # of the grid that were measured here
+    rows: list[BenchmarkRow] = field(repr=False)  # of the grid that were measured here
     percent: frozenset[str] = frozenset()  # columns in percent
     graded: tuple[str, ...] = ()  # columns that are MT-Bench's categories, graded from 1 to 10
 
     def markdown(self) -> list[str]:
         """Heading, tables and notes."""
         grids = [self.grid, *([self.gains] if self.gains else [])]
-        said = "\n".join(f"- {plainly(line)}" for line in self.verdict)
-        return [f"## {plainly(self.title)}", "", *(grid.markdown() for grid in grids), said, "", plainly(self.note), ""]
+        said = "\n".join(f"- {escape_markdown(line)}" for line in self.verdict)
+        return [
+            f"## {escape_markdown(self.title)}",
+            "",
+            *(grid.markdown() for grid in grids),
+            said,
+            "",
+            escape_markdown(self.note),
+            "",
+        ]
 
 
 def blocks(found: Sequence[Benchmark]) -> list[Block]:
@@ -78,14 +87,14 @@ def blocks(found: Sequence[Benchmark]) -> list[Block]:
     return _blocks(found, lambda mine: [_row(name, [one for one in mine if one.name == name]) for name in names])
 
 
-def of_sweep(sweep: Sweep) -> list[Block]:
+def of_sweep(sweep: SweepResults) -> list[Block]:
     """The base, then the last iterate of every configuration over its seeds."""
     every = [one for run in sweep.runs.values() for one in run.benchmarks]
 
-    def rows(mine: Sequence[Benchmark]) -> list[Row]:
+    def rows(mine: Sequence[Benchmark]) -> list[BenchmarkRow]:
         known = set(map(id, mine))
 
-        def of(run: Run, name: str) -> Row:
+        def of(run: RunResults, name: str) -> BenchmarkRow:
             return _row(name, [one for one in run.benchmarks if id(one) in known and one.name == name])
 
         base = _over("base", [of(run, "base") for run in sweep.runs.values()], shared=True)
@@ -95,7 +104,7 @@ def of_sweep(sweep: Sweep) -> list[Block]:
     return _blocks(every, rows)
 
 
-def _blocks(found: Sequence[Benchmark], rows: Callable[[Sequence[Benchmark]], list[Row]]) -> list[Block]:
+def _blocks(found: Sequence[Benchmark], rows: Callable[[Sequence[Benchmark]], list[BenchmarkRow]]) -> list[Block]:
     groups: dict[tuple[str, str, int | None], list[Benchmark]] = {}
     suites = list(dict.fromkeys([*TITLES, *(one.suite for one in found)]))
     for one in sorted(found, key=lambda one: suites.index(one.suite)):
@@ -104,7 +113,7 @@ def _blocks(found: Sequence[Benchmark], rows: Callable[[Sequence[Benchmark]], li
     return [_block(*kind, mine, [row for row in rows(mine) if row.values]) for kind, mine in groups.items()]
 
 
-def _block(suite: str, title: str, limit: int | None, found: Sequence[Benchmark], rows: list[Row]) -> Block:
+def _block(suite: str, title: str, limit: int | None, found: Sequence[Benchmark], rows: list[BenchmarkRow]) -> Block:
     shares = frozenset(column for one in found for metric, column in _columns(one) if _metric(metric) in SHARES)
     columns = list(dict.fromkeys(column for one in found for _, column in _columns(one)))
     if suite == "leaderboard":
@@ -137,7 +146,7 @@ def _columns(one: Benchmark) -> Iterable[tuple[str, str]]:
     if one.suite == "leaderboard":
         return [(c.metric, c.heading) for c in COLUMNS if c.task == one.task and c.metric in one.values]
     if one.suite == "diversity":
-        return [(metric, MEASURES.get(metric, metric)) for metric in one.values]
+        return [(metric, DIVERSITY.get(metric, metric)) for metric in one.values]
     if one.suite in JUDGED:
         return [(metric, f"{metric}, %" if metric in SHARES else metric) for metric in one.values]
     shots = "" if one.fewshot is None else f" {one.fewshot}-shot"
@@ -148,7 +157,7 @@ def _metric(name: str) -> str:
     return name.partition(",")[0]
 
 
-def _row(name: str, found: Sequence[Benchmark]) -> Row:
+def _row(name: str, found: Sequence[Benchmark]) -> BenchmarkRow:
     values = {column: one.values[metric] for one in found for metric, column in _columns(one)}
     gains = {
         column: one.gains[metric]
@@ -156,10 +165,10 @@ def _row(name: str, found: Sequence[Benchmark]) -> Row:
         for metric, column in _columns(one)
         if metric in one.gains and metric not in PLAIN
     }
-    return Row(name, values, gains)
+    return BenchmarkRow(name, values, gains)
 
 
-def _over(name: str, rows: Sequence[Row], shared: bool = False) -> Row:
+def _over(name: str, rows: Sequence[BenchmarkRow], shared: bool = False) -> BenchmarkRow:
     """Over seeds, where all of them have the number. `shared`: of one policy, whose equal numbers are one and the same."""
 
     def together(numbers: Sequence[dict[str, Value]]) -> dict[str, Value]:
@@ -169,11 +178,11 @@ def _over(name: str, rows: Sequence[Row], shared: bool = False) -> Row:
             return {column: over(list(dict.fromkeys(values))) for column, values in found.items()}
         return {column: over(values) for column, values in found.items() if len(values) == len(numbers)}
 
-    return Row(name, together([row.values for row in rows]), together([row.gains for row in rows]))
+    return BenchmarkRow(name, together([row.values for row in rows]), together([row.gains for row in rows]))
 
 
-def _with_average(row: Row) -> Row:
-    return Row(row.name, _average(row.values), _average(row.gains))
+def _with_average(row: BenchmarkRow) -> BenchmarkRow:
+    return BenchmarkRow(row.name, _average(row.values), _average(row.gains))
 
 
 def _average(values: dict[str, Value]) -> dict[str, Value]:
@@ -221,7 +230,7 @@ def _notes(suite: str, limit: int | None, found: Sequence[Benchmark]) -> list[st
     return notes
 
 
-def _verdict(row: Row) -> list[str]:
+def _verdict(row: BenchmarkRow) -> list[str]:
     """Which differences from the base are more than noise."""
     sides: dict[str, list[str]] = {"above": [], "below": [], "within noise of": []}
     for column, gain in row.gains.items():
@@ -235,10 +244,7 @@ def _cell(value: Value | None, percent: bool, sign: str = "") -> str:
     """A number with the half-width of its 95% interval; a difference says when it is none to speak of."""
     if value is None:
         return ""
-    scale = 100 if percent else 1
-    mean = f"{round(scale * value.mean, 2) + 0.0:{sign}.2f}"  # + 0.0: there is no -0.00
-    shown = mean if math.isnan(value.half) else f"{mean} ±{scale * value.half:.2f}"
-    return shown + (" (noise)" if sign and within_noise(value) else "")
+    return value.text(percent, 2, sign) + (" (noise)" if sign and within_noise(value) else "")
 
 
 def panels(found: Sequence[Block]) -> list[Panel]:
@@ -252,10 +258,11 @@ def panels(found: Sequence[Block]) -> list[Panel]:
         columns = columns[: len(COLORS)]
         if len(block.rows) < 2 or not columns:
             continue
-        series = [_line(block.rows, column, color) for column, color in zip(columns, COLORS, strict=False)]
+        looks = zip(columns, COLORS, strict=False)
+        curves = [Curve.of(column, [row.values[column] for row in block.rows], color) for column, color in looks]
         names = [row.name.replace("iterate ", "it. ") for row in block.rows]
-        caption = f"{block.title}. Bands: 95% intervals."
-        drawn.append(lines("Benchmarks", f"benchmark_{place}", f"{block.title}, %", caption, series, names, percent=True))
+        draw = partial(draw_curves, title=f"{block.title}, %", curves=curves, places=names, percent=True)
+        drawn.append(Panel("Benchmarks", f"benchmark_{place}", f"{block.title}. Bands: 95% intervals.", draw))
     return drawn
 
 
@@ -268,12 +275,5 @@ def _radar(block: Block, name: str) -> list[Panel]:
         (row.name, {category: row.values[category].mean / 10 for category in block.graded}, color, "-")
         for row, color in zip(scored, [GREY, *COLORS], strict=False)
     ]
-    return [radar("Benchmarks", name, f"{block.title}: scores by category; the rim is 10.", series)]
-
-
-def _line(rows: Sequence[Row], column: str, color: str) -> Line:
-    values = [row.values[column] for row in rows]
-    halves = [0.0 if math.isnan(value.half) else value.half for value in values]
-    means = [value.mean for value in values]
-    lows, highs = ([m + sign * h for m, h in zip(means, halves, strict=True)] for sign in (-1, 1))
-    return Line(column, means, lows, highs, color, DASHES[0])
+    caption = f"{block.title}: scores by category; the rim is 10."
+    return [Panel("Benchmarks", name, caption, partial(draw_radar, series=series), TALL)]

@@ -31,6 +31,12 @@ class Value:
         """Half the width of the 95% interval."""
         return self.reach * self.error
 
+    def text(self, percent: bool, digits: int, sign: str = "") -> str:
+        """The mean, and the half-width of its interval where that is known."""
+        scale = 100 if percent else 1
+        mean = f"{scale * self.mean:{sign}z.{digits}f}"
+        return mean if math.isnan(self.half) else f"{mean} ±{scale * self.half:.{digits}f}"
+
 
 def over(values: Sequence[Value]) -> Value:
     """The mean over seeds, its error from their spread; one seed's value keeps its own error, over held-out rows."""

@@ -5,14 +5,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import ValidationError
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.report.arena import read as read_arena
+from lowmem_spin.evaluation.arena import FILE as ARENA
 from lowmem_spin.report.intervals import Value
-from lowmem_spin.report.results import MATCH, Benchmark, Plan, Policy, Run, Sweep, field
+from lowmem_spin.report.measures import MATCH
+from lowmem_spin.report.results import Benchmark, PolicyResults, RunResults, SweepFile, SweepResults, recipe_field
 from lowmem_spin.runner.run_folder import as_far_as_played
 
 SAMPLED = ("prompts", "proposals", "rejected", "acceptance", "ess", "log_z")
@@ -28,7 +30,7 @@ MEASURED = (
 )
 
 
-def read(folder: Path) -> Run | Sweep:
+def read_results(folder: Path) -> RunResults | SweepResults:
     """Read a run's or a sweep's folder.
 
     Raises:
@@ -37,25 +39,35 @@ def read(folder: Path) -> Run | Sweep:
     if not folder.is_dir():
         raise InputError(f"{str(folder)!r} is no folder; give the folder of a run or a sweep")
     if (folder / "sweep.json").is_file():
-        return _sweep(folder)
+        return read_sweep(folder)
     if (folder / "run.json").is_file():
-        return _run(folder)
+        return read_run(folder)
     raise InputError(f"{str(folder)!r} is neither a run nor a sweep: it has no run.json and no sweep.json")
 
 
-def _sweep(folder: Path) -> Sweep:
+def read_sweep(folder: Path) -> SweepResults:
+    """Read a sweep's folder, and those of its finished points.
+
+    Raises:
+        InputError: what it holds does not read back.
+    """
     path = folder / "sweep.json"
     try:
-        plan = Plan.model_validate(_json(path))
+        file = SweepFile.model_validate(_json(path))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise InputError(f"{path}: {place}: {first['msg']}; run the sweep again to write it anew") from None
-    finished = [point for point in plan.points if point.status == "finished"]
-    return Sweep(folder, plan, {point.name: _run(folder / point.dir) for point in finished})
+    finished = [point for point in file.points if point.status == "finished"]
+    return SweepResults(folder, file, {point.name: read_run(folder / point.dir) for point in finished})
 
 
-def _run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunResults:
+    """Read a run's folder.
+
+    Raises:
+        InputError: what it holds does not read back.
+    """
     record = _json(folder / "run.json")
     if not isinstance(record, dict) or not _texts(record.get("policies")):
         raise InputError(f"{folder / 'run.json'}: it names no policies; run the recipe again to write it anew")
@@ -69,11 +81,11 @@ def _run(folder: Path) -> Run:
     keys = as_far_as_played(record["policies"], record)
     policies = _policies(folder / "metrics.jsonl", keys)
     trainings, missing = _trainings(folder, recipe, keys)
-    arena = read_arena(folder, keys)
-    return Run(folder, recipe, text, record, policies, trainings, missing, benchmarks(folder, keys), arena)
+    benchmarks, arena = read_benchmarks(folder, keys), _arena(folder, keys)
+    return RunResults(folder, recipe, text, record, policies, trainings, missing, benchmarks, arena)
 
 
-def benchmarks(folder: Path, keys: dict[str, str]) -> list[Benchmark]:
+def read_benchmarks(folder: Path, keys: dict[str, str]) -> list[Benchmark]:
     """What `evaluate` found of the policies with these keys, in their order; nothing if it never ran."""
     path = folder / "benchmarks.jsonl"
     if not path.is_file():
@@ -108,11 +120,37 @@ def _benchmark(record: Any) -> Benchmark:
     return Benchmark(*names, *counts, record["own"] is True, versions, values, gains)
 
 
+def _arena(folder: Path, keys: dict[str, str]) -> dict[str, Any] | None:
+    """The arena of a run with these policies, if there was one.
+
+    Raises:
+        InputError: the file does not read back.
+    """
+    path = folder / ARENA
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if [keys.get(name) for name in record["names"]] != record["policies"]:
+            return None  # of iterates that were played anew since
+        count = len(record["names"])
+        for name, shape in (("wins", 2), ("errors", 2), ("strengths", 1), ("low", 1), ("high", 1)):
+            if np.array(record[name], float).shape != (count,) * shape:
+                raise ValueError(name)
+        if not all(
+            isinstance(record[name], kind) for name, kind in (("judge", str), ("how", str), ("from", str), ("prompts", int))
+        ):
+            raise TypeError("judge")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path}: does not read back; delete it, `lowmem-spin arena` writes it again") from None
+    return record
+
+
 def _error(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _policies(path: Path, keys: dict[str, str]) -> list[Policy]:
+def _policies(path: Path, keys: dict[str, str]) -> list[PolicyResults]:
     """The records of metrics.jsonl, which have to be those of the game in run.json, all of them."""
     again = "run the recipe again to finish the game"
     policies = []
@@ -128,10 +166,12 @@ def _policies(path: Path, keys: dict[str, str]) -> list[Policy]:
         raise InputError(f"{path}: {what}; {again}")
     if not {policy.key for policy in policies} <= set(keys.values()):
         raise InputError(f"{path}: these are another game's results than run.json's; {again}")
+    for policy in policies:  # a record from before gains were kept gives the difference alone
+        policy.values.setdefault("gain", Value(policy.score.mean - policies[0].score.mean, math.nan))
     return policies
 
 
-def _policy(record: Any) -> Policy:
+def _policy(record: Any) -> PolicyResults:
     """One record; raises KeyError, TypeError or ValueError if it is not whole."""
     names = [name for name in record if f"{name}_se" in record]
     values = {name: Value(float(record[name]), float(record[f"{name}_se"])) for name in names}
@@ -146,7 +186,7 @@ def _policy(record: Any) -> Policy:
     sampler = record.get("sampler")
     if sampler is not None:
         sampler = {"sampler": str(sampler["sampler"]), **{name: sampler[name] for name in SAMPLED}}
-    return Policy(record["name"], record["policy"], values, categories, record["samples"], sampler)
+    return PolicyResults(record["name"], record["policy"], values, categories, record["samples"], sampler)
 
 
 def _trainings(folder: Path, recipe: dict[str, Any], keys: dict[str, str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -154,7 +194,7 @@ def _trainings(folder: Path, recipe: dict[str, Any], keys: dict[str, str]) -> tu
 
     The store's name in the recipe is relative to where the game was played from, which need not be here.
     """
-    weights_dir = Path(str(field(recipe, "output.store"))) / "adapters"
+    weights_dir = Path(str(recipe_field(recipe, "output.store"))) / "adapters"
     found, lost = {}, []
     for name, key in keys.items():
         if not name.startswith("iterate "):

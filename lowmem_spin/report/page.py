@@ -14,14 +14,17 @@ from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from lowmem_spin.common.errors import printable
 from lowmem_spin.config.choices import in_words
 from lowmem_spin.report import arena, benchmarks
 from lowmem_spin.report.benchmarks import Block
-from lowmem_spin.report.panels import DRAWN, Panel, drawn, run_panels, sweep_panels
-from lowmem_spin.report.results import Run, Sweep, field, plain
-from lowmem_spin.report.summary import Grid, duration, plainly, points_grid, run_grid, sweep_grid, sweep_verdict, verdict
+from lowmem_spin.report.grid import Grid, escape_markdown
+from lowmem_spin.report.panels import drawn_configurations, run_panels, sweep_panels
+from lowmem_spin.report.plots import DRAWN, TALL, WIDTH, Panel
+from lowmem_spin.report.results import RunResults, SweepResults, plain_value, recipe_field
+from lowmem_spin.report.summary import duration, points_grid, run_grid, sweep_grid, sweep_verdict, verdict
 from lowmem_spin.report.svg import inline, style
 
 RUN_LEGEND = (
@@ -36,13 +39,25 @@ SWEEP_LEGEND = (
 )
 
 
-def write_page(results: Run | Sweep) -> Path:
+def write_picture(run: RunResults, path: Path) -> None:
+    """Scores, drift and categories side by side, as they stand in the report."""
+    with style():
+        panels = [panel for panel in run_panels(run) if panel.name in ("score", "kl", "radar")]
+        figure = Figure(figsize=(WIDTH * len(panels), TALL), layout="constrained")
+        figure.suptitle(printable(f"{run.folder.resolve().name}: {_game(run.recipe)}"))
+        for panel, part in zip(panels, figure.subfigures(1, len(panels), squeeze=False)[0], strict=True):
+            panel.draw(part)
+            part.suptitle(panel.caption, fontsize="medium")
+        figure.savefig(path, dpi=140, facecolor="white")
+
+
+def write_page(results: RunResults | SweepResults) -> Path:
     """Write report.html beside the results."""
     with style():
         return _write_page(results, _panels(results))
 
 
-def write_all(results: Run | Sweep) -> list[Path]:
+def write_all(results: RunResults | SweepResults) -> list[Path]:
     """Write report.html, report.md and a PNG for each picture beside the results."""
     with style():
         panels = _panels(results)
@@ -50,32 +65,34 @@ def write_all(results: Run | Sweep) -> list[Path]:
         for panel in panels:
             paths.append(results.folder / f"report_{panel.name}.png")
             panel.figure.savefig(paths[-1], dpi=160, facecolor="white", metadata={"Software": None})
-    grids = [run_grid(results)] if isinstance(results, Run) else [sweep_grid(results), points_grid(results)]
-    legend = RUN_LEGEND if isinstance(results, Run) else SWEEP_LEGEND
+    grids = [run_grid(results)] if isinstance(results, RunResults) else [sweep_grid(results), points_grid(results)]
+    legend = RUN_LEGEND if isinstance(results, RunResults) else SWEEP_LEGEND
     pictures = "\n".join(f"![{panel.name}](report_{panel.name}.png)" for panel in panels)
     tables = [part for block in _blocks(results) for part in [*block.markdown(), benchmarks.LEGEND, ""]]
-    if isinstance(results, Run) and results.arena is not None:
-        met = [part for grid, title in arena.grids(results.arena) for part in (f"## {plainly(title)}", "", grid.markdown())]
-        tables += [*met, plainly(arena.note(results.arena)), ""]
+    if isinstance(results, RunResults) and results.arena is not None:
+        met = [
+            part for grid, title in arena.grids(results.arena) for part in (f"## {escape_markdown(title)}", "", grid.markdown())
+        ]
+        tables += [*met, escape_markdown(arena.note(results.arena)), ""]
     paths[1].write_text("\n".join([*(grid.markdown() for grid in grids), legend, "", *tables, pictures, ""]), encoding="utf-8")
     return paths
 
 
-def _panels(results: Run | Sweep) -> list[Panel]:
-    if isinstance(results, Run):
+def _panels(results: RunResults | SweepResults) -> list[Panel]:
+    if isinstance(results, RunResults):
         met = [] if results.arena is None else [arena.panel(results.arena)]
         return [*benchmarks.panels(_blocks(results)), *met, *run_panels(results)]
     return sweep_panels(results)
 
 
-def _blocks(results: Run | Sweep) -> list[Block]:
-    return benchmarks.blocks(results.benchmarks) if isinstance(results, Run) else benchmarks.of_sweep(results)
+def _blocks(results: RunResults | SweepResults) -> list[Block]:
+    return benchmarks.blocks(results.benchmarks) if isinstance(results, RunResults) else benchmarks.of_sweep(results)
 
 
-def _write_page(results: Run | Sweep, panels: Sequence[Panel]) -> Path:
+def _write_page(results: RunResults | SweepResults, panels: Sequence[Panel]) -> Path:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown)
     template = environment.from_string(files("lowmem_spin.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
-    content = _run(results) if isinstance(results, Run) else _sweep(results)
+    content = _run(results) if isinstance(results, RunResults) else _sweep(results)
     blocks = _blocks(results)
     parts: dict[str, list[dict[str, Any]]] = {"Benchmarks": []} if blocks else {}
     for panel in panels:
@@ -89,8 +106,8 @@ def _write_page(results: Run | Sweep, panels: Sequence[Panel]) -> Path:
     return path
 
 
-def _arena(results: Run | Sweep) -> dict[str, Any] | None:
-    if isinstance(results, Sweep) or results.arena is None:
+def _arena(results: RunResults | SweepResults) -> dict[str, Any] | None:
+    if isinstance(results, SweepResults) or results.arena is None:
         return None
     return {"grids": arena.grids(results.arena), "note": arena.note(results.arena)}
 
@@ -102,7 +119,7 @@ def _shown(value: Any) -> Any:
     return "\n".join("\t".join(printable(part) for part in line.split("\t")) for line in value.split("\n"))
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _run(run: RunResults) -> dict[str, Any]:
     return {
         "title": run.folder.resolve().name,
         "subtitle": _game(run.recipe),
@@ -115,26 +132,26 @@ def _run(run: Run) -> dict[str, Any]:
         "left_out": "",
         "samples": _samples([(policy.name, policy.samples) for policy in run.policies]),
         "samples_note": "The first held-out prompts, each answered by every policy with the sampling of the game.",
-        "provenance": _provenance([run], [field(run.recipe, "seed")]),
+        "provenance": _provenance([run], [recipe_field(run.recipe, "seed")]),
         "keys": [("", _keys(run))],
         "recipes": [("", run.recipe_text)],
     }
 
 
-def _sweep(sweep: Sweep) -> dict[str, Any]:
+def _sweep(sweep: SweepResults) -> dict[str, Any]:
     runs = list(sweep.runs.values())
     firsts = [(c.label, next(iter(c.runs.values()))) for c in sweep.finished]
-    links = {p.name: link for p in sweep.plan.points if (link := _link(sweep.folder, p.dir)) is not None}
-    shown, count = drawn(sweep), len(sweep.finished)
+    links = {p.name: link for p in sweep.file.points if (link := _link(sweep.folder, p.dir)) is not None}
+    shown, count = drawn_configurations(sweep), len(sweep.finished)
     return {
-        "title": f"{sweep.folder.resolve().name}: sweep of {sweep.plan.recipe}",
-        "subtitle": "; ".join(f"{axis}: {', '.join(map(plain, values))}" for axis, values in sweep.plan.axes.items()),
+        "title": f"{sweep.folder.resolve().name}: sweep of {sweep.file.recipe}",
+        "subtitle": "; ".join(f"{axis}: {', '.join(map(plain_value, values))}" for axis, values in sweep.file.axes.items()),
         "verdict": sweep_verdict(sweep),
         "results": sweep_grid(sweep),
         "legend": SWEEP_LEGEND,
         "points": points_grid(sweep),
-        "states": ", ".join(f"{count} {state}" for state, count in Counter(p.status for p in sweep.plan.points).items()),
-        "whole": all(point.status == "finished" for point in sweep.plan.points),  # else what failed is shown at once
+        "states": ", ".join(f"{count} {state}" for state, count in Counter(p.status for p in sweep.file.points).items()),
+        "whole": all(point.status == "finished" for point in sweep.file.points),  # else what failed is shown at once
         "links": links,
         "missing": sweep.missing,
         "left_out": f"Drawn are the best {DRAWN} of {count} configurations." if len(shown) < count else "",
@@ -142,7 +159,7 @@ def _sweep(sweep: Sweep) -> dict[str, Any]:
             [("base", runs[0].base.samples), *((label, run.last.samples) for label, run in firsts)] if runs else []
         ),
         "samples_note": "The first held-out prompts, answered by the last iterate of each configuration's first seed.",
-        "provenance": _provenance(runs, sweep.plan.seeds),
+        "provenance": _provenance(runs, sweep.file.seeds),
         "keys": [(name, _keys(run)) for name, run in sweep.runs.items()],
         "recipes": [(name, run.recipe_text) for name, run in sweep.runs.items()],
     }
@@ -150,9 +167,9 @@ def _sweep(sweep: Sweep) -> dict[str, Any]:
 
 def _game(recipe: dict[str, Any]) -> str:
     names = ["game.alpha", "game.history", "game.iterations", "seed"]
-    values = [f"{name.rpartition('.')[2]} {plain(field(recipe, name))}" for name in names]
-    model, loss = field(recipe, "model.name_or_path"), field(recipe, "game.loss")
-    played = [Path(str(model)).name, str(field(recipe, "game.algorithm"))]
+    values = [f"{name.rpartition('.')[2]} {plain_value(recipe_field(recipe, name))}" for name in names]
+    model, loss = recipe_field(recipe, "model.name_or_path"), recipe_field(recipe, "game.loss")
+    played = [Path(str(model)).name, str(recipe_field(recipe, "game.algorithm"))]
     return ", ".join([*played, *([in_words(loss)] if isinstance(loss, dict) else []), *values])
 
 
@@ -180,11 +197,11 @@ def _answer(sample: dict[str, str]) -> str:
     return sample["answer"] + (" … (truncated)" if sample.get("finish_reason") == "length" else "")
 
 
-def _provenance(runs: Sequence[Run], seeds: Sequence[Any]) -> Grid:
+def _provenance(runs: Sequence[RunResults], seeds: Sequence[Any]) -> Grid:
     """Where and with what the results were made; what differs between a sweep's points is listed."""
 
     def every(values: Sequence[Any]) -> str:
-        return ", ".join(dict.fromkeys(plain(value) for value in values if value is not None)) or "not recorded"
+        return ", ".join(dict.fromkeys(plain_value(value) for value in values if value is not None)) or "not recorded"
 
     seconds: dict[str, float] = {}
     for run in runs:
@@ -192,17 +209,19 @@ def _provenance(runs: Sequence[Run], seeds: Sequence[Any]) -> Grid:
             seconds[kind] = seconds.get(kind, 0.0) + value
     parts = ", ".join(f"{kind} {duration([value])}" for kind, value in seconds.items())
     engines = [
-        f"{role} {plain(field(run.record, f'inputs.{role}.engine'))}" for run in runs for role in ("generator", "learner")
+        f"{role} {plain_value(recipe_field(run.record, f'inputs.{role}.engine'))}"
+        for run in runs
+        for role in ("generator", "learner")
     ]
     versions = {f"{name} {v}" for run in runs for name, v in run.record.get("versions", {}).items() if v is not None}
     rows = [
-        ["model", every([field(run.recipe, "model.name_or_path") for run in runs])],
-        ["revision", every([field(run.recipe, "model.revision") for run in runs])],
-        ["quantization", every([field(run.recipe, "model.quantization") for run in runs])],
-        ["dtype", every([field(run.recipe, "model.dtype") for run in runs])],
+        ["model", every([recipe_field(run.recipe, "model.name_or_path") for run in runs])],
+        ["revision", every([recipe_field(run.recipe, "model.revision") for run in runs])],
+        ["quantization", every([recipe_field(run.recipe, "model.quantization") for run in runs])],
+        ["dtype", every([recipe_field(run.recipe, "model.dtype") for run in runs])],
         ["device", every([run.record.get("device") for run in runs])],
         ["engines", every(engines)],
-        ["data", every([field(run.recipe, "data.path") for run in runs])],
+        ["data", every([recipe_field(run.recipe, "data.path") for run in runs])],
         ["seeds", every(seeds)],
         [
             "time",
@@ -215,7 +234,7 @@ def _provenance(runs: Sequence[Run], seeds: Sequence[Any]) -> Grid:
     return Grid(["", ""], rows, 2)
 
 
-def _keys(run: Run) -> Grid:
+def _keys(run: RunResults) -> Grid:
     """Every policy's key, and the hash of its weights where the store's manifest was found."""
     rows = [[name, key, run.trainings.get(name, {}).get("sha256", "")] for name, key in run.record["policies"].items()]
     return Grid(["policy", "key", "sha256 of the adapter"], rows, 3)

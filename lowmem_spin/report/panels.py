@@ -1,73 +1,83 @@
 """The pictures of a report, each one small enough for a phone: what is drawn here is read from results.py alone."""
 
-import math
 from collections.abc import Sequence
+from functools import partial
 from statistics import fmean
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.figure import FigureBase
 
-from lowmem_spin.report.plots import COLORS, DASHES, DRAWN, GREY, YARDSTICK, Line, Panel, figure, lines, radar, short
-from lowmem_spin.report.results import MATCH, Configuration, Policy, Run, Sweep, plain
-from lowmem_spin.report.summary import NAMES, SHARES, show
-from lowmem_spin.report.svg import INK
-from lowmem_spin.report.training_curves import training
+from lowmem_spin.report.measures import MEASURES
+from lowmem_spin.report.plots import (
+    COLORS,
+    DASHES,
+    DRAWN,
+    GREY,
+    TALL,
+    YARDSTICK,
+    Curve,
+    Panel,
+    draw_curves,
+    draw_heatmap,
+    draw_radar,
+    short,
+)
+from lowmem_spin.report.results import Configuration, PolicyResults, RunResults, SweepResults, plain_value
+from lowmem_spin.report.training_curves import training_panels
+
+TITLES = {"score": "scores, %", "kl": "KL, nats", "samples": "own samples, %"}  # of pictures of several measures
 
 
-def run_panels(run: Run) -> list[Panel]:
+def run_panels(run: RunResults) -> list[Panel]:
     """A run's pictures: scores, categories, health, training."""
-    matched = MATCH in run.base.values
     dotted = ", ".join(policy.name for policy in run.yardsticks)
     caption = "Bars: 95% intervals over held-out rows." + (f" Dotted: {dotted}." if dotted else "")
-    scores = [MATCH, "sampled_accuracy"] if matched else ["chosen_logp"]
-    panels = [_policies(run, "Scores", "score", scores, caption)]
-    if matched:
-        panels.append(_policies(run, "Scores", "logprob", ["chosen_logp"], caption))
+    panels = [_policies(run, "Scores", "score", run.scores[:2], caption)]
+    if run.scores[2:]:
+        panels.append(_policies(run, "Scores", "logprob", run.scores[2:], caption))
     if len(run.base.categories) >= 3:
         colors = _shades(len(run.played))
         series = [(p.name, _categories([p]), color, "-") for p, color in zip(run.played, colors, strict=True)]
         series += [(p.name, _categories([p]), YARDSTICK, ":") for p in run.yardsticks]
-        panels.append(radar("Scores", "radar", "Exact match by category, policy by policy.", series))
+        panels.append(_radar("radar", "Exact match by category, policy by policy.", series))
+    kl = ["kl_to_base", "kl_to_previous", "kl_from_base"]
+    ends = "Own samples that did not end, or equal the data's answer."
     panels += [
-        _policies(run, "Game health", "kl", ["kl_to_base", "kl_to_previous", "kl_from_base"], "KL, nats per completion."),
+        _policies(run, "Game health", "kl", kl, "KL, nats per completion."),
         _policies(run, "Game health", "length", ["length"], "Length of own samples."),
-        _policies(
-            run,
-            "Game health",
-            "samples",
-            ["truncated", "identical"],
-            "Own samples that did not end, or equal the data's answer.",
-        ),
+        _policies(run, "Game health", "samples", ["truncated", "identical"], ends),
     ]
-    return panels + training({"": [run]}, {"": (COLORS[0], "-")})
+    return panels + training_panels({"": [run]}, {"": (COLORS[0], "-")})
 
 
-def sweep_panels(sweep: Sweep) -> list[Panel]:
-    """A sweep's pictures: one line per configuration."""
-    shown = drawn(sweep)
+def sweep_panels(sweep: SweepResults) -> list[Panel]:
+    """A sweep's pictures: one curve per configuration."""
+    shown = drawn_configurations(sweep)
     if not shown:
         return []
     looks = {c.label: (COLORS[i % len(COLORS)], DASHES[i // len(COLORS)]) for i, c in enumerate(shown)}
     counts = {len(configuration.runs) > 1: None for configuration in shown}
     captions = {True: "from the lowest to the highest seed", False: "where there is one seed, 95% intervals over held-out rows"}
     caption = f"Bands: {'; '.join(captions[several] for several in sorted(counts, reverse=True))}."
+    places = _places(max(c.iterates for c in shown))
 
     def curves(part: str, name: str) -> Panel:
         bands = [_band(configuration, name, *looks[configuration.label]) for configuration in shown]
-        return lines(part, name, NAMES[name], caption, bands, _places(max(c.iterates for c in shown)), name in SHARES)
+        title, percent = MEASURES[name].heading, MEASURES[name].percent
+        return Panel(part, name, caption, partial(draw_curves, title=title, curves=bands, places=places, percent=percent))
 
-    names = [MATCH, "sampled_accuracy", "chosen_logp"] if sweep.score == MATCH else ["chosen_logp"]
-    panels = [curves("Scores", name) for name in names] + _heatmaps(sweep)
+    panels = [curves("Scores", name) for name in sweep.scores] + _heatmaps(sweep)
     if all(len(policy.categories) >= 3 for c in shown for run in c.runs.values() for policy in run.played):
         last = [(c.label, _categories([run.last for run in c.runs.values()]), *looks[c.label]) for c in shown]
-        panels.append(radar("Scores", "radar", "Exact match by category, last iterates, mean over seeds.", last))
+        panels.append(_radar("radar", "Exact match by category, last iterates, mean over seeds.", last))
         panels += [_radar_of(configuration, place) for place, configuration in enumerate(shown)]
     health = ["kl_to_base", "kl_to_previous", "length", "truncated", "identical"]
     panels += [curves("Game health", name) for name in health]
-    return panels + training({c.label: list(c.runs.values()) for c in shown}, looks)
+    return panels + training_panels({c.label: list(c.runs.values()) for c in shown}, looks)
 
 
-def drawn(sweep: Sweep) -> list[Configuration]:
+def drawn_configurations(sweep: SweepResults) -> list[Configuration]:
     """The configurations that the curves show: all, or the best DRAWN by the last iterate's score."""
     best = sorted(sweep.finished, key=lambda configuration: -configuration.value(sweep.score).mean)[:DRAWN]
     return [configuration for configuration in sweep.finished if configuration in best]
@@ -83,43 +93,42 @@ def _shades(count: int) -> list[str]:
     return [GREY, *("#" + "".join(f"{round(255 * part):02x}" for part in shade[:3]) for shade in shades)][:count]
 
 
-def _categories(policies: Sequence[Policy]) -> dict[str, float]:
+def _categories(policies: Sequence[PolicyResults]) -> dict[str, float]:
     names = policies[0].categories
     return {short(name): fmean(policy.categories[name].mean for policy in policies) for name in names}
 
 
-def _policies(run: Run, part: str, name: str, measures: Sequence[str], caption: str) -> Panel:
-    """Some numbers of a run over its policies; the yardsticks' as dotted lines."""
-    intervals = [_interval(run.played, measure, color) for measure, color in zip(measures, COLORS, strict=False)]
-    percent = measures[0] in SHARES
-    marks = {measure: [p.values[measure].mean for p in run.yardsticks] for measure in measures} if part == "Scores" else {}
-    title = (
-        NAMES[measures[0]]
-        if len(measures) == 1
-        else {"score": "scores, %", "kl": "KL, nats", "samples": "own samples, %"}[name]
+def _policies(run: RunResults, part: str, name: str, measures: Sequence[str], caption: str) -> Panel:
+    """Some numbers of a run over its policies; the yardsticks' scores as dotted lines."""
+    colors = dict(zip(measures, COLORS, strict=False))
+    yardsticks = run.yardsticks if part == "Scores" else []
+    draw = partial(
+        draw_curves,
+        title=TITLES[name] if len(measures) > 1 else MEASURES[measures[0]].heading,
+        curves=[_curve(MEASURES[measure].label, run.played, measure, color) for measure, color in colors.items()],
+        places=_places(len(run.played)),
+        percent=MEASURES[measures[0]].percent,
+        levels=[(policy.values[measure].mean, color) for measure, color in colors.items() for policy in yardsticks],
     )
-    levels = [(value, color) for measure, color in zip(measures, COLORS, strict=False) for value in marks.get(measure, [])]
-    return lines(part, name, title, caption, intervals, _places(len(run.played)), percent, levels)
+    return Panel(part, name, caption, draw)
 
 
-def _interval(policies: Sequence[Policy], name: str, color: str) -> Line:
-    values = [policy.values[name] for policy in policies]
-    halves = [0.0 if math.isnan(value.half) else value.half for value in values]
-    means = [value.mean for value in values]
-    lows, highs = ([m + sign * h for m, h in zip(means, halves, strict=True)] for sign in (-1, 1))
-    return Line(NAMES[name].removesuffix(", %"), means, lows, highs, color)
+def _curve(label: str, policies: Sequence[PolicyResults], name: str, color: str, dashes: str = "-") -> Curve:
+    return Curve.of(label, [policy.values[name] for policy in policies], color, dashes)
 
 
-def _band(configuration: Configuration, name: str, color: str, dashes: str) -> Line:
+def _band(configuration: Configuration, name: str, color: str, dashes: str) -> Curve:
     """A configuration's mean over the seeds, and the range of the seeds."""
-    places = range(configuration.iterates)
-    if len(configuration.runs) == 1:
-        (run,) = configuration.runs.values()
-        line = _interval(run.played, name, color)
-        return Line(configuration.label, line.means, line.lows, line.highs, color, dashes)
-    seeds = [[run.played[place].values[name].mean for run in configuration.runs.values()] for place in places]
+    runs = list(configuration.runs.values())
+    if len(runs) == 1:
+        return _curve(configuration.label, runs[0].played, name, color, dashes)
+    seeds = [[run.played[place].values[name].mean for run in runs] for place in range(configuration.iterates)]
     means, lows, highs = ([gather(values) for values in seeds] for gather in (fmean, min, max))
-    return Line(configuration.label, means, lows, highs, color, dashes)
+    return Curve(configuration.label, means, lows, highs, color, dashes)
+
+
+def _radar(name: str, caption: str, series: Sequence[tuple[str, dict[str, float], str, str]]) -> Panel:
+    return Panel("Scores", name, caption, partial(draw_radar, series=series), TALL)
 
 
 def _radar_of(configuration: Configuration, place: int) -> Panel:
@@ -127,50 +136,44 @@ def _radar_of(configuration: Configuration, place: int) -> Panel:
     names, colors = _places(configuration.iterates), _shades(configuration.iterates)
     runs = list(configuration.runs.values())
     series = [(n, _categories([run.played[i] for run in runs]), colors[i], "-") for i, n in enumerate(names)]
-    return radar("Categories over iterates", f"radar_{place}", f"Exact match by category: {configuration.label}.", series)
+    title = "Categories over iterates"
+    return Panel(
+        title, f"radar_{place}", f"Exact match by category: {configuration.label}.", partial(draw_radar, series=series), TALL
+    )
 
 
-def _heatmaps(sweep: Sweep) -> list[Panel]:
+def _heatmaps(sweep: SweepResults) -> list[Panel]:
     """Alpha x history by the last iterate's score, one for each setting of the other axes."""
-    alphas, histories = sweep.plan.axes.get("game.alpha", []), sweep.plan.axes.get("game.history", [])
+    alphas, histories = ([plain_value(v) for v in sweep.file.axes.get(f"game.{axis}", [])] for axis in ("alpha", "history"))
     if len(alphas) < 2 or len(histories) < 2:
         return []
-    groups: dict[str, dict[tuple[str, str], Configuration]] = {}
+    groups: dict[str, list[Configuration]] = {}
     for configuration in sweep.configurations:
         rest = {n: v for n, v in configuration.setting.items() if n not in ("game.alpha", "game.history")}
-        cell = plain(configuration.setting["game.alpha"]), plain(configuration.setting["game.history"])
-        groups.setdefault(", ".join(f"{n} {plain(v)}" for n, v in rest.items()), {})[cell] = configuration
-    groups = {title: cells for title, cells in groups.items() if any(c.runs for c in cells.values())}
+        groups.setdefault(", ".join(f"{n} {plain_value(v)}" for n, v in rest.items()), []).append(configuration)
+    groups = {title: group for title, group in groups.items() if any(configuration.runs for configuration in group)}
     names = [f"heatmap_{place}" if len(groups) > 1 else "heatmap" for place in range(len(groups))]
-    return [
-        _heatmap(sweep, name, title, cells, [plain(a) for a in alphas], [plain(h) for h in histories])
-        for name, (title, cells) in zip(names, groups.items(), strict=True)
-    ]
+    return [_heatmap(sweep.score, n, *group, alphas, histories) for n, group in zip(names, groups.items(), strict=True)]
 
 
 def _heatmap(
-    sweep: Sweep, name: str, title: str, cells: dict[tuple[str, str], Configuration], alphas: list[str], histories: list[str]
+    score: str, name: str, title: str, group: Sequence[Configuration], alphas: list[str], histories: list[str]
 ) -> Panel:
-    drawing, axes = figure(title or f"last iterate: {NAMES[sweep.score]}")
-    scale = 100 if sweep.score in SHARES else 1
-    grid = np.full((len(histories), len(alphas)), np.nan)
-    for (alpha, history), configuration in cells.items():
+    measure = MEASURES[score]
+    values = np.full((len(histories), len(alphas)), np.nan)
+    texts = np.full(values.shape, "", object)
+    for configuration in group:
+        alpha, history = (plain_value(configuration.setting[f"game.{axis}"]) for axis in ("alpha", "history"))
+        cell = histories.index(history), alphas.index(alpha)
+        text = " ".join(dict.fromkeys(point.status for point in configuration.points))
         if configuration.runs:
-            grid[histories.index(history), alphas.index(alpha)] = scale * configuration.value(sweep.score).mean
-    axes.set_facecolor("none")
-    axes.pcolormesh(grid, cmap="viridis", edgecolor="none")
-    axes.invert_yaxis()
-    dark = np.nanmin(grid) + 0.6 * (np.nanmax(grid) - np.nanmin(grid))  # viridis is dark below
-    for (alpha, history), configuration in cells.items():
-        value = grid[histories.index(history), alphas.index(alpha)]
-        states = " ".join(dict.fromkeys(point.status for point in configuration.points))
-        text = states if np.isnan(value) else show(configuration.value(sweep.score), sweep.score)
-        ink = INK if np.isnan(value) else ("#ffffff" if value < dark else "#000000")
-        middle = alphas.index(alpha) + 0.5, histories.index(history) + 0.5
-        axes.text(*middle, text.replace(" ", "\n"), color=ink, ha="center", va="center")
-    axes.set_xticks(np.arange(len(alphas)) + 0.5, alphas)
-    axes.set_yticks(np.arange(len(histories)) + 0.5, histories)
-    axes.set_xlabel("alpha")
-    axes.set_ylabel("history")
-    caption = f"{NAMES[sweep.score]} of the last iterate{': ' + title if title else ''}."
-    return Panel("Scores", name, caption, drawing)
+            value = configuration.value(score)
+            values[cell], text = value.mean, measure.text(value)
+        texts[cell] = text.replace(" ", "\n")
+
+    def draw(figure: FigureBase) -> None:
+        axes = draw_heatmap(figure, title or f"last iterate: {measure.heading}", values, texts, alphas, histories)
+        axes.set_xlabel("alpha")
+        axes.set_ylabel("history")
+
+    return Panel("Scores", name, f"{measure.heading} of the last iterate{': ' + title if title else ''}.", draw)

@@ -1,10 +1,11 @@
 """What runs and sweeps have stored, read back and checked. No model, no drawing: what every report is made from.
 
-read(folder)            a Run or a Sweep
-Sweep.configurations    its points, seeds gathered
+RunResults                     one game's folder
+SweepResults.configurations    a sweep's points, seeds gathered
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +14,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from lowmem_spin.report.intervals import Value, difference, over
-
-MATCH = "exact_match"
+from lowmem_spin.report.measures import MATCH
 
 
 @dataclass(frozen=True)
-class Policy:
+class PolicyResults:
     """One line of metrics.jsonl: what is known of one policy."""
 
     name: str
@@ -52,36 +52,41 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunResults:
     """One game's folder."""
 
     folder: Path
     recipe: dict[str, Any]  # resolved
     recipe_text: str
     record: dict[str, Any]  # run.json
-    policies: list[Policy]
+    policies: list[PolicyResults]
     trainings: dict[str, dict[str, Any]]  # manifests of the iterates by name, of those that were found
     missing: list[str]  # a line for each thing that a report will lack
     benchmarks: list[Benchmark]
     arena: dict[str, Any] | None = None  # as arena.json has it
 
     @property
-    def base(self) -> Policy:
+    def base(self) -> PolicyResults:
         return self.policies[0]
 
     @property
-    def played(self) -> list[Policy]:
+    def played(self) -> list[PolicyResults]:
         """The base and the iterates."""
         return [policy for policy in self.policies if policy.name == "base" or policy.name.startswith("iterate ")]
 
     @property
-    def yardsticks(self) -> list[Policy]:
+    def yardsticks(self) -> list[PolicyResults]:
         """What self-play is measured against."""
         return [policy for policy in self.policies if policy not in self.played]
 
     @property
-    def last(self) -> Policy:
+    def last(self) -> PolicyResults:
         return self.played[-1]
+
+    @property
+    def scores(self) -> list[str]:
+        """Names of the numbers that say how good a policy is; policies are compared by the first."""
+        return _scores([self.base])
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -89,7 +94,7 @@ class Run:
         return self.record.get("seconds", {})
 
 
-class Point(BaseModel):
+class PointStatus(BaseModel):
     """A sweep's point as sweep.json lists it."""
 
     model_config = ConfigDict(frozen=True)
@@ -109,13 +114,13 @@ class Point(BaseModel):
         return {name: value for name, value in self.values.items() if name != "seed"}
 
 
-class Plan(BaseModel):
+class SweepFile(BaseModel):
     """sweep.json."""
 
     recipe: str
     axes: dict[str, list[Any]]
     seeds: list[int]
-    points: list[Point]
+    points: list[PointStatus]
 
 
 @dataclass(frozen=True)
@@ -123,12 +128,12 @@ class Configuration:
     """The points of a sweep that differ in nothing but their seed."""
 
     setting: dict[str, Any]
-    points: list[Point]
-    runs: dict[Any, Run]  # by seed, of the finished points
+    points: list[PointStatus]
+    runs: dict[Any, RunResults]  # by seed, of the finished points
 
     @property
     def label(self) -> str:
-        parts = [f"{name.rpartition('.')[2]} {plain(value)}" for name, value in self.setting.items()]
+        parts = [f"{name.rpartition('.')[2]} {plain_value(value)}" for name, value in self.setting.items()]
         return ", ".join(part.removeprefix("variant ") for part in parts) or "the recipe"
 
     @property
@@ -155,12 +160,12 @@ class Configuration:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepResults:
     """A folder of games that differ in the values of some recipe fields and in their seeds."""
 
     folder: Path
-    plan: Plan
-    runs: dict[str, Run]  # of finished points, by name
+    file: SweepFile
+    runs: dict[str, RunResults]  # of finished points, by name
 
     @property
     def missing(self) -> list[str]:
@@ -169,8 +174,8 @@ class Sweep:
     @cached_property
     def configurations(self) -> list[Configuration]:
         """In the order of the sweep, those without any finished point too."""
-        groups: dict[str, list[Point]] = {}
-        for point in self.plan.points:
+        groups: dict[str, list[PointStatus]] = {}
+        for point in self.file.points:
             groups.setdefault(json.dumps(point.setting, sort_keys=True), []).append(point)
         return [
             Configuration(points[0].setting, points, {p.seed: self.runs[p.name] for p in points if p.name in self.runs})
@@ -183,21 +188,30 @@ class Sweep:
         return [configuration for configuration in self.configurations if configuration.runs]
 
     @property
+    def scores(self) -> list[str]:
+        """Names of the numbers that say how good a policy is; configurations are compared by the first."""
+        return _scores([policy for run in self.runs.values() for policy in run.policies])
+
+    @property
     def score(self) -> str:
-        """Name of the number that configurations are compared by: exact match if all runs have it."""
-        return MATCH if all(MATCH in policy.values for run in self.runs.values() for policy in run.policies) else "chosen_logp"
+        return self.scores[0]
 
     @property
     def best(self) -> Configuration:
         return max(self.finished, key=lambda configuration: configuration.value(self.score).mean)
 
 
-def plain(value: Any) -> str:
+def _scores(policies: Sequence[PolicyResults]) -> list[str]:
+    matched = all(MATCH in policy.values for policy in policies)
+    return [MATCH, "sampled_accuracy", "chosen_logp"] if matched else ["chosen_logp"]
+
+
+def plain_value(value: Any) -> str:
     """A recipe's value as a person writes it."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def field(recipe: dict[str, Any], name: str) -> Any:
+def recipe_field(recipe: dict[str, Any], name: str) -> Any:
     """A recipe's value by its dotted name, None where an older or newer version has no such field."""
     value: Any = recipe
     for part in name.split("."):

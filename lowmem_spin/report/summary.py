@@ -1,176 +1,109 @@
-"""Results as tables of text: the same cells for the page, for Markdown and for the terminal."""
+"""What runs and sweeps have found, in tables and in sentences."""
 
-import html
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.markup import escape
 from rich.table import Table
 
-from lowmem_spin.common.errors import printable
+from lowmem_spin.report.grid import Grid
 from lowmem_spin.report.intervals import Value, within_noise
-from lowmem_spin.report.results import MATCH, Configuration, Policy, Run, Sweep, plain
+from lowmem_spin.report.measures import MEASURES
+from lowmem_spin.report.results import Configuration, PolicyResults, RunResults, SweepResults, plain_value
 from lowmem_spin.runner.health import ALARM
 
-NAMES = {
-    MATCH: "exact match, %",
-    "sampled_accuracy": "sampled accuracy, %",
-    "chosen_logp": "log-prob of data",
-    "kl_to_base": "KL to base",
-    "kl_to_previous": "KL to previous",
-    "kl_from_base": "KL from base",
-    "length": "length, tokens",
-    "truncated": "truncated, %",
-    "identical": "= data, %",
-    "win_rate_to_base": "wins over base, %",
-    "win_rate_to_previous": "wins over previous, %",
-}
-SHARES = {MATCH, "sampled_accuracy", "truncated", "identical", "win_rate_to_base", "win_rate_to_previous"}  # shown in percent
+DRIFT = ["win_rate_to_base", "win_rate_to_previous", "kl_to_base", "kl_to_previous", "kl_from_base"]
+SHAPE = ["length", "truncated", "identical"]
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table of text: the first `names` columns name a row, the rest are numbers."""
-
-    headings: list[str]
-    rows: list[list[str]]
-    names: int = 1
-
-    def markdown(self) -> str:
-        """As a GitHub table; text that is not ours cannot break out of its cell."""
-        rule = ["---"] * self.names + ["---:"] * (len(self.headings) - self.names)
-        cells = [[plainly(cell) for cell in row] for row in [self.headings, *self.rows]]
-        return "".join(f"| {' | '.join(row)} |\n" for row in [cells[0], rule, *cells[1:]])
-
-    def table(self, title: str) -> Table:
-        """For a terminal."""
-        table = Table(title=escape(printable(title)), box=box.SIMPLE_HEAD)
-        table.show_edge, table.padding = False, (0, 1, 0, 0)  # type: ignore[assignment]
-        for place, heading in enumerate(self.headings):
-            table.add_column(
-                escape(printable(heading)), justify="left" if place < self.names else "right", no_wrap=place < self.names
-            )
-        for row in self.rows:
-            table.add_row(*(escape(printable(cell)) for cell in row))
-        return table
+def terminal_table(results: RunResults | SweepResults) -> Table:
+    """What of a run's or a sweep's table fits a terminal of 80 columns."""
+    if isinstance(results, RunResults):
+        return run_grid(results, brief=True).table("Held-out results: %, ± 95% interval, gain over the base")
+    return sweep_grid(results, brief=True).table(f"Last iterates: {MEASURES[results.score].heading}, ± 95% interval")
 
 
-def show(value: Value, name: str, sign: str = "") -> str:
-    """A number with the half-width of its 95% interval, shares in percent."""
-    scale, digits = (100, 1) if name in SHARES else (1, 2)
-    mean = f"{round(scale * value.mean, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: there is no -0.00
-    return mean if math.isnan(value.half) else f"{mean} ±{scale * value.half:.{digits}f}"
+def run_grid(run: RunResults, brief: bool = False) -> Grid:
+    """A row per policy; `brief` for a terminal."""
+    score, *others = run.scores[:2] if brief else run.scores
+    measured = [name for name in DRIFT + SHAPE if any(name in policy.values for policy in run.policies)]
+    names = [score, "gain", *others, *(name for name in measured if MEASURES[name].brief or not brief)]
+
+    def cell(policy: PolicyResults, name: str) -> str:
+        if name not in policy.values or (policy is run.base and name in ["gain", *DRIFT]):
+            return ""
+        if name == "gain":
+            return MEASURES[score].text(policy.values[name], "+", brief)
+        return MEASURES[name].text(policy.values[name], "", brief)
+
+    headings = [name if name == "gain" else _heading(name, brief) for name in names]
+    return Grid(["policy", *headings], [[policy.name, *(cell(policy, name) for name in names)] for policy in run.policies])
 
 
-def run_grid(run: Run) -> Grid:
-    """A row per policy."""
-    score = MATCH if MATCH in run.base.values else "chosen_logp"
-    scores = [MATCH, "sampled_accuracy", "chosen_logp"] if score == MATCH else ["chosen_logp"]
-    wins = ["win_rate_to_base", "win_rate_to_previous"] if "win_rate_to_base" in run.last.values else []
-    drift, shape = [*wins, "kl_to_base", "kl_to_previous", "kl_from_base"], ["length", "truncated", "identical"]
-    headings = ["policy", NAMES[scores[0]], "gain", *(NAMES[name] for name in [*scores[1:], *drift, *shape])]
-    rows = []
-    for policy in run.policies:
-        base = policy is run.base
-        gain = "" if base else show(_gain(run, policy), score, "+")
-        cells = [policy.name, show(policy.values[score], score), gain]
-        cells += [show(policy.values[name], name) for name in scores[1:]]
-        cells += ["" if base or name not in policy.values else show(policy.values[name], name) for name in drift]
-        rows.append(cells + [show(policy.values[name], name) for name in shape])
-    return Grid(headings, rows)
+def _heading(name: str, brief: bool) -> str:
+    return MEASURES[name].brief if brief else MEASURES[name].heading
 
 
-def _gain(run: Run, policy: Policy) -> Value:
-    """Paired over the held-out rows; a record from before gains were kept gives the difference alone."""
-    return policy.values.get("gain", Value(policy.score.mean - run.base.score.mean, math.nan))
-
-
-def sweep_grid(sweep: Sweep) -> Grid:
-    """A row per configuration: its last iterate, over the seeds."""
+def sweep_grid(sweep: SweepResults, brief: bool = False) -> Grid:
+    """A row per configuration: its last iterate, over the seeds; `brief` for a terminal."""
     score = sweep.score
-    shown = ["sampled_accuracy"] * (score == MATCH) + ["kl_to_base", "kl_from_base", "length", "truncated", "identical"]
-    axes = list(sweep.plan.axes) or ["configuration"]
-    headings = [*axes, "seeds", NAMES[score], "against the best", "best policy", *(NAMES[name] for name in shown)]
+    names = ["kl_to_base"] if brief else [*sweep.scores[1:2], "kl_to_base", "kl_from_base", *SHAPE]
+    axes = [axis.rpartition(".")[2] if brief else axis for axis in sweep.file.axes] or ["configuration"]
+    headings = [*axes, "seeds", _heading(score, brief), "against the best", "best policy"]
+    headings += [_heading(name, brief) for name in names]
     rows = []
     for configuration in sweep.configurations:
         cells = _naming(sweep, configuration)
         if configuration.runs:
-            cells += [show(configuration.value(score), score), _against(sweep, configuration), _best(configuration, score)]
-            cells += [show(configuration.value(name), name) for name in shown]
+            cells += [MEASURES[score].text(configuration.value(score), "", brief), _against(sweep, configuration)]
+            cells += [_best(configuration, score, brief)]
+            cells += [MEASURES[name].text(configuration.value(name), "", brief) for name in names]
         rows.append(cells + [""] * (len(headings) - len(cells)))
     return Grid(headings, rows, len(axes) + 1)
 
 
-def sweep_table(sweep: Sweep) -> Table:
-    """The sweep for a terminal: a line per configuration."""
-    percent = ", %" if sweep.score == MATCH else ""
-    name = NAMES[sweep.score].removesuffix(", %")
-    table = Table(title=f"Last iterates: {name}{percent}, ± 95% interval", box=box.SIMPLE_HEAD)
-    table.show_edge, table.padding = False, (0, 1, 0, 0)  # type: ignore[assignment]
-    for axis in list(sweep.plan.axes) or ["configuration"]:
-        table.add_column(escape(printable(axis.rpartition(".")[2])), no_wrap=True)
-    table.add_column("seeds")
-    for heading in (name, "against the best", "KL to base", "best policy"):
-        table.add_column(heading, justify="right")
-    for configuration in sweep.configurations:
-        cells = _naming(sweep, configuration)
-        if configuration.runs:
-            cells += [show(configuration.value(sweep.score), sweep.score), _against(sweep, configuration)]
-            cells += [
-                show(Value(configuration.value("kl_to_base").mean, math.nan), "kl_to_base"),
-                _policy(configuration.best(sweep.score)),
-            ]
-        table.add_row(*(escape(printable(cell)) for cell in cells))
-    return table
-
-
-def points_grid(sweep: Sweep) -> Grid:
+def points_grid(sweep: SweepResults) -> Grid:
     """Every point with its state."""
-    rows = [[point.name, point.status, point.error or ""] for point in sweep.plan.points]
+    rows = [[point.name, point.status, point.error or ""] for point in sweep.file.points]
     return Grid(["point", "state", "error"], rows, 3)
 
 
-def _naming(sweep: Sweep, configuration: Configuration) -> list[str]:
+def _naming(sweep: SweepResults, configuration: Configuration) -> list[str]:
     """The values of the axes, and which seeds there are: "2", or "1 of 3, 1 failed, 1 waiting"."""
-    values = [plain(configuration.setting.get(axis)) for axis in sweep.plan.axes] or [configuration.label]
+    values = [plain_value(configuration.setting.get(axis)) for axis in sweep.file.axes] or [configuration.label]
     states = Counter(point.status for point in configuration.points if point.status != "finished")
     done, asked = len(configuration.runs), len(configuration.points)
     seeds = ", ".join([f"{done} of {asked}" if states else f"{done}", *(f"{count} {state}" for state, count in states.items())])
     return [*values, seeds]
 
 
-def _against(sweep: Sweep, configuration: Configuration) -> str:
+def _against(sweep: SweepResults, configuration: Configuration) -> str:
     """The difference from the best configuration, and in words if it is none to speak of."""
     if configuration is sweep.best:
         return "the best"
     if configuration.same_as(sweep.best):
         return "the same policy"
     difference = configuration.against(sweep.best, sweep.score)
-    return show(difference, sweep.score, "+") + (", within noise" if within_noise(difference) else "")
+    return MEASURES[sweep.score].text(difference, "+") + (", within noise" if within_noise(difference) else "")
 
 
-def _best(configuration: Configuration, score: str) -> str:
+def _best(configuration: Configuration, score: str, brief: bool) -> str:
     place = configuration.best(score)
+    name = "base" if place == 0 else f"iterate {place - 1}"
+    if brief:
+        return name
     last = place == configuration.iterates - 1
-    return _policy(place) + (" (the last)" if last else f", {show(configuration.value(score, place), score)}")
+    return name + (" (the last)" if last else f", {MEASURES[score].text(configuration.value(score, place))}")
 
 
-def _policy(place: int) -> str:
-    return "base" if place == 0 else f"iterate {place - 1}"
-
-
-def verdict(run: Run) -> list[str]:
+def verdict(run: RunResults) -> list[str]:
     """What a run's numbers say, in sentences that claim no more than the intervals allow."""
-    score = MATCH if MATCH in run.base.values else "chosen_logp"
-    unit = "exact match, in percent" if score == MATCH else "log-prob of the data's answers, in nats"
+    score = run.scores[0]
+    unit = "log-prob of the data's answers, in nats" if score == "chosen_logp" else "exact match, in percent"
     best = max(run.played, key=lambda policy: policy.score.mean)
-    gain = "" if best is run.base else f", {show(_gain(run, best), score, '+')} over the base"
-    lines = [f"Of the base and the iterates, {best.name} has the highest {unit}: {show(best.score, score)}{gain}."]
+    gain = "" if best is run.base else f", {MEASURES[score].text(best.values['gain'], '+')} over the base"
+    lines = [f"Of the base and the iterates, {best.name} has the highest {unit}: {MEASURES[score].text(best.score)}{gain}."]
     others = [policy for policy in [run.last, *run.yardsticks] if policy is not best]
     lines += [f"{other.name} {_compared(other, best, score)}." for other in others]
     lines += [_drawn(policy.name, policy.sampler) for policy in run.policies if policy.sampler]
@@ -193,27 +126,24 @@ def _drawn(name: str, sampler: dict[str, Any]) -> str:
     return said + ("log Z unknown." if sampler["log_z"] is None else f"log Z {sampler['log_z']:.3f}.")
 
 
-def sweep_verdict(sweep: Sweep) -> list[str]:
+def sweep_verdict(sweep: SweepResults) -> list[str]:
     """Which configuration is ahead, and how many of the others might as well be."""
     if not sweep.finished:
         return ["No point is finished yet."]
     best, others = sweep.best, [configuration for configuration in sweep.finished if configuration is not sweep.best]
     close = [c for c in others if c.same_as(best) or within_noise(c.against(best, sweep.score))]
-    name = NAMES[sweep.score].replace(", %", ", in percent")
-    lines = [f"{best.label} ends with the highest {name}: {show(best.value(sweep.score), sweep.score)}."]
+    measure = MEASURES[sweep.score]
+    name = measure.heading.replace(", %", ", in percent")
+    lines = [f"{best.label} ends with the highest {name}: {measure.text(best.value(sweep.score))}."]
     return lines + [f"{len(close)} of the {len(others)} others are within noise of it."] * bool(others)
 
 
-def _compared(policy: Policy, best: Policy, score: str) -> str:
+def _compared(policy: PolicyResults, best: PolicyResults, score: str) -> str:
     apart = Value(policy.score.mean - best.score.mean, math.hypot(policy.score.error, best.score.error))
+    shown = MEASURES[score].text(apart, "+")
     if within_noise(apart):
-        return f"differs from {best.name} by no more than noise ({show(apart, score, '+')})"
-    return f"is {'above' if apart.mean > 0 else 'below'} {best.name} ({show(apart, score, '+')})"
-
-
-def plainly(text: str) -> str:
-    """One line of text that means nothing to Markdown or HTML."""
-    return re.sub(r"([\\`*_{}\[\]|~#$!])", r"\\\1", html.escape(printable(text), quote=False))
+        return f"differs from {best.name} by no more than noise ({shown})"
+    return f"is {'above' if apart.mean > 0 else 'below'} {best.name} ({shown})"
 
 
 def duration(seconds: Sequence[float]) -> str:

@@ -1,13 +1,16 @@
 """How training went: curves over the optimiser steps of all iterates in a row, from the manifests of the adapters."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 from statistics import fmean
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import FigureBase
 
-from lowmem_spin.report.plots import COLORS, GREY, Panel, figure, legend
-from lowmem_spin.report.results import Run
+from lowmem_spin.report.plots import COLORS, GREY, Panel, add_legend, titled_axes
+from lowmem_spin.report.results import RunResults
 
 POINTS = 120  # of a curve per iterate; longer ones are averaged in bins
 TRAINING: list[tuple[str, str, dict[str, str]]] = [
@@ -17,37 +20,46 @@ TRAINING: list[tuple[str, str, dict[str, str]]] = [
 ]
 
 
-def training(groups: dict[str, list[Run]], looks: dict[str, tuple[str, str]]) -> list[Panel]:
+def training_panels(groups: dict[str, list[RunResults]], looks: dict[str, tuple[str, str]]) -> list[Panel]:
     """Curves over the optimiser steps of all iterates in a row, the mean over the runs of a group."""
+    starts = _starts(next(iter(groups.values()))[0])
     panels = []
     for name, title, metrics in TRAINING:
-        drawing, axes = figure(title)
+        curves = []
         for group, runs in groups.items():
             color, dashes = looks[group]
             for metric, dots in metrics.items():
-                x, y = _mean_curve(runs, metric)
                 side = metric.rpartition("/")[2] if len(metrics) > 1 and not group else group if dots == "-" else "_"
                 shade = COLORS[1] if dots == ":" and not group else color
-                axes.plot(x, y, label=side, color=shade, linestyle=dashes if dots == "-" else dots, linewidth=1.2)
-        if not any(len(line.get_xdata()) for line in axes.lines):  # type: ignore[arg-type]
-            continue
-        for step in _starts(next(iter(groups.values()))[0]):
-            axes.axvline(step, color=GREY, linewidth=0.6)
-        axes.set_xlabel("optimiser step; a line where an iterate begins")
-        axes.grid(axis="y")
-        legend(drawing, axes)
-        dotted = " Dotted: rejected." if len(metrics) > 1 else ""
-        panels.append(Panel("Training", f"training_{name}", f"{title[0].upper()}{title[1:]}, per batch.{dotted}", drawing))
+                look = {"label": side, "color": shade, "linestyle": dashes if dots == "-" else dots}
+                curves.append((*_mean_curve(runs, metric), look))
+        if any(len(x) for x, _, _ in curves):
+            dotted = " Dotted: rejected." if len(metrics) > 1 else ""
+            caption = f"{title[0].upper()}{title[1:]}, per batch.{dotted}"
+            panels.append(
+                Panel("Training", f"training_{name}", caption, partial(_draw, title=title, curves=curves, starts=starts))
+            )
     return panels
 
 
-def _mean_curve(runs: Sequence[Run], metric: str) -> tuple[np.ndarray, np.ndarray]:
+def _draw(figure: FigureBase, title: str, curves: Sequence[tuple[Any, Any, dict[str, str]]], starts: Sequence[float]) -> None:
+    axes = titled_axes(figure, title)
+    for x, y, look in curves:
+        axes.plot(x, y, linewidth=1.2, **look)  # type: ignore[arg-type]
+    for step in starts:
+        axes.axvline(step, color=GREY, linewidth=0.6)
+    axes.set_xlabel("optimiser step; a line where an iterate begins")
+    axes.grid(axis="y")
+    add_legend(figure, axes)
+
+
+def _mean_curve(runs: Sequence[RunResults], metric: str) -> tuple[np.ndarray, np.ndarray]:
     curves = [_curve(run, metric) for run in runs]
     shortest = min(len(x) for x, _ in curves)
     return curves[0][0][:shortest], np.mean([y[:shortest] for _, y in curves], axis=0)
 
 
-def _curve(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray]:
+def _curve(run: RunResults, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """(steps, values) of one metric over all iterates, averaged in bins where there are many."""
     starts, x, y = _starts(run), [], []
     for start, manifest in zip(starts, run.trainings.values(), strict=True):
@@ -59,7 +71,7 @@ def _curve(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(x), np.array(y)
 
 
-def _starts(run: Run) -> list[float]:
+def _starts(run: RunResults) -> list[float]:
     """The step before the first of each iterate."""
     steps = [manifest["metrics"][-1]["step"] if manifest["metrics"] else 0 for manifest in run.trainings.values()]
     return list(accumulate(steps[:-1], initial=0)) if steps else []

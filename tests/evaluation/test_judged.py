@@ -49,7 +49,7 @@ from lowmem_spin.evaluation.judged import alpaca, mtbench
 from lowmem_spin.evaluation.judged.shared import Judged, judge_from_options, with_recipe_defaults
 from lowmem_spin.evaluation.suites import EvaluationRequest, benchmarks_of, measure_policies
 from lowmem_spin.evaluation.target import of_run
-from lowmem_spin.report.load import read
+from lowmem_spin.report.load import read_results, read_run
 from lowmem_spin.report.page import write_all
 from lowmem_spin.runner import gc, run_folder
 from lowmem_spin.runner.open import SharedResources
@@ -621,7 +621,7 @@ def test_the_recipes_own_oracle_can_judge_an_arena(copy: Path) -> None:
 def test_the_report_names_the_judge_beside_every_score(copy: Path, server: Server) -> None:
     server.behave = longer
     play_arena(copy / "game", None, 8, Judged(JudgeOracle(base_url=server.url, model="<judge> & co")), quiet())
-    paths = write_all(read(copy / "game"))
+    paths = write_all(read_results(copy / "game"))
     page = paths[0].read_text()
     check_offline(Page(paths[0]))
     for title in ("MT-Bench judged by strict/one", "Strengths, judged by &lt;judge&gt; &amp; co", "Wins, judged by"):
@@ -633,7 +633,7 @@ def test_the_report_names_the_judge_beside_every_score(copy: Path, server: Serve
     stale = json.loads((copy / "game" / "arena.json").read_text())
     stale["policies"][1] = digest("another")
     (copy / "game" / "arena.json").write_text(json.dumps(stale))
-    assert read(copy / "game").arena is None  # type: ignore[union-attr]
+    assert read_run(copy / "game").arena is None
 
 
 @pytest.mark.parametrize(
@@ -887,7 +887,7 @@ def test_answers_under_way_are_in_use(copy: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_judges_name_means_nothing_to_markdown(copy: Path, server: Server) -> None:
     measure(copy, server, "a\n## b | <i>")
-    write_all(read(copy / "game"))
+    write_all(read_results(copy / "game"))
     headings = [line for line in (copy / "game" / "report.md").read_text().splitlines() if line.startswith("## ")]
     assert len(headings) == 2 and "<i>" not in "".join(headings)
 
@@ -914,7 +914,7 @@ def test_a_damaged_arena_is_one_line(copy: Path, server: Server, damage: dict[st
     server.behave = longer
     play_arena(copy / "game", None, 1, Judged(JudgeOracle(base_url=server.url, model="m")), quiet())
     path = copy / "game" / "arena.json"
-    assert "NaN" not in path.read_text() and read(copy / "game").arena is not None  # type: ignore[union-attr]
+    assert "NaN" not in path.read_text() and read_run(copy / "game").arena is not None
     path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
     with pytest.raises(InputError, match="does not read back; delete it"):
-        read(copy / "game")
+        read_results(copy / "game")

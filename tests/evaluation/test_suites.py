@@ -34,9 +34,8 @@ from lowmem_spin.evaluation.leaderboard import COLUMNS
 from lowmem_spin.evaluation.suites import EvaluationRequest, measure_policies
 from lowmem_spin.evaluation.target import of_run
 from lowmem_spin.report.benchmarks import blocks
-from lowmem_spin.report.load import read
+from lowmem_spin.report.load import read_results, read_run
 from lowmem_spin.report.page import write_all
-from lowmem_spin.report.results import Run
 from lowmem_spin.runner import gc, run_folder
 from lowmem_spin.runner.open import SharedResources
 from lowmem_spin.runner.sweep import Entry, Sweep
@@ -396,7 +395,7 @@ def run(home: Path, tmp_path: Path) -> Path:
 
 def report(run: Path, made: list[dict[str, Any]]) -> str:
     (run / "benchmarks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
-    write_all(read(run))
+    write_all(read_results(run))
     check_offline(Page(run / "report.html"))
     return (run / "report.md").read_text()
 
@@ -424,8 +423,7 @@ def test_table_1_is_laid_out_as_the_papers(run: Path) -> None:
 
 def table_1(run: Path, made: list[dict[str, Any]]) -> str:
     (run / "benchmarks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
-    results = read(run)
-    assert isinstance(results, Run)
+    results = read_run(run)
     (block,) = blocks(results.benchmarks)
     return "\n".join(block.markdown())
 
@@ -481,7 +479,7 @@ def seeds(home: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_sweep_has_intervals_over_its_seeds(seeds: Path) -> None:
-    write_all(read(seeds))
+    write_all(read_results(seeds))
     check_offline(Page(seeds / "report.html"))
     text = (seeds / "report.md").read_text()
     table, against = text[text.index("Open LLM Leaderboard v1") :].split("| difference", 1)

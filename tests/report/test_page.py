@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from matplotlib.image import imread
 from rich.console import Console
 from scipy import stats
 
@@ -22,10 +23,10 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.report.intervals import Value, difference, over, quantile, within_noise
-from lowmem_spin.report.load import read
-from lowmem_spin.report.page import write_all
-from lowmem_spin.report.results import Run, Sweep
-from lowmem_spin.report.summary import sweep_table
+from lowmem_spin.report.load import read_results, read_run, read_sweep
+from lowmem_spin.report.page import write_all, write_picture
+from lowmem_spin.report.results import PolicyResults, RunResults, SweepResults
+from lowmem_spin.report.summary import terminal_table
 
 HOSTILE = (
     "<script>alert(1)</script> $x_1$ \x1b[31m\x00 &amp; |\u202eevil\u202c | שלום\n"
@@ -94,7 +95,7 @@ def number(mean: float, error: float, digits: int, sign: str = "", reach: float 
 
 
 def test_the_table_of_a_run_has_the_numbers_of_metrics(played: Path) -> None:
-    write_all(read(played))
+    write_all(read_results(played))
     text = (played / "report.md").read_text()
     lines = records(played)
     assert len(lines) == 4
@@ -111,6 +112,61 @@ def test_the_table_of_a_run_has_the_numbers_of_metrics(played: Path) -> None:
         if line["name"] == "base":
             expected[2], expected[5:8] = "", [""] * 3
         assert cells(text, line["name"]) == expected
+
+
+def terminal(results: RunResults | SweepResults, width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, record=True)
+    console.print(terminal_table(results))
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def test_the_terminals_table_is_the_readmes() -> None:
+    """Its numbers, rounded as they are, give the README's block again, character by character."""
+    lines = (Path(__file__).parents[2] / "README.md").read_text().splitlines()
+    begin, end = (
+        next(place for place, line in enumerate(lines) if word in line) for word in ("Held-out results", ": start-up")
+    )
+    block, policies = lines[begin:end], []
+    for line in block[4:]:
+        found = [float(one) for one in re.findall(r"[+-]?[\d.]+", line[len("iterate 0") :])]
+        if line.startswith("base"):
+            found = [*found[:2], 0, 0, *found[2:4], 0, 0, *found[4:]]
+        match, match_half, gain, gain_half, sampled, sampled_half, to_base, to_previous, length, cut, same = found
+        scores = {"exact_match": (match, match_half), "gain": (gain, gain_half), "sampled_accuracy": (sampled, sampled_half)}
+        values = {name: Value(mean / 100, half / 196) for name, (mean, half) in scores.items()}
+        values |= {"kl_to_base": Value(to_base, 0.1), "kl_to_previous": Value(to_previous, 0.1), "kl_from_base": Value(1, 0.1)}
+        values |= {"chosen_logp": Value(-1, 0.1), "length": Value(length, 0.1)}
+        values |= {"truncated": Value(cut / 100, 0.1), "identical": Value(same / 100, 0.1)}
+        policies.append(PolicyResults(line[:9].strip(), "", values, {}, []))
+    assert len(policies) == 5
+    assert terminal(RunResults(Path(), {}, "", {}, policies, {}, [], [])) == block
+
+
+def test_a_table_with_wins_fits_a_terminal(played: Path) -> None:
+    lines = records(played)
+    for line in lines[1:]:
+        line |= {"win_rate_to_previous": 0.5181, "win_rate_to_previous_se": 0.0194}
+    rewrite(played, lines)
+    shown = terminal(read_run(played))
+    assert max(map(len, shown)) <= 80
+    assert "…" not in "".join(shown)
+    assert sum("51.8" in line for line in shown) == sum("±3.8" in line for line in shown) == 3
+
+
+@pytest.mark.parametrize(("categories", "panels"), [(8, 3), (2, 2)])
+def test_the_picture_has_the_reports_panels_side_by_side(played: Path, categories: int, panels: int) -> None:
+    """Scores, drift, and categories if there are enough for a radar; nothing of the user's is a formula."""
+    lines = records(played)
+    names = [name for name in lines[0] if name.startswith("exact_match/") and not name.endswith("_se")]
+    for line in lines:
+        for place, name in enumerate(names):
+            value, error = line.pop(name), line.pop(f"{name}_se")
+            if place < categories:
+                line[f"{name} {HOSTILE}"], line[f"{name} {HOSTILE}_se"] = value, error
+    rewrite(played, lines)
+    write_picture(read_run(played), played / "iterates.png")
+    height, width, _ = imread(played / "iterates.png").shape
+    assert width / height == pytest.approx(panels * 4.7 / 4.4, rel=0.01)
 
 
 def test_the_gain_is_paired(played: Path) -> None:
@@ -133,7 +189,7 @@ def test_hostile_text_is_shown_and_is_no_markup(played: Path) -> None:
             line[name.replace("exact_match/", f"exact_match/{HOSTILE}")] = line[name]
             line[name.replace("exact_match/", f"exact_match/{HOSTILE}") + "_se"] = 0.0
     rewrite(played, lines)
-    write_all(read(played))
+    write_all(read_results(played))
     page = Page(played / "report.html")
     check_offline(page)
     source = (played / "report.html").read_text(encoding="utf-8")
@@ -143,7 +199,7 @@ def test_hostile_text_is_shown_and_is_no_markup(played: Path) -> None:
 
 
 def test_the_page_stands_alone_and_says_what_was_played(played: Path) -> None:
-    write_all(read(played))
+    write_all(read_results(played))
     page = Page(played / "report.html")
     check_offline(page)
     for sample in records(played)[-1]["samples"]:
@@ -182,8 +238,8 @@ def test_the_seconds_of_a_game_add_up_over_its_runs(game: Path) -> None:
 
 
 def test_the_same_results_give_the_same_bytes(played: Path) -> None:
-    first = {path.name: path.read_bytes() for path in write_all(read(played))}
-    again = {path.name: path.read_bytes() for path in write_all(read(played))}
+    first = {path.name: path.read_bytes() for path in write_all(read_results(played))}
+    again = {path.name: path.read_bytes() for path in write_all(read_results(played))}
     assert first == again
 
 
@@ -192,8 +248,7 @@ def test_a_run_elsewhere_without_its_store_says_what_is_missing(played: Path) ->
     resolved = yaml.safe_load((played / "recipe.yaml").read_text())
     resolved["output"]["store"] = "gone"
     (played / "recipe.yaml").write_text(yaml.safe_dump(resolved))
-    results = read(played)
-    assert isinstance(results, Run)
+    results = read_run(played)
     assert len(results.missing) == 1
     assert "no training curves of iterate 0, iterate 1" in results.missing[0]
     write_all(results)
@@ -205,7 +260,7 @@ def test_a_sweep_compares_configurations_over_their_seeds(game: Path, tmp_path: 
     scores = {(0.5, 1): [0.50, 0.60, 0.54], (1.0, 1): [0.62, 0.70, 0.65], (0.5, "inf"): [0.63, 0.66, 0.66]}
     points = {(*cell, seed): score for cell, values in scores.items() for seed, score in enumerate(values)}
     folder = sweep(tmp_path, game, points | {(1.0, "inf", 0): "failed", (1.0, "inf", 1): "waiting"})  # type: ignore[operator]
-    results = read(folder)
+    results = read_sweep(folder)
     write_all(results)
     text = (folder / "report.md").read_text()
     page = Page(folder / "report.html")
@@ -227,15 +282,14 @@ def test_a_sweep_compares_configurations_over_their_seeds(game: Path, tmp_path: 
     assert "out of memory <b>&" in page.words
     assert (folder / "report_heatmap.png").is_file()
     assert len([tag for tag, name, _ in page.attributes if (tag, name) == ("a", "href")]) == 9  # to the finished points' pages
-    console = Console(file=io.StringIO(), width=100, record=True)
-    assert isinstance(results, Sweep)
-    console.print(sweep_table(results))
-    assert "0 of 2, 1" in console.export_text()
+    shown = terminal(results)
+    assert max(map(len, shown)) <= 80
+    assert any(line.startswith("1.0    inf      0 of 2, 1") for line in shown)
 
 
 def test_a_sweep_with_nothing_finished_is_a_page_too(game: Path, tmp_path: Path) -> None:
     folder = sweep(tmp_path, game, {(0.5, 1, 0): "failed", (1.0, 1, 0): "waiting"})
-    write_all(read(folder))
+    write_all(read_results(folder))
     words = Page(folder / "report.html").words
     assert "No point is finished yet." in words
     assert "out of memory <b>&" in words
@@ -273,7 +327,7 @@ def test_intervals_against_scipy() -> None:
 def test_folders_that_do_not_read_back_are_one_line(played: Path, harm: Any, line: str) -> None:
     harm(played)
     with pytest.raises(InputError) as error:
-        read(played)
+        read_results(played)
     assert line in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -18,8 +18,7 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.config.choices import StopWhen
 from lowmem_spin.config.grid import sweep_axes, sweep_folder, sweep_points
 from lowmem_spin.config.load import find_recipe, load_recipe
-from lowmem_spin.report.load import read
-from lowmem_spin.report.results import Run
+from lowmem_spin.report.load import read_run, read_sweep
 from lowmem_spin.report.summary import verdict
 from lowmem_spin.runner import run_folder
 from lowmem_spin.runner import sweep as sweeps
@@ -132,8 +131,7 @@ def test_a_game_that_ends_early_keeps_the_iterate_before(stopped: Path) -> None:
     kept = run_folder.find_policy(one, Store(stopped / "store", print), None)
     assert (kept.name, kept.key) == ("iterate 0", record(folder)["policies"]["iterate 0"])
     assert run_folder.find_policy(one, Store(stopped / "store", print), "1").name == "iterate 1"
-    results = read(folder)
-    assert isinstance(results, Run)
+    results = read_run(folder)
     assert [policy.name for policy in results.played] == ["base", "iterate 0", "iterate 1"]
     assert f"The game was ended after iterate 1: {why}. iterate 0 is the one to keep." in verdict(results)
     assert "iterate 0 is the one to keep" in (folder / "report.html").read_text()
@@ -156,7 +154,7 @@ def test_how_it_ended_is_not_forgotten_while_it_is_looked_through_again(stopped:
     player = Player(game, Display(Console(quiet=True)), {})
     player.play(game.stages[0])  # and interrupted
     assert record(tmp_path / "run")["stopped"]["keep"] == "iterate 0"
-    assert [policy.name for policy in read(tmp_path / "run").played] == ["base", "iterate 0", "iterate 1"]  # type: ignore[union-attr]
+    assert [policy.name for policy in read_run(tmp_path / "run").played] == ["base", "iterate 0", "iterate 1"]
     Player(opened(stopped, *TWO, f"output.dir={tmp_path / 'run'}"), Display(Console(quiet=True)), {})
     assert "stopped" not in record(tmp_path / "run")  # which is of another game now
 
@@ -190,7 +188,7 @@ def test_a_sweep_with_such_a_point_finishes_and_without_the_brake_the_game_goes_
     late.deadline = 0.0
     with pytest.raises(KeyboardInterrupt):
         play.sweep(again, stopped, late)
-    assert len(read(sweep.folder).runs) == 2  # type: ignore[union-attr] - what is finished stays so, and can be reported
+    assert len(read_sweep(sweep.folder).runs) == 2  # what is finished stays so, and can be reported
     assert [entry.status for entry in again.entries] == ["finished", "finished"]
 
 
@@ -206,4 +204,4 @@ def test_a_warm_start_does_not_end_a_game(tmp_path: Path) -> None:
     one = run_folder.read_run(keep.folder)
     assert run_folder.find_policy(one, keep.store, None).name == "warm start"
     assert len(stored(keep.store.root, "completions")) == 3
-    assert isinstance(read(keep.folder), Run)
+    assert read_run(keep.folder).policies
