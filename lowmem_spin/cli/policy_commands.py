@@ -1,4 +1,4 @@
-"""The commands on a game that was played: evaluate, arena, chat, export, serve, gc. Heavy imports stay inside, as in cli.py."""
+"""The commands on a game that was played: evaluate, arena, chat, export, serve, gc. Heavy imports stay inside them."""
 
 from enum import StrEnum
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Data sets as conversations: every known layout of columns, read row by row."""
+"""Data sets as conversations, read row by row. A new layout of columns is one line in `LAYOUTS`."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +63,14 @@ def _whole(row: dict[str, Any], name: str) -> list[Any]:
 
 
 def _messages(row: Any, place: str) -> list[Message]:
-    """One row's conversation, from any of the known column layouts."""
+    """One row's conversation, from the first of the known layouts whose columns it has."""
     if not isinstance(row, dict):
         raise InputError(f"{place} is {type(row).__name__}, not a row with columns")
-    if "messages" in row or "real" in row:
-        messages = row["messages"] if "messages" in row else row["real"]
-    elif "chosen" in row:
-        messages = _whole(row, "chosen")
-    elif "prompt" in row and "completion" in row:
-        messages = [*_turn("user", row["prompt"]), *_turn("assistant", row["completion"])]
-    else:
-        needed = "messages, or prompt and completion, or real, or chosen and rejected"
+    layout = next((columns for columns in LAYOUTS if row.keys() >= set(columns)), None)
+    if layout is None:
+        needed = ", or ".join(" and ".join(columns) for columns in LAYOUTS)
         raise InputError(f"{place} has columns {sorted(row)}; needed: {needed}")
+    messages = LAYOUTS[layout](row)
     fine = isinstance(messages, list) and all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
     )
@@ -86,6 +82,15 @@ def _messages(row: Any, place: str) -> list[Message]:
 def _turn(role: str, content: Any) -> list[Any]:
     """A text as one message; a list is messages already."""
     return content if isinstance(content, list) else [{"role": role, "content": content}]
+
+
+LAYOUTS: dict[tuple[str, ...], Callable[[dict[str, Any]], Any]] = {
+    ("messages",): lambda row: row["messages"],
+    ("real",): lambda row: row["real"],  # SPIN's
+    ("chosen",): lambda row: _whole(row, "chosen"),
+    ("prompt", "completion"): lambda row: [*_turn("user", row["prompt"]), *_turn("assistant", row["completion"])],
+}
+"""{columns: the list of {role, content} messages that a row with these columns has}, the first that fits."""
 
 
 def _read(source: Source, field: str, split: str) -> Iterator[tuple[str, Any]]:

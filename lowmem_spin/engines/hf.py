@@ -72,7 +72,7 @@ class HF(PeftLearner):
         work: Path,
         advance: Callable[[int], None],
     ) -> tuple[Path, list[dict[str, float]]]:
-        """Fine-tune `previous` until it samples its geometric mixture with `base`; see amortising.py."""
+        """Fine-tune `previous` until it samples its geometric mixture with `base`; see gflownet.py."""
         from lowmem_spin.engines.training.gflownet import GFlowNetTrainer
 
         return GFlowNetTrainer(self, previous, base, prompts, alpha, max_new_tokens, settings, work).run(advance)

@@ -57,7 +57,7 @@ class Kernels(PeftLearner):
                 use_gradient_checkpointing=self.checkpointing,
                 use_exact_model_name=True,  # else it loads another upload of a known model, quantised by others
                 float32_mixed_precision=True,  # adapters in float32
-                offload_embedding=False,  # else, on a tight card, it goes to RAM, where budget.py does not expect it
+                offload_embedding=False,  # else, on a tight card, it goes to RAM, where engines/memory.py does not expect it
                 use_safetensors=True,  # a pickle can run code
             )
         known = base.config.max_position_embeddings

@@ -125,7 +125,7 @@ class Resident:
 
     Args:
         start: starts it for a recipe, whose batch sizes it is bound by.
-        say: told, in one line, that it was started again.
+        notify: told, in one line, that it was started again.
     """
 
     def __init__(self, start: Callable[[Recipe], Worker], recipe: Recipe, notify: Callable[[str], None]) -> None:

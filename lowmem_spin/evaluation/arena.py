@@ -12,9 +12,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import write_json
 from lowmem_spin.common.keys import digest
 from lowmem_spin.data.formats import Message
-from lowmem_spin.data.sources import Sources
-from lowmem_spin.engines.open_oracle import open_oracle
-from lowmem_spin.engines.oracles.base import Oracle
+from lowmem_spin.engines.oracles.base import Oracle, open_oracle
 from lowmem_spin.engines.oracles.judge import LLMJudge
 from lowmem_spin.evaluation import bradley_terry, json_rows
 from lowmem_spin.evaluation.judged.shared import Judged
@@ -64,10 +62,7 @@ def arena(folder: Path, prompts: Path | None, limit: int, judged: Judged, displa
 def _oracle(game: EvaluationTarget, run: run_folder.RunFolder, judged: Judged, display: Display) -> Oracle:
     if judged.judge is not None:
         return judged.oracle(game, judged.judge, display)
-    sources = Sources(run.folder, game.store.root / "sources.json")
-    own = open_oracle(
-        run.recipe.game.oracle, sources, game.machine, judged.cache(game), lambda line: display.log(line, "yellow")
-    )
+    own = open_oracle(run.recipe.game.oracle, judged.context(game, display))
     if own is None:
         raise InputError(
             f"--judge-model: who judges? the recipe of {str(run.folder)!r} has no game.oracle; add --judge-base-url and "

@@ -15,8 +15,7 @@ from lowmem_spin.data.prepare import prepare, prepared_key
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.rows import Rows, fixed_sample, hold_out, shuffled, take
 from lowmem_spin.data.sources import Source, Sources, base_key
-from lowmem_spin.engines.open_oracle import open_oracle
-from lowmem_spin.engines.oracles.base import Oracle
+from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
 from lowmem_spin.runner.health import HeldOut
 from lowmem_spin.store.memo import Tables
@@ -79,7 +78,7 @@ def resolve_recipe(recipe: Recipe, sources: Sources, choices: EngineChoices, not
     train = sources.data(recipe.data.path, recipe.data.revision, "data.path")
     path = recipe.evaluation.path
     held = None if path is None else sources.data(path, None, "evaluation.path")
-    oracle = open_oracle(recipe.game.oracle, sources, choices.machine, sources.memory.parent / "judge", notify)
+    oracle = open_oracle(recipe.game.oracle, OracleContext(sources, choices.machine, sources.memory.parent / "judge", notify))
     return ResolvedRecipe(recipe, model, adapter, train, held, choices, oracle, sources.recipe_dir)
 
 

@@ -123,7 +123,7 @@ def score_pairs(game: OpenGame, stage: Score) -> None:
 
 
 def summarize_sampling(game: OpenGame, pair_source: PairSource) -> dict[str, Any] | None:
-    """How the sampling of a lesson's mixtures went, as sampling.Record; None if no mixture answered."""
+    """How the sampling of a lesson's mixtures went, as a SamplingSummary; None if no mixture answered."""
     if not isinstance(pair_source, OpponentPairs) or pair_source.sampling.mixture is None:
         return None
     positions = game.positions(pair_source.draw)

@@ -86,7 +86,7 @@ class Table:
     """An append-only table in one folder, a shard per batch.
 
     Args:
-        maker: hash of the adapter that makes the rows. Shards of another maker are set aside, not mixed in.
+        adapter_sha256: hash of the adapter that makes the rows. Shards of another adapter are set aside, not mixed in.
     """
 
     def __init__(self, store: "Store", kind: str, key: str, asked: dict[str, Any], adapter_sha256: str) -> None:

@@ -148,7 +148,7 @@ def _halves(stage: Generate | Score) -> list[tuple[object, ...]]:
 def test_a_sweep_shares_what_it_can() -> None:
     """4 alphas, h in {1, 2}, 3 iterations, the same prompts each time: passes of the prompt set, shared of independent.
 
-    counting.py, which `plan` shows, has to come to the same numbers.
+    runner/planning/counting.py, which `plan` shows, has to come to the same numbers.
     """
     plays = [list(play(recipe(a, h, resample=False), INPUTS)) for a in (0.8, 0.9, 0.95, 1.0) for h in (1, 2)]
     games = [work_of(stages) for stages in plays]

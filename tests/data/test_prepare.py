@@ -207,7 +207,7 @@ def test_a_row_that_occurs_twice_is_two_rows(tmp_path: Path, tokenizer: Any) -> 
     [
         ('{"prompt": "p", "completion": "c"}\n{"prompt": \n', "data.path: line 2 is not JSON"),
         ('{"prompt": "p", "completion": "  "}\n', "data.path: line 1 has an empty answer"),
-        ('{"question": "p"}\n', "data.path: line 1 has columns ['question']; needed: messages, or prompt"),
+        ('{"question": "p"}\n', "data.path: line 1 has columns ['question']; needed: messages, or real"),
         ("", "has no usable row"),
         ('{"prompt": "' + "p" * 600 + '", "completion": "c"}\n', "every prompt is over data.max_prompt_length 512"),
         ('{"prompt": 3, "completion": "c"}\n', "line 1: its messages must be a list of {role, content} texts"),

@@ -38,7 +38,7 @@ def server() -> Iterator[Server]:
 
 
 def judge(server: Server, cache: Path, **given: Any) -> LLMJudge:
-    return LLMJudge(server.url, "m", cache, **{"say": lambda line: None, **given})
+    return LLMJudge(server.url, "m", cache, **{"notify": lambda line: None, **given})
 
 
 def lengths(*answers: str) -> np.ndarray:

@@ -1,6 +1,7 @@
 """PairRM, on a tiny random DeBERTa with a checkpoint of PairRM's names, against one pair at a time by hand."""
 
 import json
+import pkgutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers import DebertaV2Config, DebertaV2Model, PreTrainedTokenizerFas
 from lowmem_spin.algorithm.preferences import Comparison, win_rates
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines.oracles.base import ORACLES, oracle
+from lowmem_spin.engines.oracles.base import ORACLES
 from lowmem_spin.engines.oracles.pairrm import PairRM
 
 # A conversation of three turns and two answers, word for word as LLM-Blender's compare_conversations writes it.
@@ -155,9 +156,9 @@ def test_identity_is_what_decides(folder: Path) -> None:
     assert open_pairrm(folder, source_max_length=1000).spec() != asked
     assert open_pairrm(folder).located() == {"model": str(folder), "revision": None}
     assert PairRM(Source("o/m", "c0", "c0"), "cpu", "float32", 4).located() == {"model": "o/m", "revision": "c0"}
-    assert oracle("pairrm") is PairRM
-    for name in ORACLES:
-        assert callable(oracle(name).prefer)  # type: ignore[attr-defined]
+    classes = {name: pkgutil.resolve_name(path) for name, path in ORACLES.items()}
+    assert classes["pairrm"] is PairRM
+    assert all(callable(one.prefer) and callable(one.from_recipe) for one in classes.values())
 
 
 def test_what_is_no_pairrm_is_one_line(folder: Path, quickstart: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A whole game on the GPU, and its memory against budget.py."""
+"""A whole game on the GPU, and its memory against engines/memory.py."""
 
 import warnings
 from pathlib import Path
@@ -70,5 +70,5 @@ def test_training_takes_the_memory_that_was_planned(machine: Machine, tmp_path: 
     error = predicted / measured - 1
     print(f"predicted {predicted / 1e9:.2f} GB, measured {measured / 1e9:.2f} GB ({card.peaks['train']}): {error:+.1%}")
     if abs(error) > 0.1:
-        warnings.warn(f"budget.py is off by {error:+.1%} on training memory", stacklevel=1)
+        warnings.warn(f"engines/memory.py is off by {error:+.1%} on training memory", stacklevel=1)
     assert abs(error) < 0.3

@@ -83,7 +83,7 @@ def bench_in(work: Path, asked: BenchRequest, console: Console) -> BenchResult:
     display = Stopwatch(console, card)
     if asked.vram is not None:
         for line in advice(recipe, shape, machine.dtype, asked.vram * 1e9):
-            display.log(f"by budget.py this does not fit in {asked.vram:g} GB: {line}", "yellow")
+            display.log(f"by engines/memory.py this does not fit in {asked.vram:g} GB: {line}", "yellow")
     with display.start_up("making the base"):
         folder = checkpoint.make(asked.store / "bench", name, machine, display.log)
         checkpoint.write_rows(work / "rows.jsonl", SPARE * asked.pairs, asked.prompt_length, asked.completion_length)
@@ -205,7 +205,7 @@ def _explain(asked: BenchRequest, machine: Machine, ours: list[Cost], display: S
     if machine.device == "cpu":
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
         display.log(f"no GPU: resident memory of this process peaked at {resident / 1e9:.2f} GB, libraries and all;")
-        display.log("budget.py's figures are for a GPU and are not compared with it")
+        display.log("engines/memory.py's figures are for a GPU and are not compared with it")
 
 
 def _versus(asked: BenchRequest, game: OpenGame, machine: Machine, card: Card) -> tuple[list[Cost], list[str]]:

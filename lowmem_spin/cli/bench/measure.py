@@ -1,4 +1,4 @@
-"""What a stage cost: rows, tokens, seconds and peak memory by kind, next to what budget.py predicts."""
+"""What a stage cost: rows, tokens, seconds and peak memory by kind, next to what engines/memory.py predicts."""
 
 import gc
 import sys

@@ -11,7 +11,7 @@ HEADINGS = ["stage", "by", "rows", "tokens", "seconds", "tok/s", "GB of\ncard", 
 
 
 def costs(measured: Sequence[Cost], predicted: dict[str, float]) -> Table:
-    """A line for each kind of stage; `predicted` are budget.py's peaks in bytes, where it can be held to them."""
+    """A line for each kind of stage; `predicted` are engines/memory.py's peaks in bytes, where it can be held to them."""
     rows = [[*_numbers(cost), *_prediction(cost, predicted.get(cost.work))] for cost in measured]
     return _table([*HEADINGS, "GB by\nbudget", "error"], rows)
 

@@ -1,15 +1,20 @@
 """Preference oracles: which of several answers to a prompt is better, and how often.
 
-An oracle gives P, a matrix (K, K) for K answers to one prompt: P[i, j] is how likely i is to be preferred to j.
+An oracle gives P, a matrix (K, K) for K answers to one prompt: P[i, j] is how likely i is to be preferred to j. A new one is
+a class in a file of its own, one line in `ORACLES`, and one section in config/choices.py with its name and options.
 """
 
 import importlib
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from lowmem_spin.algorithm.preferences import Comparison
+from lowmem_spin.data.sources import Sources
+from lowmem_spin.engines.machine import Machine
 
 ORACLES = {
     "function": "lowmem_spin.engines.oracles.function:Function",
@@ -19,14 +24,31 @@ ORACLES = {
 }
 
 
-def oracle(name: str) -> Callable[..., "Oracle"]:
-    """Import the class of an oracle; each takes arguments of its own."""
-    module, _, attribute = ORACLES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+@dataclass(frozen=True)
+class OracleContext:
+    """What an oracle of a recipe is opened with, beside its section."""
+
+    sources: Sources  # where models and files are looked for
+    machine: Machine  # where it computes
+    cache: Path  # folder for replies that cost money or time
+    notify: Callable[[str], None]  # told in one line what a person should know
+
+
+def open_oracle(section: Any, context: OracleContext) -> "Oracle | None":
+    """The oracle that a recipe's `game.oracle` names, if it names one; nothing is loaded or asked yet."""
+    if section is None:
+        return None
+    module, _, attribute = ORACLES[section.name].partition(":")
+    return getattr(importlib.import_module(module), attribute).from_recipe(section, context)
 
 
 class Oracle(Protocol):
     """Compares answers."""
+
+    @classmethod
+    def from_recipe(cls, section: Any, context: OracleContext) -> Self:
+        """Opened as a recipe's section says, without loading anything."""
+        ...
 
     @property
     def undecided(self) -> Collection[int]:

@@ -4,14 +4,15 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from lowmem_spin.algorithm.preferences import Comparison, check_preferences, of_scores
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import sha256
-from lowmem_spin.engines.oracles.base import NoWeights
+from lowmem_spin.config.choices import FunctionOracle
+from lowmem_spin.engines.oracles.base import NoWeights, OracleContext
 
 FIELD = "game.oracle.function"
 
@@ -42,16 +43,21 @@ class Function(NoWeights):
         self.content, self.place = sha256(file), f"{file.resolve()}:{attribute}"
         self.function = _load(file, attribute, name)
 
+    @classmethod
+    def from_recipe(cls, section: FunctionOracle, context: OracleContext) -> Self:
+        """See base.Oracle."""
+        return cls(section.function, context.sources.recipe_dir)
+
     def spec(self) -> dict[str, Any]:
         """Its name and its file's content: an edited function is another oracle."""
         return {"oracle": "function", "name": self.name.rpartition(":")[2], "content": self.content}
 
     def located(self) -> dict[str, Any]:
-        """See preference.Oracle."""
+        """See base.Oracle."""
         return {"function": self.place}
 
     def prefer(self, questions: Sequence[Comparison]) -> list[np.ndarray]:
-        """P for each question; see preference.Oracle."""
+        """P for each question; see base.Oracle."""
         return [self._prefer(question) for question in questions]
 
     def _prefer(self, question: Comparison) -> np.ndarray:

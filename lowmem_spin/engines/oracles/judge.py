@@ -5,14 +5,15 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from lowmem_spin.algorithm.preferences import Comparison, of_pairs
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.engines.oracles.base import NoWeights
+from lowmem_spin.config.choices import JudgeOracle
+from lowmem_spin.engines.oracles.base import NoWeights, OracleContext
 from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError, part
 
 BOUND = 0.2  # the share of orders that may fail,
@@ -59,7 +60,7 @@ class LLMJudge(NoWeights):
         max_tokens: of a reply; None leaves it to the server.
         tries: how often a missing verdict is asked for.
         concurrency, timeout, retries: see endpoint.Endpoint; they decide no judgement.
-        say: told once, in a line, that orders have failed.
+        notify: told once, in a line, that orders have failed.
         field: where the recipe speaks of this oracle.
         final: whether a pair that got no reply stays as it was counted, as a game that learns from it needs; else it is
             in `undecided` until it is judged again.
@@ -101,6 +102,13 @@ class LLMJudge(NoWeights):
         self._silent: set[str] = set()  # prompts of the last `prefer` that got no reply
         self._lock = threading.Lock()
 
+    @classmethod
+    def from_recipe(cls, section: JudgeOracle, context: OracleContext, **given: Any) -> Self:
+        """See base.Oracle; `given` are further arguments of the class. What the section leaves open is the class's own."""
+        longest = {} if section.max_tokens is None else {"max_tokens": section.max_tokens}
+        options = {"api_key_env": section.api_key_env, "concurrency": section.concurrency, **longest, **given}
+        return cls(section.base_url, section.model, context.cache, context.notify, **options)
+
     def spec(self) -> dict[str, Any]:
         """The judge's name and how it is asked. Not its address: a server may move, and a name is what was asked for."""
         sampling = {"temperature": self.temperature, "max_tokens": self.max_tokens, "extra": self.endpoint.extra}
@@ -108,7 +116,7 @@ class LLMJudge(NoWeights):
         return {"oracle": "judge", "model": self.endpoint.model, "prompt": prompt, "tries": self.tries, **sampling}
 
     def located(self) -> dict[str, Any]:
-        """See preference.Oracle: an address is the same from everywhere."""
+        """See base.Oracle: an address is the same from everywhere."""
         return {}
 
     def close(self) -> None:
@@ -121,7 +129,7 @@ class LLMJudge(NoWeights):
         return self.failed / self.orders if self.orders else 0.0
 
     def prefer(self, questions: Sequence[Comparison]) -> list[np.ndarray]:
-        """P for each question; see preference.Oracle.
+        """P for each question; see base.Oracle.
 
         Raises:
             InputError: more than a fifth of all orders so far have failed (of the first 20, while they are fewer; in

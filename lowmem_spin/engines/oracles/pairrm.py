@@ -5,13 +5,15 @@ import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from lowmem_spin.algorithm.preferences import Comparison, of_pairs
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.config.choices import PairRMOracle
 from lowmem_spin.data.sources import Source
+from lowmem_spin.engines.oracles.base import OracleContext
 
 FIELD = "game.oracle.model"
 SOURCE, FIRST, SECOND = "<|source|>", "<|candidate1|>", "<|candidate2|>"
@@ -62,6 +64,12 @@ class PairRM:
         self.max_length, self.source_max_length = max_length, source_max_length
         self.ranker: Any = None
 
+    @classmethod
+    def from_recipe(cls, section: PairRMOracle, context: OracleContext) -> Self:
+        """See base.Oracle."""
+        model, machine = context.sources.model(section.model, section.revision, FIELD), context.machine
+        return cls(model, machine.device, machine.dtype, section.batch_size)
+
     def _load(self) -> None:
         from lowmem_spin.engines.oracles.pairrm_model import load_pairrm
 
@@ -80,7 +88,7 @@ class PairRM:
             torch.cuda.empty_cache()
 
     def close(self) -> None:
-        """As rest."""
+        """As release."""
         self.release()
 
     def spec(self) -> dict[str, Any]:
@@ -89,12 +97,12 @@ class PairRM:
         return {"oracle": "pairrm", "model": self.source.identity, "dtype": self.dtype, **lengths}
 
     def located(self) -> dict[str, Any]:
-        """See preference.Oracle."""
+        """See base.Oracle."""
         source = self.source
         return {"model": str(Path(source.location).resolve()) if source.local else source.location, "revision": source.revision}
 
     def prefer(self, questions: Sequence[Comparison]) -> list[np.ndarray]:
-        """P for each question; see preference.Oracle."""
+        """P for each question; see base.Oracle."""
         if self.ranker is None:
             self._load()
         asked = {

@@ -2,13 +2,15 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from lowmem_spin.algorithm.preferences import Comparison, of_rewards
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.config.choices import RewardModelOracle
 from lowmem_spin.data.sources import Source
+from lowmem_spin.engines.oracles.base import OracleContext
 
 FIELD = "game.oracle.model"
 
@@ -31,6 +33,12 @@ class RewardModel:
         self.batch_size, self.max_length = batch_size, max_length
         self.tokenizer: Any = None
         self.model: Any = None
+
+    @classmethod
+    def from_recipe(cls, section: RewardModelOracle, context: OracleContext) -> Self:
+        """See base.Oracle."""
+        model, machine = context.sources.model(section.model, section.revision, FIELD), context.machine
+        return cls(model, machine.device, machine.dtype, section.batch_size, section.max_length)
 
     def _load(self) -> None:
         import torch
@@ -62,7 +70,7 @@ class RewardModel:
             torch.cuda.empty_cache()
 
     def close(self) -> None:
-        """As rest."""
+        """As release."""
         self.release()
 
     def spec(self) -> dict[str, Any]:
@@ -70,12 +78,12 @@ class RewardModel:
         return {"oracle": "reward_model", "model": self.source.identity, "dtype": self.dtype, "max_length": self.max_length}
 
     def located(self) -> dict[str, Any]:
-        """See preference.Oracle."""
+        """See base.Oracle."""
         source = self.source
         return {"model": str(Path(source.location).resolve()) if source.local else source.location, "revision": source.revision}
 
     def prefer(self, questions: Sequence[Comparison]) -> list[np.ndarray]:
-        """P for each question; see preference.Oracle."""
+        """P for each question; see base.Oracle."""
         if self.model is None:
             self._load()
         texts = [

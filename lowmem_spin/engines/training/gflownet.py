@@ -61,7 +61,7 @@ class GFlowNetTrainer:
         alpha: weight of p in the mixture, in [0, 1]; the base has the rest.
         max_new_tokens: the cap.
         settings: epochs, batch_size (sequences per step), learning_rate, warmup_ratio, max_grad_norm (0 is no limit) and seed
-            as in training; lam, see balance.py; buffer, the sequences of each prompt that are kept to train on again, and
+            as in training; lam, see subtb.py; buffer, the sequences of each prompt that are kept to train on again, and
             replay, the probability of it; explore, the probability that a step draws at a temperature from the range
             temperatures, [low, high]; reward_temperature, where log R is divided by a number that falls to 1 during the first
             part, anneal, of the steps.

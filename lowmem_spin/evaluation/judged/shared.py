@@ -12,8 +12,9 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.data.formats import Message
+from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.memory import read_config
-from lowmem_spin.engines.open_oracle import judge_settings
+from lowmem_spin.engines.oracles.base import OracleContext
 from lowmem_spin.engines.oracles.endpoint import Endpoint
 from lowmem_spin.engines.oracles.judge import LLMJudge
 from lowmem_spin.evaluation.target import EvaluationTarget
@@ -49,8 +50,12 @@ class Judged:
 
     def oracle(self, game: EvaluationTarget, judge: JudgeOracle, display: Display) -> LLMJudge:
         """The judge as an oracle that prefers."""
-        field, where = self.option("judge"), (judge.base_url, judge.model, self.cache(game))
-        return LLMJudge(*where, lambda line: display.log(line, "yellow"), field=field, final=False, **judge_settings(judge))
+        return LLMJudge.from_recipe(judge, self.context(game, display), field=self.option("judge"), final=False)
+
+    def context(self, game: EvaluationTarget, display: Display) -> OracleContext:
+        """What an oracle that judges this game's policies is opened with."""
+        sources = Sources(game.folder, game.store.root / "sources.json")
+        return OracleContext(sources, game.machine, self.cache(game), lambda line: display.log(line, "yellow"))
 
 
 def judge_from_options(

@@ -111,7 +111,7 @@ def _kind(unit: Unit) -> Kind:
 
 @dataclass
 class Clock:
-    """Seconds by what bench measured on this device, or by FLOP; and memory by budget.py."""
+    """Seconds by what bench measured on this device, or by FLOP; and memory by engines/memory.py."""
 
     found: ResolvedRecipe
     calibration: Calibration
@@ -131,7 +131,7 @@ class Clock:
             self.peaks = {kind: peak(found) for kind, found in terms.items()}
 
     def memory(self, unit: Unit) -> float:
-        """Bytes that the unit's kind of stage takes on a GPU at most, by the model of budget.py."""
+        """Bytes that the unit's kind of stage takes on a GPU at most, by the model of engines/memory.py."""
         if unit.side == "judgements":
             return float("nan")
         return self.peaks.get(_kind(unit), float("nan"))

@@ -34,7 +34,7 @@ class PlanLine:
     label: str
     stored: int
     seconds: float  # not a number: the model is not known yet
-    memory: float  # bytes on a GPU, by budget.py; not a number, too
+    memory: float  # bytes on a GPU, by engines/memory.py; not a number, too
     measured: bool  # the seconds, on this device, by `lowmem-spin bench`; else computed from FLOP
 
     @property
