@@ -152,7 +152,7 @@ def rspo_penalties(
 ONE, ZERO = torch.tensor(1.0), torch.tensor(0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sides:
     """A batch of pairs as a loss sees it. Every tensor is (B,)."""
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from helpers.games import GOOD, SETTINGS, open_hf, play, some_pairs
-from helpers.references import ROWS, SEQUENCES, random_policy, some_tokens, trls
+from helpers.references import ROWS, SEQUENCES, random_policy, sides_of, some_tokens, trls
 from lowmem_spin.algorithm import game, losses
-from lowmem_spin.algorithm.losses import LOSSES, Sides, dpo, hinge, ipo, ipo_length_normalized, slic, sppo
+from lowmem_spin.algorithm.losses import LOSSES, dpo, hinge, ipo, ipo_length_normalized, slic, sppo
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import Loss
 from lowmem_spin.config.load import find_recipe, load_recipe
@@ -34,7 +34,7 @@ def hard_sppo(chosen: torch.Tensor, rejected: torch.Tensor, ref: torch.Tensor, r
 def test_values_and_gradients_are_trls(name: str) -> None:
     tokens, mask, references = some_tokens()
     theirs, ours = tokens.clone().requires_grad_(), tokens.clone().requires_grad_()
-    sides = Sides(*(ours * mask).sum(1).chunk(2), *references.chunk(2), *mask.sum(1).chunk(2))
+    sides = sides_of((ours * mask).sum(1), references, mask.sum(1))
     found = {
         "sigmoid": lambda: dpo(*sides.logps, 0.3),
         "hinge": lambda: hinge(*sides.logps, 0.3),
@@ -69,7 +69,7 @@ def by_hand(name: str, o: dict[str, Decimal], c: Decimal, r: Decimal, rc: Decima
 @pytest.mark.parametrize("name", OPTIONS)
 def test_what_a_recipe_can_name_is_the_papers_formula(name: str) -> None:
     tokens, mask, references = some_tokens()
-    sides = Sides(*tokens.sum(1).chunk(2), *references.chunk(2), *mask.sum(1).chunk(2))
+    sides = sides_of(tokens.sum(1), references, mask.sum(1))
     options = {key: Decimal(str(value)) for key, value in OPTIONS[name].items()}
     numbers = zip(*(side.tolist() for side in (*sides.logps, *sides.lengths)), strict=True)
     expected = [float(by_hand(name, options, *map(Decimal, row[:4]), *map(int, row[4:]))) for row in numbers]  # type: ignore[arg-type]
@@ -153,7 +153,8 @@ def rejected_of(pair: Any) -> list[int]:
 
 
 def test_every_loss_that_a_recipe_names_is_one_that_can_be_computed() -> None:
-    sides = Sides(*torch.full((6, 2), 1.0))
+    ones = torch.ones(4)
+    sides = sides_of(ones, ones, ones)
     for section in get_args(Loss):
         options = section().model_dump()
         assert LOSSES[options.pop("name")](sides, **options).shape == (2,)

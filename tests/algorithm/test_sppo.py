@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from helpers.references import ROWS, SEQUENCES, random_policy, some_tokens, trls
-from lowmem_spin.algorithm.losses import LOSSES, PENALTIES, Sides, rspo_penalties, rspo_penalty, sppo
+from helpers.references import ROWS, SEQUENCES, random_policy, sides_of, some_tokens, trls
+from lowmem_spin.algorithm.losses import LOSSES, PENALTIES, rspo_penalties, rspo_penalty, sppo
 
 Tensor = torch.Tensor
 RPS = torch.tensor([[0.5, 0.0, 1.0], [1.0, 0.5, 0.0], [0.0, 1.0, 0.5]], dtype=torch.float64)  # row beats column
@@ -34,7 +34,7 @@ def test_hard_targets_are_half_of_trls_loss() -> None:
     tokens, mask, references = some_tokens()
     ours, theirs = tokens.clone().requires_grad_(), tokens.clone().requires_grad_()
     judged = torch.rand(2 * ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).chunk(2)
-    sides = Sides(*(ours * mask).sum(1).chunk(2), *references.chunk(2), *mask.sum(1).chunk(2), *judged)
+    sides = sides_of((ours * mask).sum(1), references, mask.sum(1), judged)
     hard = LOSSES["sppo"](sides, eta=1 / 0.3, targets="hard").mean()
     expected = trls("sppo_hard", 0.3, theirs * mask, mask, references) / 2
     hard.backward()

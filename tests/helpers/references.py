@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 from trl.trainer.dpo_trainer import DPOTrainer
+
+from lowmem_spin.algorithm.losses import Sides
 
 
 def updates(adapter: Path) -> dict[str, np.ndarray]:
@@ -38,6 +41,27 @@ def some_tokens() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     mask = (torch.arange(8) < lengths).long()
     tokens = -3 * torch.rand(2 * ROWS, 8, dtype=torch.float64) * mask
     return tokens, mask, tokens.sum(1) + 4 * torch.randn(2 * ROWS, dtype=torch.float64)
+
+
+def sides_of(
+    logps: torch.Tensor,
+    references: torch.Tensor,
+    lengths: torch.Tensor,
+    win_rates: Sequence[torch.Tensor] = (torch.tensor(1.0), torch.tensor(0.0)),
+) -> Sides:
+    """A batch of pairs from tensors (2 ROWS,), chosen rows first; `win_rates` of (chosen, rejected)."""
+    (chosen, rejected), (ref_chosen, ref_rejected) = logps.chunk(2), references.chunk(2)
+    chosen_lengths, rejected_lengths = lengths.chunk(2)
+    return Sides(
+        chosen=chosen,
+        rejected=rejected,
+        ref_chosen=ref_chosen,
+        ref_rejected=ref_rejected,
+        chosen_lengths=chosen_lengths,
+        rejected_lengths=rejected_lengths,
+        chosen_win_rates=win_rates[0],
+        rejected_win_rates=win_rates[1],
+    )
 
 
 def trls(name: str, beta: float, tokens: torch.Tensor, mask: torch.Tensor, references: torch.Tensor) -> torch.Tensor:

@@ -132,8 +132,7 @@ class PairTrainer(Trainer):
             losses = -logps
             self._note({"logps/chosen": logps})
         else:
-            lengths = batch.completion_mask.sum(1)
-            sides = Sides(*logps.chunk(2), *known[:2], *lengths.chunk(2), *known[2:])
+            sides = _sides(logps, batch.completion_mask.sum(1), known)
             losses = self.loss_function(sides, **self.loss_options)
             self._note_rewards(sides)
         loss = losses.sum() / num_items_in_batch
@@ -161,6 +160,25 @@ class PairTrainer(Trainer):
             logs = {**logs, **means}
             self._sums.clear()
         super().log(logs, start_time)
+
+
+def _sides(logps: Tensor, lengths: Tensor, known: Tensor) -> Sides:
+    """From what is known of each chosen row, then of each rejected one, (2 B,), and of each pair, as collated: (6, B)."""
+    chosen, rejected = logps.chunk(2)
+    chosen_lengths, rejected_lengths = lengths.chunk(2)
+    ref_chosen, ref_rejected, chosen_win_rates, rejected_win_rates, base_chosen, base_rejected = known
+    return Sides(
+        chosen=chosen,
+        rejected=rejected,
+        ref_chosen=ref_chosen,
+        ref_rejected=ref_rejected,
+        chosen_lengths=chosen_lengths,
+        rejected_lengths=rejected_lengths,
+        chosen_win_rates=chosen_win_rates,
+        rejected_win_rates=rejected_win_rates,
+        base_chosen=base_chosen,
+        base_rejected=base_rejected,
+    )
 
 
 class ProgressCallback(TrainerCallback):
