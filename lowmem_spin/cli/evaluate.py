@@ -9,7 +9,7 @@ from lowmem_spin.evaluation import suites
 from lowmem_spin.evaluation.benchmark_records import FILE
 from lowmem_spin.evaluation.judged.shared import with_recipe_defaults
 from lowmem_spin.evaluation.suites import FREE, SUITES, EvaluationRequest
-from lowmem_spin.evaluation.target import of_run
+from lowmem_spin.evaluation.target import EvaluationTarget
 from lowmem_spin.report import benchmarks
 from lowmem_spin.report.load import read_benchmarks, read_results, read_run, read_sweep
 from lowmem_spin.report.page import write_page
@@ -44,7 +44,8 @@ def evaluate(folder: Path, asked: EvaluationRequest, iterate: str, display: Disp
     asked = replace(asked, judged=with_recipe_defaults(asked.judged, suites.benchmarks_of(games[0].recipe, folders[0]).judged))
     shared = SharedResources()
     try:
-        suites.measure_policies([of_run(game, iterate, shared, display) for game in games], asked, display)
+        targets = [EvaluationTarget.from_run(game, iterate, shared, display) for game in games]
+        suites.measure_policies(targets, asked, display)
     finally:
         shared.engines.close()
     with display.timed("report"):

@@ -16,7 +16,7 @@ from lowmem_spin.engines.oracles.base import Oracle, open_oracle
 from lowmem_spin.engines.oracles.judge import LLMJudge
 from lowmem_spin.evaluation import bradley_terry, json_rows
 from lowmem_spin.evaluation.judged.shared import Judged
-from lowmem_spin.evaluation.target import Answering, EvaluationTarget, of_run
+from lowmem_spin.evaluation.target import Answering, EvaluationTarget
 from lowmem_spin.runner import run_folder
 from lowmem_spin.runner.open import SharedResources
 from lowmem_spin.runner.run_folder import note_used
@@ -44,7 +44,7 @@ def arena(folder: Path, prompts: Path | None, limit: int, judged: Judged, displa
     """
     run, shared = run_folder.read_run(folder), SharedResources()
     try:
-        game = of_run(run, "all", shared, display)
+        game = EvaluationTarget.from_run(run, "all", shared, display)
         if len(game.wanted) < 2:
             raise InputError(f"run {str(folder)!r}: has no iterate yet to put against the base; play it first")
         oracle = _oracle(game, run, judged, display)

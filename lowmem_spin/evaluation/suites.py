@@ -16,11 +16,11 @@ from lowmem_spin.engines.oracles.endpoint import check_key
 from lowmem_spin.evaluation import diversity
 from lowmem_spin.evaluation.harness_tasks import Catalogue, Loaded, Task, check_installed
 from lowmem_spin.evaluation.judged import alpaca as instructions
-from lowmem_spin.evaluation.judged import alpaca_suite as alpaca
 from lowmem_spin.evaluation.judged import mtbench as questions
-from lowmem_spin.evaluation.judged import mtbench_suite as mtbench
+from lowmem_spin.evaluation.judged.alpaca_suite import measure_alpaca
+from lowmem_spin.evaluation.judged.mtbench_suite import measure_mtbench
 from lowmem_spin.evaluation.judged.shared import Judged
-from lowmem_spin.evaluation.target import EvaluationTarget, of_game
+from lowmem_spin.evaluation.target import EvaluationTarget
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.store.rows import Prompt
 
@@ -49,8 +49,9 @@ class EvaluationRequest:
 
     def find(self, catalogue: Catalogue) -> list[Task]:
         """The harness's tasks that this comes to, each once."""
-        found = catalogue.leaderboard() if "leaderboard" in self.suites else []
-        return list(dict.fromkeys([*found, *(task for name in self.tasks for task in catalogue.tasks(name, self.fewshot))]))
+        leaderboard = catalogue.leaderboard() if "leaderboard" in self.suites else []
+        named = [task for name in self.tasks for task in catalogue.tasks(name, self.fewshot)]
+        return list(dict.fromkeys([*leaderboard, *named]))
 
     def catalogue(self) -> Catalogue:
         return Catalogue(self.include, self.tasks, self.option)
@@ -74,16 +75,16 @@ def check_benchmarks(game: OpenGame) -> dict[str, Path]:
     Returns:
         The files of its benchmarks, by field of `evaluation`.
     """
-    recipe, asked = game.recipe, benchmarks_of(game.recipe, game.found.recipe_dir)
-    if "diversity" in asked.suites:
-        diversity.check_temperature(recipe.generation.temperature, asked.option)
-    if asked.harness:
-        check_installed(asked.option)
-    _check_names(tuple(asked.tasks), asked.option)
+    recipe, request = game.recipe, benchmarks_of(game.recipe, game.resolved.recipe_dir)
+    if "diversity" in request.suites:
+        diversity.check_temperature(recipe.generation.temperature, request.option)
+    if request.harness:
+        check_installed(request.option)
+    _check_names(tuple(request.tasks), request.option)
     for suite in JUDGED_SUITES:
-        if suite in asked.suites:
-            check_judged(suite, asked.judged, game.store.root)
-    files = {"mtbench": asked.judged.mtbench, "alpaca": asked.judged.alpaca}
+        if suite in request.suites:
+            check_judged(suite, request.judged, game.store.root)
+    files = {"mtbench": request.judged.mtbench, "alpaca": request.judged.alpaca}
     return {field: path for field, path in files.items() if path is not None}
 
 
@@ -91,35 +92,35 @@ def check_benchmarks(game: OpenGame) -> dict[str, Path]:
 def _check_names(names: tuple[str, ...], option: str) -> None:
     """Once for all points of a sweep: looking through the harness's tasks takes seconds."""
     if names:
-        asked = EvaluationRequest(tasks=names, option=option)
-        asked.find(asked.catalogue())
+        request = EvaluationRequest(tasks=names, option=option)
+        request.find(request.catalogue())
 
 
 def measure_games(games: Sequence[OpenGame], display: Display) -> None:
     """Measure what the recipes ask for; the games share it where they share policies."""
     alike: dict[str, tuple[EvaluationRequest, list[OpenGame]]] = {}
     for game in games:
-        asked = benchmarks_of(game.recipe, game.found.recipe_dir)
-        alike.setdefault(repr(asked), (asked, []))[1].append(game)
-    for asked, group in alike.values():
-        measure_policies([of_game(game) for game in group], asked, display)
+        request = benchmarks_of(game.recipe, game.resolved.recipe_dir)
+        alike.setdefault(repr(request), (request, []))[1].append(game)
+    for request, group in alike.values():
+        measure_policies([EvaluationTarget.from_game(game) for game in group], request, display)
 
 
-def measure_policies(games: Sequence[EvaluationTarget], asked: EvaluationRequest, display: Display) -> None:
+def measure_policies(games: Sequence[EvaluationTarget], request: EvaluationRequest, display: Display) -> None:
     """Measure the wanted policies of all games. What the game's generator answers comes first: it then gives way for good."""
-    if "diversity" in asked.suites:
+    if "diversity" in request.suites:
         for game in games:
-            _diversity(game, asked.limit or diversity.PROMPTS, display)
+            _diversity(game, request.limit or diversity.PROMPTS, display)
     for suite in JUDGED_SUITES:
-        if suite in asked.suites:
+        if suite in request.suites:
             for game in games:
-                measure_judged(suite, game, asked.judged, asked.limit, display)
-    if not asked.harness:
+                measure_judged(suite, game, request.judged, request.limit, display)
+    if not request.harness:
         return
-    check_installed("--suite leaderboard" if "leaderboard" in asked.suites else asked.option)
+    check_installed("--suite leaderboard" if "leaderboard" in request.suites else request.option)
     with display.start_up("finding tasks"):
-        catalogue = asked.catalogue()
-        tasks = asked.find(catalogue)
+        catalogue = request.catalogue()
+        tasks = request.find(catalogue)
     harness = _Harness(catalogue, display)
     by_engine: dict[str, list[EvaluationTarget]] = {}
     for game in games:
@@ -127,7 +128,7 @@ def measure_policies(games: Sequence[EvaluationTarget], asked: EvaluationRequest
     for group in by_engine.values():
         for task in tasks:
             for game in group:
-                harness.measure(game, task, asked.limit)
+                harness.measure(game, task, request.limit)
 
 
 def _diversity(game: EvaluationTarget, count: int, display: Display) -> None:
@@ -175,19 +176,19 @@ class _Harness:
         return harness.measure_task(self._bench, game.adapter(name), self._loaded, limit, name)
 
 
-def check_judged(suite: str, asked: Judged, store: Path) -> None:
+def check_judged(suite: str, judged: Judged, store: Path) -> None:
     """Refuse before a game is played what could not be asked after it."""
-    option = asked.option(suite)
+    option = judged.option(suite)
     if suite == "mtbench":
-        questions.read_mtbench(asked.mtbench or store / "mtbench", None, option)
+        questions.read_mtbench(judged.mtbench or store / "mtbench", None, option)
     else:
-        instructions.read_alpaca(asked.alpaca, None, option)
-        if asked.alpaca is None and asked.judge is not None:
+        instructions.read_alpaca(judged.alpaca, None, option)
+        if judged.alpaca is None and judged.judge is not None:
             instructions.check_length_control(option)
-    if asked.judge is not None and asked.judge.api_key_env is not None:
-        check_key(asked.option("judge"), asked.judge.api_key_env)
+    if judged.judge is not None and judged.judge.api_key_env is not None:
+        check_key(judged.option("judge"), judged.judge.api_key_env)
 
 
-def measure_judged(suite: str, game: EvaluationTarget, asked: Judged, limit: int | None, display: Display) -> None:
+def measure_judged(suite: str, game: EvaluationTarget, judged: Judged, limit: int | None, display: Display) -> None:
     """One suite on the wanted policies of a game."""
-    {"mtbench": mtbench, "alpaca": alpaca}[suite].measure(game, asked, limit, display)
+    {"mtbench": measure_mtbench, "alpaca": measure_alpaca}[suite](game, judged, limit, display)

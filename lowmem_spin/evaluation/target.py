@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from lowmem_spin.algorithm.game import sampling_params
 from lowmem_spin.algorithm.stages import Evaluate, Sampling
@@ -26,7 +26,7 @@ from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Answering:
     """What a game's policies answer with."""
 
@@ -43,7 +43,7 @@ class Answers(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationTarget:
     """A game of which policies are measured."""
 
@@ -59,6 +59,79 @@ class EvaluationTarget:
     pool: EnginePool
     answering: Answers
 
+    @classmethod
+    def from_run(cls, run: RunFolder, iterate: str, shared: SharedResources, display: Display) -> Self:
+        """A run's folder. `iterate` is a policy's number or name, or "all": the base and the iterates trained so far.
+
+        Raises:
+            InputError: its store or base is not here, or there is no such policy.
+        """
+        store = run_folder.open_store(run, lambda line: display.log(line, "yellow"))
+        recipe, model, adapter = run.recipe, run_folder.find_base(run, store), run.recipe.model.adapter
+        names = ["base", *run_folder.trained_iterates(run, store)] if iterate == "all" else [iterate]
+        base_adapter = Path(adapter) if adapter else None
+
+        def answering(room: tuple[int, int] | None = None, oracle: Oracle | None = None) -> Answering:
+            held = _held(run, store)
+            choices = choose_engines(recipe, store.root, display)
+            inputs = replace(run.inputs, generator=choices.specs(recipe)[0])  # of this machine
+            weights_dir = store.root / "weights"
+            tables = Tables(
+                store=store,
+                base=inputs.base,
+                base_adapter=base_adapter,
+                learner=inputs.learner,
+                engines=GameEngines(with_lengths(recipe, room), model, choices, weights_dir, display, shared.engines, oracle),
+                progress=display,
+                generation_batch=recipe.runtime.generation_batch_size,
+                scoring_batch=recipe.runtime.scoring_batch_size,
+                opened={},
+            )
+            return Answering(tables=tables, held=held, sampling=sampling_params(recipe, inputs))
+
+        return cls(
+            folder=run.folder,
+            recipe=recipe,
+            model=model,
+            machine=run_folder.machine_of(run),
+            store=store,
+            base=run.inputs.base,
+            base_adapter=base_adapter,
+            policies=run.policies,
+            wanted=[run_folder.find_policy(run, store, name).name for name in names],
+            pool=shared.engines,
+            answering=answering,
+        )
+
+    @classmethod
+    def from_game(cls, game: OpenGame) -> Self:
+        """A game that this process has played."""
+        planned = {stage.name: stage.policy for stage in game.stages if isinstance(stage, Evaluate)}
+        policies = run_folder.as_far_as_played(planned, run_folder.read_run(game.folder).record)
+        trained = {name for name, key in policies.items() if name.startswith("iterate ") and game.store.adapter(key)}
+
+        def answering(room: tuple[int, int] | None = None, oracle: Oracle | None = None) -> Answering:
+            engines = replace(game.engines, recipe=with_lengths(game.recipe, room), judge=oracle or game.engines.judge)
+            return Answering(
+                tables=replace(game.tables, engines=engines),
+                held=game.rows.held,
+                sampling=sampling_params(game.recipe, game.inputs),
+            )
+
+        return cls(
+            folder=game.folder,
+            recipe=game.recipe,
+            model=game.resolved.model,
+            machine=game.resolved.choices.machine,
+            store=game.store,
+            base=game.inputs.base,
+            base_adapter=game.tables.base_adapter,
+            policies=policies,
+            wanted=[name for name in policies if name == "base" or name in trained],
+            pool=game.engines.pool,
+            answering=answering,
+        )
+
     def adapter(self, name: str) -> Path | None:
         """The policy's adapter folder; None is the frozen base as it is."""
         key = self.policies[name]
@@ -69,31 +142,31 @@ class EvaluationTarget:
             raise RuntimeError(f"{name} is measured before it is trained")
         return folder
 
-    def result(self, asked: dict[str, Any]) -> dict[str, Any] | None:
-        """What is stored of what was asked."""
-        key = asked["policy"]
+    def result(self, spec: dict[str, Any]) -> dict[str, Any] | None:
+        """The stored result that this names."""
+        key = spec["policy"]
         if key != self.base and self.store.adapter(key) is None:
             return None
-        return self.store.result(key, digest(asked), self._adapter_sha256(key))
+        return self.store.result(key, digest(spec), self._adapter_sha256(key))
 
-    def lacks(self, asked: dict[str, Any], answers: str | None = None) -> bool:
+    def lacks(self, spec: dict[str, Any], answers: str | None = None) -> bool:
         """Whether the store has no result, or one in which replies of a judge are missing, or of other answers than these:
         answers that were lost may have come out differently."""
-        found = self.result(asked)
-        if found is None or found.get("unanswered", 0) > 0:
+        result = self.result(spec)
+        if result is None or result.get("unanswered", 0) > 0:
             return True
-        return answers is not None and found.get("answers") != answers
+        return answers is not None and result.get("answers") != answers
 
-    def ensure(self, asked: dict[str, Any], measure: Callable[[], dict[str, Any]], answers: str | None = None) -> None:
-        """Make sure that the store has the result of what was asked; `answers` is the digest of those it is to be of."""
-        if not self.lacks(asked, answers):
+    def ensure(self, spec: dict[str, Any], measure: Callable[[], dict[str, Any]], answers: str | None = None) -> None:
+        """Make sure that the store has the result that `spec` names; `answers` is the digest of those it is to be of."""
+        if not self.lacks(spec, answers):
             return
-        key, policy = digest(asked), asked["policy"]
+        key, policy = digest(spec), spec["policy"]
         with self.store.writing(key):
-            if self.lacks(asked, answers):
+            if self.lacks(spec, answers):
                 known = {} if answers is None else {"answers": answers}
                 self.store.commit_result(
-                    policy, key, {"asked": asked, "maker": self._adapter_sha256(policy), **known, **measure()}
+                    policy, key, {"asked": spec, "maker": self._adapter_sha256(policy), **known, **measure()}
                 )
 
     def keep(self, suite: str, task: str, limit: int | None, asks: Callable[[str], dict[str, Any]]) -> None:
@@ -129,67 +202,11 @@ def with_lengths(recipe: Recipe, room: tuple[int, int] | None) -> Recipe:
     )
 
 
-def of_run(run: RunFolder, iterate: str, shared: SharedResources, display: Display) -> EvaluationTarget:
-    """A run's folder. `iterate` is a policy's number or name, or "all": the base and the iterates trained so far.
-
-    Raises:
-        InputError: its store or base is not here, or there is no such policy.
-    """
-    store = run_folder.open_store(run, lambda line: display.log(line, "yellow"))
-    model, given = run_folder.find_base(run, store), run.recipe.model.adapter
-    names = ["base", *run_folder.trained_iterates(run, store)] if iterate == "all" else [iterate]
-    wanted = [run_folder.find_policy(run, store, name).name for name in names]
-    base_adapter = Path(given) if given else None
-
-    def answering(room: tuple[int, int] | None = None, oracle: Oracle | None = None) -> Answering:
-        held = _held(run, store)
-        choices = choose_engines(run.recipe, store.root, display)
-        inputs = replace(run.inputs, generator=choices.specs(run.recipe)[0])  # of this machine
-        tenants = GameEngines(
-            with_lengths(run.recipe, room), model, choices, store.root / "weights", display, shared.engines, oracle
-        )
-        knobs, learner = run.recipe.runtime, inputs.learner
-        sizes = knobs.generation_batch_size, knobs.scoring_batch_size
-        tables = Tables(store, inputs.base, base_adapter, learner, tenants, display, *sizes, {})
-        return Answering(tables, held, sampling_params(run.recipe, inputs))
-
-    machine = run_folder.machine_of(run)
-    places = run.folder, run.recipe, model, machine, store, run.inputs.base, base_adapter
-    return EvaluationTarget(*places, run.policies, wanted, shared.engines, answering)
-
-
 def _held(run: RunFolder, store: Store) -> HeldOut:
     """The run's held-out rows, as they were prepared for it."""
-    tables = [store.read(store.data(name)) for name in run.record.get("data", [])]
-    if not tables or any(table is None for table in tables):
+    stored = [store.read(store.data(name)) for name in run.record.get("data", [])]
+    present = [Rows(table) for table in stored if table is not None]
+    if not present or len(present) < len(stored):
         again = f"`lowmem-spin run {run.folder / 'recipe.yaml'}`"
         raise InputError(f"run {str(run.folder)!r}: its held-out rows are not in {store.root}; {again} prepares them again")
-    rows = [Rows(table) for table in tables if table is not None]
-    return split_rows(run.recipe, rows[0], rows[1] if len(rows) > 1 else None)[1]
-
-
-def of_game(game: OpenGame) -> EvaluationTarget:
-    """A game that this process has played."""
-    planned = {stage.name: stage.policy for stage in game.stages if isinstance(stage, Evaluate)}
-    policies = run_folder.as_far_as_played(planned, run_folder.read_run(game.folder).record)
-    trained = {name for name, key in policies.items() if name.startswith("iterate ") and game.store.adapter(key)}
-    measured = [name for name in policies if name == "base" or name in trained]
-    found, tables = game.found, game.tables
-
-    def answering(room: tuple[int, int] | None = None, oracle: Oracle | None = None) -> Answering:
-        tenants = replace(game.tenants, recipe=with_lengths(game.recipe, room), judge=oracle or game.tenants.judge)
-        return Answering(tables.with_engines(tenants), game.held, sampling_params(game.recipe, game.inputs))
-
-    return EvaluationTarget(
-        game.folder,
-        game.recipe,
-        found.model,
-        found.choices.machine,
-        game.store,
-        game.inputs.base,
-        tables.base_adapter,
-        policies,
-        measured,
-        game.tenants.pool,
-        answering,
-    )
+    return split_rows(run.recipe, *present)[1]

@@ -22,23 +22,34 @@ from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store, Table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResolvedRecipe:
     """What a recipe names: model, data and engines, all known by their content; nothing is read yet."""
 
     recipe: Recipe
+    recipe_dir: Path
     model: Source
     adapter: Source | None
     train: Source
     held: Source | None
     choices: EngineChoices
     oracle: Oracle | None
-    recipe_dir: Path  # the recipe's folder
 
     @property
     def base(self) -> str:
         """Key of the base policy."""
         return base_key(self.recipe.model, self.model, self.adapter)
+
+    @property
+    def oracle_spec(self) -> dict[str, Any] | None:
+        """What judges samples, if anything does."""
+        return None if self.oracle is None else self.oracle.spec()
+
+    def data_sources(self) -> list[tuple[Source, str, str]]:
+        """All the data that the game reads: (source, the recipe's field, split). Held-out rows of their own come second."""
+        recipe = self.recipe
+        held = [] if self.held is None else [(self.held, "evaluation.path", recipe.evaluation.split)]
+        return [(self.train, "data.path", recipe.data.split), *held]
 
     def data_key(self, source: Source, split: str) -> str:
         recipe, with_rejected = self.recipe, self.has_rejected(source)
@@ -53,43 +64,24 @@ class ResolvedRecipe:
         return digest([self.data_key(source, split), self.recipe.evaluation.category, "messages"])
 
     def data_files(self) -> list[str]:
-        """Names of all the store's data files that the game reads."""
-        recipe = self.recipe
-        held = [] if self.held is None else [self.file(self.held, recipe.evaluation.split)]
-        return [self.file(self.train, recipe.data.split), *held]
+        """Names of the store's data files, one for each of `data_sources`."""
+        return [self.file(source, split) for source, _, split in self.data_sources()]
 
     def inputs(self, set_aside: int | str) -> Inputs:
         """What the game is played with, when so many of the rows are set aside to measure on."""
         key = self.data_key(self.train, self.recipe.data.split)
         if self.held is None:
             key = digest({"rows": key, "set aside": set_aside})
-        oracle = None if self.oracle is None else self.oracle.spec()
-        return Inputs(self.base, key, *self.choices.specs(self.recipe), oracle)
+        return Inputs(self.base, key, *self.choices.specs(self.recipe), self.oracle_spec)
 
 
-def resolve_recipe(recipe: Recipe, sources: Sources, choices: EngineChoices, notify: Callable[[str], None]) -> ResolvedRecipe:
-    """Look up everything that a recipe names.
-
-    Raises:
-        InputError: something is not there; one line.
-    """
-    model = sources.model(recipe.model.name_or_path, recipe.model.revision)
-    adapter = sources.adapter(recipe.model.adapter) if recipe.model.adapter else None
-    train = sources.data(recipe.data.path, recipe.data.revision, "data.path")
-    path = recipe.evaluation.path
-    held = None if path is None else sources.data(path, None, "evaluation.path")
-    oracle = open_oracle(recipe.game.oracle, OracleContext(sources, choices.machine, sources.memory.parent / "judge", notify))
-    return ResolvedRecipe(recipe, model, adapter, train, held, choices, oracle, sources.recipe_dir)
-
-
-def split_rows(recipe: Recipe, rows: Rows, held_rows: Rows | None) -> tuple[list[int], HeldOut]:
-    """(places that may be learned from, what policies are measured on)."""
-    if held_rows is None:
-        health, pool = hold_out(rows.ids, recipe.evaluation.health_prompts)
-        return pool, HeldOut(rows, health, health, exact_match=False)
-    health = fixed_sample(held_rows.ids, recipe.evaluation.health_prompts)
-    every = list(range(len(held_rows)))
-    return list(range(len(rows))), HeldOut(held_rows, every, health, recipe.evaluation.metric == "exact_match")
+def split_rows(recipe: Recipe, train: Rows, held: Rows | None = None) -> tuple[list[int], HeldOut]:
+    """(places that may be learned from, what policies are measured on). `held` are held-out rows of their own."""
+    if held is None:
+        health, pool = hold_out(train.ids, recipe.evaluation.health_prompts)
+        return pool, HeldOut(train, health, health, exact_match=False)
+    health = fixed_sample(held.ids, recipe.evaluation.health_prompts)
+    return list(range(len(train))), HeldOut(held, list(range(len(held))), health, recipe.evaluation.metric == "exact_match")
 
 
 @dataclass
@@ -107,6 +99,32 @@ class Orders:
         return self.known[name]
 
 
+@dataclass(kw_only=True)
+class GameRows:
+    """Rows to learn from and rows to measure on."""
+
+    train: Rows
+    pool: list[int]  # places of `train` that may be learned from
+    held: HeldOut
+    orders: Orders
+    drawn: dict[Draw, list[int]] = field(default_factory=dict)
+
+    @property
+    def set_aside(self) -> int:
+        """How many of `train` are not learned from."""
+        return len(self.train) - len(self.pool)
+
+    def positions(self, draw: Draw) -> list[int]:
+        """Places of `train`: the rows of a draw, in its order.
+
+        Raises:
+            InputError: the pool has too few.
+        """
+        if draw not in self.drawn:
+            self.drawn[draw] = take(self.orders.of(draw, self.train, self.pool), draw)
+        return self.drawn[draw]
+
+
 @dataclass
 class SharedResources:
     """What the games of a sweep have in common in this process: engines, stores, tables and rows are opened once."""
@@ -118,13 +136,14 @@ class SharedResources:
     orders: Orders = field(default_factory=Orders)
     splits: dict[tuple[Any, ...], tuple[list[int], HeldOut]] = field(default_factory=dict)
 
-    def split(self, found: ResolvedRecipe, rows: Rows, held_rows: Rows | None) -> tuple[list[int], HeldOut]:
-        """As the function; each file's rows are split once."""
-        evaluation = found.recipe.evaluation
-        name = (found.recipe.output.store, *found.data_files(), evaluation.health_prompts, evaluation.metric)
+    def split(self, resolved: ResolvedRecipe, train: Rows, held: Rows | None = None) -> GameRows:
+        """As split_rows; each file's rows are split once."""
+        recipe = resolved.recipe
+        name = (recipe.output.store, *resolved.data_files(), recipe.evaluation.health_prompts, recipe.evaluation.metric)
         if name not in self.splits:
-            self.splits[name] = split_rows(found.recipe, rows, held_rows)
-        return self.splits[name]
+            self.splits[name] = split_rows(recipe, train, held)
+        pool, held_out = self.splits[name]
+        return GameRows(train=train, pool=pool, held=replace(held_out, oracle=resolved.oracle_spec), orders=self.orders)
 
     def store(self, root: str, display: Display) -> Store:
         if root not in self.stores:
@@ -132,32 +151,31 @@ class SharedResources:
         return self.stores[root]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class OpenGame:
     """A recipe made concrete on this machine: its keys, rows and tables."""
 
-    found: ResolvedRecipe
+    resolved: ResolvedRecipe
     inputs: Inputs
     stages: list[Stage]
-    rows: Rows
-    pool: list[int]  # places of `rows` that may be learned from
-    held: HeldOut
+    rows: GameRows
     tables: Tables
-    store: Store
+    engines: GameEngines
     folder: Path
-    orders: Orders
-    tenants: GameEngines
-    drawn: dict[Draw, list[int]] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Recipe:
-        return self.found.recipe
+        return self.resolved.recipe
 
     @property
-    def engines(self) -> str:
+    def store(self) -> Store:
+        return self.tables.store
+
+    @property
+    def signature(self) -> str:
         """The same for games that take open engines from each other."""
-        choices, tenants = self.found.choices, self.tenants
-        return " ".join(tenants.signature(name) for name in (choices.generator, choices.learner))
+        choices = self.resolved.choices
+        return " ".join(self.engines.signature(name) for name in (choices.generator, choices.learner))
 
     def name(self, policy: str) -> str:
         """What people call a policy."""
@@ -166,51 +184,55 @@ class OpenGame:
 
     def positions(self, draw: Draw) -> list[int]:
         """The rows of a draw, in its order."""
-        if draw not in self.drawn:
-            self.drawn[draw] = take(self.orders.of(draw, self.rows, self.pool), draw)
-        return self.drawn[draw]
+        return self.rows.positions(draw)
 
 
 def open_game(recipe: Recipe, recipe_dir: Path, display: Display, shared: SharedResources) -> OpenGame:
     """Find model and data, prepare the rows, and name every stage; no model is loaded."""
     store = shared.store(recipe.output.store, display)
-    choices = choose_engines(recipe, store.root, display)
-    found = resolve_recipe(
-        recipe, Sources(recipe_dir, store.root / "sources.json"), choices, lambda line: display.log(line, "yellow")
+    sources, choices = Sources(recipe_dir, store.root / "sources.json"), choose_engines(recipe, store.root, display)
+    resolved = resolve(recipe, sources, choices, lambda line: display.log(line, "yellow"))
+    rows = prepare_rows(resolved, display, shared)
+    inputs, stages = name_stages(resolved, rows.set_aside)
+    return assemble(resolved, rows, inputs, stages, display, shared)
+
+
+def resolve(recipe: Recipe, sources: Sources, choices: EngineChoices, notify: Callable[[str], None]) -> ResolvedRecipe:
+    """Look up everything that a recipe names.
+
+    Raises:
+        InputError: something is not there; one line.
+    """
+    path = recipe.evaluation.path
+    return ResolvedRecipe(
+        recipe=recipe,
+        recipe_dir=sources.recipe_dir,
+        model=sources.model(recipe.model.name_or_path, recipe.model.revision),
+        adapter=sources.adapter(recipe.model.adapter) if recipe.model.adapter else None,
+        train=sources.data(recipe.data.path, recipe.data.revision, "data.path"),
+        held=None if path is None else sources.data(path, None, "evaluation.path"),
+        choices=choices,
+        oracle=open_oracle(
+            recipe.game.oracle, OracleContext(sources, choices.machine, sources.memory.parent / "judge", notify)
+        ),
     )
-    rows = _prepared(found, found.train, "data.path", recipe.data.split, store, shared, display)
-    held_rows = None
-    if found.held is not None:
-        held_rows = _prepared(found, found.held, "evaluation.path", recipe.evaluation.split, store, shared, display)
-    pool, held = shared.split(found, rows, held_rows)
-    inputs = found.inputs(len(rows) - len(pool))
-    held = replace(held, oracle=inputs.oracle)
-    tenants = GameEngines(recipe, found.model, choices, store.root / "weights", display, shared.engines, found.oracle)
-    tables = Tables(
-        store,
-        inputs.base,
-        Path(found.adapter.location) if found.adapter else None,
-        inputs.learner,
-        tenants,
-        display,
-        recipe.runtime.generation_batch_size,
-        recipe.runtime.scoring_batch_size,
-        shared.tables.setdefault(recipe.output.store, {}),
-    )
-    folder = Path(recipe.output.dir or "runs/game")
-    game = OpenGame(found, inputs, list(play(recipe, inputs)), rows, pool, held, tables, store, folder, shared.orders, tenants)
-    for stage in game.stages:
-        if isinstance(stage, Train | TrainSampler):  # too few rows for a later iteration is said now
-            game.positions(stage.pairs.draw if isinstance(stage, Train) else stage.draw)
-    return game
+
+
+def prepare_rows(resolved: ResolvedRecipe, display: Display, shared: SharedResources) -> GameRows:
+    """Read and render the data that the store does not have yet, and set rows aside to measure on.
+
+    Raises:
+        InputError: the data cannot be used; one line.
+    """
+    return shared.split(resolved, *(_prepared(resolved, *data, display, shared) for data in resolved.data_sources()))
 
 
 def _prepared(
-    found: ResolvedRecipe, source: Source, name: str, split: str, store: Store, shared: SharedResources, display: Display
+    resolved: ResolvedRecipe, source: Source, name: str, split: str, display: Display, shared: SharedResources
 ) -> Rows:
     """Rows from memory, from the store, or read and rendered now."""
-    recipe = found.recipe
-    path = store.data(found.file(source, split))
+    recipe, store = resolved.recipe, shared.store(resolved.recipe.output.store, display)
+    path = store.data(resolved.file(source, split))
     if path in shared.rows:
         return shared.rows[path]
     table = store.read(path)
@@ -218,11 +240,47 @@ def _prepared(
         with display.start_up(f"reading {source.location}"):
             from lowmem_spin.engines.loading import load_tokenizer
 
-            tokenizer = load_tokenizer(found.model, recipe.model.trust_remote_code)
-            renderer = Renderer(tokenizer, recipe.model.chat_template)
-            table = prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer, found.has_rejected(source))
+            tokenizer = load_tokenizer(resolved.model, recipe.model.trust_remote_code)
+            renderer, with_rejected = Renderer(tokenizer, recipe.model.chat_template), resolved.has_rejected(source)
+            table = prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer, with_rejected)
             write_parquet(path, table)
     rows = shared.rows[path] = Rows(table)
     counts = ", ".join(f"{count:,} {name}" for name, count in rows.counts.items())
     display.log(f"{name}: {source.location}: {counts}")
     return rows
+
+
+def name_stages(resolved: ResolvedRecipe, set_aside: int | str) -> tuple[Inputs, list[Stage]]:
+    """What the game is played with, when so many of the rows are set aside to measure on, and its stages in order."""
+    inputs = resolved.inputs(set_aside)
+    return inputs, list(play(resolved.recipe, inputs))
+
+
+def assemble(
+    resolved: ResolvedRecipe, rows: GameRows, inputs: Inputs, stages: list[Stage], display: Display, shared: SharedResources
+) -> OpenGame:
+    """Put tables, engines and folder to it; the engines open when they are first needed.
+
+    Raises:
+        InputError: there are too few rows for one of the stages.
+    """
+    recipe = resolved.recipe
+    store = shared.store(recipe.output.store, display)
+    weights_dir = store.root / "weights"
+    engines = GameEngines(recipe, resolved.model, resolved.choices, weights_dir, display, shared.engines, resolved.oracle)
+    tables = Tables(
+        store=store,
+        base=inputs.base,
+        base_adapter=Path(resolved.adapter.location) if resolved.adapter else None,
+        learner=inputs.learner,
+        engines=engines,
+        progress=display,
+        generation_batch=recipe.runtime.generation_batch_size,
+        scoring_batch=recipe.runtime.scoring_batch_size,
+        opened=shared.tables.setdefault(recipe.output.store, {}),
+    )
+    for stage in stages:
+        if isinstance(stage, Train | TrainSampler):  # too few rows for a later iteration is said now
+            rows.positions(stage.pairs.draw if isinstance(stage, Train) else stage.draw)
+    folder = Path(recipe.output.dir or "runs/game")
+    return OpenGame(resolved=resolved, inputs=inputs, stages=stages, rows=rows, tables=tables, engines=engines, folder=folder)

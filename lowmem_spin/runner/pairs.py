@@ -37,22 +37,19 @@ class Match:
 
 def opponent_answers(game: OpenGame, pair_source: OpponentPairs | JudgedSamples) -> list[tuple[int, list[Answer]]]:
     """(place of the row, who answered it: one opponent's answer or a contest's several) in the lesson's order."""
-    positions = game.positions(pair_source.draw)
+    rows, positions = game.rows.train, game.positions(pair_source.draw)
     shares = [(policy, [positions[index] for index in share]) for policy, share in pair_source.assign()]
     samples = range(pair_source.samples)
-    asked = [
-        (
-            policy,
-            [Prompt(game.rows.ids[position], game.rows.prompt(position), sample) for position in mine for sample in samples],
-        )
+    prompts_by_policy = [
+        (policy, [Prompt(rows.ids[position], rows.prompt(position), sample) for position in mine for sample in samples])
         for policy, mine in shares
     ]
     label = "by " + ", ".join(game.name(policy) for policy, _ in shares)
-    given = game.tables.answers(asked, pair_source.sampling, label)
+    answers_by_policy = game.tables.answers(prompts_by_policy, pair_source.sampling, label)
     return [
         (position, list(some))
-        for (_, mine), found in zip(shares, given, strict=True)
-        for position, some in zip(mine, _several(found, pair_source.samples), strict=True)
+        for (_, mine), answers in zip(shares, answers_by_policy, strict=True)
+        for position, some in zip(mine, _several(answers, pair_source.samples), strict=True)
     ]
 
 
@@ -62,14 +59,14 @@ def _several(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 def question(game: OpenGame, position: int, texts: Sequence[str]) -> Comparison:
     """Answers to a row's prompt, for an oracle."""
-    return Comparison(game.rows.messages(position), list(texts), game.rows.completions[position])
+    return Comparison(game.rows.train.messages(position), list(texts), game.rows.train.completions[position])
 
 
 def judged_win_rates(game: OpenGame, judged_samples: JudgedSamples) -> list[np.ndarray]:
     """The win-rate of every answer to each prompt: arrays (K,)."""
     rows = [
         Compared(
-            game.rows.ids[position],
+            game.rows.train.ids[position],
             question(game, position, [answer.text for answer in some]),
             [answer.tokens for answer in some],
         )
@@ -85,7 +82,7 @@ def matches(game: OpenGame, pair_source: PairSource) -> list[Match]:
     Raises:
         InputError: none is left.
     """
-    rows = game.rows
+    rows = game.rows.train
     match pair_source:
         case DatasetPairs():
             return [
@@ -93,14 +90,14 @@ def matches(game: OpenGame, pair_source: PairSource) -> list[Match]:
                 for position in game.positions(pair_source.draw)
             ]
         case JudgedSamples():
-            found = []
+            judged = []
             for (position, some), rates in zip(
                 opponent_answers(game, pair_source), judged_win_rates(game, pair_source), strict=True
             ):
                 best, worst = best_and_worst(rates)
                 better, worse = (Side(some[which].name, some[which].tokens) for which in (best, worst))
-                found.append(Match(position, better, worse, (float(rates[best]), float(rates[worst]))))
-            return found
+                judged.append(Match(position, better, worse, (float(rates[best]), float(rates[worst]))))
+            return judged
         case OpponentPairs():
             kept = [
                 (position, answer)
@@ -131,11 +128,13 @@ def summarize_sampling(game: OpenGame, pair_source: PairSource) -> dict[str, Any
         draw
         for policy, share in pair_source.assign()
         if pair_source.sampling.mixes(policy)
-        for draw in game.tables.draws(policy, pair_source.sampling, [game.rows.ids[positions[index]] for index in share])
+        for draw in game.tables.draws(policy, pair_source.sampling, [game.rows.train.ids[positions[index]] for index in share])
     ]
     mixed = pair_source.sampling.mixture
-    found = vars(sampling_summary(mixed["sampler"]["name"], mixed["alpha"], draws)) if draws else None
-    return None if found is None else {**found, "log_z": found["log_z"] if math.isfinite(found["log_z"]) else None}
+    if not draws:
+        return None
+    summary = vars(sampling_summary(mixed["sampler"]["name"], mixed["alpha"], draws))
+    return {**summary, "log_z": summary["log_z"] if math.isfinite(summary["log_z"]) else None}
 
 
 def _logps(game: OpenGame, policy: str, rows: Sequence[Match]) -> tuple[np.ndarray, np.ndarray]:
@@ -146,8 +145,9 @@ def _logps(game: OpenGame, policy: str, rows: Sequence[Match]) -> tuple[np.ndarr
 
 
 def _scored(game: OpenGame, policy: str, sides: Sequence[tuple[int, Side]]) -> np.ndarray:
-    asked = [Scored(game.rows.ids[position], game.rows.prompt(position), side.name, side.tokens) for position, side in sides]
-    return game.tables.logps(policy, asked, f"by {game.name(policy)}")
+    rows = game.rows.train
+    scored = [Scored(rows.ids[position], rows.prompt(position), side.name, side.tokens) for position, side in sides]
+    return game.tables.logps(policy, scored, f"by {game.name(policy)}")
 
 
 def _all_logps(game: OpenGame, policy: str, judged_samples: JudgedSamples) -> np.ndarray:
@@ -187,7 +187,7 @@ def training_pairs(game: OpenGame, stage: Train) -> list[Any]:
     """What a stage learns from: training.Pair with both sides and all that its loss may read of them."""
     from lowmem_spin.engines.training.trainer import Pair
 
-    rows = game.rows
+    rows = game.rows.train
     if stage.loss["name"] == "sft":
         repeats = stage.pairs.rows // stage.pairs.draw.prompts
         return [
@@ -195,13 +195,11 @@ def training_pairs(game: OpenGame, stage: Train) -> list[Any]:
             for position in game.positions(stage.pairs.draw)
             for _ in range(repeats)
         ]
-    found = matches(game, stage.pairs)
-    reference = _reference(game, stage, found)
-    base = (
-        _logps(game, stage.penalty_reference, found)
-        if stage.penalty_reference
-        else (np.zeros(len(found)), np.zeros(len(found)))
-    )
+    played = matches(game, stage.pairs)
+    reference = _reference(game, stage, played)
+    base = np.zeros(len(played)), np.zeros(len(played))
+    if stage.penalty_reference:
+        base = _logps(game, stage.penalty_reference, played)
     return [
         Pair(
             rows.prompt(row.position),
@@ -211,5 +209,5 @@ def training_pairs(game: OpenGame, stage: Train) -> list[Any]:
             row.win_rates,
             (float(base[0][n]), float(base[1][n])),
         )
-        for n, row in enumerate(found)
+        for n, row in enumerate(played)
     ]

@@ -19,30 +19,34 @@ PACKAGES = ("lowmem-spin", "torch", "transformers", "peft", "bitsandbytes", "vll
 
 def write_record(game: OpenGame, benchmark_files: Mapping[str, Path]) -> None:
     """recipe.yaml and run.json; an earlier game's iterates, if they were others, make way."""
-    found, recipe = game.found, game.recipe
+    resolved, recipe = game.resolved, game.recipe
     game.folder.mkdir(parents=True, exist_ok=True)
     if not is_recorded(game):
         shutil.rmtree(game.folder / "iterates", ignore_errors=True)
-    resolved = recipe.model_dump(mode="json")
-    resolved["model"] |= {"revision": found.model.revision, "dtype": found.choices.machine.dtype}
-    resolved["data"]["revision"] = found.train.revision
-    places = (("model", "name_or_path", found.model), ("data", "path", found.train), ("evaluation", "path", found.held))
+    written = recipe.model_dump(mode="json")
+    written["model"] |= {"revision": resolved.model.revision, "dtype": resolved.choices.machine.dtype}
+    written["data"]["revision"] = resolved.train.revision
+    places = (
+        ("model", "name_or_path", resolved.model),
+        ("data", "path", resolved.train),
+        ("evaluation", "path", resolved.held),
+    )
     for section, name, place in places:
         if place is not None and place.local:  # relative to the recipe it came from, which this copy is not beside
-            resolved[section][name] = str(Path(place.location).resolve())
-    if found.adapter is not None:
-        resolved["model"]["adapter"] = str(Path(found.adapter.location).resolve())
+            written[section][name] = str(Path(place.location).resolve())
+    if resolved.adapter is not None:
+        written["model"]["adapter"] = str(Path(resolved.adapter.location).resolve())
     for field, path in benchmark_files.items():
-        resolved["evaluation"][field] = str(path.resolve())
-    if found.oracle is not None:
-        resolved["game"]["oracle"] |= found.oracle.located()
-    (game.folder / "recipe.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+        written["evaluation"][field] = str(path.resolve())
+    if resolved.oracle is not None:
+        written["game"]["oracle"] |= resolved.oracle.located()
+    (game.folder / "recipe.yaml").write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
     record = {
         "policies": _policies(game),
         "inputs": vars(game.inputs),
-        "model": found.model.identity,
-        "data": found.data_files(),
-        "device": found.choices.machine.device,
+        "model": resolved.model.identity,
+        "data": resolved.data_files(),
+        "device": resolved.choices.machine.device,
         "trust_remote_code": recipe.model.trust_remote_code,
         "versions": {name: _version(name) for name in PACKAGES},
     }

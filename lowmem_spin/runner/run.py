@@ -47,10 +47,10 @@ class Player:
             step(game, stage)
         elif samples_only:
             own, greedy = (sampling_params(game.recipe, game.inputs, greedy=greedy) for greedy in (False, True))
-            sample_policy(game.tables, stage, game.held, own, greedy)
+            sample_policy(game.tables, stage, game.rows.held, own, greedy)
         else:
             greedy = sampling_params(game.recipe, game.inputs, greedy=True)
-            health = evaluate_policy(game.tables, stage, game.held, sampling_params(game.recipe, game.inputs), greedy)
+            health = evaluate_policy(game.tables, stage, game.rows.held, sampling_params(game.recipe, game.inputs), greedy)
             self.healths.append(health)
             training = None if stage.policy == game.inputs.base else game.store.manifest(stage.policy)
             self.display.log(self.display.name + summary_line(health, training))
@@ -112,7 +112,7 @@ def step(game: OpenGame, stage: Stage) -> None:
         case Average():
             game.tables.average(stage)
         case TrainSampler(draw=draw):
-            game.tables.train_sampler(stage, lambda: [game.rows.prompt(place) for place in game.positions(draw)])
+            game.tables.train_sampler(stage, lambda: [game.rows.train.prompt(place) for place in game.positions(draw)])
         case Generate(pairs=pair_source):
             opponent_answers(game, pair_source)
         case Judge(pairs=judged_samples):

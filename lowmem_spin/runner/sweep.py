@@ -131,7 +131,7 @@ def play_sweep(
     if not opened:
         raise InputError(f"no point could be opened: {sweep.entries[0].error}")
     sweep.write()
-    steps = in_step([entry.stages for entry in opened], [entry.player.game.engines for entry in opened if entry.player])
+    steps = in_step([entry.stages for entry in opened], [entry.player.game.signature for entry in opened if entry.player])
     for place, step in enumerate(steps):
         entry = opened[step.game]
         if entry.status == "failed" or entry.player is None:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,38 +52,19 @@ class Progress(Protocol):
     def stage(self, kind: str, label: str, rows: int) -> AbstractContextManager[Meter]: ...
 
 
+@dataclass(kw_only=True)
 class Tables:
-    """The memo tables of one base: every question is answered from the store if it can be.
+    """The memo tables of one base: every question is answered from the store if it can be."""
 
-    Args:
-        base_adapter: folder of the adapter that the base policy has, if it has one.
-        engines: opened on first use, so that a finished game loads no model.
-        opened: tables by key, which all games of a sweep hold in memory once.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        base: str,
-        base_adapter: Path | None,
-        learner: dict[str, Any],
-        engines: Engines,
-        progress: Progress,
-        generation_batch: int,
-        scoring_batch: int,
-        opened: dict[str, Table],
-    ) -> None:
-        self.store, self.base, self.base_adapter, self.learner_identity = store, base, base_adapter, learner
-        self.engines, self.progress = engines, progress
-        self.generation_batch, self.scoring_batch = generation_batch, scoring_batch
-        self._open = opened
-
-    def with_engines(self, engines: Engines) -> "Tables":
-        """The same tables, computed by other engines."""
-        sizes = self.generation_batch, self.scoring_batch
-        return Tables(
-            self.store, self.base, self.base_adapter, self.learner_identity, engines, self.progress, *sizes, self._open
-        )
+    store: Store
+    base: str
+    base_adapter: Path | None  # folder of the adapter that the base policy has, if it has one
+    learner: dict[str, Any]  # its spec
+    engines: Engines  # opened on first use, so that a finished game loads no model
+    progress: Progress
+    generation_batch: int
+    scoring_batch: int
+    opened: dict[str, Table]  # by key; all games of a sweep hold them in memory once
 
     def adapter(self, policy: str) -> Path | None:
         """The policy's adapter folder; None is the frozen base as it is."""
@@ -93,34 +75,36 @@ class Tables:
             raise RuntimeError(f"policy {policy} is used before it is trained")
         return folder
 
-    def _table(self, kind: str, key: str, asked: dict[str, Any], policy: str) -> Table:
-        if key not in self._open:
+    def _table(self, kind: str, spec: dict[str, Any], policy: str) -> Table:
+        key = digest(spec)
+        if key not in self.opened:
             adapter_sha256 = "base" if policy == self.base else self.store.adapter_sha256(policy)
-            self._open[key] = self.store.table(kind, key, asked, adapter_sha256)
-        return self._open[key]
+            self.opened[key] = self.store.table(kind, key, spec, adapter_sha256)
+        return self.opened[key]
 
-    def answers(self, asked: Sequence[tuple[str, Sequence[Prompt]]], sampling: Sampling, label: str) -> list[list[Answer]]:
+    def answers(
+        self, prompts_by_policy: Sequence[tuple[str, Sequence[Prompt]]], sampling: Sampling, label: str
+    ) -> list[list[Answer]]:
         """For each (policy, prompts), the policy's completion of each prompt, in order."""
         tables: dict[str, Table] = {}
-        for policy, _ in asked:
-            names = sampling.spec(policy)
+        for policy, _ in prompts_by_policy:
             kind = "mixtures" if sampling.mixes(policy) else "completions"
-            tables[policy] = self._table(kind, digest(names), names, policy)
+            tables[policy] = self._table(kind, sampling.spec(policy), policy)
         stored = {policy: answers_in(table) for policy, table in tables.items()}
-        if any(prompt.name not in stored[policy] for policy, prompts in asked for prompt in prompts):
+        if any(prompt.name not in stored[policy] for policy, prompts in prompts_by_policy for prompt in prompts):
             with ExitStack() as held:
                 for key in sorted(table.key for table in tables.values()):  # in one order, so that no two wait for each other
                     held.enter_context(self.store.writing(key))
                 stored = {policy: answers_in(table) for policy, table in tables.items()}
-                self._generate(asked, sampling, tables, stored, label)
+                self._generate(prompts_by_policy, sampling, tables, stored, label)
                 for table in tables.values():
                     table.merge()
                 stored = {policy: answers_in(table) for policy, table in tables.items()}
-        return [[stored[policy][prompt.name] for prompt in prompts] for policy, prompts in asked]
+        return [[stored[policy][prompt.name] for prompt in prompts] for policy, prompts in prompts_by_policy]
 
     def _generate(
         self,
-        asked: Sequence[tuple[str, Sequence[Prompt]]],
+        prompts_by_policy: Sequence[tuple[str, Sequence[Prompt]]],
         sampling: Sampling,
         tables: dict[str, Table],
         stored: dict[str, dict[tuple[str, int], Answer]],
@@ -130,7 +114,7 @@ class Tables:
         # come first: a batch that does not fit in memory fails at once and not after hours.
         groups = [
             [(policy, prompt) for prompt in sorted(_once(prompts), key=lambda prompt: (-len(prompt.tokens), prompt.name))]
-            for policy, prompts in asked
+            for policy, prompts in prompts_by_policy
         ]
         generator = self.engines.generator()
         if generator.mixes_policies:
@@ -175,8 +159,7 @@ class Tables:
 
     def draws(self, policy: str, sampling: Sampling, prompts: Sequence[str]) -> list[MixtureSample]:
         """How a policy's stored mixture answers to these prompts were drawn, their steps' weights left out."""
-        names = sampling.spec(policy)
-        rows = self._table("mixtures", digest(names), names, policy).read()
+        rows = self._table("mixtures", sampling.spec(policy), policy).read()
         columns = (rows[name].to_pylist() for name in ("prompt_id", "finish_reason", "proposals", "ess", "log_z"))
         stored = {
             name: MixtureSample(None if reason == "rejected" else [], reason, [], count, ess, log_z)
@@ -186,12 +169,10 @@ class Tables:
 
     def logps(self, policy: str, rows: Sequence[Scored], label: str) -> np.ndarray:
         """The policy's summed log-prob of each row, in order, float64."""
-        asked = logps_spec(policy, self.learner_identity)
-        key = digest(asked)
-        table = self._table("logps", key, asked, policy)
+        table = self._table("logps", logps_spec(policy, self.learner), policy)
         stored = logps_in(table)
         if any(row.name not in stored for row in rows):
-            with self.store.writing(key):
+            with self.store.writing(table.key):
                 stored = logps_in(table)
                 self._score(policy, table, rows, stored, label)
                 table.merge()
@@ -224,15 +205,15 @@ class Tables:
                     )
                     meter.saved()
 
-    def preferences(self, asked: dict[str, Any], rows: Sequence[Compared], label: str) -> list[np.ndarray]:
-        """The oracle's preferences (K, K) between the answers of each row; `asked` is stages.judged_asked.
+    def preferences(self, spec: dict[str, Any], rows: Sequence[Compared], label: str) -> list[np.ndarray]:
+        """The oracle's preferences (K, K) between the answers of each row; `spec` is stages.judgement_spec's.
 
         Those that the oracle leaves open are not kept.
         """
-        key = digest(asked)
-        if key not in self._open:
-            self._open[key] = self.store.table("judgements", key, asked, digest(asked["oracle"]))
-        table = self._open[key]
+        key = digest(spec)
+        if key not in self.opened:
+            self.opened[key] = self.store.table("judgements", key, spec, digest(spec["oracle"]))
+        table = self.opened[key]
         stored = preferences_in(table)
         if any(row.name not in stored for row in rows):
             with self.store.writing(key):
@@ -252,13 +233,13 @@ class Tables:
                 missing = [row for row in shard if row.name not in stored]
                 meter.advance(len(shard) - len(missing))
                 if missing:
-                    found = oracle.prefer([row.question for row in missing])
-                    passing |= {missing[place].name: found[place] for place in oracle.undecided}
+                    preferences = oracle.prefer([row.question for row in missing])
+                    passing |= {missing[place].name: preferences[place] for place in oracle.undecided}
                     kept = [place for place in range(len(missing)) if place not in oracle.undecided]
                     columns = {
                         "prompt_id": [missing[place].prompt_id for place in kept],
                         "content": [missing[place].name[1] for place in kept],
-                        "preferences": [found[place].ravel().tolist() for place in kept],
+                        "preferences": [preferences[place].ravel().tolist() for place in kept],
                     }
                     if kept:
                         table.append(columns)

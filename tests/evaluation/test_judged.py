@@ -48,7 +48,7 @@ from lowmem_spin.evaluation.arena import arena as play_arena
 from lowmem_spin.evaluation.judged import alpaca, mtbench
 from lowmem_spin.evaluation.judged.shared import Judged, judge_from_options, with_recipe_defaults
 from lowmem_spin.evaluation.suites import EvaluationRequest, benchmarks_of, measure_policies
-from lowmem_spin.evaluation.target import of_run
+from lowmem_spin.evaluation.target import EvaluationTarget
 from lowmem_spin.report.load import read_results, read_run
 from lowmem_spin.report.page import write_all
 from lowmem_spin.runner import gc, run_folder
@@ -146,7 +146,9 @@ def measure(home: Path, server: Server, name: str = "m", **changes: Any) -> Disp
     known = {"judge": JudgeOracle(base_url=server.url, model=name), "mtbench": home / "mt", **changes}
     suites = [known.pop("suite", "mtbench")]
     asked = EvaluationRequest(suites, limit=known.pop("limit", None), judged=Judged(**known))
-    measure_policies([of_run(run_folder.read_run(home / "game"), "all", SharedResources(), display)], asked, display)
+    measure_policies(
+        [EvaluationTarget.from_run(run_folder.read_run(home / "game"), "all", SharedResources(), display)], asked, display
+    )
     return display
 
 
@@ -354,7 +356,7 @@ def test_a_judge_that_vllm_serves_is_asked_once_for_every_answer(copy: Path, tmp
         wait(process, port, tmp_path / "log")
         oracle = JudgeOracle(base_url=f"http://127.0.0.1:{port}/v1", model="base", max_tokens=16)
         for _ in range(2):
-            played = of_run(run_folder.read_run(copy / "game"), "all", SharedResources(), quiet())
+            played = EvaluationTarget.from_run(run_folder.read_run(copy / "game"), "all", SharedResources(), quiet())
             measure_policies([played], EvaluationRequest(["mtbench"], judged=Judged(oracle, copy / "mt")), quiet())
     finally:
         process.terminate()
@@ -552,7 +554,7 @@ def test_an_arena_of_a_judge_that_prefers_the_longer(copy: Path, server: Server)
             table = [row for file in manifest.parent.glob("*.parquet") for row in pq.read_table(file).to_pylist()]
             texts[asked["policy"]] = {row["prompt_id"]: row["text"] for row in table}
     base, iterate = texts[run.policies["base"]], texts[run.policies["iterate 0"]]
-    held = of_run(run, "all", SharedResources(), quiet()).answering().held
+    held = EvaluationTarget.from_run(run, "all", SharedResources(), quiet()).answering().held
     names = [held.rows.ids[place] for place in held.health[:16]]
     wins = [np.sign(len(iterate[name]) - len(base[name])) / 2 + 0.5 for name in names]
     assert found["names"] == POLICIES and found["prompts"] == 16
@@ -868,7 +870,7 @@ def test_policies_go_by_the_names_of_their_game(copy: Path, server: Server) -> N
     assert Counter(judgements(copy, "m")["model"]) == dict.fromkeys(["base", "iterate_0", "iterate_1"], len(QUESTIONS) * 2)
     record["stopped"] = {"after": "iterate 0", "why": "", "keep": "iterate 0"}
     path.write_text(json.dumps(record))
-    assert of_run(run_folder.read_run(copy / "game"), "all", SharedResources(), quiet()).wanted == POLICIES
+    assert EvaluationTarget.from_run(run_folder.read_run(copy / "game"), "all", SharedResources(), quiet()).wanted == POLICIES
 
 
 def test_answers_under_way_are_in_use(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -879,7 +881,7 @@ def test_answers_under_way_are_in_use(copy: Path, monkeypatch: pytest.MonkeyPatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Tables, "answers", killed)
-    played = of_run(run_folder.read_run(copy / "game"), "all", SharedResources(), quiet())
+    played = EvaluationTarget.from_run(run_folder.read_run(copy / "game"), "all", SharedResources(), quiet())
     with pytest.raises(KeyboardInterrupt):
         measure_policies([played], EvaluationRequest(["mtbench"], judged=Judged(mtbench=copy / "mt")), quiet())
     assert len(run_folder.tables_in_use(copy / "game")["completions"]) == len(POLICIES)

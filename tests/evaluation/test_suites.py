@@ -32,7 +32,7 @@ from lowmem_spin.evaluation import diversity
 from lowmem_spin.evaluation.harness_tasks import Catalogue
 from lowmem_spin.evaluation.leaderboard import COLUMNS
 from lowmem_spin.evaluation.suites import EvaluationRequest, measure_policies
-from lowmem_spin.evaluation.target import of_run
+from lowmem_spin.evaluation.target import EvaluationTarget
 from lowmem_spin.report.benchmarks import blocks
 from lowmem_spin.report.load import read_results, read_run
 from lowmem_spin.report.page import write_all
@@ -195,7 +195,9 @@ def asked(home: Path, **changes: Any) -> EvaluationRequest:
 
 def measure_run(folder: Path, question: EvaluationRequest, iterate: str, display: Display) -> None:
     """`evaluate` without its tables and pages."""
-    measure_policies([of_run(run_folder.read_run(folder), iterate, SharedResources(), display)], question, display)
+    measure_policies(
+        [EvaluationTarget.from_run(run_folder.read_run(folder), iterate, SharedResources(), display)], question, display
+    )
 
 
 def added(home: Path, folder: Path, question: EvaluationRequest, iterate: str = "all") -> int:

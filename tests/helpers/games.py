@@ -116,7 +116,7 @@ def played(folder: Path, *overrides: str) -> OpenGame:
     for stage in game.stages:
         player.play(stage)
     player.finish()
-    game.tenants.pool.close()
+    game.engines.pool.close()
     return game
 
 

@@ -123,7 +123,7 @@ def test_sppo_learns_from_what_its_files_say(
     told, by_sampler, by_base = judged(store, sampler, prefer, rates), logp(store, sampler), logp(store, base)
     start = by_sampler if game.recipe.game.init == "previous" else by_base
     pairs = training_pairs(game, stage)
-    prompts = [game.rows.ids[place] for place in game.positions(stage.pairs.draw)]
+    prompts = [game.rows.train.ids[place] for place in game.positions(stage.pairs.draw)]
     assert set(prompts) == told.keys() and len(pairs) == PAIRS
     losses = []
     for prompt, pair in zip(prompts, pairs, strict=True):
@@ -179,10 +179,10 @@ class Tired:
 
 
 def test_engines_give_way_to_a_judge_that_takes_memory_and_to_no_other(rspo: OpenGame, tmp_path: Path) -> None:
-    for judge, rests in ((Function("exact_match", tmp_path), 0), (RewardModel(rspo.found.model, "cpu", "float32", 1, 9), 1)):
+    for judge, rests in ((Function("exact_match", tmp_path), 0), (RewardModel(rspo.resolved.model, "cpu", "float32", 1, 9), 1)):
         engine = Tired()
-        tenants = replace(rspo.tenants, judge=judge, pool=EnginePool({"hf": engine}, {"hf": ""}))
-        assert tenants.oracle() is judge
+        engines = replace(rspo.engines, judge=judge, pool=EnginePool({"hf": engine}, {"hf": ""}))
+        assert engines.oracle() is judge
         assert engine.rests == rests
 
 
@@ -221,7 +221,7 @@ def test_an_estimated_normaliser_is_the_mean_over_the_answers(rspo: OpenGame) ->
     told = judged(store, first.policy, exact, pairwise_rates)
     p, b = logp(store, first.policy), logp(store, game.inputs.base)
     losses, constants = [], []
-    prompts = [game.rows.ids[place] for place in game.positions(second.pairs.draw)]
+    prompts = [game.rows.train.ids[place] for place in game.positions(second.pairs.draw)]
     for prompt, pair in zip(prompts, training_pairs(game, second), strict=True):
         asked = [(prompt, row["side"]) for row in contests(store, first.policy)[prompt]]
         z = sum(math.exp(alpha * p[one] + (1 - alpha) * b[one]) / math.exp(p[one]) for one in asked) / K
@@ -313,7 +313,7 @@ def test_an_offline_game_learns_from_the_datas_two_answers(quickstart: Path, tmp
     assert all(
         asked["policy"] in (game.inputs.base, stage.policy) for asked, _ in stored(game.store.root, "completions").values()
     )
-    drawn = {game.rows.ids[place] for place in game.positions(stage.pairs.draw)}
+    drawn = {game.rows.train.ids[place] for place in game.positions(stage.pairs.draw)}
     assert not drawn & {row["prompt_id"] for row in of_policy(game.store.root, "completions", game.inputs.base)}  # no opponent
 
 
@@ -334,14 +334,14 @@ def test_opponents_answer_from_the_mixture(mixed: OpenGame, quickstart: Path) ->
     rows = data_rows(store)
     pairs = training_pairs(mixed, first)
     own = {row["prompt_id"]: row["tokens"] for row in of_policy(store, "completions", base)}
-    prompts = [mixed.rows.ids[place] for place in mixed.positions(first.pairs.draw)]
+    prompts = [mixed.rows.train.ids[place] for place in mixed.positions(first.pairs.draw)]
     assert [ids(pair.rejected) for pair in pairs] == [own[prompt] for prompt in prompts]
 
     ((key, (asked, answers)),) = stored(store, "mixtures").items()
     sampler_asked = {"name": "rejection", "proposals": 1}
     assert (asked["policy"], asked["mixture"]) == (first.policy, {"base": base, "alpha": 0.7, "sampler": sampler_asked})
     found = {row["prompt_id"]: row for row in answers}
-    prompts = [mixed.rows.ids[place] for place in mixed.positions(second.pairs.draw)]
+    prompts = [mixed.rows.train.ids[place] for place in mixed.positions(second.pairs.draw)]
     assert found.keys() == set(prompts)
     engine = open_hf(quickstart / "base", "none", lora=mixed.recipe.training.lora.model_dump())
     target = Target(0.7, Sampling(1.0, 1.0, None, 8, 0, {}), frozenset(engine.ends))
@@ -403,7 +403,7 @@ def test_a_warm_start_is_trls_fine_tuning(warm: OpenGame, quickstart: Path, tmp_
 
     stage = next(stage for stage in warm.stages if isinstance(stage, Train))
     places = warm.positions(stage.pairs.draw)
-    rows = [(ids(warm.rows.prompt(place)), ids(warm.rows.chosen(place))) for place in places]
+    rows = [(ids(warm.rows.train.prompt(place)), ids(warm.rows.train.chosen(place))) for place in places]
     engine = open_hf(quickstart / "base", "none", lora=warm.recipe.training.lora.model_dump())
     torch.manual_seed(warm.recipe.seed)
     engine._reset_slot()
@@ -446,7 +446,7 @@ def test_after_a_warm_start_the_games_base_is_its_adapter(warm: OpenGame, quicks
     answers = {row["prompt_id"]: row["tokens"] for row in of_policy(store, "completions", stage.policy)}
     pairs = training_pairs(warm, first)
     for place, pair in zip(warm.positions(first.pairs.draw), pairs, strict=True):
-        assert ids(pair.rejected) == answers[warm.rows.ids[place]]
+        assert ids(pair.rejected) == answers[warm.rows.train.ids[place]]
         assert pair.ref_logps == pytest.approx(
             [plain.logp(pair.prompt, ids(s)) for s in (pair.chosen, pair.rejected)], abs=1e-4
         )
@@ -455,7 +455,7 @@ def test_after_a_warm_start_the_games_base_is_its_adapter(warm: OpenGame, quicks
     )  # init is the reference
     ((asked, _),) = stored(store, "mixtures").values()
     assert asked["mixture"]["base"] == stage.policy
-    drawn = [{warm.rows.ids[place] for place in warm.positions(train.pairs.draw)} for train in (stage, first)]
+    drawn = [{warm.rows.train.ids[place] for place in warm.positions(train.pairs.draw)} for train in (stage, first)]
     assert drawn[0] != drawn[1]  # rows of its own
     assert [record["name"] for record in metrics(warm)] == ["base", "warm start", "iterate 0", "iterate 1"]
     (start,) = [record for record in metrics(warm) if record["name"] == "warm start"]

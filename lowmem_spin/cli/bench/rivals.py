@@ -64,7 +64,7 @@ def vllm(bout: Workload) -> list[Cost]:
     for policy, share in pairs.assign():
         adapter = game.tables.adapter(policy)
         folder = None if adapter is None else str(adapter.resolve())
-        requests += [(folder, game.rows.prompt(places[index]).tolist()) for index in share]
+        requests += [(folder, game.rows.train.prompt(places[index]).tolist()) for index in share]
     loras = len({folder for folder, _ in requests} - {None})
     options: dict[str, Any] = {
         "model": str(_plain_base(bout)),

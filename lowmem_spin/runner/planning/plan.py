@@ -10,17 +10,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin.algorithm.game import play, sampling_params
+from lowmem_spin.algorithm.game import sampling_params
 from lowmem_spin.algorithm.stages import Average, Draw, Stage, Train, TrainSampler
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError, read_parquet
 from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.data.rows import Rows, take
+from lowmem_spin.data.rows import Rows
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.pool import EngineChoices, choose_engines
-from lowmem_spin.runner.open import ResolvedRecipe, SharedResources, resolve_recipe
+from lowmem_spin.runner.open import ResolvedRecipe, SharedResources, name_stages, resolve
 from lowmem_spin.runner.planning.calibration import load_calibration
 from lowmem_spin.runner.planning.counting import GAME_KINDS, HeldOutPlaces, Need, Places, Unit, Work, needs
 from lowmem_spin.runner.planning.estimates import Clock, Ids, Lengths, Stored
@@ -146,7 +146,7 @@ class _Draft:
     def add(self, point: SweepPoint) -> None:
         recipe, root = point.recipe, Path(point.recipe.output.store)
         sources = Sources(self.recipe_dir, root / "sources.json", patient=True)
-        found = resolve_recipe(recipe, sources, _choices(recipe, root, self.notes), lambda line: None)
+        found = resolve(recipe, sources, _choices(recipe, root, self.notes), lambda line: None)
         _add(
             self.notes, [f"{name}: its revision is not resolved yet: the hub cannot be reached" for name in sources.unresolved]
         )
@@ -178,27 +178,25 @@ class _Draft:
     def _asked(
         self, found: ResolvedRecipe, loaded: Sequence[Rows | None]
     ) -> tuple[list[Stage], Iterator[tuple[Stage, list[Need]]]]:
-        recipe, rows = found.recipe, loaded[0]
-        if rows is not None and None not in loaded:
-            pool, measured = self.shared.split(found, rows, loaded[1] if found.held else None)
-            inputs = found.inputs(len(rows) - len(pool))
-            names = measured.rows.ids
-            scored, health = (self.ids.of([names[n] for n in places]) for places in (measured.scored, measured.health))
+        recipe, present = found.recipe, [rows for rows in loaded if rows is not None]
+        if len(present) == len(loaded):
+            rows = self.shared.split(found, *present)
+            inputs, stages = name_stages(found, rows.set_aside)
+            names = rows.held.rows.ids
+            scored, health = (self.ids.of([names[n] for n in places]) for places in (rows.held.scored, rows.held.health))
 
             def places(draw: Draw) -> Places:
                 if draw not in self.drawn:
-                    order = take(self.shared.orders.of(draw, rows, pool), draw)
-                    self.drawn[draw] = self.ids.of([rows.ids[place] for place in order])
+                    self.drawn[draw] = self.ids.of([rows.train.ids[place] for place in rows.positions(draw)])
                 return self.drawn[draw]
         else:
-            inputs = found.inputs(f"{recipe.evaluation.health_prompts}, or less")
+            inputs, stages = name_stages(found, f"{recipe.evaluation.health_prompts}, or less")
             scored = health = self.ids.block("held", recipe.evaluation.health_prompts)
 
             def places(draw: Draw) -> Places:
                 return self.ids.block((draw.data, draw.seed, draw.round), draw.start + draw.prompts)[draw.start :]
 
         greedy = sampling_params(recipe, inputs, greedy=True) if recipe.evaluation.metric == "exact_match" else None
-        stages = list(play(recipe, inputs))
         held = HeldOutPlaces(scored, health, greedy, inputs.oracle)
         return stages, needs(stages, places, held, sampling_params(recipe, inputs), inputs.base, inputs.learner)
 
