@@ -5,21 +5,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lowmem_spin.algorithm.game import play, sampling_params
-from lowmem_spin.algorithm.stages import (
-    Average,
-    Evaluate,
-    Generate,
-    Judge,
-    Score,
-    Stage,
-    Train,
-    TrainSampler,
-    judgement_spec,
-    logps_spec,
-)
+from lowmem_spin.algorithm.game import play
+from lowmem_spin.algorithm.stages import Train
+from lowmem_spin.algorithm.touches import touches
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.keys import digest
 from lowmem_spin.engines.dequantized import weights_key
 from lowmem_spin.runner import run_folder
 from lowmem_spin.runner.run_folder import RunFolder
@@ -73,7 +62,7 @@ def used_by(folders: Iterable[Path]) -> Used:
     Raises:
         InputError: one cannot be read, or was played by a version that named its work differently.
     """
-    found = Used()
+    used = Used()
     for folder in folders:
         run = run_folder.read_run(folder)
         stages = list(play(run.recipe, run.inputs))
@@ -81,52 +70,27 @@ def used_by(folders: Iterable[Path]) -> Used:
         if {"base": run.inputs.base, **trained} != run.policies:
             raise InputError(f"run {str(folder)!r}: its recipe gives other policies than its run.json has; play it again")
         for stage in stages:
-            for kind, key in _keys(run, stage):
-                found.keys[kind].add(key)
-        found.keys["results"].update(run.policies.values())
+            for touch in touches(stage, run.recipe, run.inputs):
+                used.keys[touch.kind].add(touch.key)
+        used.keys["work"].update(used.keys["adapters"])  # what is not yet trained has its checkpoints there
+        used.keys["results"].update(run.policies.values())
         for kind, keys in run_folder.tables_in_use(folder).items():
-            found.keys[kind].update(keys)
-        _add_files(found, run)
-    return found
+            used.keys[kind].update(keys)
+        _add_files(used, run)
+    return used
 
 
-def _keys(run: RunFolder, stage: Stage) -> Iterator[tuple[str, str]]:
-    """(kind, key) of what a stage reads or makes."""
-    learner, base = run.inputs.learner, run.inputs.base
-    match stage:
-        case Generate(pairs=pair_source):
-            for policy, _ in pair_source.assign():
-                kind = "mixtures" if pair_source.sampling.mixes(policy) else "completions"
-                yield kind, digest(pair_source.sampling.spec(policy))
-        case Judge(pairs=judged_samples):
-            yield "judgements", digest(judged_samples.judged)
-        case Score(policy=policy):
-            yield "logps", digest(logps_spec(policy, learner))
-        case Train(policy=policy) | Average(policy=policy) | TrainSampler(policy=policy):
-            yield from (("adapters", policy), ("work", policy))
-        case Evaluate(policy=policy, previous=previous):
-            for greedy in (False, True) if run.recipe.evaluation.metric == "exact_match" else (False,):
-                asked = sampling_params(run.recipe, run.inputs, greedy)
-                yield from (("completions", digest(asked.spec(one))) for one in (policy, base))
-            yield from (("logps", digest(logps_spec(one, learner))) for one in (policy, previous, base))
-            if run.inputs.oracle is not None:
-                own = sampling_params(run.recipe, run.inputs)
-                for other in (base, previous):
-                    both = [f"{digest(own.spec(one))}/0" for one in (policy, other)]
-                    yield "judgements", digest(judgement_spec(both, run.inputs.oracle))
-
-
-def _add_files(found: Used, run: RunFolder) -> None:
+def _add_files(used: Used, run: RunFolder) -> None:
     """Prepared rows and unpacked weights; a run.json that does not name them keeps them all."""
     if "data" in run.record:
-        found.keys["data"].update(run.record["data"])
+        used.keys["data"].update(run.record["data"])
     else:
-        found.everything.add("data")
+        used.everything.add("data")
     if "model" in run.record:
-        asked = run.recipe.model
-        found.keys["weights"].add(weights_key(run.record["model"], asked.quantization, asked.dtype))
+        model = run.recipe.model
+        used.keys["weights"].add(weights_key(run.record["model"], model.quantization, model.dtype))
     else:
-        found.everything.add("weights")
+        used.everything.add("weights")
 
 
 def unused(store: Path, by: Used) -> list[Unused]:

@@ -23,11 +23,12 @@ from lowmem_spin.algorithm.stages import (
     logps_spec,
     shares,
 )
+from lowmem_spin.algorithm.touches import HeldOutPlaces, touches
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Evaluation, Recipe, WarmStart
 from lowmem_spin.data.rows import draw_rows
-from lowmem_spin.runner.planning.counting import GAME_KINDS, HeldOutPlaces, Work, needs
+from lowmem_spin.runner.planning.counting import GAME_KINDS, Work
 
 B, T0, T1, T2 = "b", "th0", "th1", "th2"
 THIRD, HALF = Fraction(1, 3), Fraction(1, 2)
@@ -161,10 +162,10 @@ def test_a_sweep_shares_what_it_can() -> None:
 
 
 def counted(plays: list[list[Stage]]) -> dict[str, tuple[float, float]]:
-    work, held = Work(), HeldOutPlaces(np.arange(2000, 2010), np.arange(2000, 2010), None)
+    work, held = Work(), HeldOutPlaces(np.arange(2000, 2010), np.arange(2000, 2010))
     for stages in plays:
-        for _, asked in needs(stages, lambda draw: np.arange(draw.prompts), held, sampling_params(recipe(), INPUTS), B, {}):
-            work.add(asked)
+        for stage in stages:
+            work.add(stage, touches(stage, recipe(), INPUTS, held=held))
     shared = {
         kind: sum(len(unit.places) for unit in work.distinct() if unit.kind == kind) for kind in GAME_KINDS if kind != "judge"
     }

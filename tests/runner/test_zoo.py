@@ -98,7 +98,7 @@ def test_what_was_planned_is_what_was_computed(zoo: tuple[Path, list[SweepPoint]
     kinds = {kind: sum(count for (one, _), count in found.items() if one == kind) for kind in (*KINDS, "adapters")}
     totals = before["totals"]
     assert totals["generate"]["shared"] < kinds["completions"] + kinds["mixtures"]  # the rest is for measuring
-    assert totals["train"]["shared"] + totals["yardstick"]["shared"] == kinds["adapters"]
+    assert totals["train"]["shared"] + totals["baseline"]["shared"] == kinds["adapters"]
     assert kinds["mixtures"] == 4 * PAIRS  # four samplers, at t = 1
     # At t = 0 one contest of the base's answers; at t = 1 SPPO and alpha-SPPO have one iterate.
     assert totals["judge"]["shared"] == PAIRS * (1 + 3)

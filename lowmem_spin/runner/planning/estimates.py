@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lowmem_spin.algorithm.touches import SAMPLE, Places
 from lowmem_spin.common.files import DamagedError, read_parquet
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import Rows
 from lowmem_spin.engines.memory import peak, read_shape, stage_memory, vllm_memory
 from lowmem_spin.runner.open import ResolvedRecipe
 from lowmem_spin.runner.planning.calibration import Calibration, Kind, device_name
-from lowmem_spin.runner.planning.counting import SAMPLE, Places, Unit
+from lowmem_spin.runner.planning.counting import Unit
 
 
 @dataclass
@@ -146,7 +147,7 @@ class Clock:
             "score": lengths.prompt + (lengths.chosen if unit.side == "chosen" else lengths.generated),
             "train": training.num_train_epochs * (2 * lengths.prompt + lengths.chosen + lengths.generated),
         }[kind]
-        if unit.kind == "yardstick":
+        if unit.kind == "baseline":
             per_row = training.num_train_epochs * (lengths.prompt + lengths.chosen)
         if self.parameters is None:
             return float("nan"), False

@@ -5,13 +5,13 @@ rows have no ids yet: counts are then upper bounds, as if no two draws had a pro
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin.algorithm.game import sampling_params
 from lowmem_spin.algorithm.stages import Average, Draw, Stage, Train, TrainSampler
+from lowmem_spin.algorithm.touches import HeldOutPlaces, Places, Touch, touches
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError, read_parquet
 from lowmem_spin.config.grid import SweepPoint
@@ -22,7 +22,7 @@ from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.pool import EngineChoices, choose_engines
 from lowmem_spin.runner.open import ResolvedRecipe, SharedResources, name_stages, resolve
 from lowmem_spin.runner.planning.calibration import load_calibration
-from lowmem_spin.runner.planning.counting import GAME_KINDS, HeldOutPlaces, Need, Places, Unit, Work, needs
+from lowmem_spin.runner.planning.counting import GAME_KINDS, Unit, Work
 from lowmem_spin.runner.planning.estimates import Clock, Ids, Lengths, Stored
 
 
@@ -156,16 +156,14 @@ class _Draft:
             _add(self.notes, ["game.stop_when may end a game earlier: this is the most that it takes"])
         loaded = [self._rows(path) for path in _files(found)]
         self.exact &= None not in loaded
-        stages, asked = self._asked(found, loaded)
-        needed = list(asked)  # whole before anything is counted: a point that cannot be played leaves no trace
+        touched = self._touched(found, loaded)  # whole before anything is counted: what cannot be played leaves no trace
         self.founds.append(found)
-        for stage in stages:
+        for stage, touches_of_stage in touched:
             if isinstance(stage, Train | Average | TrainSampler):
                 self.labels.setdefault(stage.policy, stage.name)
-        for _, wanted in needed:
-            self.work.add(wanted)
-            for need in wanted:
-                self.askers.setdefault((need.table, need.side), found)
+            self.work.add(stage, touches_of_stage)
+            for touch in touches_of_stage:
+                self.askers.setdefault((touch.key, touch.side), found)
 
     def _rows(self, path: Path) -> Rows | None:
         if path not in self.files:
@@ -175,13 +173,11 @@ class _Draft:
                 self.files[path] = None
         return self.files[path]
 
-    def _asked(
-        self, found: ResolvedRecipe, loaded: Sequence[Rows | None]
-    ) -> tuple[list[Stage], Iterator[tuple[Stage, list[Need]]]]:
-        recipe, present = found.recipe, [rows for rows in loaded if rows is not None]
+    def _touched(self, resolved: ResolvedRecipe, loaded: Sequence[Rows | None]) -> list[tuple[Stage, list[Touch]]]:
+        recipe, present = resolved.recipe, [rows for rows in loaded if rows is not None]
         if len(present) == len(loaded):
-            rows = self.shared.split(found, *present)
-            inputs, stages = name_stages(found, rows.set_aside)
+            rows = self.shared.split(resolved, *present)
+            inputs, stages = name_stages(resolved, rows.set_aside)
             names = rows.held.rows.ids
             scored, health = (self.ids.of([names[n] for n in places]) for places in (rows.held.scored, rows.held.health))
 
@@ -190,15 +186,14 @@ class _Draft:
                     self.drawn[draw] = self.ids.of([rows.train.ids[place] for place in rows.positions(draw)])
                 return self.drawn[draw]
         else:
-            inputs, stages = name_stages(found, f"{recipe.evaluation.health_prompts}, or less")
+            inputs, stages = name_stages(resolved, f"{recipe.evaluation.health_prompts}, or less")
             scored = health = self.ids.block("held", recipe.evaluation.health_prompts)
 
             def places(draw: Draw) -> Places:
                 return self.ids.block((draw.data, draw.seed, draw.round), draw.start + draw.prompts)[draw.start :]
 
-        greedy = sampling_params(recipe, inputs, greedy=True) if recipe.evaluation.metric == "exact_match" else None
-        held = HeldOutPlaces(scored, health, greedy, inputs.oracle)
-        return stages, needs(stages, places, held, sampling_params(recipe, inputs), inputs.base, inputs.learner)
+        held = HeldOutPlaces(scored, health)
+        return [(stage, list(touches(stage, recipe, inputs, places, held))) for stage in stages]
 
     def lines(self) -> list[PlanLine]:
         """A line for every unit of work, timed and looked up where the point that first asks for it would do it."""

@@ -1,0 +1,163 @@
+"""Which tables and adapters of the store a stage touches: what a plan counts, and what gc leaves alone, is this and no more.
+
+A stage names what it makes, or makes sure of. What it reads besides, an earlier stage of its game has named.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lowmem_spin.algorithm.game import sampling_params
+from lowmem_spin.algorithm.stages import (
+    Average,
+    DatasetPairs,
+    Draw,
+    Evaluate,
+    Generate,
+    Inputs,
+    Judge,
+    JudgedSamples,
+    OpponentPairs,
+    Sampling,
+    Score,
+    Stage,
+    Train,
+    TrainSampler,
+    judgement_spec,
+    logps_spec,
+)
+from lowmem_spin.common.keys import digest
+from lowmem_spin.config.recipe import Recipe
+
+Places = np.ndarray
+"""Numbers of rows of the data, int64; a row has the same number wherever it is drawn."""
+
+SAMPLE = 2**56  # from the number of a row's answer to that of its next one
+NO_ROWS = np.arange(0)
+
+
+@dataclass(frozen=True)
+class Touch:
+    """A table of the store or an adapter, and which of its rows (of an adapter: the pairs it is trained on)."""
+
+    kind: str  # of what is stored: completions, mixtures, judgements, logps, adapters
+    key: str
+    side: str  # of log-probs "chosen", "rejected" or the key of what is scored; of an adapter "pairs"; else the kind
+    policy: str  # whose completions or log-probs, or the one that is trained
+    places: Places
+    among: Places | None = None  # all answers of a contest (K, prompts), if only two of them are asked for
+
+
+@dataclass(frozen=True)
+class HeldOutPlaces:
+    """The rows on which policies are measured."""
+
+    scored: Places
+    health: Places
+
+
+UNMEASURED = HeldOutPlaces(NO_ROWS, NO_ROWS)
+
+
+def within_draw(draw: Draw) -> Places:
+    """A draw's rows, numbered by their order in it."""
+    return np.arange(draw.prompts)
+
+
+def touches(
+    stage: Stage,
+    recipe: Recipe,
+    inputs: Inputs,
+    places: Callable[[Draw], Places] = within_draw,
+    held: HeldOutPlaces = UNMEASURED,
+) -> Iterator[Touch]:
+    """All that a stage touches.
+
+    Args:
+        stage: one of game.play(recipe, inputs).
+        recipe: says how policies are measured.
+        inputs: what the game is played with.
+        places: the rows of a draw, in its order. Keys do not depend on it, nor on `held`.
+        held: the rows that every policy is measured on.
+    """
+    match stage:
+        case Average(policy=policy):
+            yield Touch("adapters", policy, "pairs", policy, NO_ROWS)
+        case TrainSampler(policy=policy, draw=draw):
+            yield Touch("adapters", policy, "pairs", policy, np.arange(draw.prompts))
+        case Train(policy=policy, pairs=pair_source):
+            yield Touch("adapters", policy, "pairs", policy, np.arange(pair_source.rows))
+        case Generate(pairs=pair_source):
+            for policy, answered in _shares(pair_source, places):
+                yield _completions(policy, pair_source.sampling, answered)
+        case Judge(pairs=pair_source):
+            yield Touch("judgements", digest(pair_source.judged), "judgements", pair_source.policy, places(pair_source.draw))
+        case Score():
+            for side, scored, among in _sides(stage, places):
+                yield _logps(stage.policy, inputs, side, scored, among)
+        case Evaluate():
+            yield from {(touch.key, touch.side): touch for touch in _measured(stage, recipe, inputs, held)}.values()
+
+
+def _completions(policy: str, sampling: Sampling, places: Places) -> Touch:
+    kind = "mixtures" if sampling.mixes(policy) else "completions"
+    return Touch(kind, digest(sampling.spec(policy)), kind, policy, places)
+
+
+def _logps(policy: str, inputs: Inputs, side: str, places: Places, among: Places | None = None) -> Touch:
+    return Touch("logps", digest(logps_spec(policy, inputs.learner)), side, policy, places, among)
+
+
+def _shares(pair_source: OpponentPairs | JudgedSamples, places: Callable[[Draw], Places]) -> list[tuple[str, Places]]:
+    """The answers that each policy gives."""
+    drawn = places(pair_source.draw)
+    return [
+        (policy, each_sample(drawn[share.start : share.stop], pair_source.samples)) for policy, share in pair_source.assign()
+    ]
+
+
+def _sides(stage: Score, places: Callable[[Draw], Places]) -> Iterator[tuple[str, Places, Places | None]]:
+    """(side, its rows, all answers of a contest if these are but its best and worst) of what a policy scores."""
+    pair_source = stage.pairs
+    match pair_source:
+        case DatasetPairs():
+            yield from ((side, places(pair_source.draw), None) for side in ("chosen", "rejected"))
+        case JudgedSamples():
+            table, drawn = digest(pair_source.sampling.spec(pair_source.policy)), places(pair_source.draw)
+            answers = each_sample(drawn, pair_source.samples)
+            if stage.every:
+                yield table, answers, None
+            else:
+                best_and_worst = f"{table}/{digest(pair_source.spec())}"
+                yield best_and_worst, each_sample(drawn, 2), answers.reshape(pair_source.samples, -1)
+        case OpponentPairs():
+            answered = _shares(pair_source, places)
+            yield "chosen", np.unique(np.concatenate([rows for _, rows in answered])), None
+            yield from ((digest(pair_source.sampling.spec(policy)), rows, None) for policy, rows in answered)
+
+
+def _measured(stage: Evaluate, recipe: Recipe, inputs: Inputs, held: HeldOutPlaces) -> Iterator[Touch]:
+    """What health.py asks for, some of it more than once."""
+    policy, previous, base = stage.policy, stage.previous, inputs.base
+    sampling = sampling_params(recipe, inputs)
+    samples = {by: digest(sampling.spec(by)) for by in (policy, previous, base)}
+    yield _completions(policy, sampling, held.health)
+    yield _completions(base, sampling, held.health)
+    yield _logps(policy, inputs, "chosen", held.scored)
+    for by in (policy, base, previous):
+        yield _logps(by, inputs, samples[policy], held.health)
+    for by in (base, policy):
+        yield _logps(by, inputs, samples[base], held.health)
+    if inputs.oracle is not None:
+        for other in dict.fromkeys([base, previous]):
+            if other != policy:
+                compared = judgement_spec([f"{samples[by]}/0" for by in (policy, other)], inputs.oracle)
+                yield Touch("judgements", digest(compared), "judgements", policy, held.health)
+    if recipe.evaluation.metric == "exact_match":
+        yield _completions(policy, sampling_params(recipe, inputs, greedy=True), held.scored)
+
+
+def each_sample(places: Places, samples: int) -> Places:
+    """A number for each of several answers to each row."""
+    return np.concatenate([places + sample * SAMPLE for sample in range(samples)])
