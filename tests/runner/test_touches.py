@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,17 +17,16 @@ from lowmem_spin.runner import gc
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.run import Player
 
-SFT = "evaluation={health_prompts: 3, compare_sft: true}"
 CONTEST = ["game.algorithm=sppo", "game.oracle=function", "game.samples=3", "game.loss=sppo", "game.history=1"]
+MATCHED = "evaluation={health_prompts: 3, metric: exact_match, path: 'FOLDER/held.jsonl'}"
 GAMES = {
-    "mixtures": ["game.sampler=token_level", "game.history=2", "game.alpha=0.5", "game.oracle=function", "game.iterations=3"],
-    "average": ["game.reference=ema", "game.alpha=0.5", "game.pairing=concatenate", "game.history=2", SFT],
+    "mixtures": ["game.sampler=token_level", "game.history=2", "game.alpha=0.5", "game.oracle=function", MATCHED],
+    "average": ["game.reference=ema", "game.alpha=0.5", "game.pairing=concatenate", "evaluation.compare_sft=true"],
     "amortised": ["game.sampler={name: gflownet, prompts: 8, epochs: 1, batch_size: 8}", "game.alpha=0.5"],
-    "judged": [*CONTEST, "game.regularizer={forward_kl: 0.1}"],
+    "judged": [*CONTEST, "game.alpha=1", "game.regularizer={forward_kl: 0.1}"],
     "normalised": [*CONTEST, "game.alpha=0.5", "game.normalizer=estimated", "game.init=base"],
-    "given": ["game.algorithm=offline", "warm_start={rows: 8}", "data.path={folder}/two.jsonl", "game.oracle=function"],
+    "given": ["game.algorithm=offline", "warm_start={rows: 8}", "data.path=FOLDER/two.jsonl", "game.oracle=function"],
 }
-GAMES["mixtures"] += ["evaluation={health_prompts: 3, metric: exact_match, path: '{folder}/held.jsonl'}"]
 Rows = dict[tuple[str, str], int]
 """{(kind, key): rows} of tables and adapters; an average's adapter has none."""
 
@@ -51,29 +50,28 @@ def touched(game: OpenGame, stages: list[Stage]) -> Rows:
     return {name: len(places) for name, places in rows.items()}
 
 
+def game_of(name: str, folder: Path) -> OpenGame:
+    rows = [json.loads(line) for line in (QUICKSTART / "heldout.jsonl").read_text().splitlines()]
+    (folder / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
+    two = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": "never"} for row in rows[:40]]
+    (folder / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in two))
+    return opened(folder, *(option.replace("FOLDER", str(folder)) for option in GAMES[name]))
+
+
 @pytest.mark.parametrize("name", GAMES)
 def test_a_stage_touches_what_it_leaves_in_the_store(name: str, tmp_path: Path) -> None:
-    lines = (QUICKSTART / "heldout.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "held.jsonl").write_text("".join(lines[:6]))
-    pairs = [{**json.loads(line), "rejected": f"never {n}"} for n, line in enumerate(lines[:40])]
-    (tmp_path / "two.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    game = opened(tmp_path, *(option.replace("{folder}", str(tmp_path)) for option in GAMES[name]))
+    """The store is empty before, so that all that a stage asks for and does not find is written."""
+    game = game_of(name, tmp_path)
     player = Player(game, Display(Console(quiet=True)), {})
     for number, stage in enumerate(game.stages, 1):
         player.play(stage)
         assert on_disk(game.store.root) == touched(game, game.stages[:number]), stage
     player.finish()
     game.engines.pool.close()
-    used = gc.used_by([game.folder])
-    assert {(kind, key) for kind in gc.KINDS for key in used.keys[kind]} >= set(on_disk(game.store.root))
-    assert gc.unused(game.store.root, used) == []
+    assert gc.unused(game.store.root, gc.used_by([game.folder])) == []
 
 
 def test_the_games_have_stages_of_every_kind(tmp_path: Path) -> None:
-    (tmp_path / "held.jsonl").write_bytes((QUICKSTART / "heldout.jsonl").read_bytes())
-    lines = (QUICKSTART / "heldout.jsonl").read_text().splitlines()
-    (tmp_path / "two.jsonl").write_text("".join(json.dumps({**json.loads(line), "rejected": "never"}) + "\n" for line in lines))
-    games = [opened(tmp_path, *(option.replace("{folder}", str(tmp_path)) for option in options)) for options in GAMES.values()]
-    stages = [stage for game in games for stage in game.stages]
-    assert {type(stage) for stage in stages} == set(Stage.__args__)
-    assert {type(stage.pairs) for stage in stages if isinstance(stage, Train)} == set(PairSource.__args__)
+    stages = [stage for name in GAMES for stage in game_of(name, tmp_path).stages]
+    assert {type(stage) for stage in stages} == set(get_args(Stage))
+    assert {type(stage.pairs) for stage in stages if isinstance(stage, Train)} == set(get_args(PairSource))
