@@ -6,6 +6,7 @@ Pure Python; nothing runs here. What the stages are made of is in stages.py.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from lowmem_spin.algorithm.roles import PLAIN_SFT, Role
 from lowmem_spin.algorithm.stages import (
     Average,
     DatasetPairs,
@@ -92,11 +93,11 @@ def opponents(iterates: Sequence[str], base: str, history: int | None, weights: 
 def play(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
     """The stages of the whole game in order (Algorithm 2, and SPPO's Algorithm 1)."""
     game, base = recipe.game, inputs.base
-    yield Evaluate("base", base, base)
+    yield Evaluate("base", Role.BASE, None, base, base)
     if recipe.warm_start is not None:
         warm = _warm_start(recipe.warm_start, recipe, inputs)
         yield warm
-        yield Evaluate(warm.name, warm.policy, base)
+        yield Evaluate(warm.name, warm.role, None, warm.policy, base)
         base = warm.policy
     iterates: list[str] = []
     amortized: dict[str, str] = {}  # iterate -> what has learned to answer as its mixture with the base
@@ -122,7 +123,7 @@ def play(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
         for policy in {**reference, **({train.penalty_reference: 0} if train.penalty_reference else {})}:
             yield Score(pair_source, policy, every=train.normalise)
         yield train
-        yield Evaluate(train.name, train.policy, previous)
+        yield Evaluate(train.name, train.role, t, train.policy, previous)
         iterates.append(train.policy)
     if recipe.evaluation.compare_sft:
         yield from _plain_sft(recipe, inputs, base)
@@ -180,6 +181,8 @@ def _train(recipe: Recipe, inputs: Inputs, t: int, pair_source: PairSource, refe
         loss |= {"penalties": penalties, **game.regularizer.model_dump(include={"clamp", "importance"})}
     return Train(
         f"iterate {t}",
+        Role.ITERATE,
+        t,
         pair_source,
         reference,
         init,
@@ -227,7 +230,8 @@ def _warm_start(asked: WarmStart, recipe: Recipe, inputs: Inputs) -> Train:
     """Ordinary fine-tuning before the game; the game's base is what comes of it."""
     draw = Draw(inputs.data, recipe.seed, -1 if recipe.data.resample is True else None, asked.rows)
     settings = _settings(recipe, inputs, -1) | asked.model_dump(exclude={"rows"})
-    return Train("warm start", DatasetPairs(draw), {}, inputs.base, {"name": "sft"}, settings)
+    pairs = DatasetPairs(draw)
+    return Train("warm start", Role.WARM_START, None, pairs, {}, inputs.base, {"name": "sft"}, settings)
 
 
 def _plain_sft(recipe: Recipe, inputs: Inputs, base: str) -> Iterator[Stage]:
@@ -237,8 +241,9 @@ def _plain_sft(recipe: Recipe, inputs: Inputs, base: str) -> Iterator[Stage]:
     for t in range(recipe.game.iterations):
         # The opponents' count decides how often a row occurs; their identity does not matter to SFT.
         pair_source = _pair_source(recipe, inputs, t, base, _opponents(recipe.game, iterates, base), base)
-        train = Train(f"SFT {t}", pair_source, {}, policy, {"name": "sft"}, _settings(recipe, inputs, t))
+        settings = _settings(recipe, inputs, t)
+        train = Train(f"SFT {t}", Role.BASELINE, t, pair_source, {}, policy, {"name": "sft"}, settings)
         yield train
         policy = train.policy
         iterates.append(f"iterate {t}")
-    yield Evaluate("plain SFT", policy, inputs.base)
+    yield Evaluate(PLAIN_SFT, Role.BASELINE, None, policy, inputs.base)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.common.keys import digest
 
 # Bumped by hand when a stage of this kind would compute something else from the same inputs.
@@ -248,7 +249,9 @@ class Score:
 class Train:
     """One iterate: from `init`, tell the data's answers from the opponents', relative to the reference."""
 
-    name: str
+    name: str  # for people
+    role: Role
+    iteration: int | None
     pairs: PairSource
     reference: Mixture
     init: str
@@ -284,6 +287,8 @@ class Evaluate:
     """Held-out scores and health of one policy; `previous` is what its drift is measured from."""
 
     name: str
+    role: Role
+    iteration: int | None
     policy: str
     previous: str
 
@@ -293,4 +298,4 @@ Stage = Average | TrainSampler | Generate | Judge | Score | Train | Evaluate
 
 def is_baseline(stage: Stage) -> bool:
     """Whether a stage belongs to what the game is compared with, and not to the game."""
-    return isinstance(stage, Train | Evaluate) and stage.name.startswith(("SFT ", "plain SFT"))
+    return isinstance(stage, Train | Evaluate) and stage.role is Role.BASELINE

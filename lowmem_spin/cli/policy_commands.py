@@ -200,7 +200,7 @@ def serve(
 @app.command()
 def gc(
     store: Annotated[Path, typer.Option(help="Folder that the runs share.")] = Path("runs/store"),
-    run_folder: Annotated[Path, typer.Option(help="Folder with every run that is to be kept, at any depth.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option(help="Folder with every run that is to be kept, at any depth.")] = Path("runs"),
     delete: Annotated[bool, typer.Option("--delete", help="Free it; without this, nothing is touched.")] = False,
     aside: Annotated[bool, typer.Option("--aside", help="Free what was set aside as damaged, too.")] = False,
 ) -> None:
@@ -210,4 +210,4 @@ def gc(
     from lowmem_spin.cli import gc as unused
     from lowmem_spin.common.display import Display
 
-    unused.show_unused(store, run_folder, delete, aside, Display(Console()))
+    unused.show_unused(store, runs, delete, aside, Display(Console()))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from lowmem_spin.algorithm.game import sampling_params
+from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import Evaluate, Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
@@ -106,9 +107,10 @@ class EvaluationTarget:
     @classmethod
     def from_game(cls, game: OpenGame) -> Self:
         """A game that this process has played."""
-        planned = {stage.name: stage.policy for stage in game.stages if isinstance(stage, Evaluate)}
-        policies = run_folder.as_far_as_played(planned, run_folder.read_run(game.folder).record)
-        trained = {name for name, key in policies.items() if name.startswith("iterate ") and game.store.adapter(key)}
+        planned = {stage.name: stage for stage in game.stages if isinstance(stage, Evaluate)}
+        every = {name: stage.policy for name, stage in planned.items()}
+        policies = run_folder.as_far_as_played(every, run_folder.read_run(game.folder).record)
+        trained = {name for name, key in policies.items() if planned[name].role is Role.ITERATE and game.store.adapter(key)}
 
         def answering(room: tuple[int, int] | None = None, oracle: Oracle | None = None) -> Answering:
             engines = replace(game.engines, recipe=with_lengths(game.recipe, room), judge=oracle or game.engines.judge)
@@ -127,7 +129,7 @@ class EvaluationTarget:
             base=game.inputs.base,
             base_adapter=game.tables.base_adapter,
             policies=policies,
-            wanted=[name for name in policies if name == "base" or name in trained],
+            wanted=[name for name in policies if planned[name].role is Role.BASE or name in trained],
             pool=game.engines.pool,
             answering=answering,
         )

@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
+from lowmem_spin.algorithm.roles import PLAIN_SFT, Part, Role, part_in, parts_in
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.evaluation.arena import FILE as ARENA
@@ -71,6 +72,10 @@ def read_run(folder: Path) -> RunResults:
     record = _json(folder / "run.json")
     if not isinstance(record, dict) or not _texts(record.get("policies")):
         raise InputError(f"{folder / 'run.json'}: it names no policies; run the recipe again to write it anew")
+    try:
+        parts = parts_in(record)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{folder / 'run.json'}: its roles do not read back; run the recipe again to write it anew") from None
     text = _text(folder / "recipe.yaml")
     try:
         recipe = yaml.safe_load(text)
@@ -79,8 +84,8 @@ def read_run(folder: Path) -> RunResults:
     if not isinstance(recipe, dict):
         raise InputError(f"{folder / 'recipe.yaml'}: not a recipe; run the recipe again to write it anew")
     keys = as_far_as_played(record["policies"], record)
-    policies = _policies(folder / "metrics.jsonl", keys)
-    trainings, missing = _trainings(folder, recipe, keys)
+    policies = _policies(folder / "metrics.jsonl", keys, parts)
+    trainings, missing = _trainings(folder, recipe, keys, parts)
     benchmarks, arena = read_benchmarks(folder, keys), _arena(folder, keys)
     return RunResults(folder, recipe, text, record, policies, trainings, missing, benchmarks, arena)
 
@@ -98,7 +103,7 @@ def read_benchmarks(folder: Path, keys: dict[str, str]) -> list[Benchmark]:
             again = "delete the file and evaluate again: its numbers are in the store"
             raise InputError(f"{path}: line {number} is not a whole record of a benchmark; {again}") from None
     order = list(keys)
-    mine = [one for one in found if one.key == keys.get(one.name) or (one.name == "plain SFT" and one.key in keys.values())]
+    mine = [one for one in found if (one.key == keys[one.name] if one.name in keys else one.key in keys.values())]
     return sorted(mine, key=lambda one: order.index(one.name) if one.name in order else len(order))
 
 
@@ -150,7 +155,7 @@ def _error(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _policies(path: Path, keys: dict[str, str]) -> list[PolicyResults]:
+def _policies(path: Path, keys: dict[str, str], parts: dict[str, Part]) -> list[PolicyResults]:
     """The records of metrics.jsonl, which have to be those of the game in run.json, all of them."""
     again = "run the recipe again to finish the game"
     policies = []
@@ -159,7 +164,7 @@ def _policies(path: Path, keys: dict[str, str]) -> list[PolicyResults]:
             policies.append(_policy(json.loads(line)))
         except (KeyError, TypeError, ValueError, OverflowError):
             raise InputError(f"{path}: line {number} is not a whole record of a policy; {again}") from None
-    expected = ["plain SFT" if name.startswith("SFT ") else name for name in keys]
+    expected = [PLAIN_SFT if parts[name].role is Role.BASELINE else name for name in keys]
     if [policy.name for policy in policies] != list(dict.fromkeys(expected)):
         absent = [name for name in dict.fromkeys(expected) if name not in {policy.name for policy in policies}]
         what = f"no record of {absent[0]}" if absent else "not the records of the policies in run.json"
@@ -186,10 +191,13 @@ def _policy(record: Any) -> PolicyResults:
     sampler = record.get("sampler")
     if sampler is not None:
         sampler = {"sampler": str(sampler["sampler"]), **{name: sampler[name] for name in SAMPLED}}
-    return PolicyResults(record["name"], record["policy"], values, categories, record["samples"], sampler)
+    name = record["name"]
+    return PolicyResults(name, record["policy"], part_in(record, name), values, categories, record["samples"], sampler)
 
 
-def _trainings(folder: Path, recipe: dict[str, Any], keys: dict[str, str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def _trainings(
+    folder: Path, recipe: dict[str, Any], keys: dict[str, str], parts: dict[str, Part]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Manifests of the iterates' trainings, from iterates/ or the store, and a line if any is missing.
 
     The store's name in the recipe is relative to where the game was played from, which need not be here.
@@ -197,9 +205,9 @@ def _trainings(folder: Path, recipe: dict[str, Any], keys: dict[str, str]) -> tu
     weights_dir = Path(str(recipe_field(recipe, "output.store"))) / "adapters"
     found, lost = {}, []
     for name, key in keys.items():
-        if not name.startswith("iterate "):
+        if not parts[name].is_iterate:
             continue
-        manifests = [folder / "iterates" / name.removeprefix("iterate ") / "manifest.json", weights_dir / key / "manifest.json"]
+        manifests = [folder / "iterates" / str(parts[name].iteration) / "manifest.json", weights_dir / key / "manifest.json"]
         manifest = next((manifest for path in manifests if (manifest := _manifest(path, key)) is not None), None)
         if manifest is None:
             lost.append(name)

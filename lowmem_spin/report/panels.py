@@ -10,12 +10,12 @@ from matplotlib.figure import FigureBase
 
 from lowmem_spin.report.measures import MEASURES
 from lowmem_spin.report.plots import (
+    BASELINE,
     COLORS,
     DASHES,
     DRAWN,
     GREY,
     TALL,
-    YARDSTICK,
     Curve,
     Panel,
     draw_curves,
@@ -31,7 +31,7 @@ TITLES = {"score": "scores, %", "kl": "KL, nats", "samples": "own samples, %"}  
 
 def run_panels(run: RunResults) -> list[Panel]:
     """A run's pictures: scores, categories, health, training."""
-    dotted = ", ".join(policy.name for policy in run.yardsticks)
+    dotted = ", ".join(policy.name for policy in run.baselines)
     caption = "Bars: 95% intervals over held-out rows." + (f" Dotted: {dotted}." if dotted else "")
     panels = [_policies(run, "Scores", "score", run.scores[:2], caption)]
     if run.scores[2:]:
@@ -39,7 +39,7 @@ def run_panels(run: RunResults) -> list[Panel]:
     if len(run.base.categories) >= 3:
         colors = _shades(len(run.played))
         series = [(p.name, _categories([p]), color, "-") for p, color in zip(run.played, colors, strict=True)]
-        series += [(p.name, _categories([p]), YARDSTICK, ":") for p in run.yardsticks]
+        series += [(p.name, _categories([p]), BASELINE, ":") for p in run.baselines]
         panels.append(_radar("radar", "Exact match by category, policy by policy.", series))
     kl = ["kl_to_base", "kl_to_previous", "kl_from_base"]
     ends = "Own samples that did not end, or equal the data's answer."
@@ -99,16 +99,16 @@ def _categories(policies: Sequence[PolicyResults]) -> dict[str, float]:
 
 
 def _policies(run: RunResults, part: str, name: str, measures: Sequence[str], caption: str) -> Panel:
-    """Some numbers of a run over its policies; the yardsticks' scores as dotted lines."""
+    """Some numbers of a run over its policies; the baselines' scores as dotted lines."""
     colors = dict(zip(measures, COLORS, strict=False))
-    yardsticks = run.yardsticks if part == "Scores" else []
+    baselines = run.baselines if part == "Scores" else []
     draw = partial(
         draw_curves,
         title=TITLES[name] if len(measures) > 1 else MEASURES[measures[0]].heading,
         curves=[_curve(MEASURES[measure].label, run.played, measure, color) for measure, color in colors.items()],
         places=_places(len(run.played)),
         percent=MEASURES[measures[0]].percent,
-        levels=[(policy.values[measure].mean, color) for measure, color in colors.items() for policy in yardsticks],
+        levels=[(policy.values[measure].mean, color) for measure, color in colors.items() for policy in baselines],
     )
     return Panel(part, name, caption, draw)
 

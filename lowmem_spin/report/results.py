@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from lowmem_spin.algorithm.roles import Part, Role
 from lowmem_spin.report.intervals import Value, difference, over
 from lowmem_spin.report.measures import MATCH
 
@@ -23,6 +24,7 @@ class PolicyResults:
 
     name: str
     key: str
+    part: Part
     values: dict[str, Value]  # by the names of evaluation.health.Health
     categories: dict[str, Value]  # exact match by category
     samples: list[dict[str, str]]  # prompt_id, answer; and prompt, data, finish_reason if they were kept
@@ -72,10 +74,10 @@ class RunResults:
     @property
     def played(self) -> list[PolicyResults]:
         """The base and the iterates."""
-        return [policy for policy in self.policies if policy.name == "base" or policy.name.startswith("iterate ")]
+        return [policy for policy in self.policies if policy.part.role in (Role.BASE, Role.ITERATE)]
 
     @property
-    def yardsticks(self) -> list[PolicyResults]:
+    def baselines(self) -> list[PolicyResults]:
         """What self-play is measured against."""
         return [policy for policy in self.policies if policy not in self.played]
 

@@ -90,7 +90,7 @@ def _against(sweep: SweepResults, configuration: Configuration) -> str:
 
 def _best(configuration: Configuration, score: str, brief: bool) -> str:
     place = configuration.best(score)
-    name = "base" if place == 0 else f"iterate {place - 1}"
+    name = next(iter(configuration.runs.values())).played[place].name
     if brief:
         return name
     last = place == configuration.iterates - 1
@@ -104,7 +104,7 @@ def verdict(run: RunResults) -> list[str]:
     best = max(run.played, key=lambda policy: policy.score.mean)
     gain = "" if best is run.base else f", {MEASURES[score].text(best.values['gain'], '+')} over the base"
     lines = [f"Of the base and the iterates, {best.name} has the highest {unit}: {MEASURES[score].text(best.score)}{gain}."]
-    others = [policy for policy in [run.last, *run.yardsticks] if policy is not best]
+    others = [policy for policy in [run.last, *run.baselines] if policy is not best]
     lines += [f"{other.name} {_compared(other, best, score)}." for other in others]
     lines += [_drawn(policy.name, policy.sampler) for policy in run.policies if policy.sampler]
     if "stopped" in run.record:

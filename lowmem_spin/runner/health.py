@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lowmem_spin.algorithm.preferences import Comparison
+from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import Evaluate, Sampling, judgement_spec
 from lowmem_spin.common.keys import digest
 from lowmem_spin.data.render import conversation_text
@@ -52,6 +53,8 @@ class Health:
     """What is known of one policy. KL in nats per completion, estimated on the drawing policy's own samples."""
 
     name: str
+    role: Role
+    iteration: int | None
     policy: str
     chosen_logp: Estimate  # of the data's answers, held out
     kl_to_base: Estimate  # KL(policy | base)
@@ -88,7 +91,7 @@ class Health:
     def record(self, base: "Health") -> dict[str, Any]:
         """One line of metrics.jsonl; `gain` is the score's difference from the base's on the same rows."""
         gain = self.score.minus(base.score)
-        names = {"name": self.name, "policy": self.policy}
+        names = {"name": self.name, "policy": self.policy, "role": self.role, "iteration": self.iteration}
         return {**names, **self.numbers(), "gain": gain.mean, "gain_se": gain.error, "samples": self.samples}
 
 
@@ -129,6 +132,8 @@ def evaluate_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sa
         categories = _by_category(match, [rows.categories[position] for position in held.scored])
     return Health(
         name=stage.name,
+        role=stage.role,
+        iteration=stage.iteration,
         policy=policy,
         chosen_logp=Estimate(tables.logps(policy, chosen, f"{stage.name}: held-out")),
         kl_to_base=drift(own, policy, tables.base),

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from lowmem_spin.algorithm.roles import Part, Role
 from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.common.files import read_text, write_json
 from lowmem_spin.runner.open import OpenGame
@@ -43,6 +44,7 @@ def write_record(game: OpenGame, benchmark_files: Mapping[str, Path]) -> None:
     (game.folder / "recipe.yaml").write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
     record = {
         "policies": _policies(game),
+        "roles": {name: part._asdict() for name, part in _parts(game).items()},
         "inputs": vars(game.inputs),
         "model": resolved.model.identity,
         "data": resolved.data_files(),
@@ -58,6 +60,11 @@ def write_record(game: OpenGame, benchmark_files: Mapping[str, Path]) -> None:
 
 def _policies(game: OpenGame) -> dict[str, str]:
     return {"base": game.inputs.base, **{stage.name: stage.policy for stage in game.stages if isinstance(stage, Train)}}
+
+
+def _parts(game: OpenGame) -> dict[str, Part]:
+    trained = {stage.name: Part(stage.role, stage.iteration) for stage in game.stages if isinstance(stage, Train)}
+    return {"base": Part(Role.BASE, None), **trained}
 
 
 def is_recorded(game: OpenGame) -> bool:
@@ -102,10 +109,9 @@ def note_stop(game: OpenGame, stopped: dict[str, str] | None) -> None:
 
 def link_iterate(game: OpenGame, stage: Train, adapter: Path) -> None:
     """Put an iterate where people and other tools find it: iterates/0, iterates/1, ..."""
-    kind, _, number = stage.name.partition(" ")
-    if kind != "iterate":
+    if stage.role is not Role.ITERATE:
         return
-    link = game.folder / "iterates" / number
+    link = game.folder / "iterates" / str(stage.iteration)
     link.parent.mkdir(parents=True, exist_ok=True)
     try:
         link.symlink_to(os.path.relpath(adapter.resolve(), link.parent.resolve()))

@@ -1,11 +1,12 @@
 """Plays a game: each stage of game.py through the store's tables, computing only what is not there."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from lowmem_spin.algorithm.game import sampling_params
+from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Score, Stage, Train, TrainSampler, is_baseline
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.keys import digest
@@ -59,7 +60,7 @@ class Player:
         self.keep_time()
 
     def _stop_early(self, stage: Evaluate) -> None:
-        if not stage.name.startswith("iterate "):
+        if stage.role is not Role.ITERATE:
             return
         before = 0 if self.game.recipe.warm_start is None else 1  # the base of the game is what the warm start made
         self.stopped = stops_early(self.game.recipe.game.stop_when, self.healths[before:])
@@ -97,13 +98,19 @@ class Player:
         samplers = {
             stage.policy: summarize_sampling(self.game, stage.pairs) for stage in self.game.stages if self._mixed(stage)
         }
-        found = [{**health.record(base), "sampler": samplers.get(health.policy)} for health in self.healths]
-        records = "".join(json.dumps({name: v for name, v in one.items() if v is not None}) + "\n" for one in found)
+        found = [health.record(base) for health in self.healths]
+        found = [{**one, "sampler": samplers[one["policy"]]} if one["policy"] in samplers else one for one in found]
+        records, earlier = _lines(found), _lines(found, without=("role", "iteration"))
         metrics = self.game.folder / "metrics.jsonl"
-        if not (metrics.exists() and metrics.read_text(encoding="utf-8") == records):
+        if not (metrics.exists() and metrics.read_text(encoding="utf-8") in (records, earlier)):
             for stale in PICTURES:
                 (self.game.folder / stale).unlink(missing_ok=True)
             metrics.write_text(records, encoding="utf-8")
+
+
+def _lines(records: Sequence[dict[str, Any]], without: Sequence[str] = ()) -> str:
+    """metrics.jsonl; earlier versions wrote it without some fields."""
+    return "".join(json.dumps({name: v for name, v in one.items() if name not in without}) + "\n" for one in records)
 
 
 def step(game: OpenGame, stage: Stage) -> None:

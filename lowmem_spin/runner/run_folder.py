@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lowmem_spin.algorithm.roles import Part, Role, parts_in
 from lowmem_spin.algorithm.stages import Inputs
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Notice, write_json
@@ -26,6 +27,7 @@ class RunFolder:
     recipe: Recipe
     inputs: Inputs
     policies: dict[str, str]  # name -> key: base, iterate 0, ..., those not trained yet included
+    parts: dict[str, Part]  # of all policies, by name
     record: dict[str, Any]  # run.json
 
 
@@ -50,12 +52,12 @@ def read_run(folder: Path) -> RunFolder:
         raise InputError(f"run {str(folder)!r}: {what}; give a folder that `lowmem-spin run` wrote, such as runs/quickstart")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        inputs, policies = Inputs(**record["inputs"]), dict(record["policies"])
-    except (ValueError, KeyError, TypeError) as error:
+        inputs, policies, parts = Inputs(**record["inputs"]), dict(record["policies"]), parts_in(record)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: does not read ({type(error).__name__}: {error}); run the recipe again to write it") from None
     if not (folder / "recipe.yaml").is_file():
         raise InputError(f"run {str(folder)!r}: has no recipe.yaml; run the recipe again to write it")
-    return RunFolder(folder, load_recipe(folder / "recipe.yaml"), inputs, policies, record)
+    return RunFolder(folder, load_recipe(folder / "recipe.yaml"), inputs, policies, parts, record)
 
 
 def open_store(run: RunFolder, notice: Notice) -> Store:
@@ -78,15 +80,16 @@ def find_policy(run: RunFolder, store: Store, asked: str | None, option: str = "
     Raises:
         InputError: the game has no such policy, or it is not trained yet.
     """
+    iterates = {part.iteration: name for name, part in run.parts.items() if part.is_iterate}
     if asked is None and "stopped" in run.record:
-        asked = str(run.record["stopped"]["keep"]).removeprefix("iterate ")
+        asked = str(run.record["stopped"]["keep"])
     if asked is None:
         asked = next(iter(reversed(trained_iterates(run, store))), "0")
-    name = f"iterate {int(asked)}" if asked.isdecimal() else asked
+    name = iterates.get(int(asked), asked) if asked.isdecimal() else asked
     if name not in run.policies:
-        known = ", ".join(known.removeprefix("iterate ") for known in run.policies)
+        known = ", ".join(str(part.iteration) if part.is_iterate else other for other, part in run.parts.items())
         raise InputError(f"{option} {asked!r}: {str(run.folder)!r} has no such policy; it has {known}")
-    if name == "base":
+    if run.parts[name].role is Role.BASE:
         given = run.recipe.model.adapter
         return StoredPolicy(name, run.inputs.base, Path(given) if given else None)
     adapter = store.adapter(run.policies[name])
@@ -99,7 +102,7 @@ def find_policy(run: RunFolder, store: Store, asked: str | None, option: str = "
 def as_far_as_played(policies: dict[str, str], record: dict[str, Any]) -> dict[str, str]:
     """Without the iterates after the one at which a brake has ended the game; another game may have trained them."""
     stopped = record.get("stopped")
-    iterates = [name for name in policies if name.startswith("iterate ")]
+    iterates = [name for name, part in parts_in(record).items() if part.is_iterate]
     if not isinstance(stopped, dict) or stopped.get("after") not in iterates:
         return policies
     never = iterates[iterates.index(stopped["after"]) + 1 :]
@@ -109,8 +112,8 @@ def as_far_as_played(policies: dict[str, str], record: dict[str, Any]) -> dict[s
 def trained_iterates(run: RunFolder, store: Store) -> dict[str, Path]:
     """{number: adapter folder} of the iterates there are so far, in order."""
     played = as_far_as_played(run.policies, run.record)
-    numbers = {name.removeprefix("iterate "): key for name, key in played.items() if name.startswith("iterate ")}
-    found = {number: store.adapter(key) for number, key in numbers.items()}
+    iterates = {name: key for name, key in played.items() if run.parts[name].is_iterate}
+    found = {str(run.parts[name].iteration): store.adapter(key) for name, key in iterates.items()}
     return {number: adapter for number, adapter in found.items() if adapter is not None}
 
 

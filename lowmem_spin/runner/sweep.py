@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Score, Stage, Train, TrainSampler
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, printable
@@ -68,15 +69,21 @@ class Sweep:
 
 
 def numbered(stages: Sequence[Stage]) -> list[tuple[int, Stage]]:
-    """Each stage with its iteration: every iteration ends with an evaluation, the base's coming before the first.
+    """Each stage with the iteration for which it is played: that of the next policy to be trained or measured.
 
-    What only measures, such as plain fine-tuning, comes after the last.
+    The base and a warm start come before the first, plain fine-tuning after the last.
     """
-    evaluated, found = 0, []
-    for stage in stages:
-        found.append((evaluated - 1, stage))
-        evaluated += isinstance(stage, Evaluate)
-    return found
+    last = max(stage.iteration for stage in stages if isinstance(stage, Evaluate) and stage.iteration is not None)
+    outside = {Role.BASE: -2, Role.WARM_START: -1, Role.BASELINE: last + 1}
+    iteration, found = last, []
+    for stage in reversed(stages):
+        match stage:
+            case Train(role=Role.ITERATE, iteration=int(t)) | Evaluate(role=Role.ITERATE, iteration=int(t)):
+                iteration = t
+            case Train(role=role) | Evaluate(role=role):
+                iteration = outside[role]
+        found.append((iteration, stage))
+    return found[::-1]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import write_json
 from lowmem_spin.runner.health import Health
@@ -91,7 +92,7 @@ class Tracker:
         if self.name == "none":
             return
         entry = f"{self.key}/{health.name}"
-        group = "" if health.name.startswith(("base", "iterate")) else f"{health.name}/"
+        group = "" if health.role in (Role.BASE, Role.ITERATE) else f"{health.name}/"
         first, self.step = self.step, self.step + int(metrics[-1]["step"] if metrics else 0)
         if entry in self._logged:
             return

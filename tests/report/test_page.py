@@ -18,6 +18,7 @@ from rich.console import Console
 from scipy import stats
 
 from helpers.page import Page, cells, check_offline
+from lowmem_spin.algorithm.roles import role_of_name
 from lowmem_spin.cli.play import run
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
@@ -137,7 +138,8 @@ def test_the_terminals_table_is_the_readmes() -> None:
         values |= {"kl_to_base": Value(to_base, 0.1), "kl_to_previous": Value(to_previous, 0.1), "kl_from_base": Value(1, 0.1)}
         values |= {"chosen_logp": Value(-1, 0.1), "length": Value(length, 0.1)}
         values |= {"truncated": Value(cut / 100, 0.1), "identical": Value(same / 100, 0.1)}
-        policies.append(PolicyResults(line[:9].strip(), "", values, {}, []))
+        name = line[:9].strip()
+        policies.append(PolicyResults(name, "", role_of_name(name), values, {}, []))
     assert len(policies) == 5
     assert terminal(RunResults(Path(), {}, "", {}, policies, {}, [], [])) == block
 

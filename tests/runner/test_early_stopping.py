@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from helpers.games import opened, played, stored, tiny
+from lowmem_spin.algorithm.roles import role_of_name
 from lowmem_spin.cli import play
 from lowmem_spin.cli.play import run
 from lowmem_spin.cli.results import show_sweep
@@ -35,7 +36,8 @@ def health(name: str, kl: float = 0.0, length: float = 10.0, chosen: float = -5.
 
     nothing = estimate(0.0)
     return Health(
-        name, "key", estimate(chosen), estimate(kl), nothing, nothing, estimate(length), nothing, nothing, nothing,
+        name, *role_of_name(name), "key", estimate(chosen),
+        estimate(kl), nothing, nothing, estimate(length), nothing, nothing, nothing,
         win_rate_to_previous=None if wins is None else estimate(wins),
     )  # fmt: skip
 
