@@ -95,11 +95,11 @@ class Player:
         self.tracker.close()
         note_stop(self.game, None if self.stopped is None else vars(self.stopped))
         base = self.healths[0]
-        samplers = {
+        summaries = {
             stage.policy: summarize_sampling(self.game, stage.pairs) for stage in self.game.stages if self._mixed(stage)
         }
-        found = [health.record(base) for health in self.healths]
-        found = [{**one, "sampler": samplers[one["policy"]]} if one["policy"] in samplers else one for one in found]
+        samplers = {policy: {"sampler": summary} for policy, summary in summaries.items() if summary is not None}
+        found = [{**health.record(base), **samplers.get(health.policy, {})} for health in self.healths]
         records, earlier = _lines(found), _lines(found, without=("role", "iteration"))
         metrics = self.game.folder / "metrics.jsonl"
         if not (metrics.exists() and metrics.read_text(encoding="utf-8") in (records, earlier)):

@@ -28,6 +28,7 @@ from lowmem_spin.report.load import read_results, read_run, read_sweep
 from lowmem_spin.report.page import write_all, write_picture
 from lowmem_spin.report.results import PolicyResults, RunResults, SweepResults
 from lowmem_spin.report.summary import terminal_table
+from lowmem_spin.runner import run_folder
 
 HOSTILE = (
     "<script>alert(1)</script> $x_1$ \x1b[31m\x00 &amp; |\u202eevil\u202c | שלום\n"
@@ -239,6 +240,64 @@ def test_the_seconds_of_a_game_add_up_over_its_runs(game: Path) -> None:
     assert (game / "report.html").is_file()
 
 
+def test_a_run_without_roles_is_read_by_its_names(game: Path, tmp_path: Path) -> None:
+    """A folder as earlier versions left it: the same page and policies, and playing it again leaves its files alone."""
+    expected = read_run(game)
+    page = {path.name: path.read_bytes() for path in write_all(expected)}
+    old = Path(shutil.copytree(game, tmp_path / "run", symlinks=True))
+    record = json.loads((old / "run.json").read_text())
+    del record["roles"]
+    (old / "run.json").write_text(json.dumps(record))
+    rewrite(old, [{name: value for name, value in line.items() if name not in ("role", "iteration")} for line in records(old)])
+    lines = (old / "metrics.jsonl").read_text()
+    assert "role" not in lines
+    assert read_run(old).policies == expected.policies
+    assert {path.name: path.read_bytes() for path in write_all(read_run(old))} == page
+    assert [policy.name for policy in expected.played] == ["base", "iterate 0", "iterate 1"]
+    assert [policy.name for policy in expected.baselines] == ["plain SFT"]
+    assert run_folder.read_run(old).parts == run_folder.read_run(game).parts
+    assert policies_found(old) == policies_found(game)
+    asked = yaml.safe_load((old / "recipe.yaml").read_text())
+    asked["output"]["dir"] = str(old)
+    run(Recipe.model_validate(asked), old.parent, Display(Console(quiet=True)))
+    assert (old / "metrics.jsonl").read_text() == lines
+    assert json.loads((old / "run.json").read_text())["roles"] == json.loads((game / "run.json").read_text())["roles"]
+
+
+def policies_found(folder: Path) -> list[Any]:
+    """Whatever a command may ask a run folder for."""
+    one = run_folder.read_run(folder)
+    store = run_folder.open_store(one, print)
+    asked = [None, "base", "0", "1", "iterate 1", "SFT 1"]
+    found = [(policy.name, policy.key, policy.adapter) for policy in (run_folder.find_policy(one, store, a) for a in asked)]
+    names = [name for name, _, _ in found]
+    assert names == ["iterate 1", "base", "iterate 0", "iterate 1", "iterate 1", "SFT 1"]
+    return [*found, run_folder.trained_iterates(one, store)]
+
+
+def test_names_mean_nothing_where_there_are_roles(played: Path) -> None:
+    """Policies renamed in both files are still the base, the iterates and what they are compared with."""
+    before = read_run(played)
+    record = json.loads((played / "run.json").read_text())
+    called = {"base": "start", "iterate 0": "SFT 7", "iterate 1": "iterate 5"}
+    for part in ("policies", "roles"):
+        record[part] = {called.get(name, name): value for name, value in record[part].items()}
+    record["stopped"] = {"after": "SFT 7", "keep": "start", "why": "a test"}
+    (played / "run.json").write_text(json.dumps(record))
+    rewrite(
+        played, [{**line, "name": called.get(line["name"], line["name"])} for line in records(played) if line["iteration"] != 1]
+    )
+    after = read_run(played)
+    assert [policy.name for policy in after.played] == ["start", "SFT 7"]
+    assert [policy.name for policy in after.baselines] == ["plain SFT"]
+    assert after.trainings == {"SFT 7": before.trainings["iterate 0"]}
+    one = run_folder.read_run(played)
+    store = run_folder.open_store(one, print)
+    assert list(run_folder.trained_iterates(one, store)) == ["0"]
+    assert run_folder.find_policy(one, store, "1").name == "iterate 5"
+    assert run_folder.find_policy(one, store, None) == run_folder.StoredPolicy("start", one.inputs.base, None)
+
+
 def test_the_same_results_give_the_same_bytes(played: Path) -> None:
     first = {path.name: path.read_bytes() for path in write_all(read_results(played))}
     again = {path.name: path.read_bytes() for path in write_all(read_results(played))}
@@ -316,6 +375,12 @@ def test_intervals_against_scipy() -> None:
         (shutil.rmtree, "is no folder"),
         (lambda run: (run / "run.json").unlink(), "is neither a run nor a sweep"),
         (lambda run: (run / "run.json").write_text("{"), "run.json: not valid JSON"),
+        (
+            lambda run: (run / "run.json").write_text('{"policies": {"base": "k"}, "roles": {"base": 1}}'),
+            "its roles do not read back",
+        ),
+        (lambda run: rewrite(run, [{**r, "role": "king"} for r in records(run)]), "line 1 is not a whole record"),
+        (lambda run: rewrite(run, [{**r, "iteration": "0"} for r in records(run)]), "line 1 is not a whole record"),
         (lambda run: (run / "metrics.jsonl").unlink(), "metrics.jsonl: missing; run the recipe again"),
         (lambda run: (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes()[:-300]), "line 4 is not a whole"),
         (lambda run: rewrite(run, records(run)[:3]), "no record of plain SFT"),
