@@ -175,7 +175,7 @@ def doctor(
     from lowmem_spin.common.errors import InputError
     from lowmem_spin.engines import doctor as examine
 
-    display, place, names = Display(Console()), Path(store), list(examine.ROLES.values())
+    display, place, names = Display(Console()), Path(store), list(examine.self_tested())
     if engine is not None and engine not in names:
         raise InputError(f"--engine {engine!r}: no such engine to test; known here: {', '.join(names)}")
     for what, found in examine.machine_facts(place):

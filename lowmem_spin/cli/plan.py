@@ -7,17 +7,9 @@ from rich.table import Table
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.engines.memory import (
-    CARDS,
-    CONTEXT,
-    FRAGMENTATION,
-    Shape,
-    advice,
-    peak,
-    plan_residency,
-    stage_memory,
-    vllm_memory,
-)
+from lowmem_spin.engines.memory import CARDS, CONTEXT, FRAGMENTATION, Shape, advice, peak, stage_memory
+from lowmem_spin.engines.registry import gpu_engine
+from lowmem_spin.engines.residency import plan_residency
 from lowmem_spin.runner.planning.counting import GAME_KINDS
 from lowmem_spin.runner.planning.plan import Plan, PlanLine
 
@@ -66,8 +58,9 @@ def clock(seconds: float | None) -> str:
 
 def memory(recipe: Recipe, shape: Shape, dtype: str) -> Table:
     """Gigabytes of each term by stage, in the worst case of rows as long as the recipe allows."""
-    found = stage_memory(recipe, shape, dtype)
-    found = {"generate": found["generate"], "with vllm": vllm_memory(recipe, shape, dtype), **found}
+    found, generator = stage_memory(recipe, shape, dtype), gpu_engine("generation")
+    own = generator.memory(recipe, shape, dtype)["generate"]
+    found = {"generate": found["generate"], f"with {generator.name}": own, **found}
     table = Table(title=f"Memory on a GPU in {dtype}, GB, rows at full length", box=box.SIMPLE_HEAD)
     table.add_column("term", no_wrap=True)
     for stage in found:
@@ -83,11 +76,12 @@ def memory(recipe: Recipe, shape: Shape, dtype: str) -> Table:
 def verdicts(recipe: Recipe, shape: Shape, dtype: str) -> list[str]:
     """A line for each size of card: fits, or what to change."""
     lines = []
+    generator, learner = gpu_engine("generation"), gpu_engine("training")
     for card, limit in CARDS.items():
         changes = list(advice(recipe, shape, dtype, limit))
         try:
-            recipe_dir = f"with vllm: {plan_residency(recipe, shape, dtype, limit, RAM).residency}"
+            shared = f"with {generator.name}: {plan_residency(recipe, shape, dtype, generator, learner, limit, RAM).residency}"
         except InputError:
-            recipe_dir = "no room for vllm"
-        lines.append(f"{card:<11} " + ("fits" if not changes else "does not fit: " + "; ".join(changes)) + f" ({recipe_dir})")
+            shared = f"no room for {generator.name}"
+        lines.append(f"{card:<11} " + ("fits" if not changes else "does not fit: " + "; ".join(changes)) + f" ({shared})")
     return lines

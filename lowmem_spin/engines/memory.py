@@ -170,55 +170,15 @@ def vllm_memory(recipe: Recipe, shape: Shape, dtype: str) -> Terms:
     }
 
 
-def idle_memory(recipe: Recipe, shape: Shape, dtype: str) -> float:
-    """Bytes of a learner that waits: its base and its adapter, and what CUDA takes."""
-    weights = shape.weights(recipe.model.quantization, WIDTH[dtype])
+def base_memory(recipe: Recipe, shape: Shape, dtype: str, dequantizes: bool) -> float:
+    """Bytes of the frozen base in an engine that unpacks 4-bit weights, or in one that does not."""
+    return shape.weights("none" if dequantizes else recipe.model.quantization, WIDTH[dtype])
+
+
+def idle_memory(recipe: Recipe, shape: Shape, dtype: str, dequantizes: bool = False) -> float:
+    """Bytes of an engine that waits: its base and its adapter, and what CUDA takes."""
+    weights = base_memory(recipe, shape, dtype, dequantizes)
     return CONTEXT + FRAGMENTATION * (weights + shape.lora(recipe.training.lora.r) * 4.0)
-
-
-@dataclass(frozen=True)
-class Residency:
-    """How a generator and a learner that are two engines share one GPU."""
-
-    residency: str  # resident, sleep or exit
-    generator_bytes: float  # what vllm is told to keep to; its context comes on top
-
-
-def plan_residency(
-    recipe: Recipe, shape: Shape, dtype: str, limit: float, free_ram: float = float("inf"), generator: str = "vllm"
-) -> Residency:
-    """The residency that the recipe asks for or, for auto, the first that fits: resident, sleep, exit.
-
-    `limit` bytes of the GPU may be used, and `free_ram` bytes of the host's memory are free: a sleeping generator's
-    weights wait there. A generator that is not vllm keeps its base, as the learner does, and cannot sleep.
-
-    Raises:
-        InputError: the generator does not fit.
-    """
-    found = stage_memory(recipe, shape, dtype)
-    working, waiting = max(peak(found["score"]), peak(found["train"])), idle_memory(recipe, shape, dtype)
-    needed = peak(vllm_memory(recipe, shape, dtype)) if generator == "vllm" else peak(found["generate"])
-    weights = shape.weights("none", WIDTH[dtype])
-    if generator == "vllm":
-        room = {"resident": limit - working, "sleep": limit - waiting, "exit": limit}
-        asleep = working + CONTEXT <= limit and weights <= 0.8 * free_ram  # it keeps its context, and its weights in RAM
-    else:
-        room = {"resident": limit - waiting if working + waiting <= limit else 0.0, "sleep": 0.0, "exit": limit}
-        asleep = False
-    fits = {name: room[name] >= needed and (asleep or name != "sleep") for name in room}
-    asked = recipe.runtime.residency
-    name = next((name for name in room if fits[name]), "exit") if asked == "auto" else asked
-    if fits[name]:
-        return Residency(name, needed - CONTEXT)
-    if room[name] >= needed and weights > 0.8 * free_ram:
-        raise InputError(
-            f"runtime.residency: asleep, {weights / 1e9:.1f} GB of weights wait in RAM, of which {free_ram / 1e9:.1f} GB "
-            "are free; set it to auto or exit"
-        )
-    raise InputError(
-        f"runtime.residency: with {name}, {generator} needs {needed / 1e9:.1f} GB and {max(0.0, room[name]) / 1e9:.1f} of "
-        f"{limit / 1e9:.1f} GB are left for it; set it to auto, lower runtime.generation_batch_size, or use one engine for both"
-    )
 
 
 def peak(terms: Terms) -> float:

@@ -15,9 +15,10 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import doctor
 from lowmem_spin.engines.base import Generator, Learner
 from lowmem_spin.engines.machine import Machine, find_machine
-from lowmem_spin.engines.memory import plan_residency, read_shape
+from lowmem_spin.engines.memory import read_shape
 from lowmem_spin.engines.oracles.base import NoWeights, Oracle
-from lowmem_spin.engines.registry import open_engine
+from lowmem_spin.engines.registry import ENGINES, PORTABLE, open_engine
+from lowmem_spin.engines.residency import plan_residency
 
 ORACLE = "oracle"  # its name beside the engines'
 
@@ -32,10 +33,10 @@ class EngineChoices:
 
     def specs(self, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
         """What of the generator and of the learner is a part of keys: everything that may change a result."""
-        generator = {"engine": self.generator, "dtype": self.machine.dtype}
-        if self.generator == "vllm" and recipe.model.quantization != "none":
-            generator["weights"] = recipe.generation.weights
-        return generator, {"engine": self.learner, "dtype": self.machine.dtype}
+        return self._spec(self.generator, recipe), self._spec(self.learner, recipe)
+
+    def _spec(self, name: str, recipe: Recipe) -> dict[str, Any]:
+        return {"engine": name, "dtype": self.machine.dtype, **ENGINES[name].key_fields(recipe)}
 
 
 def choose_engines(recipe: Recipe, store: Path, display: Display | None) -> EngineChoices:
@@ -43,11 +44,13 @@ def choose_engines(recipe: Recipe, store: Path, display: Display | None) -> Engi
     machine = find_machine(recipe)
     asked = {"generation": recipe.generation.engine, "training": recipe.training.engine}
     if recipe.game.sampler.name != "none":
-        if asked["generation"] == "vllm":
-            raise InputError(f"generation.engine: 'vllm' cannot sample mixtures ({recipe.game.sampler.name}); use hf")
-        asked["generation"] = "hf"
+        if asked["generation"] == "auto":
+            asked["generation"] = PORTABLE
+        elif not ENGINES[asked["generation"]].samples_mixtures:
+            name, sampler = asked["generation"], recipe.game.sampler.name
+            raise InputError(f"generation.engine: {name!r} cannot sample mixtures ({sampler}); use {PORTABLE}")
     if machine.device == "cpu":
-        names = {role: "hf" if name == "auto" else name for role, name in asked.items()}
+        names = {role: PORTABLE if name == "auto" else name for role, name in asked.items()}
         return EngineChoices(machine, names["generation"], names["training"])
     names = {}
     for role, name in asked.items():
@@ -147,14 +150,10 @@ class GameEngines:
 
     def signature(self, name: str) -> str:
         """Everything that an engine is opened with: games of like signatures take it from each other."""
-        r, t = self.recipe, self.recipe.training
+        r = self.recipe
         lengths = [r.data.max_prompt_length, r.data.max_completion_length, r.generation.max_new_tokens]
         opened_with: list[Any] = [self.model.identity, r.model.model_dump(), lengths, r.runtime.model_dump()]
-        if name == "vllm":
-            opened_with.append(t.lora.r)
-        else:
-            knobs = [t.per_device_train_batch_size, t.gradient_checkpointing, t.optim, t.lr_scheduler_type]
-            opened_with += [t.lora.model_dump(), knobs]
+        opened_with += ENGINES[name].opened_with(r)
         return digest({"opened with": opened_with, "choices": [self.choices.generator, self.choices.learner]})
 
     def _settled(self) -> Machine:
@@ -168,7 +167,8 @@ class GameEngines:
         name = digest([self.signature(choices.generator), self.signature(choices.learner)])
         if name not in self.pool.settled:
             machine, free = choices.machine, float(psutil.virtual_memory().available)
-            shared = plan_residency(recipe, read_shape(self.model), machine.dtype, machine.limit, free, choices.generator)
+            both = ENGINES[choices.generator], ENGINES[choices.learner]
+            shared = plan_residency(recipe, read_shape(self.model), machine.dtype, *both, machine.limit, free)
             share = shared.generator_bytes / machine.total
             self.pool.settled[name] = replace(machine, residency=shared.residency, generator_share=share)
             self.display.log(f"{choices.generator} and {choices.learner} share the GPU: residency {shared.residency}")

@@ -13,6 +13,7 @@ from typing import Any
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.oracles.endpoint import check_key
+from lowmem_spin.engines.registry import PORTABLE
 from lowmem_spin.evaluation import diversity
 from lowmem_spin.evaluation.harness_tasks import Catalogue, Loaded, Task, check_installed
 from lowmem_spin.evaluation.judged import alpaca as instructions
@@ -124,7 +125,7 @@ def measure_policies(games: Sequence[EvaluationTarget], request: EvaluationReque
     harness = _Harness(catalogue, display)
     by_engine: dict[str, list[EvaluationTarget]] = {}
     for game in games:
-        by_engine.setdefault(game.tenants(display).signature("hf"), []).append(game)
+        by_engine.setdefault(game.tenants(display).signature(PORTABLE), []).append(game)
     for group in by_engine.values():
         for task in tasks:
             for game in group:
@@ -153,7 +154,7 @@ class _Harness:
         self._signature = ""
 
     def measure(self, game: EvaluationTarget, task: Task, limit: int | None) -> None:
-        learner = {"engine": "hf", "dtype": game.machine.dtype}
+        learner = {"engine": PORTABLE, "dtype": game.machine.dtype}
         for name in game.wanted:
             question = task.spec(game.policies[name], limit, learner)
             game.ensure(question, lambda: self._measure(game, name, task, limit))  # noqa: B023 called at once
@@ -168,9 +169,9 @@ class _Harness:
             from lowmem_spin.evaluation import harness
 
         tenants = game.tenants(self.display)
-        signature = tenants.signature("hf")
+        signature = tenants.signature(PORTABLE)
         if signature != self._signature:
-            if game.pool.opened.keys() - {"hf"}:
+            if game.pool.opened.keys() - {PORTABLE}:
                 game.pool.close()
             self._bench, self._signature = harness.HarnessModel(tenants.learner(), game.model, self.display), signature  # type: ignore[arg-type]
         return harness.measure_task(self._bench, game.adapter(name), self._loaded, limit, name)

@@ -18,6 +18,7 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.oracles.base import Oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
+from lowmem_spin.engines.registry import PORTABLE
 from lowmem_spin.evaluation.benchmark_records import keep_results
 from lowmem_spin.runner import run_folder
 from lowmem_spin.runner.health import HeldOut
@@ -183,7 +184,8 @@ class EvaluationTarget:
     def tenants(self, display: Display) -> GameEngines:
         """transformers on the base, whatever the game was played with."""
         weights_dir = self.store.root / "weights"
-        return GameEngines(self.recipe, self.model, EngineChoices(self.machine, "hf", "hf"), weights_dir, display, self.pool)
+        choices = EngineChoices(self.machine, PORTABLE, PORTABLE)
+        return GameEngines(self.recipe, self.model, choices, weights_dir, display, self.pool)
 
     def renderer(self) -> Renderer:
         """Conversations to prompts, as the game's rows were rendered."""

@@ -40,7 +40,7 @@ class Deaf(HF):
 def test_a_generator_passes_only_with_hfs_policies(
     engine: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(registry.ENGINES, "vllm", engine)
+    monkeypatch.setitem(registry.ENGINES, "vllm", replace(registry.ENGINES["vllm"], target=engine))
     for module in (doctor, registry):
         monkeypatch.setattr(module, "installed", lambda name: True)
     (_, hf), (_, found) = doctor.self_tests(["vllm"], tmp_path)

@@ -17,7 +17,9 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import doctor, pool
 from lowmem_spin.engines.machine import Machine
-from lowmem_spin.engines.memory import Shape, idle_memory, peak, plan_residency, stage_memory, vllm_memory
+from lowmem_spin.engines.memory import Shape, idle_memory, peak, stage_memory, vllm_memory
+from lowmem_spin.engines.registry import ENGINES
+from lowmem_spin.engines.residency import plan_residency
 from lowmem_spin.engines.worker import Resident, Worker, WorkerDiedError
 
 RECIPE = Recipe.model_validate(
@@ -28,6 +30,7 @@ RECIPE = Recipe.model_validate(
         "runtime": {"scoring_batch_size": 16},
     }
 )
+BOTH = ENGINES["vllm"], ENGINES["unsloth"]
 GEMMA_2B = Shape(18, 2048, 16384, 8, 1, 256, 256000, True)
 
 
@@ -126,9 +129,9 @@ def test_auto_takes_the_first_residency_that_fits() -> None:
             wanted = "exit"
         else:
             with pytest.raises(InputError, match=r"^runtime\.residency: with exit, vllm needs"):
-                plan_residency(RECIPE, GEMMA_2B, "bfloat16", limit, 64e9)
+                plan_residency(RECIPE, GEMMA_2B, "bfloat16", *BOTH, limit, 64e9)
             continue
-        settled = plan_residency(RECIPE, GEMMA_2B, "bfloat16", limit, 64e9)
+        settled = plan_residency(RECIPE, GEMMA_2B, "bfloat16", *BOTH, limit, 64e9)
         seen.add(settled.residency)
         assert settled.residency == wanted
         left = {"resident": working, "sleep": waiting, "exit": 0.0}[wanted]
@@ -140,12 +143,12 @@ def test_auto_takes_the_first_residency_that_fits() -> None:
     assert _residency(tight, 1e9) == "exit"  # its weights would not fit in so little RAM
     asleep = RECIPE.model_copy(update={"runtime": RECIPE.runtime.model_copy(update={"residency": "sleep"})})
     with pytest.raises(InputError, match=r"^runtime\.residency: asleep, .* wait in RAM, of which 1.0 GB are free"):
-        plan_residency(asleep, GEMMA_2B, "bfloat16", tight, 1e9)
+        plan_residency(asleep, GEMMA_2B, "bfloat16", *BOTH, tight, 1e9)
 
 
 def _residency(limit: float, ram: float) -> str | None:
     try:
-        return plan_residency(RECIPE, GEMMA_2B, "bfloat16", limit, ram).residency
+        return plan_residency(RECIPE, GEMMA_2B, "bfloat16", *BOTH, limit, ram).residency
     except InputError:
         return None
 

@@ -17,7 +17,8 @@ from lowmem_spin.config.load import load_recipe
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.machine import Machine, find_machine
-from lowmem_spin.engines.memory import Shape, advice, peak, stage_memory
+from lowmem_spin.engines.memory import Shape, advice, peak
+from lowmem_spin.engines.registry import ENGINES
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.planning import calibration
 from lowmem_spin.runner.planning.calibration import Measurement
@@ -189,11 +190,14 @@ def _record(cost: Cost, device: str, name: str, shape: Shape, recipe: Recipe, ma
 
 
 def _predicted(recipe: Recipe, shape: Shape, machine: Machine, ours: list[Cost]) -> dict[str, float]:
-    """Peak bytes by kind. On a CPU there is none, and none for vllm, which takes what it is given."""
+    """Peak bytes by kind. On a CPU there is none, and none for an engine that takes what it is given."""
     if machine.device == "cpu":
         return {}
-    terms = stage_memory(recipe, shape, machine.dtype)
-    return {cost.work: peak(terms[cost.work]) for cost in ours if cost.by != "vllm"}
+    return {
+        cost.work: peak(ENGINES[cost.by].memory(recipe, shape, machine.dtype)[cost.work])
+        for cost in ours
+        if not ENGINES[cost.by].preallocates
+    }
 
 
 def _explain(asked: BenchRequest, machine: Machine, ours: list[Cost], display: Stopwatch) -> None:

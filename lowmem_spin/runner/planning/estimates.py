@@ -13,7 +13,8 @@ from lowmem_spin.algorithm.touches import SAMPLE, Places
 from lowmem_spin.common.files import DamagedError, read_parquet
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import Rows
-from lowmem_spin.engines.memory import peak, read_shape, stage_memory, vllm_memory
+from lowmem_spin.engines.memory import peak, read_shape
+from lowmem_spin.engines.registry import ENGINES
 from lowmem_spin.runner.open import ResolvedRecipe
 from lowmem_spin.runner.planning.calibration import Calibration, Kind, device_name
 from lowmem_spin.runner.planning.counting import Unit
@@ -126,9 +127,8 @@ class Clock:
             shape, recipe = read_shape(self.found.model), self.found.recipe
             self.parameters = shape.body + shape.unquantized
             dtype = choices.machine.dtype if choices.machine.device == "cuda" else "bfloat16"
-            terms = stage_memory(recipe, shape, dtype)
-            if choices.generator == "vllm":
-                terms["generate"] = vllm_memory(recipe, shape, dtype)
+            generator, learner = (ENGINES[name].memory(recipe, shape, dtype) for name in (choices.generator, choices.learner))
+            terms = {**learner, "generate": generator["generate"]}
             self.peaks = {kind: peak(found) for kind, found in terms.items()}
 
     def memory(self, unit: Unit) -> float:

@@ -20,6 +20,7 @@ from lowmem_spin.data.rows import Rows
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.pool import EngineChoices, choose_engines
+from lowmem_spin.engines.registry import gpu_engine
 from lowmem_spin.runner.open import ResolvedRecipe, SharedResources, name_stages, resolve
 from lowmem_spin.runner.planning.calibration import load_calibration
 from lowmem_spin.runner.planning.counting import GAME_KINDS, Unit, Work
@@ -232,8 +233,8 @@ def _choices(recipe: Recipe, root: Path, notes: list[str]) -> EngineChoices:
     try:
         return choose_engines(recipe, root, None)
     except InputError as error:
-        generator = "vllm" if recipe.generation.engine == "auto" else recipe.generation.engine
-        learner = "unsloth" if recipe.training.engine == "auto" else recipe.training.engine
+        generator = gpu_engine("generation").name if recipe.generation.engine == "auto" else recipe.generation.engine
+        learner = gpu_engine("training").name if recipe.training.engine == "auto" else recipe.training.engine
         dtype = "bfloat16" if recipe.model.dtype == "auto" else recipe.model.dtype
         _add(notes, [f"planned for a GPU with {generator} and {learner}, not for this machine ({error})"])
         return EngineChoices(Machine("cuda", dtype), generator, learner)
