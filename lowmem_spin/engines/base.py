@@ -1,9 +1,10 @@
 """What an engine is asked for. A generator samples completions; a learner scores and trains."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.files import Tokens
@@ -41,6 +42,41 @@ class Generator(Protocol):
     def release(self) -> None:
         """Nothing to generate for a while."""
         ...
+
+
+@runtime_checkable
+class MixtureSampler(Generator, Protocol):
+    """A generator that also says what policies think of every next token, which mixtures of them are sampled from."""
+
+    ends: list[int]
+    """Tokens that end a completion."""
+
+    def next_token_logps(self, policies: Sequence[Path | None]) -> Callable[[Sequence[tuple[int, ...]]], list[Any]]:
+        """A function of states, a prompt and what of its completion there is: for each policy a tensor (states, vocabulary)."""
+        ...
+
+    def completion(self, tokens: list[int], logp: float) -> Completion:
+        """What was drawn, up to the token that ends it, as text too."""
+        ...
+
+    def playing(self, adapter: Path | None) -> AbstractContextManager[Any]:
+        """The model acting as a policy, with nothing random in it."""
+        ...
+
+    def sample(self, policy: Any, draws: Sequence[tuple[Tokens, int]], sampling: Sampling) -> list[Completion]:
+        """One batch of completions of the model as it stands, a (prompt, seed) for each."""
+        ...
+
+
+def sampling_mixtures(generator: Generator) -> MixtureSampler:
+    """The same generator, which the choice of engines made sure can do it.
+
+    Raises:
+        TypeError: it cannot.
+    """
+    if not isinstance(generator, MixtureSampler):
+        raise TypeError(f"{type(generator).__name__} cannot sample mixtures")
+    return generator
 
 
 class Learner(Protocol):

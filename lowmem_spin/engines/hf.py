@@ -1,7 +1,7 @@
 """The transformers + PEFT engine: generates, scores and trains on any device, on one frozen base."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,22 +60,6 @@ class HF(PeftLearner):
             )
         drawn, logps = output[:, width:].tolist(), finite(noise.logps, self.machine)
         return [self.completion(tokens, logp) for tokens, logp in zip(drawn, logps, strict=True)]
-
-    def train_sampler(
-        self,
-        previous: Path,
-        base: Path | None,
-        prompts: Sequence[Tokens],
-        alpha: float,
-        max_new_tokens: int,
-        settings: dict[str, Any],
-        work: Path,
-        advance: Callable[[int], None],
-    ) -> tuple[Path, list[dict[str, float]]]:
-        """Fine-tune `previous` until it samples its geometric mixture with `base`; see gflownet.py."""
-        from lowmem_spin.engines.training.gflownet import GFlowNetTrainer
-
-        return GFlowNetTrainer(self, previous, base, prompts, alpha, max_new_tokens, settings, work).run(advance)
 
     def next_token_logps(self, policies: Sequence[Path | None]) -> Lookahead:
         """What `policies` say of the next token, as a function of states: what sampling/ draws mixtures from.

@@ -2,20 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lowmem_spin.algorithm.samplers.mixture import MixtureSample, Target, sampler
 from lowmem_spin.algorithm.stages import Sampling
-from lowmem_spin.engines.base import Request
+from lowmem_spin.engines.base import MixtureSampler, Request
 
 
 def draw_mixture(
-    generator: Any, base: Path | None, requests: Sequence[Request], sampling: Sampling, batch: int
+    generator: MixtureSampler, base: Path | None, requests: Sequence[Request], sampling: Sampling, batch: int
 ) -> list["MixtureSample"]:
     """For each request a draw from the mixture of its policy, the same for all, with the base.
 
     Args:
-        generator: the hf engine; others do not say what policies think of every next token.
+        generator: says what policies think of every next token.
         base: the base policy's adapter, if it has one.
         requests: of one policy.
         sampling: with the mixture that is asked.

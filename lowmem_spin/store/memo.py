@@ -16,7 +16,7 @@ from lowmem_spin.algorithm.samplers.mixture import MixtureSample
 from lowmem_spin.algorithm.stages import Average, Sampling, Train, TrainSampler, logps_spec
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.common.keys import digest, number
-from lowmem_spin.engines.base import Completion, Generator, Learner, Request
+from lowmem_spin.engines.base import Completion, Generator, Learner, MixtureSampler, Request, sampling_mixtures
 from lowmem_spin.engines.mixtures import draw_mixture
 from lowmem_spin.engines.oracles.base import Oracle
 from lowmem_spin.engines.training.average import ema_adapter
@@ -130,7 +130,7 @@ class Tables:
                         for policy, prompt in missing
                     ]
                     if sampling.mixes(missing[0][0]):
-                        tokens = self._mix(generator, requests, sampling, tables[missing[0][0]], missing)
+                        tokens = self._mix(sampling_mixtures(generator), requests, sampling, tables[missing[0][0]], missing)
                     else:
                         completions = generator.generate(requests, sampling)
                         _append(tables, missing, completions)
@@ -140,7 +140,7 @@ class Tables:
 
     def _mix(
         self,
-        generator: Any,
+        generator: MixtureSampler,
         requests: Sequence[Request],
         sampling: Sampling,
         table: Table,
@@ -263,28 +263,25 @@ class Tables:
             return self.store.commit_adapter(stage.policy, made, {"kind": "average", "name": stage.name, "asked": stage.spec()})
 
     def train_sampler(self, stage: TrainSampler, prompts: Callable[[], Sequence[Tokens]]) -> Path:
-        """The stage's adapter, fine-tuned if it has to be; only the hf engine can."""
+        """The stage's adapter, fine-tuned if it has to be."""
         folder = self.store.adapter(stage.policy)
         if folder is not None:
             return folder
         with self.store.writing(stage.policy):
             if (folder := self.store.adapter(stage.policy)) is not None:
                 return folder
+            from lowmem_spin.engines.training.gflownet import GFlowNetTrainer
+
+            previous, base, longest = self.adapter(stage.previous), self.adapter(stage.base), stage.sampling.max_new_tokens
+            if previous is None:
+                raise TypeError(f"{stage.name}: the bare base has no adapter to go on from")
             work = self.store.work(stage.policy)
             work.mkdir(parents=True, exist_ok=True)
-            previous, longest, engine = self.adapter(stage.previous), stage.sampling.max_new_tokens, self.engines.generator()
+            engine = sampling_mixtures(self.engines.generator())
             rows = stage.draw.prompts * stage.settings["epochs"]
             with self.progress.stage("amortise", stage.name, rows) as meter, _naming_a_full_disk(work):
-                made, metrics = engine.train_sampler(  # type: ignore[attr-defined]
-                    previous,
-                    self.adapter(stage.base),
-                    prompts(),
-                    stage.alpha,
-                    longest,
-                    stage.settings,
-                    work,
-                    lambda rows: meter.advance(rows) if rows else meter.saved(),
-                )
+                trainer = GFlowNetTrainer(engine, previous, base, prompts(), stage.alpha, longest, stage.settings, work)
+                made, metrics = trainer.run(lambda rows: meter.advance(rows) if rows else meter.saved())
             manifest = {"kind": "amortise", "name": stage.name, "asked": stage.spec(), "rows": stage.draw.prompts}
             return self.store.commit_adapter(stage.policy, made, {**manifest, "metrics": metrics})
 

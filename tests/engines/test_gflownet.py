@@ -267,7 +267,8 @@ def train_sampler(
     **changes: Any,
 ) -> tuple[Path, list[dict[str, float]]]:
     settings = {**SETTINGS, **changes}
-    return engine.train_sampler(previous, base, prompts, ALPHA, CAP, settings, work, Told() if told is None else told)
+    trainer = gflownet.GFlowNetTrainer(engine, previous, base, prompts, ALPHA, CAP, settings, work)
+    return trainer.run(Told() if told is None else told)
 
 
 def weights(adapter: Path) -> bytes:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,13 +28,11 @@ from lowmem_spin.algorithm.subtb import StepLogps, subtb_loss, weighted_count
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.common.keys import number
+from lowmem_spin.engines.base import MixtureSampler
+from lowmem_spin.engines.peft_learner import PeftLearner
 from lowmem_spin.engines.training.guards import finite, naming_memory
 from lowmem_spin.engines.training.logps import autocast, collate, step_logps
 from lowmem_spin.engines.training.trainer import LengthGrouped, last_checkpoint
-
-if TYPE_CHECKING:
-    from lowmem_spin.engines.hf import HF
-
 
 RECORDS = 50  # of metrics, about
 
@@ -54,7 +52,7 @@ class GFlowNetTrainer:
     Nothing is swapped between a forward and its backward, and there is never a second adapter beside the base.
 
     Args:
-        engine: whose base, slot and sampling are used.
+        engine: whose base, slot and sampling are used; it is a PeftLearner too.
         previous: adapter folder of p.
         base: adapter folder of b; None is the frozen base.
         prompts: token ids.
@@ -70,7 +68,7 @@ class GFlowNetTrainer:
 
     def __init__(
         self,
-        engine: "HF",
+        engine: MixtureSampler,
         previous: Path,
         base: Path | None,
         prompts: Sequence[Tokens],
@@ -79,6 +77,8 @@ class GFlowNetTrainer:
         settings: dict[str, Any],
         work: Path,
     ) -> None:
+        if not isinstance(engine, PeftLearner):
+            raise TypeError(f"{type(engine).__name__} has no slot to train")
         self.engine, self.prompts, self.alpha, self.cap = engine, prompts, alpha, max_new_tokens
         self.settings, self.work = settings, work
         self.base = None if base is None else self._read(base)
