@@ -68,7 +68,7 @@ def with_toy(recipe: Recipe) -> Recipe:
 @pytest.mark.usefixtures("toy")
 def test_an_engine_that_only_the_registry_knows_plays_a_game(tmp_path: Path) -> None:
     recipe = with_toy(load_recipe(find_recipe("quickstart"), tiny(tmp_path, "game.iterations=1")))
-    shared = SharedResources()
+    shared, asked = SharedResources(), list[Request]()
     game = open_game(recipe, tmp_path, Display(Console(quiet=True)), shared)
     assert game.inputs.generator == {"engine": "toy", "dtype": "float32", "toy top_p": 1.0}
     assert game.inputs.learner == {"engine": "hf", "dtype": "float32"}
@@ -77,7 +77,7 @@ def test_an_engine_that_only_the_registry_knows_plays_a_game(tmp_path: Path) -> 
             step(game, stage)
         if isinstance(stage, Generate):
             assert [type(engine) for engine in shared.engines.opened.values()] == [Toy]
-            asked = shared.engines.opened["toy"].asked
+            asked += shared.engines.opened["toy"].asked
     rows = of_policy(tmp_path / "store", "completions", game.inputs.base)
     assert len(rows) == 12 == len(asked) and {row["text"] for row in rows} == {"toy"}
     assert sorted(row["tokens"] for row in rows) == sorted([*map(int, one.prompt[:3]), END] for one in asked)
