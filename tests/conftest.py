@@ -1,10 +1,14 @@
+import hashlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 # No network; before anything imports a library that reads these.
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", MPLBACKEND="agg")
 
 import pytest
+from filelock import FileLock
 
 from lowmem_spin.engines.machine import cuda_capability
 
@@ -36,3 +40,37 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def quickstart() -> Path:
     return QUICKSTART
+
+
+def fingerprint(folder: Path) -> str:
+    """Of the names and bytes of all files in a folder."""
+    found = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        found.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished short game (helpers.faults.SHORT), played once for all processes of a test run; only to be read."""
+    from helpers.commands import play
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # each process has a folder of its own in it
+    folder /= "whole"
+    folder.mkdir(exist_ok=True)
+    told = folder.with_name("whole.sha256")
+    with FileLock(folder.with_name("whole.lock")):
+        if not told.exists():
+            result = play(folder)
+            assert result.returncode == 0 and "Held-out results" in result.stdout, result.stderr
+            told.write_text(fingerprint(folder))
+    yield folder
+    assert fingerprint(folder) == told.read_text(), "a test changed the game that all of them read; take a copy of it"
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    """The finished game, for a test that changes it."""
+    return Path(shutil.copytree(whole, tmp_path / "copy", symlinks=True))

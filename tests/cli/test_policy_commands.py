@@ -21,7 +21,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from helpers.commands import SMALL
+from helpers.commands import SMALL, call, cli
 from helpers.server import wait
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.cli.chat import Voice, open_voices, talk
@@ -100,11 +100,6 @@ def answers(engine: HF, adapter: Path | None, conversations: list[str]) -> list[
 def linked(home: Path, name: str) -> Path | None:
     """Where the run folder itself says a policy's adapter is."""
     return None if name == "base" else home / "runs" / "game" / "iterates" / name
-
-
-def cli(*arguments: object, given: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lowmem_spin.cli", *map(str, arguments)]
-    return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
 
 
 def test_a_chat_through_a_pipe_answers_as_the_game_does(home: Path, engine: HF) -> None:
@@ -256,7 +251,7 @@ def test_a_merged_model_is_the_unpacked_base_with_the_adapter(
 def test_an_export_is_whole_or_absent(home: Path, game: run_folder.RunFolder, store: Store, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("keep")
-    result = cli("export", home / "runs" / "game", "--to", tmp_path / "mine")
+    result = call("export", home / "runs" / "game", "--to", tmp_path / "mine")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes"]
     torn = Path(shutil.copytree(home / "runs" / "game", tmp_path / "torn", symlinks=True))
@@ -305,7 +300,11 @@ def test_what_cannot_be_used_is_one_line(home: Path, tmp_path: Path, command: st
     _edit(places["half"], "output", "store", store)
     _edit(places["moved"], "output", "store", tmp_path / "gone")
     _edit(places["other"], "model", "name_or_path", tmp_path / "tobase")
-    result = cli(*command.format(**places).split(), *(["--print"] if command.startswith("serve") else []))
+    result = (
+        cli(*command.format(**places).split(), "--print")
+        if command.startswith("serve")
+        else call(*command.format(**places).split())
+    )
     assert result.returncode == 2, result
     assert line.format(**places) in result.stderr
     assert result.stderr.count("\n") == 1
@@ -334,12 +333,12 @@ def test_gc_frees_what_a_deleted_run_alone_had(home: Path, tmp_path: Path) -> No
     other = play(tmp_path, "sweep/deep/other", game__iterations=1, generation__temperature=0.7, data__max_prompt_length=511)
     added = stored(tmp_path) - before
     assert {name.split("/")[0] for name in added} == {"adapters", "completions", "logps", "data"}
-    cli("gc", *store, *top, "--delete")
+    call("gc", *store, *top, "--delete")
     assert stored(tmp_path) == before | added  # a run at any depth counts
 
     record = (other / "run.json").read_text()
     (other / "run.json").write_text(record[:-20])
-    broken = cli("gc", *store, *top, "--delete")
+    broken = call("gc", *store, *top, "--delete")
     assert (broken.returncode, broken.stderr.count("\n")) == (2, 1)
     assert "nothing is freed" in broken.stderr
     assert stored(tmp_path) == before | added
@@ -348,7 +347,7 @@ def test_gc_frees_what_a_deleted_run_alone_had(home: Path, tmp_path: Path) -> No
     damaged = tmp_path / "store" / "aside" / "damaged.parquet"
     damaged.parent.mkdir(exist_ok=True)
     damaged.write_bytes(b"damaged")
-    shown = cli("gc", *store, *top)
+    shown = call("gc", *store, *top)
     assert all(name.split("/")[1] in shown.stdout for name in added)
     assert not any(name.split("/")[1] in shown.stdout for name in before)
     assert stored(tmp_path) == before | added | {"aside/damaged.parquet"}
@@ -356,7 +355,7 @@ def test_gc_frees_what_a_deleted_run_alone_had(home: Path, tmp_path: Path) -> No
     with Store(tmp_path / "store", print).writing(busy):
         cli("gc", *store, *top, "--delete")
         assert stored(tmp_path) == before | {f"adapters/{busy}", "aside/damaged.parquet"}
-    cli("gc", *store, *top, "--delete", "--aside")
+    call("gc", *store, *top, "--delete", "--aside")
     assert stored(tmp_path) == before
 
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.parquet")}
@@ -365,7 +364,7 @@ def test_gc_frees_what_a_deleted_run_alone_had(home: Path, tmp_path: Path) -> No
         for field in ("store", "dir")
         for part in ("--set", f"output.{field}={tmp_path / {'store': 'store', 'dir': 'runs/game'}[field]}")
     ]
-    replay = cli("run", tmp_path / "runs" / "game" / "recipe.yaml", *again)
+    replay = call("run", tmp_path / "runs" / "game" / "recipe.yaml", *again)
     assert replay.returncode == 0, replay
     assert not any(word in replay.stdout for word in ("start-up", "generate", "train "))  # no engine was opened
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.parquet")} == files
@@ -379,10 +378,10 @@ def test_gc_keeps_data_and_weights_of_a_run_that_does_not_name_them(home: Path, 
     path = tmp_path / "runs" / "game" / "run.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({name: value for name, value in record.items() if name not in ("data", "model")}))
-    old = cli("gc", "--store", tmp_path / "store", "--runs", tmp_path / "runs")
+    old = call("gc", "--store", tmp_path / "store", "--runs", tmp_path / "runs")
     assert "nothing is unused" in old.stdout
     path.write_text(json.dumps(record))
-    new = cli("gc", "--store", tmp_path / "store", "--runs", tmp_path / "runs")
+    new = call("gc", "--store", tmp_path / "store", "--runs", tmp_path / "runs")
     assert new.stdout.count("strange") == 2
 
 

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
-from helpers.commands import finish, start
+from helpers.commands import finish, play, start
 from lowmem_spin.common.display import Display
 
 
@@ -28,14 +28,6 @@ def committed(folder: Path, kind: str) -> dict[str, pa.Table]:
 
 def adapters(folder: Path) -> dict[str, Path]:
     return {path.name: path / "adapter_model.safetensors" for path in (folder / "store" / "adapters").iterdir()}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    output = finish(start(folder))
-    assert "Held-out results" in output
-    return folder
 
 
 def generating(folder: Path) -> bool:
@@ -60,13 +52,11 @@ def test_an_interrupted_game_goes_on_and_ends_the_same(
     whole: Path, tmp_path: Path, moment: Callable[[Path], bool], how: signal.Signals
 ) -> None:
     process = start(tmp_path)
-    deadline = time.monotonic() + 120
     while not moment(tmp_path):
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, how)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate()
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert "run the same command again to go on" in output
@@ -91,14 +81,11 @@ def test_an_interrupted_game_goes_on_and_ends_the_same(
         assert max((one[name] - two[name]).abs().max().item() for name in two) <= 1e-6
 
 
-def test_a_finished_game_is_recognised(whole: Path) -> None:
-    files = {path: path.stat().st_mtime_ns for path in (whole / "store").rglob("*") if path.is_file()}
-    began = time.monotonic()
-    output = finish(start(whole))
-    assert time.monotonic() - began < 5
-    assert "generate" not in output
-    assert "start-up" not in output
-    assert {path: path.stat().st_mtime_ns for path in (whole / "store").rglob("*") if path.is_file()} == files
+def test_a_finished_game_is_recognised(copy: Path) -> None:
+    files = {path: path.stat().st_mtime_ns for path in (copy / "store").rglob("*") if path.is_file()}
+    output = finish(start(copy))
+    assert not any(word in output for word in ("start-up", "generate", "score", "train "))  # no engine was opened
+    assert {path: path.stat().st_mtime_ns for path in (copy / "store").rglob("*") if path.is_file()} == files
 
 
 def test_the_run_folder_is_small_and_human(whole: Path) -> None:
@@ -113,16 +100,16 @@ def test_the_run_folder_is_small_and_human(whole: Path) -> None:
     assert records[0]["kl_to_base"] == 0
 
 
-def test_another_alpha_shares_the_first_iteration(whole: Path, tmp_path: Path) -> None:
-    before = set(adapters(whole))
-    finish(start(whole, game__alpha=0.5, output__dir=tmp_path / "run"))
-    assert len(set(adapters(whole)) - before) == 1
-    assert (tmp_path / "run" / "iterates" / "0").resolve() == (whole / "run" / "iterates" / "0").resolve()
-    assert (tmp_path / "run" / "iterates" / "1").resolve() != (whole / "run" / "iterates" / "1").resolve()
+def test_another_alpha_shares_the_first_iteration(copy: Path, whole: Path, tmp_path: Path) -> None:
+    result = play(copy, "game.alpha=0.5", f"output.dir={tmp_path / 'run'}")
+    assert result.returncode == 0, result.stderr
+    assert len(set(adapters(copy)) - set(adapters(whole))) == 1
+    one, other = ([(folder / "run" / "iterates" / t).resolve().name for t in "01"] for folder in (tmp_path, whole))
+    assert one[0] == other[0] and one[1] != other[1]
 
 
 def test_two_processes_on_one_store_share_the_work(whole: Path, tmp_path: Path) -> None:
-    first, second = start(tmp_path), start(tmp_path, output__dir=tmp_path / "other")
+    first, second = start(tmp_path), start(tmp_path, f"output.dir={tmp_path / 'other'}")
     finish(first)
     finish(second)
     for key, table in committed(tmp_path, "completions").items():

@@ -1,46 +1,70 @@
-"""The command line as a user starts it, on games of seconds."""
+"""The command line as a user starts it, on games of seconds: in a process of its own, or in this one without its imports."""
 
+import os
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 from helpers.faults import SHORT
+from lowmem_spin.cli.main import main
 
-SMALL = {
-    "game.pairs": 96,
-    "game.iterations": 2,
-    "training.per_device_train_batch_size": 8,
-    "evaluation.path": "null",
-    "evaluation.metric": "none",
-    "evaluation.compare_sft": "false",
-    "evaluation.health_prompts": 24,
-    "runtime.generation_batch_size": 16,
-    "runtime.scoring_batch_size": 2,
-    "runtime.checkpoint_steps": 2,
-}
+SMALL = dict(change.split("=", 1) for change in SHORT if not change.startswith("runtime.device"))
 
 
-def start(folder: Path, **changes: object) -> subprocess.Popen[str]:
-    values = {**SMALL, "output.store": folder / "store", "output.dir": folder / "run"}
-    values |= {name.replace("__", "."): value for name, value in changes.items()}
-    overrides = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
-    command = [sys.executable, "-m", "lowmem_spin.cli", "run", "quickstart", *overrides]
+def arguments(folder: Path, *overrides: str) -> list[str]:
+    """`run` of a short game whose store and results are in `folder`."""
+    changes = [*SHORT, f"output.store={folder / 'store'}", f"output.dir={folder / 'run'}", *overrides]
+    return ["run", "quickstart", *(f"--set={change}" for change in changes)]
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lowmem_spin.cli", *arguments(folder, *overrides)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate()
     assert process.returncode == 0, output
     return output
 
 
-def command(folder: Path, *overrides: str) -> list[str]:
-    changes = [*SHORT, f"output.store={folder / 'store'}", f"output.dir={folder / 'run'}", *overrides]
-    return [sys.executable, "-m", "lowmem_spin.cli", "run", "quickstart", *(f"--set={change}" for change in changes)]
+def cli(*words: object, given: str = "", **options: object) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own."""
+    command = [sys.executable, "-m", "lowmem_spin.cli", *map(str, words)]
+    return subprocess.run(command, input=given, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
 
 
-def play(folder: Path, *overrides: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(folder, *overrides), capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+def call(*words: object) -> subprocess.CompletedProcess[str]:
+    """A command in this process, which has imported torch already."""
+    command, before = ["lowmem-spin", *map(str, words)], signal.getsignal(signal.SIGINT)
+    code = 0
+    with (
+        redirect_stdout(StringIO()) as out,
+        redirect_stderr(StringIO()) as err,
+        patch.object(sys, "argv", command),
+        patch.dict(os.environ, COLUMNS="80"),
+    ):
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        finally:
+            signal.signal(signal.SIGINT, before)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+
+def play(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """A short game in this process."""
+    return call(*arguments(folder, *overrides))
+
+
+def play_apart(folder: Path, *overrides: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """A short game in a process of its own."""
+    return cli(*arguments(folder, *overrides), **options)
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> None:

@@ -30,13 +30,13 @@ from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.engines import hf  # noqa: F401 - imported here so that no child has to
 
 SHORT = [
-    "game.pairs=64",
+    "game.pairs=32",
     "game.iterations=2",
     "training.per_device_train_batch_size=8",
     "evaluation.path=null",
     "evaluation.metric=none",
     "evaluation.compare_sft=false",
-    "evaluation.health_prompts=24",
+    "evaluation.health_prompts=8",
     "runtime.generation_batch_size=16",
     "runtime.scoring_batch_size=2",
     "runtime.checkpoint_steps=2",

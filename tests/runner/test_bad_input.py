@@ -119,7 +119,7 @@ def test_a_learning_rate_that_breaks_training_is_named(tmp_path: Path, base: Pat
 def test_a_store_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("not a folder")
     process = start(tmp_path)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate()
     assert process.returncode == 2
     assert "store" in output
     assert len(output.splitlines()) == 1

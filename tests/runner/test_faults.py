@@ -2,7 +2,6 @@
 
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -12,26 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from helpers.commands import assert_one_line, play
+from helpers.commands import assert_one_line, call, play, play_apart
 from helpers.faults import adapters, distance, rows
 from helpers.unreadable import answering_eio
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    result = play(folder)
-    assert result.returncode == 0, result.stderr
-    return folder
-
-
-@pytest.fixture
-def copy(whole: Path, tmp_path: Path) -> Path:
-    """A finished game that a test may harm."""
-    shutil.copytree(whole, tmp_path / "copy", symlinks=True)
-    return tmp_path / "copy"
 
 
 def assert_same_game(folder: Path, whole: Path) -> None:
@@ -67,9 +51,9 @@ def test_damaged_rows_are_prepared_again(copy: Path, whole: Path) -> None:
     assert_same_game(copy, whole)
 
 
-def test_the_resolved_recipe_plays_from_where_it_is(whole: Path, tmp_path: Path) -> None:
-    again = [sys.executable, "-m", "lowmem_spin.cli", "run", str(whole / "run" / "recipe.yaml")]
-    result = subprocess.run(again, capture_output=True, text=True, check=False, cwd=tmp_path)
+def test_the_resolved_recipe_plays_from_where_it_is(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("run", copy / "run" / "recipe.yaml")
     assert result.returncode == 0, result.stderr
     assert "generate" not in result.stdout
 
@@ -114,7 +98,7 @@ def test_a_limit_on_file_size_is_one_line_and_loses_nothing(tmp_path: Path, whol
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
 
-    assert_one_line(play(tmp_path, preexec_fn=limit), "cannot write", "run again to go on")
+    assert_one_line(play_apart(tmp_path, preexec_fn=limit), "cannot write", "run again to go on")
     assert play(tmp_path).returncode == 0
     assert_same_game(tmp_path, whole)
 
@@ -155,7 +139,7 @@ def mounted(folder: Path, *arguments: str) -> Iterator[None]:
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, whole: Path, size: str) -> None:
     disk = tmp_path / "disk"
     with mounted(disk, "-t", "tmpfs", "-o", f"size={size}", "tmpfs"):
-        full = play(disk, f"output.dir={tmp_path / 'run'}")
+        full = play_apart(disk, f"output.dir={tmp_path / 'run'}")
         assert_one_line(full, "No space left on device", "run again to go on")
         before = rows(disk)[0]
         assert size == "64k" or before

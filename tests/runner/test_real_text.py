@@ -47,9 +47,9 @@ def test_two_iterates_on_docstrings(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     output = finish(
         start(
-            tmp_path, data__path=tmp_path / "d.jsonl", data__max_prompt_length=200, data__max_completion_length=200,
-            game__pairs=1000, generation__max_new_tokens=64, runtime__scoring_batch_size=32, runtime__checkpoint_steps=50,
-            runtime__generation_batch_size=128, evaluation__health_prompts=200, training__per_device_train_batch_size=32,
+            tmp_path, f"data.path={tmp_path / 'd.jsonl'}", "data.max_prompt_length=200", "data.max_completion_length=200",
+            "game.pairs=1000", "generation.max_new_tokens=64", "runtime.scoring_batch_size=32", "runtime.checkpoint_steps=50",
+            "runtime.generation_batch_size=128", "evaluation.health_prompts=200", "training.per_device_train_batch_size=32",
         )
     )  # fmt: skip
     print(output)

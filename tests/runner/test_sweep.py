@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import random
 import shutil
 import signal
@@ -17,30 +18,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.commands import call, cli
 from lowmem_spin.algorithm.game import play
 from lowmem_spin.algorithm.stages import Evaluate, Generate, Inputs
+from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.grid import sweep_axes, sweep_points
 from lowmem_spin.config.load import find_recipe
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.runner.sweep import in_step, numbered
 
-SMALL = ["game.pairs=128", "game.iterations=3", "data.resample=false", "evaluation.health_prompts=16"]
+PAIRS = 32
+SMALL = [f"game.pairs={PAIRS}", "game.iterations=3", "data.resample=false", "evaluation.health_prompts=16"]
 SMALL += ["evaluation.compare_sft=false", "evaluation.metric=none", "evaluation.path=null", "generation.max_new_tokens=12"]
 GRID = ["--alpha", "0.5,1.0", "--history", "1,2,inf"]
 
 
-def command(name: str, folder: Path, *more: str) -> list[str]:
+def words(name: str, folder: Path, *more: str) -> list[str]:
     chosen = [*SMALL, f"output.dir={folder / 'game'}", f"output.store={folder / 'store'}"]
-    return [sys.executable, "-m", "lowmem_spin.cli", name, "quickstart", *more, *(w for v in chosen for w in ("--set", v))]
+    return [name, "quickstart", *(f"--set={change}" for change in chosen), *more]
 
 
 def finished(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command("sweep", folder, *GRID, *more), capture_output=True, text=True, check=False)
+    return call(*words("sweep", folder, *GRID, *more))
 
 
 def planned(folder: Path, *shape: str) -> dict[str, Any]:
-    answer = subprocess.run(command("plan", folder, *(shape or GRID), "--json"), capture_output=True, text=True, check=True)
+    answer = call(*words("plan", folder, *(shape or GRID), "--json"))
+    assert answer.returncode == 0, answer.stderr
     return json.loads(answer.stdout)
 
 
@@ -93,7 +98,7 @@ def test_what_was_planned_is_what_was_computed(whole: Path) -> None:
 
 
 def test_the_numbers_are_the_ones_derived_by_hand(whole: Path) -> None:
-    """6 games of 3 iterations over 128 prompts; in passes of the prompt set.
+    """6 games of 3 iterations over PAIRS prompts; in passes of the prompt set.
 
     Generate: the base once; iterate 0 once; iterate 1: one of (alpha, h = 1) and half of h = 2's and inf's each.
     At t = 1, h = 1 and inf are one game, so 2 x 2 second iterates; h = 2 answers with a half from iterate 0, which h = 1
@@ -101,7 +106,7 @@ def test_the_numbers_are_the_ones_derived_by_hand(whole: Path) -> None:
     """
     totals = planned(whole)["totals"]
     passes = {
-        kind: (totals[kind]["independent"] / 128, totals[kind]["shared"] / 128) for kind in ("generate", "score", "train")
+        kind: (totals[kind]["independent"] / PAIRS, totals[kind]["shared"] / PAIRS) for kind in ("generate", "score", "train")
     }
     assert passes["generate"] == (18, 1 + 1 + 2 * (1 + 0.5))
     assert passes["train"] == (18, 1 + 4 + 6)
@@ -114,7 +119,7 @@ def test_four_alphas_and_two_histories(whole: Path, tmp_path: Path, prepared: bo
     """The counts that test_game.py derives independently, by the command, whether the rows are prepared or not."""
     plan = planned(whole if prepared else tmp_path, "--alpha", "0.8,0.9,0.95,1.0", "--history", "1,2")
     assert plan["exact"] is prepared
-    found = {kind: (total["shared"] / 128, total["independent"] / 128) for kind, total in plan["totals"].items()}
+    found = {kind: (total["shared"] / PAIRS, total["independent"] / PAIRS) for kind, total in plan["totals"].items()}
     expected = {"generate": (8, 24), "score": (26, 72), "train": (17, 24)}
     assert {kind: found[kind] for kind in expected} == expected
     assert all(stage["gpu_memory_bytes"] > 0 and stage["seconds"] >= 0 for stage in plan["stages"])
@@ -144,12 +149,7 @@ def test_looking_through_a_finished_sweep_leaves_it_finished(whole: Path, tmp_pa
 
 
 def test_a_game_in_step_is_the_game_alone(whole: Path, tmp_path: Path) -> None:
-    alone = subprocess.run(
-        command("run", tmp_path, "--set", "game.alpha=0.5", "--set", "game.history=2"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    alone = call(*words("run", tmp_path, "--set", "game.alpha=0.5", "--set", "game.history=2"))
     assert alone.returncode == 0, alone.stderr
     record = json.loads((tmp_path / "game" / "run.json").read_text())
     point = json.loads((whole / "game-sweep" / "points" / "alpha-0.5_history-2_seed-42" / "run.json").read_text())
@@ -162,10 +162,11 @@ def test_a_game_in_step_is_the_game_alone(whole: Path, tmp_path: Path) -> None:
 def test_five_kills_and_the_table_is_the_same(whole: Path, tmp_path: Path) -> None:
     draw, every = random.Random(5), rows_in(whole / "store").total()
     for share in (0.02, 0.2, 0.4, 0.6, 0.85):
-        process = subprocess.Popen(command("sweep", tmp_path, *GRID), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "lowmem_spin.cli", *words("sweep", tmp_path, *GRID)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and reached(tmp_path / "store") < share * every:
-            time.sleep(0.2)
-        time.sleep(draw.uniform(0, 0.5))
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 0.2))
         process.send_signal(draw.choice([signal.SIGKILL, signal.SIGINT]))
         process.communicate()
         assert process.returncode != 0  # it was hit at work
@@ -177,11 +178,22 @@ def test_five_kills_and_the_table_is_the_same(whole: Path, tmp_path: Path) -> No
         assert mine.read_text() == (point / "metrics.jsonl").read_text()
 
 
-def test_hours_that_are_over_stop_it_with_all_that_was_computed_stored(whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole / "store" / "data", tmp_path / "store" / "data")
-    result = finished(tmp_path, "--max-hours", "0.002")
+def test_hours_that_are_over_stop_it_with_all_that_was_computed_stored(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are over at the first look at the clock after the second iteration has begun to train."""
+    look = Display.stop_if_late
+
+    def late(display: Display) -> None:
+        assert display.deadline is not None and display.deadline > time.perf_counter()
+        if len(adapters(tmp_path)) > 1:
+            display.deadline = -math.inf
+        look(display)
+
+    monkeypatch.setattr(Display, "stop_if_late", late)
+    result = finished(tmp_path, "--max-hours", "100")
     assert result.returncode == 0, result.stderr
-    assert "0.002 hours are over; what is finished is stored" in result.stdout
+    assert "100 hours are over; what is finished is stored" in result.stdout
     states = [point["status"] for point in json.loads((tmp_path / "game-sweep" / "sweep.json").read_text())["points"]]
     assert "waiting" in states
     before = rows_in(tmp_path / "store")
@@ -189,8 +201,8 @@ def test_hours_that_are_over_stop_it_with_all_that_was_computed_stored(whole: Pa
 
 
 def test_one_points_failure_does_not_stop_the_others(tmp_path: Path) -> None:
-    shape = ["--alpha", "0.5", "--grid", "game.pairs=64,1000000", "--set", "game.iterations=1"]
-    result = subprocess.run(command("sweep", tmp_path, *shape), capture_output=True, text=True, check=False)
+    shape = ["--alpha", "0.5", "--grid", "game.pairs=16,1000000", "--set", "game.iterations=1"]
+    result = cli(*words("sweep", tmp_path, *shape))
     assert result.returncode == 1
     found = json.loads((tmp_path / "game-sweep" / "sweep.json").read_text())["points"]
     assert [point["status"] for point in found] == ["finished", "failed"]
@@ -213,7 +225,7 @@ def test_one_points_failure_does_not_stop_the_others(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], line: str, tmp_path: Path) -> None:
-    result = subprocess.run(command("sweep", tmp_path, *arguments), capture_output=True, text=True, check=False)
+    result = call(*words("sweep", tmp_path, *arguments))
     assert result.returncode == 2
     assert line in result.stderr and len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr
     assert not (tmp_path / "game-sweep").exists()
@@ -222,7 +234,7 @@ def test_bad_input_is_one_line(arguments: list[str], line: str, tmp_path: Path) 
 def test_a_plan_loads_no_torch(tmp_path: Path) -> None:
     run = "from lowmem_spin.cli.main import app; app(standalone_mode=False)"
     script = f"import sys; {run}; assert 'torch' not in sys.modules, 'torch'"
-    arguments = command("plan", tmp_path, *GRID)[3:]
+    arguments = words("plan", tmp_path, *GRID)
     result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
