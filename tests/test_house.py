@@ -24,18 +24,15 @@ def test_the_house_is_tidy(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["--help", "recipe quickstart", "plan quickstart --set output.store=new", "gc --store store --runs runs"]
+    "words", ["--help", "recipe quickstart", "plan quickstart --set output.store=new", "gc --store copy/store --runs copy"]
 )
-def test_what_answers_at_once_imports_no_torch(words: str, tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "FORMAT").write_text("1")
-    (tmp_path / "runs").mkdir()
+def test_what_answers_at_once_imports_no_torch(words: str, copy: Path) -> None:
     script = (
         "import atexit, sys; atexit.register(lambda: print({'torch', 'transformers', 'peft'} & sys.modules.keys())); "
         "from lowmem_spin.cli.main import main; main()"
     )
     command = [sys.executable, "-c", script, *words.split()]
-    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    answer = subprocess.run(command, cwd=copy.parent, capture_output=True, text=True, check=True)
     assert answer.stdout.splitlines()[-1] == "set()" and len(answer.stdout.splitlines()) > 1
 
 
