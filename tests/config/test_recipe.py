@@ -299,7 +299,7 @@ def test_the_schema_describes_every_section_and_field_in_a_sentence() -> None:
         for name, section in sections.items()
         for field, content in section["properties"].items()
     }
-    assert described.keys() >= {"Game", "Recipe.seed", "Game.loss", "Training.lora", "JudgeOracle.model"}
+    assert described.keys() >= {"GameConfig", "Recipe.seed", "GameConfig.loss", "Training.lora", "JudgeOracle.model"}
     short = {name: text for name, text in described.items() if len(text) < 25 or not text.endswith(".")}
     assert short == {}
 

@@ -7,6 +7,7 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from helpers.faults import SHORT
@@ -62,7 +63,7 @@ def play(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return call(*arguments(folder, *overrides))
 
 
-def play_apart(folder: Path, *overrides: str, **options: object) -> subprocess.CompletedProcess[str]:
+def play_apart(folder: Path, *overrides: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """A short game in a process of its own."""
     return cli(*arguments(folder, *overrides), **options)
 
