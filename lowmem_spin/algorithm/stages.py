@@ -242,7 +242,7 @@ class Score:
 
     pairs: PairSource
     policy: str
-    every: bool = False  # of all answers of a contest, not only of the best and the worst
+    every: bool = False  # of all judged answers, not only of the best and the worst
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class Train:
     loss: dict[str, Any]
     settings: dict[str, Any]  # LoRA, optimiser, schedule, effective batch, seed, learner
     combine: str = "geometric"  # how the reference's policies become one; see references.py
-    normalise: bool = False  # make the mixture a distribution, its constant estimated from a contest's answers
+    normalise: bool = False  # make the mixture a distribution, its constant estimated from the judged answers
     penalty_reference: str | None = None  # whose log-probs the loss's penalties read: the base's
 
     @property

@@ -46,7 +46,7 @@ class Touch:
     side: str  # of log-probs "chosen", "rejected" or the key of what is scored; of an adapter "pairs"; else the kind
     policy: str  # whose completions or log-probs, or the one that is trained
     places: Places
-    among: Places | None = None  # all answers of a contest (K, prompts), if only two of them are asked for
+    among: Places | None = None  # all judged answers (K, prompts), if only two of them are asked for
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _shares(pair_source: OpponentPairs | JudgedSamples, places: Callable[[Draw],
 
 
 def _sides(stage: Score, places: Callable[[Draw], Places]) -> Iterator[tuple[str, Places, Places | None]]:
-    """(side, its rows, all answers of a contest if these are but its best and worst) of what a policy scores."""
+    """(side, its rows, all judged answers if these are but the best and the worst) of what a policy scores."""
     pair_source = stage.pairs
     match pair_source:
         case DatasetPairs():

@@ -1,4 +1,4 @@
-"""What a game chooses from by name, each with options of its own: losses, samplers, oracles, penalties, brakes."""
+"""What a game chooses from by name, each with options of its own: losses, samplers, oracles, penalties, early stopping."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Literal

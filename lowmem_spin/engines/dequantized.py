@@ -21,7 +21,7 @@ def weights_key(identity: str, quantization: str, dtype: str) -> str:
 
 
 def unpacked(model: Source, quantization: str, machine: Machine, trust_remote_code: bool, weights_dir: Path) -> Path:
-    """Folder on `shelf` with the dequantised base, written by a process of its own if it is not there yet."""
+    """Folder in `weights_dir` with the dequantised base, written by a process of its own if it is not there yet."""
     folder = weights_dir / weights_key(model.identity, quantization, machine.dtype)
     if not folder.exists():
         arguments = (model, quantization, machine, trust_remote_code, folder)

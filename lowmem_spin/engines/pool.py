@@ -1,4 +1,4 @@
-"""One GPU, two tenants: the engines of a game, each opened when first needed and kept, for a whole sweep if it is one."""
+"""The engines of a game, two at most on one GPU, each opened when first needed and kept, for a whole sweep if it is one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -157,7 +157,7 @@ class GameEngines:
         return digest({"opened with": opened_with, "choices": [self.choices.generator, self.choices.learner]})
 
     def _settled(self) -> Machine:
-        """The machine with each tenant's part of it, if there are two on a GPU.
+        """The machine with each engine's part of it, if two share a GPU.
 
         Decided once: what is asleep in RAM later would else count against its own sleep.
         """

@@ -125,7 +125,7 @@ def measure_policies(games: Sequence[EvaluationTarget], request: EvaluationReque
     harness = _Harness(catalogue, display)
     by_engine: dict[str, list[EvaluationTarget]] = {}
     for game in games:
-        by_engine.setdefault(game.tenants(display).signature(PORTABLE), []).append(game)
+        by_engine.setdefault(game.portable_engines(display).signature(PORTABLE), []).append(game)
     for group in by_engine.values():
         for task in tasks:
             for game in group:
@@ -168,12 +168,12 @@ class _Harness:
         with self.display.start_up("importing lm-evaluation-harness"):
             from lowmem_spin.evaluation import harness
 
-        tenants = game.tenants(self.display)
-        signature = tenants.signature(PORTABLE)
+        engines = game.portable_engines(self.display)
+        signature = engines.signature(PORTABLE)
         if signature != self._signature:
             if game.pool.opened.keys() - {PORTABLE}:
                 game.pool.close()
-            self._bench, self._signature = harness.HarnessModel(tenants.learner(), game.model, self.display), signature  # type: ignore[arg-type]
+            self._bench, self._signature = harness.HarnessModel(engines.learner(), game.model, self.display), signature  # type: ignore[arg-type]
         return harness.measure_task(self._bench, game.adapter(name), self._loaded, limit, name)
 
 

@@ -181,7 +181,7 @@ class EvaluationTarget:
     def _adapter_sha256(self, key: str) -> str:
         return "base" if key == self.base else self.store.adapter_sha256(key)
 
-    def tenants(self, display: Display) -> GameEngines:
+    def portable_engines(self, display: Display) -> GameEngines:
         """transformers on the base, whatever the game was played with."""
         weights_dir = self.store.root / "weights"
         choices = EngineChoices(self.machine, PORTABLE, PORTABLE)

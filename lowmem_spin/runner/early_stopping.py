@@ -1,4 +1,4 @@
-"""Game health as a brake: when a game ends before its last iteration, and which of its iterates to keep."""
+"""Early stopping: whether a game whose iterates get worse ends before its last iteration, and which iterate to keep."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -36,7 +36,7 @@ class Match:
 
 
 def opponent_answers(game: OpenGame, pair_source: OpponentPairs | JudgedSamples) -> list[tuple[int, list[Answer]]]:
-    """(place of the row, who answered it: one opponent's answer or a contest's several) in the lesson's order."""
+    """(position of the row, the answers to it: an opponent's one, or the several that are judged) in the order of the draw."""
     rows, positions = game.rows.train, game.positions(pair_source.draw)
     shares = [(policy, [positions[index] for index in share]) for policy, share in pair_source.assign()]
     samples = range(pair_source.samples)
@@ -77,7 +77,7 @@ def judged_win_rates(game: OpenGame, judged_samples: JudgedSamples) -> list[np.n
 
 
 def matches(game: OpenGame, pair_source: PairSource) -> list[Match]:
-    """The rows of a lesson in its order; prompts that a sampler found no answer to are left out.
+    """The pairs of a source in the order of its draw; prompts that a sampler found no answer to are left out.
 
     Raises:
         InputError: none is left.
@@ -113,14 +113,14 @@ def matches(game: OpenGame, pair_source: PairSource) -> list[Match]:
 
 
 def score_pairs(game: OpenGame, stage: Score) -> None:
-    """Make sure that the store has what the policy thinks of the lesson's answers."""
+    """Make sure that the store has the policy's log-probs of the pairs' answers."""
     _logps(game, stage.policy, matches(game, stage.pairs))
     if stage.every and isinstance(stage.pairs, JudgedSamples):
         _all_logps(game, stage.policy, stage.pairs)
 
 
 def summarize_sampling(game: OpenGame, pair_source: PairSource) -> dict[str, Any] | None:
-    """How the sampling of a lesson's mixtures went, as a SamplingSummary; None if no mixture answered."""
+    """How the sampling of the opponents' mixtures went, as a SamplingSummary; None if no mixture answered."""
     if not isinstance(pair_source, OpponentPairs) or pair_source.sampling.mixture is None:
         return None
     positions = game.positions(pair_source.draw)
@@ -151,7 +151,7 @@ def _scored(game: OpenGame, policy: str, sides: Sequence[tuple[int, Side]]) -> n
 
 
 def _all_logps(game: OpenGame, policy: str, judged_samples: JudgedSamples) -> np.ndarray:
-    """The policy's log-probs of all answers of a contest: (prompts, K)."""
+    """The policy's log-probs of all answers that are judged: (prompts, K)."""
     sides = [
         (position, Side(answer.name, answer.tokens))
         for position, some in opponent_answers(game, judged_samples)
@@ -173,11 +173,11 @@ def _reference(game: OpenGame, stage: Train, rows: Sequence[Match]) -> tuple[np.
 def _log_normalizer(game: OpenGame, stage: Train) -> np.ndarray:
     """Log of the sum of the geometric mixture R over all answers, estimated for each prompt: (prompts,).
 
-    It is the mean of R(y) / p(y) over the contest's answers y, which the policy p has drawn; unbiased before the log.
+    It is the mean of R(y) / p(y) over the judged answers y, which the policy p has drawn; unbiased before the log.
     """
     judged_samples = stage.pairs
     if not isinstance(judged_samples, JudgedSamples):
-        raise TypeError(f"only a contest has several answers to estimate from, not {type(judged_samples).__name__}")
+        raise TypeError(f"only judged samples are several answers to estimate from, not {type(judged_samples).__name__}")
     mixed = sum(weight * _all_logps(game, policy, judged_samples) for policy, weight in stage.reference.items())
     log_ratios = mixed - _all_logps(game, judged_samples.policy, judged_samples)
     return np.logaddexp.reduce(log_ratios, axis=1) - np.log(judged_samples.samples)

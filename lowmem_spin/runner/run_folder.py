@@ -75,7 +75,7 @@ def open_store(run: RunFolder, notice: Notice) -> Store:
 
 def find_policy(run: RunFolder, store: Store, asked: str | None, option: str = "--iterate") -> StoredPolicy:
     """The policy called `asked`: an iterate's number, base, or another name in run.json; None is the last trained iterate,
-    or the one to keep of a game that its brake has ended.
+    or the one to keep of a game that was stopped early.
 
     Raises:
         InputError: the game has no such policy, or it is not trained yet.
@@ -100,7 +100,7 @@ def find_policy(run: RunFolder, store: Store, asked: str | None, option: str = "
 
 
 def as_far_as_played(policies: dict[str, str], record: dict[str, Any]) -> dict[str, str]:
-    """Without the iterates after the one at which a brake has ended the game; another game may have trained them."""
+    """Without the iterates after the one at which the game was stopped early; another game may have trained them."""
     stopped = record.get("stopped")
     iterates = [name for name, part in parts_in(record).items() if part.is_iterate]
     if not isinstance(stopped, dict) or stopped.get("after") not in iterates:

@@ -2,7 +2,7 @@
 
 A row is one completion generated, one prompt's answers judged, one completion scored, or one pair trained on (once,
 however many epochs). Rows are known by what names them in the store, so that what is counted as shared is what the store
-will share. Which of a contest's answers are scored is not known before they are judged: they count as a best and a worst
+will share. Which of several judged answers are scored is not known before they are judged: they count as a best and a worst
 of their own, unless another game scores all of them.
 """
 
@@ -33,7 +33,7 @@ def kind_of(stage: Stage) -> str:
 
 
 def _two_of(among: Places, scored: Places | None) -> Places | None:
-    """A contest's best and worst of the prompts all of whose answers another game has scored."""
+    """The best and the worst answer to each of the prompts all of whose answers another game has scored."""
     return None if scored is None else each_sample(among[0, np.isin(among, scored).all(0)], 2)
 
 

@@ -100,7 +100,7 @@ def _named(kind: str, rows: pa.Table) -> Iterator[tuple[str, str, int]]:
 
 
 def _first_two(names: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Of each prompt's scored answers up to two: those that another contest of the same answers chose count as well."""
+    """Of each prompt's scored answers up to two: those that another game chose among the same answers count as well."""
     counts = Counter(name for name, _ in set(names))
     return [(name, place) for name, count in counts.items() for place in range(min(count, 2))]
 
