@@ -1,5 +1,5 @@
-"""What the README says of adding a loss, a reference, a sampler, an oracle and a data layout, done to a copy of the package
-by a stranger who touches the files named there and no others, and then played from recipes."""
+"""What the README says of adding a loss, a reference, a sampler, an oracle, a data layout and a suite, done to a copy of the
+package by a stranger who touches the files named there and no others, and then played from recipes."""
 
 import json
 import os
@@ -56,6 +56,25 @@ class Toy(NoWeights):
         return [of_scores([self.sign * len(answer) for answer in question.answers]) for question in questions]
 """,
         )
+    ],
+    "evaluation/toy.py": [
+        (
+            "",
+            """def measure_toy(game, request, display):
+    def spec(policy):
+        return {"kind": "evaluate", "version": 1, "task": "toy", "policy": policy}
+
+    for number, name in enumerate(game.wanted):
+        numbers = {"score": {"value": float(number), "stderr": None}}
+        rest = {"count": 1, "fewshot": None, "own": False, "recorded": {"versions": {"toy": "1"}}}
+        game.ensure(spec(game.policies[name]), lambda: {"numbers": numbers, **rest})
+    game.keep("toy", "toy", None, spec)
+""",
+        )
+    ],
+    "evaluation/suites.py": [
+        ("from lowmem_spin.evaluation.target import", "from lowmem_spin.evaluation.toy import measure_toy"),
+        ("SUITES: dict[", '    "toy": Suite(measure_toy),'),
     ],
     "data/formats.py": [
         (
@@ -137,6 +156,7 @@ def played(extended: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         lines = [json.dumps({"asked": row["prompt"], "said": row["completion"]}) + "\n" for row in rows]
         (folder / "train.jsonl").write_text("".join(lines))
         commands.append(["run", "quickstart", *changes])
+    commands.append(["evaluate", str(folders["toys"] / "run"), "--suite", "toy"])
     script = "import json, sys; from lowmem_spin.cli.main import app; "
     script += "[app(command, standalone_mode=False) for command in json.loads(sys.argv[1])]"
     environment = {**os.environ, "PYTHONPATH": str(extended)}
@@ -176,3 +196,10 @@ def test_an_oracle(played: dict[str, Path]) -> None:
         lengths = [len(texts[row["prompt_id"], sample]) for sample in range(3)]
         expected = [0.5 if a == b else float(a < b) for a in lengths for b in lengths]
         assert row["preferences"] == expected
+
+
+def test_a_suite(played: dict[str, Path]) -> None:
+    lines = [json.loads(line) for line in (played["toys"] / "run" / "benchmarks.jsonl").read_text().splitlines()]
+    values = {line["name"]: line["numbers"]["score"]["value"] for line in lines if line["suite"] == "toy"}
+    assert values == {"base": 0.0, "iterate 0": 1.0, "iterate 1": 2.0}
+    assert len(list((played["toys"] / "store" / "results").rglob("*.json"))) == 3

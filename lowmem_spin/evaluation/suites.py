@@ -1,11 +1,12 @@
 """Benchmarks of the policies of games: what is asked for, what the store has of it, and what is computed for the rest.
 
 Each result is kept under (policy, task, settings), so none is computed twice, whoever asks. A run's folder gets
-`benchmarks.jsonl`, a line for every policy and task, which reports are made from.
+`benchmarks.jsonl`, a line for every policy and task, which reports are made from. A new suite is a function that measures a
+game's wanted policies, in a file of its own, and one line in `SUITES`.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,7 @@ from lowmem_spin.evaluation.target import EvaluationTarget
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.store.rows import Prompt
 
-JUDGED_SUITES = ("mtbench", "alpaca")
-SUITES = ("leaderboard", *JUDGED_SUITES, "health", "diversity")
-JUDGED = frozenset({"judge", *JUDGED_SUITES})  # what a recipe says of judging
+JUDGED = frozenset({"judge", "mtbench", "alpaca"})  # what a recipe says of judging
 FREE = ("health", "diversity")  # suites that need nothing but the game's own rows
 
 
@@ -77,14 +76,11 @@ def check_benchmarks(game: OpenGame) -> dict[str, Path]:
         The files of its benchmarks, by field of `evaluation`.
     """
     recipe, request = game.recipe, benchmarks_of(game.recipe, game.resolved.recipe_dir)
-    if "diversity" in request.suites:
-        diversity.check_temperature(recipe.generation.temperature, request.option)
     if request.harness:
         check_installed(request.option)
     _check_names(tuple(request.tasks), request.option)
-    for suite in JUDGED_SUITES:
-        if suite in request.suites:
-            check_judged(suite, request.judged, game.store.root)
+    for suite in request.suites:
+        SUITES[suite].check(request, recipe, game.store.root)
     files = {"mtbench": request.judged.mtbench, "alpaca": request.judged.alpaca}
     return {field: path for field, path in files.items() if path is not None}
 
@@ -109,13 +105,10 @@ def measure_games(games: Sequence[OpenGame], display: Display) -> None:
 
 def measure_policies(games: Sequence[EvaluationTarget], request: EvaluationRequest, display: Display) -> None:
     """Measure the wanted policies of all games. What the game's generator answers comes first: it then gives way for good."""
-    if "diversity" in request.suites:
-        for game in games:
-            _diversity(game, request.limit or diversity.PROMPTS, display)
-    for suite in JUDGED_SUITES:
-        if suite in request.suites:
+    for name, suite in SUITES.items():
+        if name in request.suites:
             for game in games:
-                measure_judged(suite, game, request.judged, request.limit, display)
+                suite.measure(game, request, display)
     if not request.harness:
         return
     check_installed("--suite leaderboard" if "leaderboard" in request.suites else request.option)
@@ -132,8 +125,9 @@ def measure_policies(games: Sequence[EvaluationTarget], request: EvaluationReque
                 harness.measure(game, task, request.limit)
 
 
-def _diversity(game: EvaluationTarget, count: int, display: Display) -> None:
+def _diversity(game: EvaluationTarget, request: EvaluationRequest, display: Display) -> None:
     diversity.check_temperature(game.recipe.generation.temperature, "--suite diversity")
+    count = request.limit or diversity.PROMPTS
     answering = game.answering()
     tables, held, drawn = answering.tables, answering.held, answering.sampling
     prompts = [Prompt(held.rows.ids[position], held.rows.prompt(position)) for position in held.health[:count]]
@@ -177,19 +171,53 @@ class _Harness:
         return harness.measure_task(self._bench, game.adapter(name), self._loaded, limit, name)
 
 
-def check_judged(suite: str, judged: Judged, store: Path) -> None:
-    """Refuse before a game is played what could not be asked after it."""
-    option = judged.option(suite)
-    if suite == "mtbench":
-        questions.read_mtbench(judged.mtbench or store / "mtbench", None, option)
-    else:
-        instructions.read_alpaca(judged.alpaca, None, option)
-        if judged.alpaca is None and judged.judge is not None:
-            instructions.check_length_control(option)
+def _check_diversity(request: EvaluationRequest, recipe: Recipe, store: Path) -> None:
+    diversity.check_temperature(recipe.generation.temperature, request.option)
+
+
+def _check_mtbench(request: EvaluationRequest, recipe: Recipe, store: Path) -> None:
+    questions.read_mtbench(request.judged.mtbench or store / "mtbench", None, request.judged.option("mtbench"))
+    _check_judge(request.judged)
+
+
+def _check_alpaca(request: EvaluationRequest, recipe: Recipe, store: Path) -> None:
+    judged, option = request.judged, request.judged.option("alpaca")
+    instructions.read_alpaca(judged.alpaca, None, option)
+    if judged.alpaca is None and judged.judge is not None:
+        instructions.check_length_control(option)
+    _check_judge(judged)
+
+
+def _check_judge(judged: Judged) -> None:
     if judged.judge is not None and judged.judge.api_key_env is not None:
         check_key(judged.option("judge"), judged.judge.api_key_env)
 
 
-def measure_judged(suite: str, game: EvaluationTarget, judged: Judged, limit: int | None, display: Display) -> None:
-    """One suite on the wanted policies of a game."""
-    {"mtbench": measure_mtbench, "alpaca": measure_alpaca}[suite](game, judged, limit, display)
+def _nothing(*_: object) -> None:
+    """Nothing to check, or to measure here."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite of benchmarks.
+
+    Args:
+        measure: makes sure that the store has the results of a game's wanted policies, and writes them to its folder, with
+            `EvaluationTarget.ensure` and `.keep`. A result is {"numbers": {metric: {"value", "stderr", "values" if there is
+            one per prompt}}, "count", "fewshot", "own", "recorded": {"versions": {package: version}}}.
+        check: refuses, before a game is played, what could not be measured after it: (request, recipe, folder of the store).
+    """
+
+    measure: Callable[[EvaluationTarget, EvaluationRequest, Display], None]
+    check: Callable[[EvaluationRequest, Recipe, Path], None] = _nothing
+
+
+# In the order in which they are measured. The leaderboard's tasks are the harness's, which takes all games task by task, and
+# health is known of every policy that was evaluated.
+SUITES: dict[str, Suite] = {
+    "diversity": Suite(_diversity, _check_diversity),
+    "mtbench": Suite(lambda game, asked, display: measure_mtbench(game, asked.judged, asked.limit, display), _check_mtbench),
+    "alpaca": Suite(lambda game, asked, display: measure_alpaca(game, asked.judged, asked.limit, display), _check_alpaca),
+    "health": Suite(_nothing),
+    "leaderboard": Suite(_nothing),
+}

@@ -321,7 +321,7 @@ def test_gc_frees_results_of_policies_that_no_run_has(measured: Path) -> None:
 @pytest.mark.parametrize(
     ("question", "iterate", "line"),
     [
-        ({"suites": ["leaderbord"]}, "all", "--suite 'leaderbord': unknown; known here: leaderboard, mtbench, alpaca, health"),
+        ({"suites": ["leaderbord"]}, "all", "--suite 'leaderbord': unknown; known here: diversity, mtbench, alpaca, health"),
         ({}, "3", "--iterate '3': '"),
         ({"include": "nowhere"}, "base", "--include-path: no folder 'nowhere'"),
         ({"include": "."}, "base", "--include-path: '.' has no task: no YAML file there"),
