@@ -269,10 +269,10 @@ def test_a_kill_loses_nothing(server: Server, tmp_path: Path) -> None:
     """kill -9 at the 9th request; then a reply torn in the middle of its line, as a kill during a write leaves it."""
     answers = ["a", "bb", "ccc", "dddd"]
     program = (
-        "import sys; from pathlib import Path; from lowmem_spin.engines.oracles.base import Question\n"
-        "from lowmem_spin.engines.oracles.judge import Judge\n"
-        "judge = Judge(sys.argv[1], 'm', Path(sys.argv[2]), print, concurrency=1)\n"
-        f"judge.prefer([Question({ASK!r}, {answers!r}, '')])"
+        "import sys; from pathlib import Path; from lowmem_spin.algorithm.preferences import Comparison\n"
+        "from lowmem_spin.engines.oracles.judge import LLMJudge\n"
+        "judge = LLMJudge(sys.argv[1], 'm', Path(sys.argv[2]), print, concurrency=1)\n"
+        f"judge.prefer([Comparison({ASK!r}, {answers!r}, '')])"
     )
     killed: list[int] = []
 

@@ -108,7 +108,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A played game of two policies whose recipe asked for MT-Bench at its end, and the questions."""
     folder = tmp_path_factory.mktemp("home")
     write_questions(folder / "mt")
-    values = {**SMALL, "game.iterations": 1, "game.pairs": 48, "model.quantization": "none", "generation.max_new_tokens": 12}
+    values = {
+        **SMALL,
+        "game.iterations": 1,
+        "evaluation.health_prompts": 24,
+        "game.pairs": 48,
+        "model.quantization": "none",
+        "generation.max_new_tokens": 12,
+    }
     values |= {
         "output.store": folder / "store",
         "output.dir": folder / "game",
@@ -862,10 +869,11 @@ def test_another_baseline_is_judged_anew(copy: Path, server: Server) -> None:
 
 
 def test_policies_go_by_the_names_of_their_game(copy: Path, server: Server) -> None:
-    """The same adapter under a second name; and what lies behind a brake is no policy of the game."""
+    """The same adapter under a second name; and what lies behind an early stop is no policy of the game."""
     path = copy / "game" / "run.json"
     record = json.loads(path.read_text())
     record["policies"]["iterate 1"] = record["policies"]["iterate 0"]
+    record["roles"]["iterate 1"] = {"role": "iterate", "iteration": 1}
     path.write_text(json.dumps(record))
     measure(copy, server)
     assert Counter(judgements(copy, "m")["model"]) == dict.fromkeys(["base", "iterate_0", "iterate_1"], len(QUESTIONS) * 2)
