@@ -242,7 +242,8 @@ def test_the_seconds_of_a_game_add_up_over_its_runs(game: Path) -> None:
 
 def test_a_run_without_roles_is_read_by_its_names(game: Path, tmp_path: Path) -> None:
     """A folder as earlier versions left it: the same page and policies, and playing it again leaves its files alone."""
-    expected = read_run(game)
+    (tmp_path / "new").mkdir()
+    expected = read_run(Path(shutil.copytree(game, tmp_path / "new" / "run", symlinks=True)))
     page = {path.name: path.read_bytes() for path in write_all(expected)}
     old = Path(shutil.copytree(game, tmp_path / "run", symlinks=True))
     record = json.loads((old / "run.json").read_text())
