@@ -245,8 +245,7 @@ def _prepared(
             table = prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer, with_rejected)
             write_parquet(path, table)
     rows = shared.rows[path] = Rows(table)
-    counts = ", ".join(f"{count:,} {name}" for name, count in rows.counts.items())
-    display.log(f"{name}: {source.location}: {counts}")
+    display.log(f"{name}: {source.location}: {rows.counts_line()}")
     return rows
 
 
