@@ -1,18 +1,17 @@
 """The command line as a user starts it, on games of seconds: in a process of its own, or in this one without its imports."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from unittest.mock import patch
 
 from helpers.faults import SHORT
+from helpers.forked import Command
 from lowmem_spin.cli.main import main
 
 SMALL = dict(change.split("=", 1) for change in SHORT if not change.startswith("runtime.device"))
@@ -22,64 +21,6 @@ def arguments(folder: Path, *overrides: str) -> list[str]:
     """`run` of a short game whose store and results are in `folder`."""
     changes = [*SHORT, f"output.store={folder / 'store'}", f"output.dir={folder / 'run'}", *overrides]
     return ["run", "quickstart", *(f"--set={change}" for change in changes)]
-
-
-def _forks() -> multiprocessing.context.ForkServerContext:
-    """Where processes are forked from, with all that takes seconds to import."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["helpers.imported"])
-    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])):
-        multiprocessing.forkserver.ensure_running()
-    return context
-
-
-class Command:
-    """A command in a process of its own, with the part of subprocess.Popen that tests use; it leads a process group."""
-
-    def __init__(self, *words: object, before: Callable[[], None] | None = None, together: bool = False) -> None:
-        self.args = [str(word) for word in words]
-        self._folder = tempfile.TemporaryDirectory()
-        files = tuple(Path(self._folder.name) / name for name in ("out", "out" if together else "err"))
-        arguments = (self.args, dict(os.environ), Path.cwd(), files, before)
-        self._process = _forks().Process(target=_command, args=arguments)
-        self._process.start()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid or 0
-
-    @property
-    def returncode(self) -> int | None:
-        return self._process.exitcode
-
-    def poll(self) -> int | None:
-        return self._process.exitcode
-
-    def send_signal(self, which: int) -> None:
-        os.kill(self.pid, which)
-
-    def communicate(self) -> tuple[str, str]:
-        """What it said, when it has ended; what it said of errors comes second."""
-        self._process.join()
-        out, err = (Path(self._folder.name) / name for name in ("out", "err"))
-        return out.read_text(), err.read_text() if err.exists() else ""
-
-
-def _command(
-    words: list[str], environment: dict[str, str], folder: Path, files: Sequence[Path], before: Callable[[], None] | None
-) -> None:
-    os.setsid()
-    for number, path in enumerate(files, start=1):
-        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
-    sys.argv = ["lowmem-spin", *words]
-    if before is not None:
-        before()
-    from lowmem_spin.cli.main import main
-
-    main()
 
 
 def start(folder: Path, *overrides: str) -> Command:

@@ -1,4 +1,4 @@
-"""What takes long to import, for processes that are forked from one which has it: see commands.Command.
+"""What takes long to import, for processes that are forked from one which has it: see forked.py.
 
 Nothing of lowmem_spin stays imported, so that a fork imports it itself, from wherever its copy of the package is.
 """

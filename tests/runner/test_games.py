@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from helpers.commands import Command
+from helpers.forked import Command
 from helpers.games import (
     PAIRS,
     Plain,

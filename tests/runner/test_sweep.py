@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.commands import Command, call
+from helpers.commands import call
+from helpers.forked import Command
 from lowmem_spin.algorithm.game import play
 from lowmem_spin.algorithm.stages import Evaluate, Generate, Inputs
 from lowmem_spin.common.display import Display
