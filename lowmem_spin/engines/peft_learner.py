@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
+from transformers import GenerationConfig
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
@@ -213,11 +214,12 @@ class PeftLearner:
         return self.save_slot(work), metrics
 
     def save_slot(self, work: Path) -> Path:
-        """Write the slot's weights to a fresh folder in `work`."""
+        """Write the slot's weights to a fresh folder in `work`, and beside them where its answers end."""
         folder = work / "adapter"
         shutil.rmtree(folder, ignore_errors=True)
         self.model.save_pretrained(str(folder), selected_adapters=[SLOT])
         (folder / "README.md").unlink(missing_ok=True)
+        GenerationConfig(eos_token_id=self.ends, pad_token_id=self.pad).save_pretrained(folder)
         return folder
 
     def release(self) -> None:
