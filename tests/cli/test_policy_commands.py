@@ -247,7 +247,7 @@ def test_an_exported_adapter_stops_where_the_game_did(home: Path, engine: HF, tm
     assert left["output"][0, -1] == END and left["output"].shape[1] < ids.shape[1] + 20
     assert model.generate(**prompt, max_new_tokens=20).shape[1] == ids.shape[1] + 20  # it runs on for ever by itself
     for folder in (tmp_path / "out", linked(home, "1")):
-        settings = GenerationConfig.from_pretrained(folder)
+        settings = GenerationConfig.from_pretrained(str(folder))
         assert settings.eos_token_id == [2, END]
         assert torch.equal(model.generate(**prompt, max_new_tokens=20, generation_config=settings), left["output"])
 
