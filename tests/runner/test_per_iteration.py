@@ -15,6 +15,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import in_words
 from lowmem_spin.config.grid import sweep_axes, sweep_points
 from lowmem_spin.config.load import find_recipe, load_recipe
+from lowmem_spin.report.results import plain_value
 from lowmem_spin.runner.open import OpenGame
 
 QUICKSTART = find_recipe("quickstart")
@@ -131,6 +132,7 @@ def test_what_is_trained_has_the_numbers_of_its_iteration(game: OpenGame) -> Non
 
 def test_lists_are_shown_in_words(game: OpenGame) -> None:
     assert in_words({"name": "dpo", "beta": [0.1, 0.1, 5.0]}) == "dpo, beta 0.1 then 0.1 then 5.0"
+    assert plain_value(["5e-7", 0.1]) == "[5e-7, 0.1]"  # as a sweep's report names a point: text is what YAML made of it
     result = call("report", game.folder)
     assert result.returncode == 0, result.stderr
     assert "dpo, beta 0.1 then 5.0" in (game.folder / "report.html").read_text()
