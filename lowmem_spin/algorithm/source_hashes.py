@@ -139,6 +139,13 @@ def _brought_by(node: ast.AST) -> dict[str, tuple[str, str]]:
     return found
 
 
+def _absolute(written: str, importer: str) -> str:
+    """The module that an import names, such as "..noise", in the module `importer`."""
+    path = written.lstrip(".")
+    level = len(written) - len(path)
+    return ".".join([*importer.split(".")[:-level], *filter(None, [path])]) if level else written
+
+
 def _reached(starts: Sequence[str], root: Path) -> dict[str, str]:
     """{"module:name": hash} of these definitions and of all that they name."""
     waiting, found = list(starts), {}
@@ -162,7 +169,8 @@ def _definition(place: str, root: Path) -> tuple[str, list[str]]:
     for part in parts:
         imports |= _brought_by(part)
     places, outside = [f"{name}:{used}" for used in names & module.statements.keys()], {}
-    for used, (origin, there) in imports.items():
+    for used, (written, there) in imports.items():
+        origin = _absolute(written, name)
         is_module = (root / Path(*origin.split("."), f"{there}.py")).is_file()
         source, wanted = (f"{origin}.{there}", "*") if is_module else (origin, there)
         if source.startswith(FOLLOWED) and source not in PLAIN_VALUES:

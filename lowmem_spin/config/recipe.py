@@ -141,8 +141,8 @@ class Training(Section):
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradient norm above which gradients are scaled down; 0 turns clipping off. Lower it if the loss has spikes."""
     disable_dropout: bool = False
-    """Whether the base's own dropout, as GPT-2 has it, is off while adapters are trained, as in TRL's DPO; nothing is ever
-    dropped in sampling and scoring. false trains with what config.json says. That of the adapters is training.lora.dropout."""
+    """Whether the base's own dropout, which GPT-2 has, is off while adapters are trained; false trains with what its
+    config.json says. That of the adapters is training.lora.dropout; TRL's DPO has neither. Scoring never drops anything."""
     gradient_checkpointing: bool = False
     """Whether activations are recomputed in the backward pass: less memory and the same result, in about a third more time.
     Turn it on if training runs out of memory."""

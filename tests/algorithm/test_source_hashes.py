@@ -67,10 +67,39 @@ FILES = {
 ADDED = "\n\ndef _twice(f):\n    return lambda *a: 2 * f(*a)\n"
 
 
+def copied(folder: Path) -> Path:
+    """The package in the folder, as far as hashes read it."""
+    for name in ("algorithm", "engines/training", "engines/oracles"):
+        shutil.copytree(ROOT / "lowmem_spin" / name, folder / "lowmem_spin" / name)
+    return folder / "lowmem_spin"
+
+
+def test_other_comments_docstrings_and_layout_change_nothing(tmp_path: Path) -> None:
+    package = copied(tmp_path)
+    for path in package.rglob("*.py"):
+        path.write_text(rewritten(path.read_text()))
+    assert (package / FILES["losses"]).read_text() != (ROOT / "lowmem_spin" / FILES["losses"]).read_text()
+    assert all_hashes(tmp_path) == PINNED
+
+
+@pytest.mark.parametrize("line", ["from lowmem_spin.algorithm import mine", "from . import mine", "from .mine import scale"])
+def test_what_a_loss_takes_from_a_module_of_ones_own_counts(line: str, tmp_path: Path) -> None:
+    """An edit there as well as one in losses.py."""
+    package, name = copied(tmp_path), "scale" if line.endswith("scale") else "mine.scale"
+    losses = package / FILES["losses"]
+    losses.write_text(f"{line}\n{losses.read_text()}".replace("-F.logsigmoid(beta *", f"-F.logsigmoid({name} * beta *"))
+    found = []
+    for number in (2, 3):
+        (package / "algorithm" / "mine.py").write_text(f"scale = {number}\n")
+        later = tmp_path / str(number)
+        shutil.copytree(package, later / "lowmem_spin")
+        found.append(source_hash("loss dpo", later))
+    assert len({*found, PINNED["loss dpo"]}) == 3
+
+
 @pytest.mark.parametrize(
     ("file", "edit", "expected"),
     [
-        *((file, rewritten, set()) for file in FILES),
         ("losses", replaced(("-F.logsigmoid(beta *", "-F.logsigmoid(2 * beta *")), {"loss dpo"}),
         ("losses", replaced(("hinge(*sides.logps, beta)", "2 * hinge(*sides.logps, beta)")), {"loss hinge"}),
         ("losses", replaced(("CLAMP = 10.0", "CLAMP = 9.0")), {"loss sppo"}),  # through two helpers
@@ -96,9 +125,7 @@ ADDED = "\n\ndef _twice(f):\n    return lambda *a: 2 * f(*a)\n"
 def test_an_edit_changes_the_hashes_of_what_it_concerns(
     file: str, edit: Callable[[str], str], expected: set[str], tmp_path: Path
 ) -> None:
-    for name in ("algorithm", "engines/training", "engines/oracles"):
-        shutil.copytree(ROOT / "lowmem_spin" / name, tmp_path / "lowmem_spin" / name)
-    path = tmp_path / "lowmem_spin" / FILES[file]
+    path = copied(tmp_path) / FILES[file]
     before = path.read_text()
     path.write_text(edit(before))
     assert path.read_text() != before

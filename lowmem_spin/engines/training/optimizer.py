@@ -87,7 +87,7 @@ def try_optimizer(settings: dict[str, Any], steps: int, device: str) -> None:
     named, schedule_options = settings["lr_scheduler_type"], settings.get("lr_scheduler_kwargs", {})
     told = optimizer_arguments(settings, steps)
     weight = torch.nn.Linear(64, 128, bias=False)  # smaller ones have no 8-bit state in bitsandbytes
-    remedy = "correct training.optim_args" if told["optim_args"] else "use adamw_torch"
+    remedy = "correct training.optim_args, or use adamw_torch" if told["optim_args"] else "use adamw_torch"
     with _naming(f"training.optim: {settings['optim']!r}", remedy):
         made, options = _optimizer(told, weight)
         optimizer = made(weight.parameters(), **options)
