@@ -6,7 +6,8 @@ from lowmem_spin.config.per_iteration import values_at
 from lowmem_spin.config.recipe import Training
 
 # Not in keys: they say how the work is split.
-MEMORY_KNOBS = {"engine", "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"}
+SPLIT = {"per_device_train_batch_size", "tokens_per_batch", "gradient_accumulation_steps", "gradient_checkpointing"}
+MEMORY_KNOBS = {"engine", *SPLIT}
 # Not in keys while they have their defaults: keys of before they existed do not have them.
 LATER_FIELDS = ("optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "disable_dropout")
 

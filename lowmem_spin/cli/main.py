@@ -194,6 +194,9 @@ def bench(
     prompt_length: Annotated[int, typer.Option(help="Tokens of every prompt.")] = 256,
     completion_length: Annotated[int, typer.Option(help="Tokens of every completion.")] = 256,
     versus: Annotated[str, typer.Option(metavar="RIVAL,...", help="Also do the same work with: trl, vllm.")] = "",
+    layout: Annotated[
+        str, typer.Option(metavar="LAYOUT,...", help="Also score and train in each of these: padded, packed.")
+    ] = "",
     store: Annotated[str, typer.Option(help="Folder that remembers the rates, and has room for the base.")] = "runs/store",
     overrides: Overrides = None,
 ) -> None:
@@ -205,9 +208,9 @@ def bench(
     from lowmem_spin.cli.bench.bench import BenchRequest
     from lowmem_spin.cli.bench.bench import bench as measure
 
-    names = [name.strip() for name in versus.split(",") if name.strip()]
-    asked = BenchRequest(model, vram, pairs, prompt_length, completion_length, names, overrides or [], Path(store))
-    measure(asked, Console())
+    rivals, layouts = ([name.strip() for name in names.split(",") if name.strip()] for names in (versus, layout))
+    lengths = prompt_length, completion_length
+    measure(BenchRequest(model, vram, pairs, *lengths, rivals, overrides or [], Path(store), layouts), Console())
 
 
 @app.command()

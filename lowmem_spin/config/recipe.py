@@ -1,6 +1,6 @@
 """What a user writes: frozen, documented, checked values. load.py reads them."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -113,10 +113,13 @@ class Training(Section):
     num_train_epochs: Count | list[Count] = 1
     """Passes over an iteration's pairs; a list has one number per iteration. Raise it for small data sets."""
     per_device_train_batch_size: int = Field(default=4, ge=1)
-    """Pairs in one forward and backward pass; lower it if memory runs out. Dropout's random draws aside, only its product with
-    gradient_accumulation_steps affects the result."""
+    """Pairs of full length in one forward and backward pass; shorter ones are packed, as many as have no more tokens. Lower it
+    if memory runs out. Dropout's random draws aside, only its product with gradient_accumulation_steps affects the result."""
+    tokens_per_batch: int | None = Field(default=None, ge=1)
+    """Most tokens of pairs in one forward and backward pass, at least those of one pair of full length; null is as many as
+    per_device_train_batch_size such pairs have. Lower it if memory runs out; the result does not depend on it."""
     gradient_accumulation_steps: int = Field(default=16, ge=1)
-    """Forward and backward passes in one optimiser step. Raise it as much as you lower per_device_train_batch_size."""
+    """How many times per_device_train_batch_size pairs make an optimiser step. Raise it as much as you lower that."""
     optim: str = "adamw_torch"
     """Optimiser, by its name in transformers. paged_adamw_8bit saves memory on a GPU."""
     optim_args: dict[str, Option] = Field(default_factory=dict)
@@ -203,7 +206,14 @@ class Runtime(Section):
     generation_batch_size: int = Field(default=64, ge=1)
     """Completions generated together and stored as one batch. Lower it if generation runs out of memory."""
     scoring_batch_size: int = Field(default=16, ge=1)
-    """Rows whose log-probs are computed in one forward pass. Lower it if scoring runs out of memory."""
+    """Answers of full length that are scored in one forward pass; shorter ones are packed, as many as have no more tokens.
+    Lower it if scoring runs out of memory."""
+    scoring_tokens_per_batch: int | None = Field(default=None, ge=1)
+    """Most tokens that are scored in one forward pass, at least those of a prompt and an answer of full length; null is as many
+    as scoring_batch_size of these have. Lower it if scoring runs out of memory."""
+    layout: Literal["auto", "padded"] = "auto"
+    """How prompts and answers go through the model when they are scored or trained on. auto: packed in one row without
+    padding, every prompt once; padded where a model's attention does not allow it. padded: always, to compare with."""
     checkpoint_steps: int = Field(default=50, ge=1)
     """Optimiser steps between two checkpoints, which is the most that a crash in the middle of training can cost. Lower it if
     steps are slow."""
@@ -274,16 +284,53 @@ class Recipe(Section):
             raise ValueError(
                 "generation.temperature: 0 makes all answers to a prompt identical, and sppo compares different ones; use 1"
             )
+        self._check_tokens()
         if self.evaluation.metric != "none" and self.evaluation.path is None:
             raise ValueError("evaluation.metric: exact_match needs held-out rows; set evaluation.path, or use none")
         return self
+
+    def _check_tokens(self) -> None:
+        """Refuse limits that a single pair, or answer, of full length would exceed."""
+        prompt, answer = self.data.max_prompt_length, self.longest_answer
+        for name, given, least in (
+            ("training.tokens_per_batch", self.training.tokens_per_batch, prompt + 2 * answer),
+            ("runtime.scoring_tokens_per_batch", self.runtime.scoring_tokens_per_batch, prompt + answer),
+        ):
+            if given is not None and given < least:
+                longest = "a pair" if least > prompt + answer else "a prompt with its answer"
+                raise ValueError(
+                    f"{name}: {given}, but {longest} may have {least} tokens (data.max_prompt_length {prompt}, answers of "
+                    f"{answer}); use at least {least}, or shorten data.max_prompt_length or data.max_completion_length"
+                )
 
     def with_half_batches(self) -> "Recipe":
         """The same experiment in about half the memory: no result depends on these batch sizes."""
         r, t = self.runtime, self.training
         runtime = {name: max(1, getattr(r, name) // 2) for name in ("generation_batch_size", "scoring_batch_size")}
-        training = {"per_device_train_batch_size": max(1, t.per_device_train_batch_size // 2)}
+        training: dict[str, Any] = {"per_device_train_batch_size": max(1, t.per_device_train_batch_size // 2)}
+        answer = self.data.max_prompt_length + self.longest_answer
+        if r.scoring_tokens_per_batch is not None:
+            runtime["scoring_tokens_per_batch"] = max(answer, r.scoring_tokens_per_batch // 2)
+        if t.tokens_per_batch is not None:
+            training["tokens_per_batch"] = max(answer + self.longest_answer, t.tokens_per_batch // 2)
         return self.model_copy(update={"runtime": r.model_copy(update=runtime), "training": t.model_copy(update=training)})
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of the longest completion, the data's or a policy's."""
+        return max(self.generation.max_new_tokens, self.data.max_completion_length)
+
+    @property
+    def training_tokens(self) -> int:
+        """Most tokens of pairs in one forward and backward pass."""
+        pair = self.data.max_prompt_length + 2 * self.longest_answer
+        return self.training.tokens_per_batch or self.training.per_device_train_batch_size * pair
+
+    @property
+    def scoring_tokens(self) -> int:
+        """Most tokens of prompts and completions that are scored in one forward pass."""
+        row = self.data.max_prompt_length + self.longest_answer
+        return self.runtime.scoring_tokens_per_batch or self.runtime.scoring_batch_size * row
 
     def pairs_at(self, t: int) -> int:
         """Rows to train on in iteration t."""

@@ -86,6 +86,8 @@ def load_base(model: Source, quantization: str, machine: Machine, trust_remote_c
         # a kernel without backward: every later gradient would be silently wrong.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    if getattr(base.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        base.set_attn_implementation("eager")  # torch's own attention leaves the cap of Gemma 2 out
     # Its own penalties and suppressed tokens would change what is sampled: opponents are the policy itself.
     base.generation_config = GenerationConfig()
     base.requires_grad_(False)

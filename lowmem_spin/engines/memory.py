@@ -1,6 +1,7 @@
 """The memory of each stage, from the model's config alone: does it fit, and what to change if it does not.
 
-Worst case: rows as long as the recipe allows, batches full. Each term says what it counts; `tests/engines/test_memory.py`
+Worst case: batches full. Trained and scored rows are packed, so that tokens count and not the longest row. Each term says
+what it counts; `tests/engines/test_memory.py`
 holds them against real models on a CPU. What a GPU adds (context, fragmentation) is an allowance, not yet measured.
 """
 
@@ -126,14 +127,12 @@ def stage_memory(recipe: Recipe, shape: Shape, dtype: str) -> dict[str, Terms]:
     """Bytes of every term of generating, scoring and training on the transformers engine, worst case."""
     width, r = WIDTH[dtype], recipe.training.lora.r
     prompt, new = recipe.data.max_prompt_length, recipe.generation.max_new_tokens
-    longest = prompt + max(new, recipe.data.max_completion_length)
     resident = {
         "frozen base": shape.weights(recipe.model.quantization, width),
         "adapter": shape.lora(r) * 4.0,
         "unpacked layer": max(a * b for a, b in shape.linears) * width * (2.0 if recipe.model.quantization == "nf4" else 0.0),
     }
-    rows, scored = recipe.runtime.generation_batch_size, recipe.runtime.scoring_batch_size * longest
-    trained = 2 * recipe.training.per_device_train_batch_size * longest  # both sides of every pair
+    rows, scored, trained = recipe.runtime.generation_batch_size, recipe.scoring_tokens, recipe.training_tokens
     layer = trained * shape.saved(width, recipe.training.lora.dropout > 0)
     checkpoints = trained * shape.hidden * width * shape.layers
     activations = checkpoints + layer if recipe.training.gradient_checkpointing else shape.layers * layer
@@ -188,10 +187,11 @@ def peak(terms: Terms) -> float:
 
 def advice(recipe: Recipe, shape: Shape, dtype: str, limit: float) -> Iterator[str]:
     """For each stage that does not fit in `limit` bytes, what to change, or that nothing in the recipe helps."""
+    scored, trained = recipe.runtime.scoring_tokens_per_batch, recipe.training.tokens_per_batch
     knobs = {
         "generate": ("runtime", "generation_batch_size"),
-        "score": ("runtime", "scoring_batch_size"),
-        "train": ("training", "per_device_train_batch_size"),
+        "score": ("runtime", "scoring_tokens_per_batch" if scored else "scoring_batch_size"),
+        "train": ("training", "tokens_per_batch" if trained else "per_device_train_batch_size"),
     }
     for stage, (section, field) in knobs.items():
         if peak(stage_memory(recipe, shape, dtype)[stage]) <= limit:

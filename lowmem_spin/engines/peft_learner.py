@@ -14,15 +14,18 @@ from peft.utils import load_peft_weights
 from transformers import GenerationConfig
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import Tokens
+from lowmem_spin.common.files import Notice, Tokens
 from lowmem_spin.config.recipe import Lora, Recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.loading import end_tokens, load_base, load_tokenizer, without_dropout
 from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.training.attention import attending_to_trees
 from lowmem_spin.engines.training.guards import finite, naming_memory
+from lowmem_spin.engines.training.layout import Layout, why_not_packed
 from lowmem_spin.engines.training.logps import States, autocast, collate, completion_logps, decoder_states
 from lowmem_spin.engines.training.optimizer import check_names
 from lowmem_spin.engines.training.trainer import Pair, train
+from lowmem_spin.engines.training.trees import by_prompt
 
 SLOT = "default"  # the one adapter that is ever in memory; policies are copied into it
 
@@ -34,7 +37,9 @@ class PeftLearner:
     what is scored is what is trained.
     """
 
-    def __init__(self, recipe: Recipe, model: Source, machine: Machine, *_: Any) -> None:
+    def __init__(
+        self, recipe: Recipe, model: Source, machine: Machine, weights_dir: Path | None = None, notify: Notice = print
+    ) -> None:
         self.recipe, self.machine = recipe, machine
         check_names(recipe.training)
         self.device = torch.device(machine.device)
@@ -49,8 +54,10 @@ class PeftLearner:
             raise TypeError(f"adapters must be float32, small updates vanish in {wrong}")
         self.in_slot: Path | None = None
         self._check_head()
+        self.layout = self._layout(notify)
 
     states: States = staticmethod(decoder_states)
+    attending = staticmethod(attending_to_trees)
     checkpoints_itself = False
     """Whether gradient checkpointing is set by _mode, and not by transformers' trainer."""
 
@@ -97,6 +104,17 @@ class PeftLearner:
                 f"model.name_or_path: {name} changes its logits after the head in a way that is not supported "
                 f"(log-prob {ours.item():.3f} without, {theirs.item():.3f} with); use another architecture"
             )
+
+    def _layout(self, notify: Notice) -> Layout:
+        """Packed rows if this model's attention allows them; that it does not is said."""
+        if self.recipe.runtime.layout == "padded":
+            return Layout(packs=False, pad=self.pad)
+        ordinary = [token for token in range(self.tokenizer.vocab_size) if token not in (self.pad, *self.ends)]
+        with torch.no_grad(), self.playing(None) as policy, autocast(self.device, self.machine.dtype):
+            why = why_not_packed(policy, self.states, ordinary, self.pad, self.device, self.machine.dtype)
+        if why is not None:
+            notify(f"{type(policy).__name__}: rows are padded, as its attention cannot be packed ({why})")
+        return Layout(packs=why is None, pad=self.pad, attending=self.attending)
 
     @contextmanager
     def playing(self, adapter: Path | None) -> Iterator[Any]:
@@ -165,13 +183,23 @@ class PeftLearner:
 
     @torch.no_grad()
     def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
-        """Summed log-probs of one batch of rows; see engines.Learner."""
-        half = autocast(self.device, self.machine.dtype)
-        size, logps = self.recipe.runtime.scoring_batch_size, []
+        """Summed log-probs of rows, each prompt read once for all its completions; see engines.Learner."""
+        half, size, most = (
+            autocast(self.device, self.machine.dtype),
+            self.recipe.runtime.scoring_batch_size,
+            self.recipe.scoring_tokens,
+        )
+        trees = by_prompt(rows, most if self.layout.packs else 0)
+        logps = [0.0] * len(rows)
         with naming_memory("runtime.scoring_batch_size", size), self.playing(adapter) as policy, half:
-            for start in range(0, len(rows), size):  # a worker that was started again takes smaller batches
-                batch = collate(rows[start : start + size], self.pad).to(self.device)
-                logps += finite(completion_logps(policy, batch, self.states), self.machine)
+            for run in self.layout.batches([tree for tree, _ in trees], most, size):
+                some = trees[run.start : run.stop]
+                batch = self.layout.rows([tree for tree, _ in some]).to(self.device)
+                numbers = [number for _, mine in some for number in mine]
+                for number, logp in zip(
+                    numbers, finite(completion_logps(policy, batch, self.states), self.machine), strict=True
+                ):
+                    logps[number] = logp
         return logps
 
     def train(
@@ -201,7 +229,8 @@ class PeftLearner:
                     settings,
                     work,
                     device=self.device,
-                    pad=self.pad,
+                    layout=self.layout,
+                    tokens=self.recipe.training_tokens,
                     device_batch=device_batch,
                     checkpoint_steps=self.recipe.runtime.checkpoint_steps,
                     gradient_checkpointing=self.recipe.training.gradient_checkpointing and not self.checkpoints_itself,

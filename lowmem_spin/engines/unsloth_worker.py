@@ -6,9 +6,12 @@ learner, on Unsloth's hidden states, so that the full logits are never held.
 
 # isort: off
 from unsloth import FastLanguageModel  # pyright: ignore  # first: it patches transformers and peft as they are imported
+from unsloth.utils.attention_dispatch import run_attention  # pyright: ignore
 
 # isort: on
 import os
+import sys
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,22 +22,48 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.loading import naming_the_model
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.peft_learner import PeftLearner
-from lowmem_spin.engines.training.logps import Batch
+from lowmem_spin.engines.training.attention import attend
+from lowmem_spin.engines.training.logps import Rows
+from lowmem_spin.engines.training.packing import PackedRow
+
+_under_way: PackedRow | None = None  # the row of the last forward: its backward may compute attention once more
 
 
-def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
+def hidden_states(model: Any, rows: Rows) -> torch.Tensor:
     """Unsloth's forward up to the head. It is called whole, because the masks of its kernels are made there."""
+    global _under_way  # noqa: PLW0603 - Unsloth's attention is a function of its modules and has no way to be told
+    _under_way = rows if isinstance(rows, PackedRow) else None
+    if isinstance(rows, PackedRow):
+        placed: dict[str, Any] = {"position_ids": rows.position_ids}
+        model.get_decoder()._unsloth_allow_packed_overlength = True  # else it cuts rows at the length of a prompt and answer
+    else:
+        placed = {"attention_mask": rows.attention_mask}
     os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "1"
     try:
-        return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        return model(input_ids=rows.input_ids, use_cache=False, **placed).logits
     finally:
         os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "0"
+
+
+def _attention(*, config: Any, context: Any, Q: torch.Tensor, K: torch.Tensor, V: torch.Tensor) -> torch.Tensor:  # noqa: N803
+    """In place of Unsloth's run_attention: over the trees of a packed row, if one is under way."""
+    if _under_way is None:
+        return run_attention(config=config, context=context, Q=Q, K=K, V=V)
+    options = {**(config.sdpa_kwargs or {}), **(config.flash_dense_kwargs or {})}
+    scale = options.get("softmax_scale", options.get("scale"))
+    return attend(Q, K, V, _under_way, scale, window=context.sliding_window, softcap=options.get("softcap"))
+
+
+for module in [module for name, module in sys.modules.items() if name.startswith("unsloth.models.")]:
+    if hasattr(module, "run_attention"):
+        module.run_attention = _attention  # type: ignore[attr-defined]
 
 
 class Kernels(PeftLearner):
     """A learner whose base, adapter and forward are Unsloth's. There is one adapter, named `default`, and never a second."""
 
     states = staticmethod(hidden_states)
+    attending = staticmethod(nullcontext)  # its forward says which row is under way
     checkpoints_itself = True
 
     def __init__(self, recipe: Recipe, model: Source, machine: Machine) -> None:

@@ -86,7 +86,7 @@ class EvaluationTarget:
                 engines=GameEngines(with_lengths(recipe, room), model, choices, weights_dir, display, shared.engines, oracle),
                 progress=display,
                 generation_batch=recipe.runtime.generation_batch_size,
-                scoring_batch=recipe.runtime.scoring_batch_size,
+                scoring_tokens=recipe.scoring_tokens,
                 opened={},
             )
             return Answering(tables=tables, held=held, sampling=sampling_params(recipe, inputs))

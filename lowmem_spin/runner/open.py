@@ -277,7 +277,7 @@ def assemble(
         engines=engines,
         progress=display,
         generation_batch=recipe.runtime.generation_batch_size,
-        scoring_batch=recipe.runtime.scoring_batch_size,
+        scoring_tokens=recipe.scoring_tokens,
         opened=shared.tables.setdefault(recipe.output.store, {}),
     )
     for stage in stages:

@@ -74,7 +74,7 @@ def _train(tables: Tables, stage: Train, pairs: Sequence[Any], label: str) -> Pa
     work = tables.store.work(stage.policy)
     work.mkdir(parents=True, exist_ok=True)
     learner = tables.engines.learner()
-    tokens_per_row = sum(pair.tokens for pair in pairs) / len(pairs)
+    tokens_per_row = sum(pair.tree.tokens for pair in pairs) / len(pairs)
     rows = len(pairs) * stage.settings["num_train_epochs"]
     with tables.progress.stage("train", label, rows) as meter, _naming_a_full_disk(work):
         made, metrics = learner.train(

@@ -14,6 +14,7 @@ from lowmem_spin.algorithm.stages import Sampling, logps_spec
 from lowmem_spin.common.keys import digest, number
 from lowmem_spin.engines.base import Completion, MixtureSampler, Request, sampling_mixtures
 from lowmem_spin.engines.mixtures import draw_mixture
+from lowmem_spin.engines.training.trees import cuts
 from lowmem_spin.store.contracts import Engines, Progress
 from lowmem_spin.store.rows import Answer, Compared, Prompt, Scored, answers_in, logps_in, preferences_in
 from lowmem_spin.store.store import Store, Table
@@ -30,7 +31,7 @@ class Tables:
     engines: Engines  # opened on first use, so that a finished game loads no model
     progress: Progress
     generation_batch: int
-    scoring_batch: int
+    scoring_tokens: int  # that go through the model at once
     opened: dict[str, Table]  # by key; all games of a sweep hold them in memory once
 
     def adapter(self, policy: str) -> Path | None:
@@ -149,27 +150,28 @@ class Tables:
     def _score(
         self, policy: str, table: Table, rows: Sequence[Scored], stored: dict[tuple[str, str, str], float], label: str
     ) -> None:
-        unique = {row.name: row for row in rows}
-        wanted = sorted(unique.items(), key=lambda item: (-len(item[1].prompt) - len(item[1].tokens), item[0]))
+        batches = _scoring_batches(list({row.name: row for row in rows}.values()), self.scoring_tokens)
         learner = self.engines.learner()
-        with self.progress.stage("score", label, len(wanted)) as meter:
-            for shard in _batches(wanted, 16 * self.scoring_batch):
-                missing = [row for name, row in shard if name not in stored]
-                meter.advance(len(shard) - len(missing))
-                values: list[float] = []
-                for batch in _batches(missing, self.scoring_batch):
-                    values += learner.score(self.adapter(policy), [(row.prompt, row.tokens) for row in batch])
-                    meter.advance(len(batch), sum(len(row.prompt) + len(row.tokens) for row in batch))
-                if missing:
-                    table.append(
-                        {
-                            "prompt_id": [row.prompt_id for row in missing],
-                            "completion": [row.completion for row in missing],
-                            "content": [row.name[2] for row in missing],
-                            "logp": values,
-                            "tokens": [len(row.tokens) for row in missing],
-                        }
-                    )
+        with self.progress.stage("score", label, sum(map(len, batches))) as meter:
+            for shard in _batches(batches, 16):
+                scored: list[Scored] = []
+                logps: list[float] = []
+                for batch in shard:
+                    missing = [row for row in batch if row.name not in stored]
+                    meter.advance(len(batch) - len(missing))
+                    if missing:
+                        logps += learner.score(self.adapter(policy), [(row.prompt, row.tokens) for row in missing])
+                        scored += missing
+                        meter.advance(len(missing), sum(map(_tokens, _trees(missing))))
+                if scored:
+                    columns = {
+                        "prompt_id": [row.prompt_id for row in scored],
+                        "completion": [row.completion for row in scored],
+                        "content": [row.name[2] for row in scored],
+                        "logp": logps,
+                        "tokens": [len(row.tokens) for row in scored],
+                    }
+                    table.append(columns)
                     meter.saved()
 
     def preferences(self, spec: dict[str, Any], rows: Sequence[Compared], label: str) -> list[np.ndarray]:
@@ -217,6 +219,26 @@ class Tables:
 
 def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _trees(rows: Sequence[Scored]) -> list[list[Scored]]:
+    """The rows of each prompt."""
+    trees: dict[str, list[Scored]] = {}
+    for row in sorted(rows, key=lambda row: row.name):
+        trees.setdefault(row.prompt_id, []).append(row)
+    return list(trees.values())
+
+
+def _tokens(tree: Sequence[Scored]) -> int:
+    """Tokens that go through the model for the rows of one prompt."""
+    return len(tree[0].prompt) + sum(len(row.tokens) for row in tree)
+
+
+def _scoring_batches(rows: Sequence[Scored], most: int) -> list[list[Scored]]:
+    """Rows to score together, at most `most` tokens of them. The longest prompts with their answers come first: what does
+    not fit in memory fails at once and not after hours."""
+    trees = sorted(_trees(rows), key=lambda tree: (-_tokens(tree), tree[0].prompt_id))
+    return [[row for tree in trees[run.start : run.stop] for row in tree] for run in cuts(list(map(_tokens, trees)), most)]
 
 
 def _once(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -19,8 +19,11 @@ from helpers.games import CPU
 from lowmem_spin.cli import main as cli
 from lowmem_spin.cli.bench import checkpoint, rivals, table
 from lowmem_spin.cli.bench.bench import BenchRequest, BenchResult, bench_in
-from lowmem_spin.cli.bench.measure import Cost, Peak
+from lowmem_spin.cli.bench.layouts import check_layouts, compare_layouts
+from lowmem_spin.cli.bench.measure import Card, Cost, Peak
+from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.config.load import load_recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.memory import Shape, read_shape
@@ -92,12 +95,18 @@ def test_counted_rows_and_tokens_are_those_in_the_store(played: tuple[BenchResul
     lengths = [len(tokens) for tokens in rows_of(folder, "completions")["tokens"].to_pylist()]
     assert set(lengths) == {COMPLETION}
     assert counted["generate"] == (len(lengths), sum(lengths))
-    scored = rows_of(folder, "logps")["tokens"].to_pylist()
-    assert counted["score"] == (len(scored), sum(scored) + len(scored) * PROMPT)
+    scored = rows_of(folder, "logps")
+    prompts = 0  # read once for both answers of a pair
+    for found_table in (folder / "work" / "store" / "logps").iterdir():
+        prompts += len(
+            {name for file in found_table.glob("*.parquet") for name in pq.read_table(file)["prompt_id"].to_pylist()}
+        )
+    assert counted["score"] == (len(scored), sum(scored["tokens"].to_pylist()) + prompts * PROMPT)
+    assert len(scored) / 2 <= prompts < len(scored)
     manifests = [json.loads(path.read_text()) for path in (folder / "work" / "store" / "adapters").glob("*/manifest.json")]
     trained = sum(manifest["rows"] for manifest in manifests)
     assert trained == 2 * PAIRS  # two iterations, and neither evaluation nor plain fine-tuning
-    assert counted["train"] == (2 * trained, 2 * trained * 2 * (PROMPT + COMPLETION))  # two epochs, two sides
+    assert counted["train"] == (2 * trained, 2 * trained * (PROMPT + 2 * COMPLETION))  # two epochs
 
 
 def test_seconds_are_within_the_games_and_all_is_remembered(played: tuple[BenchResult, Path]) -> None:
@@ -123,6 +132,23 @@ def test_a_rival_that_is_not_here_or_fails_is_a_sentence(tmp_path: Path, monkeyp
 
     monkeypatch.setitem(rivals.RIVALS, "trl", failing)
     assert rivals.run_rival("trl", bout) == "trl: the trl worker was killed by SIGKILL"
+
+
+def test_both_layouts_do_the_same_work_on_a_spread_of_lengths(played: tuple[BenchResult, Path]) -> None:
+    _, folder = played
+    base = next((folder / "store" / "bench").glob("tiny*"))
+    recipe = load_recipe(folder / "work" / "recipe.yaml", [f"model.name_or_path={base}", "runtime.device=cpu"])
+    quiet = Display(Console(quiet=True))
+    found = compare_layouts(recipe, folder / "work", ["padded", "packed"], PAIRS, Card(), quiet)
+    assert [(cost.work, cost.by, cost.rows) for cost in found] == [
+        *(("score", layout, 2 * PAIRS) for layout in ("padded", "packed")),
+        *(("train", layout, PAIRS) for layout in ("padded", "packed")),
+    ]
+    lines = [json.loads(line) for line in (folder / "work" / "spread.jsonl").read_text().splitlines()]
+    lengths = {len(row[side]) for row in lines for side in ("chosen", "rejected")}
+    assert len(lengths) > 2 and max(lengths) <= COMPLETION
+    with pytest.raises(InputError, match="--layout: 'loose' is unknown; known: padded, packed"):
+        check_layouts(["loose"])
 
 
 @pytest.mark.slow

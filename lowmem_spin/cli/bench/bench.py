@@ -2,7 +2,7 @@
 
 import resource
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lowmem_spin.algorithm.stages import Evaluate
 from lowmem_spin.cli.bench import checkpoint, rivals, table
+from lowmem_spin.cli.bench.layouts import check_layouts, compare_layouts
 from lowmem_spin.cli.bench.measure import Card, Cost, Stopwatch
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import load_recipe
@@ -40,6 +41,7 @@ class BenchRequest:
     versus: list[str]
     overrides: list[str]  # recipe values, field=value
     store: Path
+    layouts: list[str] = field(default_factory=list)  # to compare: padded, packed
 
     def __post_init__(self) -> None:
         if self.model is not None:
@@ -54,6 +56,7 @@ class BenchRequest:
             if value < 1:
                 raise InputError(f"--{name}: {value} cannot be used; give 1 or more")
         rivals.check_rivals(self.versus)
+        check_layouts(self.layouts)
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,11 @@ def bench_in(work: Path, request: BenchRequest, console: Console) -> BenchResult
         console.print(table.rivals(ours, theirs, not_comparable))
         if any(cost.by in not_comparable for cost in theirs):
             display.log("trl needs a GPU for its Triton kernel, which was interpreted here: its speed says nothing about it")
+    if request.layouts:
+        with display.timed("layouts"):
+            compared = compare_layouts(recipe, work, request.layouts, request.pairs, card, display)
+        display.log("offline pairs with lengths of a realistic spread, the layouts in turn", "bold")
+        console.print(table.layouts(compared))
     display.log(f"rates are in {request.store / 'bench.json'}, for plans on this device")
     display.log(display.time_line())
     return BenchResult(device, ours, theirs, missing, predicted)

@@ -17,13 +17,22 @@ def costs(measured: Sequence[Cost], predicted: dict[str, float]) -> Table:
 
 
 def rivals(ours: Sequence[Cost], theirs: Sequence[Cost], not_comparable: Sequence[str]) -> Table:
-    """A line for each work of a rival; the last column is how many times as many tokens a second we do.
+    """A line for each work of a rival; the last column is how many times as many rows a second we do: the same rows may be
+    fewer tokens for one than for the other.
 
-    `hampered` rivals get no such number: what they did says nothing about their speed.
+    `not_comparable` rivals get no such number: what they did says nothing about their speed.
     """
-    rates = {cost.work: cost.rate for cost in ours}
-    rows = [[*_numbers(cost), "" if cost.by in not_comparable else f"{rates[cost.work] / cost.rate:.2f}x"] for cost in theirs]
+    speeds = {cost.work: cost.rows / cost.seconds for cost in ours}
+    faster = {cost: f"{speeds[cost.work] / (cost.rows / cost.seconds):.2f}x" for cost in theirs}
+    rows = [[*_numbers(cost), "" if cost.by in not_comparable else faster[cost]] for cost in theirs]
     return _table([*HEADINGS, "ours to\ntheirs"], rows)
+
+
+def layouts(measured: Sequence[Cost]) -> Table:
+    """A line for each work and layout; the last column is its seconds over those of the first one that is listed."""
+    first = {cost.work: cost.seconds for cost in reversed(measured)}
+    rows = [[*_numbers(cost), f"{cost.seconds / first[cost.work]:.2f}"] for cost in measured]
+    return _table([*HEADINGS, f"seconds to\n{measured[0].by}"], rows)
 
 
 def _table(headings: list[str], rows: list[list[str]]) -> Table:

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lowmem_spin.common.files import Tokens
+from lowmem_spin.engines.training.attention import packed_states
+from lowmem_spin.engines.training.packing import PackedRow
 
 CHUNK_BYTES = 64 * 2**20  # of float32 logits held at once; 64 tokens at a vocabulary of 256k
 
@@ -30,6 +32,25 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.completion_mask.to(device))
 
+    @property
+    def _predicts(self) -> Tensor:
+        """(rows, length - 1): whether the state at a place predicts a token of the completion, the next one."""
+        return self.completion_mask[:, 1:].bool()
+
+    @property
+    def labels(self) -> Tensor:
+        """The completions' tokens, row after row."""
+        return self.input_ids[:, 1:][self._predicts]
+
+    @property
+    def lengths(self) -> Tensor:
+        """(rows,): tokens of each completion."""
+        return self.completion_mask.sum(1)
+
+    def states_before(self, hidden: Tensor) -> Tensor:
+        """The states that predict the completions' tokens, row after row, of all states (rows, length, width)."""
+        return hidden[:, :-1][self._predicts]
+
 
 def collate(rows: Sequence[tuple[Tokens, Tokens]], pad: int) -> Batch:
     """Right-pad (prompt ids, completion ids) rows into one batch."""
@@ -44,13 +65,17 @@ def collate(rows: Sequence[tuple[Tokens, Tokens]], pad: int) -> Batch:
     return Batch(input_ids, attention_mask, completion_mask)
 
 
-States = Callable[[Any, Batch], Tensor]
-"""The last hidden states of a model on a batch, normalised as its head takes them: (rows, length, width)."""
+Rows = Batch | PackedRow
+"""Prompts with their completions, in either layout."""
+States = Callable[[Any, Rows], Tensor]
+"""The last hidden states of a model on rows, normalised as its head takes them: (rows, length, width)."""
 
 
-def decoder_states(model: Any, batch: Batch) -> Tensor:
+def decoder_states(model: Any, rows: Rows) -> Tensor:
     """The hidden states as transformers computes them."""
-    output = model.get_decoder()(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    if isinstance(rows, PackedRow):
+        return packed_states(model, rows)
+    output = model.get_decoder()(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
     return output.last_hidden_state
 
 
@@ -59,56 +84,51 @@ def autocast(device: torch.device, dtype: str) -> torch.autocast:
     return torch.autocast(device.type, torch.float16, enabled=device.type == "cuda" and dtype == "float16")
 
 
-def completion_logps(model: Any, batch: Batch, states: States = decoder_states, chunk_tokens: int | None = None) -> Tensor:
-    """Sum of the log-probs of each row's completion tokens, shape (rows,), float32, differentiable.
+def completion_logps(model: Any, rows: Rows, states: States = decoder_states, chunk_tokens: int | None = None) -> Tensor:
+    """Sum of the log-probs of each completion's tokens, shape (completions,), float32, differentiable.
 
     Args:
         model: a causal language model of transformers, PEFT's wrapper taken off.
-        batch: rows on the model's device.
+        rows: prompts and completions on the model's device.
         states: how the engine computes the hidden states.
         chunk_tokens: tokens whose logits are held at once; by default as many as fit CHUNK_BYTES.
     """
-    predicts = batch.completion_mask[:, 1:].bool()  # the hidden state before a token predicts it
-    tokens = _predicted(model, batch, batch.input_ids[:, 1:][predicts], states, chunk_tokens)
-    # One step after the other: a row's sum is then the same every time and in any batch. index_add's is not, on CUDA.
-    return sum(_by_step(tokens, predicts).unbind(1), torch.zeros(len(predicts), device=tokens.device))
+    tokens = _predicted(model, rows, rows.labels, states, chunk_tokens)
+    # One step after the other: a completion's sum is then the same every time and in any batch. index_add's is not, on CUDA.
+    return sum(_by_step(tokens, rows.lengths).unbind(1), torch.zeros(len(rows.lengths), device=tokens.device))
 
 
-def step_logps(model: Any, batch: Batch, ends: Sequence[int], states: States = decoder_states) -> tuple[Tensor, Tensor]:
-    """Log-probs at every step of the completions, float32, differentiable; 0 after a row's last step.
+def step_logps(model: Any, rows: Rows, ends: Sequence[int], states: States = decoder_states) -> tuple[Tensor, Tensor]:
+    """Log-probs at every step of the completions, float32, differentiable; 0 after a completion's last step.
 
     Args:
         model: a causal language model of transformers, PEFT's wrapper taken off.
-        batch: rows on the model's device.
+        rows: prompts and completions on the model's device.
         ends: tokens whose log-probs are wanted at every step.
         states: how the engine computes the hidden states.
 
     Returns:
-        Of the token that is there, (rows, steps), and of each of `ends` in its place, (rows, steps, len(ends)).
+        Of the token that is there, (completions, steps), and of each of `ends` in its place, (completions, steps, len(ends)).
     """
-    predicts = batch.completion_mask[:, 1:].bool()
-    taken = batch.input_ids[:, 1:][predicts]
+    taken = rows.labels
     wanted = torch.cat([taken[:, None], torch.tensor([ends], device=taken.device).expand(len(taken), -1)], dim=1)
-    found = _predicted(model, batch, wanted, states)
-    steps = _by_step(found, predicts)
+    steps = _by_step(_predicted(model, rows, wanted, states), rows.lengths)
     return steps[..., 0], steps[..., 1:]
 
 
-def _by_step(values: Tensor, predicts: Tensor) -> Tensor:
-    """(tokens, ...), the rows of `predicts` one after another, as (rows, steps, ...) with 0 after a row's last step."""
-    lengths = predicts.sum(1)
+def _by_step(values: Tensor, lengths: Tensor) -> Tensor:
+    """(tokens, ...), one completion after another, as (completions, steps, ...) with 0 after a completion's last step."""
     inside = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
     steps = torch.zeros(*inside.shape, *values.shape[1:], device=values.device)
     steps[inside] = values
     return steps
 
 
-def _predicted(model: Any, batch: Batch, labels: Tensor, states: States, chunk_tokens: int | None = None) -> Tensor:
-    """token_logps of `labels` at the positions before the completions' tokens, row after row."""
-    hidden = states(model, batch)
-    predicts = batch.completion_mask[:, 1:].bool()
+def _predicted(model: Any, rows: Rows, labels: Tensor, states: States, chunk_tokens: int | None = None) -> Tensor:
+    """token_logps of `labels` at the positions before the completions' tokens, one completion after another."""
+    hidden = rows.states_before(states(model, rows))
     softcap = getattr(model.config, "final_logit_softcapping", None)
-    return token_logps(hidden[:, :-1][predicts], labels, model.get_output_embeddings(), softcap, chunk_tokens)
+    return token_logps(hidden, labels, model.get_output_embeddings(), softcap, chunk_tokens)
 
 
 def token_logps(

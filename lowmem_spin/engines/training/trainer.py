@@ -20,8 +20,10 @@ from lowmem_spin.algorithm.losses import LOSSES, Sides
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens, read_text
 from lowmem_spin.common.keys import number
-from lowmem_spin.engines.training.logps import Batch, States, autocast, collate, completion_logps, decoder_states
+from lowmem_spin.engines.training.layout import Layout
+from lowmem_spin.engines.training.logps import States, autocast, completion_logps, decoder_states
 from lowmem_spin.engines.training.optimizer import optimizer_arguments, optimizer_steps
+from lowmem_spin.engines.training.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,9 @@ class Pair:
     base_logps: tuple[float, float] = (0.0, 0.0)
 
     @property
-    def tokens(self) -> int:
-        """Tokens that go through the model: the prompt is read once for each side."""
-        if self.rejected is None:
-            return len(self.prompt) + len(self.chosen)
-        return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
+    def tree(self) -> Tree:
+        """The prompt with the chosen answer and, if there is one, the rejected one."""
+        return Tree(self.prompt, [self.chosen] if self.rejected is None else [self.chosen, self.rejected])
 
     @property
     def length(self) -> int:
@@ -85,51 +85,58 @@ class PairTrainer(Trainer):
         self,
         pairs: Sequence[Pair],
         loss: dict[str, Any],
-        pad: int,
-        effective_batch: int,
+        batches: Callable[[Sequence[Tree]], list[range]],
+        layout: Layout,
         states: States,
         dtype: str,
         **kwargs: Any,
     ) -> None:
         super().__init__(train_dataset=list(pairs), **kwargs)  # type: ignore[arg-type]
-        self.pairs, self.pad, self.effective_batch, self.states, self.dtype = pairs, pad, effective_batch, states, dtype
+        self.pairs, self.batches, self.layout, self.states, self.dtype = pairs, batches, layout, states, dtype
         self.loss_options = {name: value for name, value in loss.items() if name != "name"}
         self.loss_function = None if loss["name"] == "sft" else LOSSES[loss["name"]]
         self.model_accepts_loss_kwargs = True  # compute_loss itself divides by the pairs of the whole step
         self._sums: dict[str, float] = defaultdict(float)
 
     def get_train_dataloader(self) -> DataLoader:
-        order = LengthGrouped([pair.length for pair in self.pairs], self.effective_batch, self.args.seed)
+        """A batch is what one optimiser step learns from."""
+        effective = self.args.per_device_train_batch_size
+        order = LengthGrouped([pair.length for pair in self.pairs], effective, self.args.seed)
         loader = DataLoader(
             self.pairs,  # type: ignore[arg-type]
-            batch_size=self.args.per_device_train_batch_size,
+            batch_size=effective,
             sampler=order,
-            collate_fn=self._collate,
+            collate_fn=lambda pairs: {"pairs": pairs},
         )
         return self.accelerator.prepare(loader)
 
-    def _collate(self, pairs: list[Pair]) -> dict[str, Any]:
-        rows = [(pair.prompt, pair.chosen) for pair in pairs]
-        rows += [(pair.prompt, pair.rejected) for pair in pairs if pair.rejected is not None]
-        batch = collate(rows, self.pad)
-        known = [(*pair.ref_logps, *pair.win_rates, *pair.base_logps) for pair in pairs]
-        return {**vars(batch), "known": torch.tensor(known, dtype=torch.float64)}
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward passes over the step's pairs, as many together as memory has room for."""
+        pairs, total = inputs["pairs"], torch.zeros((), device=self.args.device)
+        with self.layout.training(self._base(model)):
+            for run in self.batches([pair.tree for pair in pairs]):
+                total += super().training_step(model, {"pairs": pairs[run.start : run.stop]}, len(pairs))  # type: ignore[arg-type]
+        return total
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], int]:
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return samples, sum(len(batch["known"]) for batch in samples)
+    def _base(self, model: Any) -> Any:
+        """The model without PEFT's wrapper."""
+        return self.accelerator.unwrap_model(model).get_base_model()
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: nothing shows it."""
+        return 0
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """The mean over the step's pairs, so its split into device batches does not matter."""
-        known = inputs.pop("known").float().T
-        batch = Batch(**inputs)
-        with autocast(batch.input_ids.device, self.dtype):  # the trainer's own would only wrap a call of the whole model
-            logps = completion_logps(self.accelerator.unwrap_model(model).get_base_model(), batch, self.states)
+        """The mean over the step's pairs, so its split into forward passes does not matter."""
+        pairs = inputs["pairs"]
+        rows = self.layout.rows([pair.tree for pair in pairs]).to(self.args.device)
+        with autocast(self.args.device, self.dtype):  # the trainer's own would only wrap a call of the whole model
+            logps = completion_logps(self._base(model), rows, self.states)
         if self.loss_function is None:
             losses = -logps
             self._note({"logps/chosen": logps})
         else:
-            sides = _sides(logps, batch.completion_mask.sum(1), known)
+            sides = _sides(logps, rows.lengths, pairs)
             losses = self.loss_function(sides, **self.loss_options)
             self._note_rewards(sides)
         loss = losses.sum() / num_items_in_batch
@@ -159,11 +166,14 @@ class PairTrainer(Trainer):
         super().log(logs, start_time)
 
 
-def _sides(logps: Tensor, lengths: Tensor, known: Tensor) -> Sides:
-    """From what is known of each chosen row, then of each rejected one, (2 B,), and of each pair, as collated: (6, B)."""
-    chosen, rejected = logps.chunk(2)
-    chosen_lengths, rejected_lengths = lengths.chunk(2)
-    ref_chosen, ref_rejected, chosen_win_rates, rejected_win_rates, base_chosen, base_rejected = known
+def _sides(logps: Tensor, lengths: Tensor, pairs: Sequence[Pair]) -> Sides:
+    """From log-probs and lengths of each pair's chosen and rejected answer, (2 B,), and what is known of the pairs."""
+    chosen, rejected = logps.view(-1, 2).T
+    chosen_lengths, rejected_lengths = lengths.view(-1, 2).T
+    known = torch.tensor([(*pair.ref_logps, *pair.win_rates, *pair.base_logps) for pair in pairs], dtype=torch.float64)
+    ref_chosen, ref_rejected, chosen_win_rates, rejected_win_rates, base_chosen, base_rejected = known.float().T.to(
+        logps.device
+    )
     return Sides(
         chosen=chosen,
         rejected=rejected,
@@ -222,7 +232,8 @@ def train(
     work: Path,
     *,
     device: torch.device,
-    pad: int,
+    layout: Layout,
+    tokens: int,
     device_batch: int,
     checkpoint_steps: int,
     gradient_checkpointing: bool,
@@ -232,18 +243,16 @@ def train(
     """Train the active adapter of `model` in place, from the last whole checkpoint in `work` if there is one.
 
     `settings` are game.Train's: schedule, optimiser, effective batch, seed. `device` is the engine's: not every weight
-    need be there. `device_batch`, the pairs in one forward, is lowered to a divisor of the effective batch.
+    need be there. One forward has at most `tokens` tokens of packed pairs, or `device_batch` padded ones.
 
     Returns:
         One record of metrics per logged step, named as TRL names them.
     """
     effective = settings["batch_size"]
-    device_batch = max(size for size in range(1, min(device_batch, effective) + 1) if effective % size == 0)
     steps = optimizer_steps(len(pairs), settings)
     arguments = TrainingArguments(
         output_dir=str(work),
-        per_device_train_batch_size=device_batch,
-        gradient_accumulation_steps=effective // device_batch,
+        per_device_train_batch_size=effective,
         num_train_epochs=settings["num_train_epochs"],
         **optimizer_arguments(settings, steps),
         max_grad_norm=settings["max_grad_norm"],
@@ -264,7 +273,11 @@ def train(
     )
     steps_told = [ProgressCallback(advance, len(pairs), effective)]
     dtype = settings["learner"]["dtype"]
-    trainer = PairTrainer(pairs, loss, pad, effective, states, dtype, model=model, args=arguments, callbacks=steps_told)
+
+    def batches(trees: Sequence[Tree]) -> list[range]:
+        return layout.batches(trees, tokens, device_batch)
+
+    trainer = PairTrainer(pairs, loss, batches, layout, states, dtype, model=model, args=arguments, callbacks=steps_told)
     trainer.remove_callback(PrinterCallback)  # our own display shows progress
     resume = last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)

@@ -68,7 +68,7 @@ class Calibration:
         """(seconds that `tokens` tokens of a stage take, whether this device and engine were measured).
 
         Of several measurements the one of the model nearest in size counts, and the newest of those. Tokens are
-        counted as the progress bars do: generated ones, scored rows with their prompts, both sides of trained pairs.
+        counted as the progress bars do: generated ones, and all that go through the model in scoring and training.
         """
         work = tokens * flop(kind, parameters, gradient_checkpointing)
         fitting = [r for r in self.records if (r.device, r.engine, r.kind) == (device, engine, kind)]

@@ -143,10 +143,11 @@ class Clock:
             return 0.0, False
         training, choices = self.found.recipe.training, self.found.choices
         kind = _kind(unit)
+        shared = 2 if unit.kind == "score" else 1  # a pair's answers are scored with their prompt, which is read once
         per_row = {
             "generate": lengths.generated,
-            "score": lengths.prompt + (lengths.chosen if unit.side == "chosen" else lengths.generated),
-            "train": epochs * (2 * lengths.prompt + lengths.chosen + lengths.generated),
+            "score": lengths.prompt / shared + (lengths.chosen if unit.side == "chosen" else lengths.generated),
+            "train": epochs * (lengths.prompt + lengths.chosen + lengths.generated),
         }[kind]
         if unit.kind == "baseline":
             per_row = epochs * (lengths.prompt + lengths.chosen)
