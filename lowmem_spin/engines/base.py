@@ -83,7 +83,10 @@ class Learner(Protocol):
     """Scores and trains adapters on the one base, with the same code and types for both."""
 
     def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
-        """Summed log-prob of each row's completion given its prompt; `adapter` None is the base."""
+        """Summed log-prob of each row's completion given its prompt; `adapter` None is the base.
+
+        Rows of one prompt are best asked for together: it is read once for all of them.
+        """
         ...
 
     def train(

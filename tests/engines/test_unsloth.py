@@ -26,10 +26,11 @@ from lowmem_spin.engines.worker import Worker
 pytestmark = pytest.mark.skipif(find_spec("unsloth") is None, reason="Unsloth is not installed")
 ROWS = [
     ([1, 3, 70, 5, 4], [10, 11, 12, 5]),
+    ([1, 3, 70, 5, 4], [13, 5]),
     ([1, 3, 40, 41, 42, 43, 44, 5, 4], [30, 31, 5]),
     ([1, 3, 20, 5, 4], [21, 22, 23, 24, 5]),
 ]
-PAIRS = [Pair(*ROWS[0], [20, 21, 5], (-30.0, -22.0)), Pair(*ROWS[1], [22, 23, 24, 5], (-35.0, -32.0))] * 2
+PAIRS = [Pair(*ROWS[0], [20, 21, 5], (-30.0, -22.0)), Pair(*ROWS[2], [22, 23, 24, 5], (-35.0, -32.0))] * 2
 SETTINGS = {
     **{"batch_size": 2, "num_train_epochs": 1, "learning_rate": 1e-2, "optim": "adamw_torch", "iteration": 0, "seed": 0},
     **{"lr_scheduler_type": "linear", "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0},
@@ -81,8 +82,9 @@ def test_its_log_probs_are_those_of_transformers(hf: HF, quickstart: Path, tmp_p
         assert scored == pytest.approx(hf.score(adapter, ROWS), abs=1e-3)
         assert worker.call("score", adapter, ROWS) == scored
         seen.append(scored)
-    ran = worker.call("ran")
+    ran, packs = worker.call("ran"), worker.call("packs")
     worker.close()
+    assert packs
     assert all(ran[f"{name}.forward"] for name in FUSED)
     assert seen[0] == seen[3] and seen[0] != seen[1] != seen[2]
 

@@ -129,3 +129,6 @@ class Kernels(kernels.Kernels):
 
     def ran(self) -> Counter[str]:
         return RAN
+
+    def packs(self) -> bool:
+        return self.layout.packs
