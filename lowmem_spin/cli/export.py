@@ -35,9 +35,9 @@ def export(run: RunFolder, policy: StoredPolicy, base: Source, to: Path, dtype: 
     temporary.mkdir(parents=True)
     try:
         tokenizer = load_tokenizer(base, run.recipe.model.trust_remote_code)
-        Renderer(tokenizer, run.recipe.model.chat_template)  # gives the tokenizer the template of the game
+        renderer = Renderer.of(tokenizer, run.recipe)  # gives the tokenizer the template of the game
         if dtype is not None:
-            _write_merged(run, policy.adapter, base, end_tokens(base, tokenizer, None), dtype, temporary)
+            _write_merged(run, policy.adapter, base, end_tokens(base, renderer), dtype, temporary)
         elif policy.adapter is not None:
             _write_adapter(policy.adapter, base, temporary)
         tokenizer.save_pretrained(temporary)
