@@ -58,7 +58,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), variant: str | None =
 def _read_template(content: dict[str, Any], folder: Path) -> None:
     """Put a chat template's text where its .jinja file is named, so that the recipe says the same anywhere."""
     model = content.get("model")
-    name = model.get("chat_template") if isinstance(model, dict) else None
+    if not isinstance(model, dict):
+        return
+    name = model.get("chat_template")
     if not isinstance(name, str) or not name.endswith(".jinja") or "{" in name:
         return
     file = next((place for place in (folder / name, Path(name)) if place.is_file()), None)

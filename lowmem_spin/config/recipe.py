@@ -2,12 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lowmem_spin.config import game_config
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.config.section import Section
-
 
 OWN_ARGUMENTS = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")  # set when rendering
 
@@ -52,7 +51,7 @@ class Data(Section):
     resample: bool | Literal["split"] = True
     """Which prompts an iteration draws. true: a new draw each time. false: the same ones every time. split: the iterations
     share the data out, so that no two of them learn from the same prompt."""
-    chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Arguments of the chat template, such as enable_thinking: false for a model whose prompts otherwise open a thought. Chats,
     benchmarks, served and exported policies keep them. The template's text says which it knows."""
     max_prompt_length: int = Field(default=512, ge=1)
@@ -64,10 +63,10 @@ class Data(Section):
 
     @field_validator("chat_template_kwargs")
     @classmethod
-    def _of_the_template(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    def _of_the_template(cls, value: dict[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:
         for name in value:
             if not name.isidentifier() or name in OWN_ARGUMENTS:
-                raise ValueError(f"{name!r} is no argument for a template's author to use; give others, or none")
+                raise ValueError(f"{name!r} is not an argument that a recipe can set; give others, or none")
         return value
 
 

@@ -1,6 +1,5 @@
 """Conversations to token ids, through the one renderer that generation, scoring and training share."""
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -11,13 +10,13 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.chat_templates import TEMPLATES
 from lowmem_spin.data.formats import Message
-from lowmem_spin.data.spelling import MARK, Spelling
+from lowmem_spin.data.spelling import MARK, Spelled, Spelling
 
 FIELD = "model.chat_template"
 QUESTION, ANSWER = "\u2063question\u2063", "\u2063answer\u2063"  # contents that no template writes by itself
 OPENED = re.compile(r"<think(?:ing)?>\s*$")  # a thought that the policy is to go on with
 SILENCERS = ("enable_thinking", "thinking")  # template arguments by which thoughts are turned off
-OWN = "copy the template to a file, change it there and set model.chat_template to FILE.jinja"
+OWN = "copy the template to a file, correct that and set model.chat_template to FILE.jinja"
 
 END = "answers that carried their end token, which is taken as the end"
 TEXT = "conversations with control tokens in their texts, taken as plain text"
@@ -73,6 +72,8 @@ class Renderer:
             raise InputError(f"{FIELD}: it fails on a conversation of user, assistant: {error}") from None
         if not whole.startswith(prompt):
             raise InputError(self._what_differs(prompt, whole))
+        if ANSWER not in whole[len(prompt) :] or QUESTION not in prompt:
+            raise InputError(f"{FIELD}: it does not write what a question or an answer says; {OWN}")
         self.lead, _, self.end_text = whole[len(prompt) :].partition(ANSWER)
         self.end_token = self._end_of_turn()
         self.spelling = Spelling(tokenizer, self._control())
@@ -99,7 +100,7 @@ class Renderer:
 
     def _what_differs(self, prompt: str, whole: str) -> str:
         """Why a template cannot be used that writes an answer's conversation differently from its prompt."""
-        same = len(os.path.commonprefix([prompt, whole]))
+        same = next((place for place, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other), len(whole))
         asked, answered = prompt[same:], whole[same:].replace(ANSWER, "ANSWER").replace(QUESTION, "QUESTION")
         if not OPENED.search(prompt):
             return (
@@ -110,11 +111,9 @@ class Renderer:
             if name in self.tokenizer.get_chat_template():
                 quiet, with_answer = self._texts([{"role": "user", "content": QUESTION}], ANSWER, **{name: False})
                 if with_answer.startswith(quiet):
-                    return f"{FIELD}: its prompt opens a thought, which the data's answers do not have; {_silence(name)}"
-        return (
-            f"{FIELD}: its prompt ends in {asked[-40:]!r} and opens a thought, which the data's answers do not have; {OWN}, "
-            "without the thought"
-        )
+                    quieten = f"set data.chat_template_kwargs: {{{name}: false}}"
+                    return f"{FIELD}: its prompt opens a thought, which the data's answers do not have; {quieten}"
+        return f"{FIELD}: its prompt ends in {asked[-40:]!r}, which opens a thought that the data's answers do not have; {OWN}"
 
     def _end_of_turn(self) -> int:
         """The one token that ends a completion."""
@@ -126,7 +125,7 @@ class Renderer:
         return self.tokenizer.eos_token_id
 
     def _control(self) -> list[str]:
-        """Added tokens that only the template may write. A thought's marks are not among them, nor are blanks: they are words."""
+        """Added tokens that only the template may write; blanks and the marks of a thought are words."""
         added = self.tokenizer.added_tokens_decoder
         turns = [{"role": role, "content": text} for role, text in (("user", QUESTION), ("assistant", ANSWER)) * 2][:3]
         try:
@@ -147,15 +146,14 @@ class Renderer:
         """Each (messages, answer) as token ids, or why it cannot be: a row that is left out and counted."""
         written = [self._write(context, answer) for context, answer in conversations]
         pairs = self.spelling.pairs([(row.prompt, row.answer) for row in written if isinstance(row, _Written)])
-        texts = iter(self.spelling.texts([pair.answer for pair in pairs if pair is not None]))
-        spelt = iter(pairs)
+        in_order, texts = iter(pairs), iter(self.spelling.texts([pair.answer for pair in pairs if isinstance(pair, Spelled)]))
         for row in written:
             if isinstance(row, str):
                 yield row
                 continue
-            spelled = next(spelt)
-            if spelled is None:
-                yield "with a text that the tokenizer can only take for a control token or merges with the prompt"
+            spelled = next(in_order)
+            if isinstance(spelled, str):
+                yield spelled
                 continue
             text = next(texts).removeprefix(self.lead)
             meant = self.spelling.plain(row.answer).removeprefix(self.lead)
@@ -180,16 +178,17 @@ class Renderer:
             dropped = self._what_is_dropped(tuple(message["role"] for message in context))
         except jinja2.TemplateError as error:
             roles = sorted({message["role"] for message in context} - {"user", "assistant"})
-            which = f"with the roles {', '.join(roles)} " if roles else ""
+            which = f"with the role{'s' * (len(roles) > 1)} {', '.join(roles)} " if roles else ""
             return f"{which}that the chat template refuses ({' '.join(str(error).split())[:100]})"
         if dropped:
             return f"with a {dropped} message that the chat template drops"
         if not whole.startswith(prompt) or not whole.endswith(self.end_text):
             return "that the chat template writes differently once it is answered"
         answered = whole[len(prompt) : len(whole) - len(self.end_text)]
-        if OPENED.search(prompt) and answered.lstrip().startswith("</think"):
-            return f"without the thought that the chat template's prompt opens ({OWN}, without it)"
-        if not _says(answered, last["content"]):
+        opened = OPENED.search(prompt)
+        if opened and answered.lstrip().startswith("</think"):
+            return f"without the thought that the chat template's prompt opens ({OWN})"
+        if not _says(opened[0] + answered if opened else answered, last["content"]):
             return "whose answer the chat template changes or shortens"
         notes += [CHANGED] if not all(_says(prompt, message["content"]) for message in before) else []
         notes += [FOLDED] if before and before[0]["role"] == "system" and self._folds_system() else []
@@ -225,10 +224,6 @@ class Renderer:
         if isinstance(rendered, str):
             raise InputError(f"a conversation {rendered} cannot be answered")
         return rendered.prompt
-
-
-def _silence(name: str) -> str:
-    return f"set data.chat_template_kwargs: {{{name}: false}}"
 
 
 def _says(written: str, content: str) -> bool:

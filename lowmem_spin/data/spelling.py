@@ -35,7 +35,7 @@ class Spelling:
 
     def __init__(self, tokenizer: Any, control: Iterable[str]) -> None:
         self.tokenizer = tokenizer
-        self._backend = getattr(tokenizer, "backend_tokenizer", None)  # called by itself it takes a third of the time
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)  # called by itself it takes a third of the time
         if self._backend is not None:  # as transformers does at every call
             self._backend.no_truncation()
             self._backend.no_padding()
@@ -53,21 +53,21 @@ class Spelling:
         """The text again, its control tokens spelled out."""
         return re.sub(f"{MARK}(.)", lambda found: self.control[ord(found[1]) - HIDDEN], text) if MARK in text else text
 
-    def pairs(self, texts: Sequence[tuple[str, str]]) -> list[Spelled | None]:
-        """Each (prompt, answer) as token ids; None where no ids after the prompt's spell the answer."""
+    def pairs(self, texts: Sequence[tuple[str, str]]) -> list[Spelled | str]:
+        """Each (prompt, answer) as token ids, or why it cannot be."""
         prompts = self.ids([prompt for prompt, _ in texts])
         wholes = self.ids([prompt + answer for prompt, answer in texts])
-        found: list[Spelled | None] = []
+        found: list[Spelled | str] = []
         for prompt, whole, (_, answer) in zip(prompts, wholes, texts, strict=True):
             if prompt is None or whole is None:
-                found.append(None)
+                found.append("with a control token in a text that this tokenizer cannot take as plain text")
             elif whole[: len(prompt)] == prompt:
                 found.append(Spelled(prompt, whole[len(prompt) :], apart=False))
             else:
                 found.append(self._apart(prompt, whole, answer))
         return found
 
-    def _apart(self, prompt: list[int], whole: list[int], answer: str) -> Spelled | None:
+    def _apart(self, prompt: list[int], whole: list[int], answer: str) -> Spelled | str:
         """For a prompt that the tokenizer merges with its answer: ids of the answer that spell the same after the prompt."""
         spelled = self.texts([whole])
         for anchor in ANCHORS:
@@ -76,7 +76,7 @@ class Spelling:
                 ids = both[len(before) :]
                 if self.texts([[*prompt, *ids]]) == spelled:
                     return Spelled(prompt, ids, apart=True)
-        return None
+        return "whose answer this tokenizer cannot spell after its prompt"
 
     def ids(self, texts: Sequence[str]) -> list[list[int] | None]:
         """Token ids of texts as a template wrote them; None where a control token would come out of a message."""
@@ -125,5 +125,5 @@ class Spelling:
     @cached_property
     def _meant(self) -> dict[int, int]:
         """{a stand-in's id: the control token's}"""
-        meant = self.tokenizer.convert_tokens_to_ids(self.control)
+        meant: list[int] = self.tokenizer.convert_tokens_to_ids(self.control)
         return {self._reader.token_to_id(chr(STAND_IN + place)): token for place, token in enumerate(meant)}
