@@ -77,9 +77,9 @@ class Renderer:
         self.lead, _, self.end_text = whole[len(prompt) :].partition(ANSWER)
         self.end_token = self._end_of_turn()
         self.spelling = Spelling(tokenizer, self._control())
-        ends = {tokenizer.eos_token, tokenizer.convert_ids_to_tokens(self.end_token)} - {None}
+        ends = {tokenizer.eos_token, tokenizer.pad_token, tokenizer.convert_ids_to_tokens(self.end_token)} - {None}
         self._ends = re.compile(f"(?:(?:{'|'.join(map(re.escape, ends))})\\s*)+$")
-        self._dropped: dict[tuple[str, ...], str | None] = {}  # by the roles of a conversation
+        self._treatments: dict[tuple[str, ...], tuple[str | None, bool]] = {}  # by the roles of a conversation
 
     @classmethod
     def of(cls, tokenizer: Any, recipe: Recipe) -> Self:
@@ -88,6 +88,9 @@ class Renderer:
 
     def _set(self, arguments: Mapping[str, Any]) -> None:
         """Set the template's arguments in its own text."""
+        for name in arguments:
+            if name not in self.tokenizer.get_chat_template():
+                raise InputError(f"data.chat_template_kwargs: the chat template knows no {name!r}; leave it out")
         setting = "".join(f"{{% set {name} = {value!r} %}}" for name, value in sorted(arguments.items()))
         if setting and not self.tokenizer.get_chat_template().startswith(setting):
             self.tokenizer.chat_template = setting + self.tokenizer.get_chat_template()
@@ -175,7 +178,7 @@ class Renderer:
             return "with an empty answer"
         try:
             prompt, whole = self._texts(before, last["content"])
-            dropped = self._what_is_dropped(tuple(message["role"] for message in context))
+            dropped, folds = self._treatment(tuple(message["role"] for message in context))
         except jinja2.TemplateError as error:
             roles = sorted({message["role"] for message in context} - {"user", "assistant"})
             which = f"with the role{'s' * (len(roles) > 1)} {', '.join(roles)} " if roles else ""
@@ -191,7 +194,7 @@ class Renderer:
         if not _says(opened[0] + answered if opened else answered, last["content"]):
             return "whose answer the chat template changes or shortens"
         notes += [CHANGED] if not all(_says(prompt, message["content"]) for message in before) else []
-        notes += [FOLDED] if before and before[0]["role"] == "system" and self._folds_system() else []
+        notes += [FOLDED] if folds else []
         return _Written(prompt, answered, tuple(notes))
 
     def _without_end(self, message: Message) -> Message:
@@ -200,19 +203,18 @@ class Renderer:
             return message
         return {**message, "content": self._ends.sub("", message["content"])}
 
-    def _what_is_dropped(self, roles: tuple[str, ...]) -> str | None:
-        """The role of a message that is not in the prompt of a conversation with these roles; None if all are."""
-        if roles not in self._dropped:
-            probes = [{"role": role, "content": f"\u2063message {place}\u2063"} for place, role in enumerate(roles)]
+    def _treatment(self, roles: tuple[str, ...]) -> tuple[str | None, bool]:
+        """(role of a message that is not in the prompt of a conversation with these roles, or None; whether a system text at
+        its beginning has no turn of its own)"""
+        if roles not in self._treatments:
+            texts = [f"\u2063message {place}\u2063" for place in range(len(roles))]
+            probes = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
             prompt = self.tokenizer.apply_chat_template(probes, tokenize=False, add_generation_prompt=True)
-            self._dropped[roles] = next((m["role"] for m in probes if m["content"] not in prompt), None)
-        return self._dropped[roles]
-
-    def _folds_system(self) -> bool:
-        """Whether the template has no turn for a system text but writes it into the user's."""
-        both = [{"role": "system", "content": ANSWER}, {"role": "user", "content": QUESTION}]
-        written = self.tokenizer.apply_chat_template(both, tokenize=False)
-        return not written.partition(ANSWER)[2].partition(QUESTION)[0].strip()
+            dropped = next((role for role, text in zip(roles, texts, strict=True) if text not in prompt), None)
+            folds = roles[:2] == ("system", "user") and dropped is None
+            between = prompt.partition(texts[0])[2].partition(texts[1])[0] if folds else "turn"
+            self._treatments[roles] = dropped, not between.strip()
+        return self._treatments[roles]
 
     def prompt(self, conversation: list[Message]) -> list[int]:
         """Ids of a conversation that waits for its answer, as the rows have them.

@@ -307,7 +307,7 @@ def test_a_thought_that_the_prompt_opens_and_the_answer_does_not_have(quickstart
 
 def test_a_templates_arguments_stay_with_the_tokenizer(tmp_path: Path, quickstart: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(quickstart / "base")
-    template = "{% for m in messages %}{{ tone }}{{ m.content }}<eos>{% endfor %}"
+    template = "{% for m in messages %}{{ tone }}{{ level if loud }}{{ m.content }}<eos>{% endfor %}"
     arguments = {"tone": "a \"b\" {{ 'c' }} \\n é ", "level": 3, "loud": True}
     for _ in range(2):
         renderer = Renderer(tokenizer, template, arguments)
@@ -315,12 +315,17 @@ def test_a_templates_arguments_stay_with_the_tokenizer(tmp_path: Path, quickstar
     tokenizer.save_pretrained(tmp_path)
     exported = Renderer(AutoTokenizer.from_pretrained(tmp_path), None)
     assert renderer.prompt([user("x")]) == again.prompt([user("x")]) == exported.prompt([user("x")])
-    assert tokenizer.decode(exported.prompt([user("x")])) == "a \"b\" {{ 'c' }} \\n é x<eos>"
+    assert tokenizer.decode(exported.prompt([user("x")])) == "a \"b\" {{ 'c' }} \\n é 3x<eos>"
     source = Source("x", None, "x")
     keys = [
         prepared_key(source, source, Data(path="x", chat_template_kwargs=given), None, "train") for given in ({}, arguments)
     ]
     assert keys[0] != keys[1] and keys[0] == prepared_key(source, source, Data(path="x"), None, "train")
+
+
+def test_an_argument_that_the_template_does_not_know_is_refused(quickstart: Path) -> None:
+    with pytest.raises(InputError, match=r"^data\.chat_template_kwargs: the chat template knows no 'enable_thinking'; leave"):
+        Renderer(AutoTokenizer.from_pretrained(quickstart / "base"), "gemma", {"enable_thinking": False})
 
 
 def test_a_template_may_be_a_file_beside_the_recipe_and_its_text_is_the_recipes(tmp_path: Path) -> None:

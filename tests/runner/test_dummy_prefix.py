@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.games import play
-from helpers.tokenizers_built import prepending, prepending_once
 from torch.nn.utils.rnn import pad_sequence
 from transformers import MistralConfig, MistralForCausalLM
+
+from helpers.games import play
+from helpers.tokenizers_built import prepending, prepending_once
 
 QUESTIONS = ["stone", "river", "dog", "green", "red", "bird", "blue", "tree", "cat", "house"]
 ANSWERS = ["Nice to see you", "Good day to you", "Hello there friend"]
@@ -51,7 +52,7 @@ def fine_tuned_base(tokenizer: Any, conversations: list[list[dict[str, str]]], f
 
 @pytest.mark.parametrize("make", [prepending, pytest.param(prepending_once, marks=pytest.mark.slow)])
 def test_nothing_is_won_against_a_base_that_has_learned_the_data(tmp_path: Path, make: Callable[[], Any]) -> None:
-    """Answers tokenised apart from their prompts give the first tokeniser away: its game ended at loss .42, margin +.65."""
+    """With answers tokenised apart from their prompts the first of them ended at loss .42 and margin +.65: won at one token."""
     draw = random.Random(0)
     conversations = [
         [
