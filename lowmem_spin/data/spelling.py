@@ -106,7 +106,7 @@ class Spelling:
         if self._backend is None or any(STAND_IN <= ord(character) < STAND_IN + len(self.control) for character in text):
             return None
         written = self._pattern.sub(lambda found: chr(STAND_IN + self._number[found[0]]), text)
-        ids = self._reader.encode(self.plain(written), add_special_tokens=False).ids
+        ids: list[int] = self._reader.encode(self.plain(written), add_special_tokens=False).ids
         return None if self._ids.intersection(ids) else [self._meant.get(token, token) for token in ids]
 
     @cached_property

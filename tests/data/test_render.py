@@ -309,9 +309,8 @@ def test_a_templates_arguments_stay_with_the_tokenizer(tmp_path: Path, quickstar
     tokenizer = AutoTokenizer.from_pretrained(quickstart / "base")
     template = "{% for m in messages %}{{ tone }}{{ level if loud }}{{ m.content }}<eos>{% endfor %}"
     arguments = {"tone": "a \"b\" {{ 'c' }} \\n é ", "level": 3, "loud": True}
-    for _ in range(2):
-        renderer = Renderer(tokenizer, template, arguments)
-        again = Renderer(tokenizer, None, arguments)
+    renderer = Renderer(tokenizer, template, arguments)
+    again = Renderer(tokenizer, None, arguments)
     tokenizer.save_pretrained(tmp_path)
     exported = Renderer(AutoTokenizer.from_pretrained(tmp_path), None)
     assert renderer.prompt([user("x")]) == again.prompt([user("x")]) == exported.prompt([user("x")])
