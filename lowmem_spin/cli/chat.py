@@ -122,10 +122,10 @@ class Voice:
 def open_voices(run: RunFolder, policies: list[StoredPolicy], base: Source, temperature: float | None) -> list[Voice]:
     """The policies on one base, sampling as the recipe's generation section says; loads the base."""
     engine = HF(run.recipe, base, machine_of(run))
-    asked = sampling_params(run.recipe, run.inputs)
+    sampling = sampling_params(run.recipe, run.inputs)
     if temperature is not None:
-        asked = replace(asked, temperature=temperature)
-    return [Voice(engine, policy, asked) for policy in policies]
+        sampling = replace(sampling, temperature=temperature)
+    return [Voice(engine, policy, sampling) for policy in policies]
 
 
 def talk(voices: list[Voice], lines: Iterable[str], out: Console, notify: Show) -> None:
