@@ -52,7 +52,7 @@ def fine_tuned_base(tokenizer: Any, conversations: list[list[dict[str, str]]], f
 
 @pytest.mark.parametrize("make", [prepending, pytest.param(prepending_once, marks=pytest.mark.slow)])
 def test_nothing_is_won_against_a_base_that_has_learned_the_data(tmp_path: Path, make: Callable[[], Any]) -> None:
-    """With answers tokenised apart from their prompts the first of them ended at loss .42 and margin +.65: won at one token."""
+    """With answers tokenised apart from their prompts the first of them ended at loss .56 and margin +.29: won at one token."""
     draw = random.Random(0)
     conversations = [
         [
@@ -69,7 +69,7 @@ def test_nothing_is_won_against_a_base_that_has_learned_the_data(tmp_path: Path,
         model={"quantization": "none"},
         game={"pairs": 192, "alpha": 1.0, "history": 1},
         generation={"max_new_tokens": 32},
-        training={"per_device_train_batch_size": 16, "learning_rate": 1e-3},
+        training={"per_device_train_batch_size": 16, "learning_rate": 5e-4},
         evaluation={"health_prompts": 16},
     )
     (manifest,) = (tmp_path / "store" / "adapters").glob("*/manifest.json")
