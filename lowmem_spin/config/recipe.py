@@ -32,13 +32,41 @@ class Model(Section):
     """Whether Python code that comes with the model may run. Turn it on only for code that you have read."""
 
 
+class Columns(Section):
+    """What a file's columns are called, where they have none of the usual names; the others of it are then not read."""
+
+    prompt: str | None = None
+    """Name of the column with what is asked: a text or a list of messages. null: there is none, or the usual one."""
+    completion: str | None = None
+    """Name of the column with the answer: a text or a list of messages. null: there is none, or the usual one."""
+    messages: str | None = None
+    """Name of the column with whole conversations, as lists of {role, content} or {from, value}; instead of prompt and
+    completion."""
+    chosen: str | None = None
+    """Name of the column with the better answer, for game.algorithm offline."""
+    rejected: str | None = None
+    """Name of the column with the worse answer, for game.algorithm offline."""
+    system: str | None = None
+    """Name of the column with the system message of each row; use it with any of the others."""
+
+
 class Data(Section):
     """The prompts and answers that the iterates learn from."""
 
     path: str
-    """Hub data set, or a JSONL or Parquet file; a relative path is looked up next to the recipe, then in the working directory.
-    Columns: `messages`; or `prompt` and `completion`; or `real`, as in SPIN's data; or `chosen`, with `rejected` for an
-    offline game, and the prompt inside them or in `prompt`."""
+    """Hub data set, or a file: .jsonl, .ndjson, .json (by lines or one array), .csv, .tsv, each also .gz, or .parquet; a
+    relative path is looked up next to the recipe, then in the working directory. Columns: `messages`; `prompt` and
+    `completion` or `response`; SPIN's `real`; `chosen`, and `rejected` for an offline game; ShareGPT's `conversations`;
+    Alpaca's `instruction`, `input` and `output`; `question` and `answer` or `response`; `query` and `response`; `input` and
+    `output`; for others see data.columns. For game.algorithm sppo the prompts suffice."""
+    name: str | None = None
+    """Configuration of a hub data set that has several, for instance main for openai/gsm8k; null is its only one."""
+    columns: Columns = Columns()
+    """Names of the columns to read where they are none of the usual ones, for instance {prompt: Frage, completion: Antwort}.
+    They hold for evaluation.path as well."""
+    system_prompt: str | None = None
+    """System message that is put before every conversation without one, of held-out rows as well; null puts none. Set it to
+    train for the system prompt that the model will be used with."""
     revision: str | None = None
     """Branch, tag or commit of a hub data set; null is its main branch. Set a commit to pin it."""
     split: str = "train"
@@ -55,6 +83,14 @@ class Data(Section):
     max_completion_length: int = Field(default=512, ge=1)
     """Longest answer of the data in tokens; longer ones are counted and cut, without an end of turn. Raise it if too many are
     cut and memory allows."""
+
+
+    @field_validator("system_prompt")
+    @classmethod
+    def _says_something(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("it says nothing; use null for no system message")
+        return value
 
 
 class Generation(Section):
@@ -155,6 +191,8 @@ class Evaluation(Section):
     path: str | None = None
     """Held-out rows: a hub data set or a file with the columns of `data`. null sets evaluation.health_prompts rows of the data
     aside instead."""
+    name: str | None = None
+    """Configuration of a hub data set that held-out rows come from; null is its only one."""
     split: str = "test"
     """Split of a hub data set that held-out rows come from; local files have none."""
     metric: Literal["exact_match", "none"] = "none"
