@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from lowmem_spin.config import game_config
-from lowmem_spin.config.choices import JudgeOracle
+from lowmem_spin.config.choices import FunctionOracle, JudgeOracle
 from lowmem_spin.config.section import Section
 
 
@@ -83,7 +83,6 @@ class Data(Section):
     max_completion_length: int = Field(default=512, ge=1)
     """Longest answer of the data in tokens; longer ones are counted and cut, without an end of turn. Raise it if too many are
     cut and memory allows."""
-
 
     @field_validator("system_prompt")
     @classmethod
@@ -298,6 +297,20 @@ class Recipe(Section):
         runtime = {name: max(1, getattr(r, name) // 2) for name in ("generation_batch_size", "scoring_batch_size")}
         training = {"per_device_train_batch_size": max(1, t.per_device_train_batch_size // 2)}
         return self.model_copy(update={"runtime": r.model_copy(update=runtime), "training": t.model_copy(update=training)})
+
+    def needs_answers(self, held_out: bool) -> str | None:
+        """What needs the data's answers, of rows to learn from or of held-out ones; None: prompts alone suffice."""
+        game, measured = self.game, held_out or self.evaluation.path is None
+        if game.algorithm != "sppo":
+            return f"game.algorithm {game.algorithm}"
+        needing = {
+            "game.oracle exact_match": isinstance(game.oracle, FunctionOracle) and game.oracle.function == "exact_match",
+            "warm_start": self.warm_start is not None and not held_out,
+            "evaluation.compare_sft": self.evaluation.compare_sft and not held_out,
+            "evaluation.metric exact_match": self.evaluation.metric == "exact_match" and measured,
+            "game.stop_when.chosen_logp_falls": game.stop_when.chosen_logp_falls is not None and measured,
+        }
+        return next((name for name, needs in needing.items() if needs), None)
 
     def pairs_at(self, t: int) -> int:
         """Rows to train on in iteration t."""

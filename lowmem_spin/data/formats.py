@@ -48,7 +48,7 @@ def conversations(
     split: str,
     category: str,
     with_rejected: bool = False,
-    prompts_alone: bool = False,
+    needs_answers: str | None = "self-play",
     name: str | None = None,
 ) -> Iterator[Conversation | Unusable]:
     """What each row has to learn from, or why it has nothing; `data.turns` says which of its answers.
@@ -60,7 +60,7 @@ def conversations(
         split: of a data set on the hub.
         category: the column of labels.
         with_rejected: whether each row is to have a worse answer too.
-        prompts_alone: whether a row may have no answer.
+        needs_answers: what needs the rows' answers, for refusals; None: a row may be a prompt alone.
         name: which configuration of a data set on the hub.
 
     Raises:
@@ -70,19 +70,19 @@ def conversations(
     head = list(islice(rows, HEAD))
     if not head:
         return
-    layouts = PREFERENCES if with_rejected else [*ANSWERED, *PROMPTS] if prompts_alone else ANSWERED
+    layouts = PREFERENCES if with_rejected else ANSWERED if needs_answers else [*ANSWERED, *PROMPTS]
     renamed = {ours: theirs for ours, theirs in data.columns if theirs is not None and (ours != "rejected" or with_rejected)}
-    layout = _layout(head, layouts, renamed, f"{field}: {source.location!r}", with_rejected)
+    layout = _layout(head, layouts, renamed, f"{field}: {source.location!r}", needs_answers)
     for place, row in chain(head, rows):
         try:
-            yield from _row(place, row, layout, data, renamed, category, with_rejected, prompts_alone)
+            yield from _row(place, row, layout, data, renamed, category, with_rejected, needs_answers is None)
         except RowError as error:
             where = f"{place}, {error.detail}" if error.detail else place
             yield Unusable(where, error.reason, error.broken)
 
 
 def _layout(
-    head: Iterable[tuple[str, Any]], layouts: Sequence[Layout], renamed: dict[str, str], named: str, with_rejected: bool
+    head: Iterable[tuple[str, Any]], layouts: Sequence[Layout], renamed: dict[str, str], named: str, needs_answers: str | None
 ) -> Layout:
     """What the file is read as, by its first rows."""
     rows = [row for _, row in head if isinstance(row, dict)]
@@ -102,15 +102,22 @@ def _layout(
     if renamed:
         needed = ", or ".join(dict.fromkeys(" and ".join(one.columns) for one in layouts[:4]))
         raise InputError(f"{named}: data.columns names {' and '.join(renamed)}; needed: {needed}")
+    preferences = layouts is PREFERENCES
     near, similar = nearest(columns, layouts)
-    ours = ["prompt", "completion"] if len(similar) == 2 and not with_rejected else list(similar)
-    example = ", ".join(f"{one}: {column}" for one, column in zip(ours, similar.values(), strict=False))
-    why = "; game.algorithm offline needs a better and a worse answer" if with_rejected else ""
-    if columns == ["text"] and not with_rejected:
-        why = ", text in which nothing says what is asked and what is answered; write it as prompt and completion"
+    ours = ["prompt", "completion"] if len(similar) == 2 and not preferences else list(similar)
+    ours = ["chosen", "rejected"] if preferences else ours
+    named_so = ", ".join(f"{one}: {column}" for one, column in zip(ours, similar.values(), strict=False))
+    example = f", for instance data.columns={{{named_so}}}" if len(set(similar.values())) == len(ours) else " in data.columns"
+    why = "no layout that is known"
+    if preferences:
+        why = "not the better and the worse answer that game.algorithm offline learns from"
+    elif find_layout(rows, PROMPTS) is not None:
+        why = f"no answers that are known as such, which {needs_answers} needs"
+    elif columns == ["text"]:
+        why = "in which nothing says what is asked and what is answered"
     raise InputError(
-        f"{named} has the columns {_listed(columns)}, no layout that is known{why}; the nearest is {' and '.join(near.columns)}: "
-        f"rename them, or say which are which, for instance data.columns={{{example}}}"
+        f"{named} has the columns {_listed(columns)}, {why}; the nearest layout is {' and '.join(near.columns)}: "
+        f"rename the columns, or name them{example}"
     )
 
 
@@ -143,7 +150,7 @@ def _row(
         raise RowError(NO_OBJECT, type(row).__name__, broken=True)
     unread = next((column for column in UNREAD if row.get(column) not in NOTHING), None)
     if unread is not None:
-        raise RowError(f"with {unread!r}, which no prompt has here")
+        raise RowError(f"with a column {unread!r}, which is not read")
     label = row.get(category)
     label = None if label is None else str(label)
     if label is not None and not is_text(label):
@@ -156,9 +163,8 @@ def _row(
     system = any(columns.get(column) not in NOTHING for column in ("system", "system_prompt"))
     read_as = f"{layout.name}{' with a system message' if system else ''}"
     if with_rejected:
-        (context, better), (other, lesser) = (
-            _ended(with_system(messages, columns), name) for messages, name in zip(layout.read(columns), layout.columns, strict=True)
-        )
+        sides = [with_system(side, columns) for side in layout.read(columns)]
+        (context, better), (other, lesser) = map(_ended, sides, layout.columns)
         if context != other:
             raise RowError("whose two answers are to different conversations")
         if better == lesser:

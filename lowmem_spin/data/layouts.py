@@ -35,7 +35,8 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model", "bot"), "assistant"),
     **{role: role for role in ("system", "developer")},
     **dict.fromkeys(
-        ("tool", "function", "function_call", "function_response", "tool_call", "tool_response", "observation", "ipython"), "tool"
+        ("tool", "function", "function_call", "function_response", "tool_call", "tool_response", "observation", "ipython"),
+        "tool",
     ),
 }
 """{a role as files call it: as chat templates do}; turns of tools are none that a game can answer."""
@@ -69,13 +70,7 @@ def message(raw: Any) -> Message:
 
 def _content(content: Any) -> str:
     if isinstance(content, list):
-        kinds = [part.get("type", "text") if isinstance(part, dict) else "" for part in content]
-        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        if any(kind not in ("", "text") for kind in kinds):
-            raise RowError("with parts other than text", repr(next(kind for kind in kinds if kind not in ("", "text")))[:30])
-        if not all(isinstance(text, str) for text in texts):
-            raise RowError("with content that is no text", broken=True)
-        content = "".join(texts)
+        content = "".join(map(_part, content))
     if content is None:
         raise RowError("with a message without content")
     if not isinstance(content, str):
@@ -83,6 +78,16 @@ def _content(content: Any) -> str:
     if not is_text(content):
         raise RowError("with half a character (a lone surrogate)")
     return content
+
+
+def _part(part: Any) -> str:
+    kind = part.get("type", "text") if isinstance(part, dict) else "text"
+    if kind != "text":
+        raise RowError("with parts other than text", repr(kind)[:30])
+    text = part.get("text") if isinstance(part, dict) else part
+    if not isinstance(text, str):
+        raise RowError("with content that is no text", broken=True)
+    return text
 
 
 def with_system(messages: Any, row: Row) -> list[Any]:

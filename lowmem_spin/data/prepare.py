@@ -16,6 +16,7 @@ from lowmem_spin.config.recipe import Data
 from lowmem_spin.data.chat_templates import TEMPLATES
 from lowmem_spin.data.formats import Conversation, Unusable, conversations
 from lowmem_spin.data.render import Rendered, Renderer
+from lowmem_spin.data.rows import counts_line
 from lowmem_spin.data.sources import Source
 
 SCHEMA = pa.schema(
@@ -95,6 +96,9 @@ class Counts:
     def used(self) -> int:
         return self.number[READ] - sum(count for kind, count in self.number.items() if kind.endswith(LEFT_OUT))
 
+    def line(self) -> str:
+        return counts_line(self.number, self.first, self.layouts)
+
     def refuse_if_useless(self, named: str, data: Data) -> None:
         """Refuse a file of which nothing is left, or most of which is no row: that is not the file it was taken for.
 
@@ -137,11 +141,10 @@ def prepare(
     category: str,
     renderer: Renderer,
     with_rejected: bool = False,
-    prompts_alone: bool = False,
+    needs_answers: str | None = "self-play",
     name: str | None = None,
 ) -> pa.Table:
-    """Read, render and filter a data set; `with_rejected`, one whose rows have a rejected answer too; `prompts_alone`, one
-    whose rows may have no answer, which is then an empty one.
+    """Read, render and filter a data set; see formats.conversations for the arguments. A prompt alone has no chosen tokens.
 
     Rows that cannot be used are counted and left out; over-long answers are counted and lose their end of turn, for they do
     not end there. The counts are in the table's metadata: "rows read" are the rows of the file, or with `data.turns: all` the
@@ -153,7 +156,7 @@ def prepare(
     counts, seen = Counts(), Counter[str]()
     schema = PREFERENCES if with_rejected else SCHEMA
     columns: dict[str, list[Any]] = {column: [] for column in schema.names}
-    rows = conversations(source, data, field, split, category, with_rejected, prompts_alone, name)
+    rows = conversations(source, data, field, split, category, with_rejected, needs_answers, name)
     for batch in _batches(rows, 1000):
         for row, rendered in _rendered(batch, renderer):
             if not counts.read(row, data.turns) or (kept := _limited(row, rendered, data, counts)) is None:

@@ -6,6 +6,7 @@ Nothing is guessed: what is text in the file stays text, and what cannot be read
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -66,7 +67,7 @@ def read_rows(source: Source, field: str, split: str, name: str | None = None) -
         raise InputError(f"{field}: {source.location!r} is not a whole gzip file: {error}") from None
 
 
-def _read_text(file: IO[bytes], named: str, kind: str) -> Iterator[tuple[str, Any]]:
+def _read_text(file: IO[bytes] | gzip.GzipFile, named: str, kind: str) -> Iterator[tuple[str, Any]]:
     first = file.readline()
     if first.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"{named} is UTF-16; save it as UTF-8")
@@ -127,7 +128,7 @@ def _read_array(content: bytes, named: str) -> Iterator[tuple[str, Any]]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(f"{named} is a JSON array and not UTF-8 in line {line}; save it as UTF-8") from None
-    decode, spaces = _Json(), json.decoder.WHITESPACE
+    decode, spaces = _Json(), re.compile(r"[ \t\n\r]*")
     at, number = spaces.match(text, text.index("[") + 1).end(), 0  # type: ignore[union-attr]
     ended = text.startswith("]", at)
     try:
@@ -181,7 +182,7 @@ def _read_csv(lines: Iterable[bytes], named: str, delimiter: str) -> Iterator[tu
 
 def _header(cells: list[str] | None, named: str) -> list[str]:
     if cells is None:
-        raise InputError(f"{named}: its first line is no header with the names of the columns: its quotes or line ends are faulty")
+        raise InputError(f"{named}: its first line is no header of columns: its quotes or line ends are faulty")
     twice = sorted({name for name in cells if cells.count(name) > 1})
     if twice:
         raise InputError(f"{named} has more than one column {twice[0]!r}; rename one")

@@ -45,7 +45,7 @@ class Rows:
         return [position for position in positions if len(self._chosen[position])]
 
     def counts_line(self) -> str:
-        """What the file was read as, how many rows there were and what became of them, with where the first of each kind was."""
+        """What the file was read as, how many rows it has and what became of them, and where the first of each kind is."""
         return counts_line(self.counts, self.first, self.layouts)
 
     def messages(self, position: int) -> list[Message]:
@@ -61,6 +61,16 @@ def counts_line(number: Mapping[str, int], first: Mapping[str, str], layouts: It
         for kind, count in number.items()
     )
     return f"read as {read_as}: {counted}" if read_as else counted
+
+
+def overlap(train: Rows, held: Rows) -> tuple[int, int]:
+    """(held-out rows that are rows to learn from, those and others whose prompt is one to learn from)."""
+    asked = {held.prompt(place).tobytes(): set[bytes]() for place in range(len(held))}
+    for place in range(len(train)):
+        if (answers := asked.get(train.prompt(place).tobytes())) is not None:
+            answers.add(train.chosen(place).tobytes())
+    known = [(asked[held.prompt(place).tobytes()], held.chosen(place).tobytes()) for place in range(len(held))]
+    return sum(answer in answers for answers, answer in known), sum(bool(answers) for answers, _ in known)
 
 
 def draw_rows(ids: Sequence[str], asked: Draw) -> list[int]:

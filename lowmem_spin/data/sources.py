@@ -89,9 +89,7 @@ class Sources:
                 raise InputError(f"{field}: no file {path!r}, neither beside the recipe nor from here")
             return self._hub(path, revision, field, "dataset")
         if not file.is_file() or not file.name.lower().endswith(DATA_FILES):
-            raise InputError(
-                f"{field}: {path!r} is not a .jsonl, .ndjson, .json, .csv, .tsv (each also .gz) or .parquet file"
-            )
+            raise InputError(f"{field}: {path!r} is not a .jsonl, .ndjson, .json, .csv, .tsv (each also .gz) or .parquet file")
         return Source(str(file), None, self._file(file))
 
     def _local(self, name: str) -> Path | None:
