@@ -7,26 +7,30 @@ from typing import Any, NamedTuple
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Data
 from lowmem_spin.data.layouts import (
+    ALIKE,
     ANSWERED,
     NOTHING,
     PREFERENCES,
     PROMPTS,
     REASONING,
+    SYSTEM,
     UNREAD,
     Layout,
     Message,
     Row,
     RowError,
+    alike,
     find_layout,
     message,
     nearest,
+    unread,
     with_system,
 )
 from lowmem_spin.data.readers import Unusable, is_text, read_rows
 from lowmem_spin.data.sources import Source
 
 HEAD = 1000  # rows by which a file's layout is found
-NAMED = 20  # columns that a line lists
+NAMED, SAID = 20, 5  # columns that a line lists, of a file that is refused or read
 
 
 class Conversation(NamedTuple):
@@ -73,24 +77,28 @@ def conversations(
     layouts = PREFERENCES if with_rejected else ANSWERED if needs_answers else [*ANSWERED, *PROMPTS]
     renamed = {ours: theirs for ours, theirs in data.columns if theirs is not None and (ours != "rejected" or with_rejected)}
     layout = _layout(head, layouts, renamed, f"{field}: {source.location!r}", needs_answers)
+    read_as = layout.name + _passed_over(head, layout, {*renamed.values(), category} if renamed else {category}, bool(renamed))
     for place, row in chain(head, rows):
         try:
-            yield from _row(place, row, layout, data, renamed, category, with_rejected, needs_answers is None)
+            yield from _row(place, row, layout, read_as, data, renamed, category, with_rejected, needs_answers is None)
         except RowError as error:
             where = f"{place}, {error.detail}" if error.detail else place
             yield Unusable(where, error.reason, error.broken)
 
 
 def _layout(
-    head: Iterable[tuple[str, Any]], layouts: Sequence[Layout], renamed: dict[str, str], named: str, needs_answers: str | None
+    head: Sequence[tuple[str, Any]], layouts: Sequence[Layout], renamed: dict[str, str], named: str, needs_answers: str | None
 ) -> Layout:
     """What the file is read as, by its first rows."""
     rows = [row for _, row in head if isinstance(row, dict)]
     if not rows:
         place, row = next(iter(head))
         reason = row.reason if isinstance(row, Unusable) else NO_OBJECT
-        raise InputError(f"{named} has rows {reason} and no other (first: {place}); one object with columns per line is needed")
-    columns = list(dict.fromkeys(column for row in rows for column in row))
+        raise InputError(
+            f"{named} has rows {reason} and no other (first: {place}); needed: one object "
+            "with columns on each line, or one array of such objects"
+        )
+    columns = _columns(head)
     for ours, theirs in renamed.items():
         if theirs not in columns:
             raise InputError(f"{named} has no column {theirs!r}, which data.columns.{ours} names; it has {_listed(columns)}")
@@ -102,23 +110,46 @@ def _layout(
     if renamed:
         needed = ", or ".join(dict.fromkeys(" and ".join(one.columns) for one in layouts[:4]))
         raise InputError(f"{named}: data.columns names {' and '.join(renamed)}; needed: {needed}")
-    preferences = layouts is PREFERENCES
-    near, similar = nearest(columns, layouts)
-    ours = ["prompt", "completion"] if len(similar) == 2 and not preferences else list(similar)
-    ours = ["chosen", "rejected"] if preferences else ours
-    named_so = ", ".join(f"{one}: {column}" for one, column in zip(ours, similar.values(), strict=False))
-    example = f", for instance data.columns={{{named_so}}}" if len(set(similar.values())) == len(ours) else " in data.columns"
     why = "no layout that is known"
-    if preferences:
-        why = "not the better and the worse answer that game.algorithm offline learns from"
+    names = ("prompt", "completion")
+    if layouts is PREFERENCES:
+        why, names = (
+            "not the better and the worse answer that game.algorithm offline learns from",
+            ("prompt", "chosen", "rejected"),
+        )
     elif find_layout(rows, PROMPTS) is not None:
         why = f"no answers that are known as such, which {needs_answers} needs"
+    elif len(columns) == 1 and any(sign in columns[0] for sign in ";\t|"):
+        why = "which is one; separate them by commas, or in a .tsv file by tabs"
     elif columns == ["text"]:
         why = "in which nothing says what is asked and what is answered"
+    near = nearest(columns, layouts)
+    similar = f"; the nearest layout is {' and '.join(near.columns)}" if near is not None else ""
+    said = ", ".join(f"{name}: {column}" for name, column in zip(names, _guessed(columns, names), strict=True))
     raise InputError(
-        f"{named} has the columns {_listed(columns)}, {why}; the nearest layout is {' and '.join(near.columns)}: "
-        f"rename the columns, or name them{example}"
+        f"{named} has the columns {_listed(columns)}, {why}{similar}: rename the columns, or name them, for instance "
+        f"data.columns={{{said}}}"
     )
+
+
+def _guessed(columns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """For each name the column that may be it, or dots."""
+    if len(columns) == len(names):
+        return list(columns)
+    likest = [max(columns, key=lambda column: alike(name, column), default="") for name in names]
+    return [column if alike(name, column) >= ALIKE else "..." for name, column in zip(names, likest, strict=True)]
+
+
+def _passed_over(head: Iterable[tuple[str, Any]], layout: Layout, read: set[str], renamed: bool) -> str:
+    """The columns that are not looked at, for the line that reports the rows."""
+    columns = [column for column in _columns(head) if column not in read]
+    left = columns if renamed else unread(columns, layout)
+    more = f" and {len(left) - SAID} more" if len(left) > SAID else ""
+    return f" (its other columns are not read: {', '.join(left[:SAID])}{more})" if left else ""
+
+
+def _columns(head: Iterable[tuple[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(column for _, row in head if isinstance(row, dict) for column in row))
 
 
 NO_OBJECT = "that are no objects with columns"
@@ -136,6 +167,7 @@ def _row(
     place: str,
     row: Any,
     layout: Layout,
+    read_as: str,
     data: Data,
     renamed: dict[str, str],
     category: str,
@@ -148,9 +180,9 @@ def _row(
         return
     if not isinstance(row, dict):
         raise RowError(NO_OBJECT, type(row).__name__, broken=True)
-    unread = next((column for column in UNREAD if row.get(column) not in NOTHING), None)
-    if unread is not None:
-        raise RowError(f"with a column {unread!r}, which is not read")
+    foreign = next((column for column in UNREAD if row.get(column) not in NOTHING), None)
+    if foreign is not None:
+        raise RowError(f"with a column {foreign!r}, which is not read")
     label = row.get(category)
     label = None if label is None else str(label)
     if label is not None and not is_text(label):
@@ -160,8 +192,7 @@ def _row(
     if lacking:
         theirs = renamed.get(lacking[0], lacking[0])
         raise RowError(f"without {theirs!r}", broken=theirs not in row)
-    system = any(columns.get(column) not in NOTHING for column in ("system", "system_prompt"))
-    read_as = f"{layout.name}{' with a system message' if system else ''}"
+    system = ("with a system message in a column",) if any(columns.get(column) not in NOTHING for column in SYSTEM) else ()
     if with_rejected:
         sides = [with_system(side, columns) for side in layout.read(columns)]
         (context, better), (other, lesser) = map(_ended, sides, layout.columns)
@@ -169,26 +200,31 @@ def _row(
             raise RowError("whose two answers are to different conversations")
         if better == lesser:
             raise RowError("whose two answers are the same")
-        yield Conversation(place, _begun(context, data), better, lesser, label, read_as)
+        begun, noted = _begun(context, data)
+        yield Conversation(place, begun, better, lesser, label, read_as, (*system, *noted))
         return
-    for context, answer, notes in _answers(with_system(layout.read(columns), columns), data.turns, prompts_alone):
+    turns = layout.read(columns)
+    messages = with_system(turns, columns)
+    own = 0 if data.turns == "all" else len(messages) - len(turns.after)  # an answer in its own column is the row's
+    for context, answer, notes in _answers(messages, own, data.turns, prompts_alone):
         if answer is not None and not answer.strip():
             yield Unusable(place, "with an empty answer")
         elif not _question(context):
             yield Unusable(place, "with an empty question")
         else:
-            yield Conversation(place, _begun(context, data), answer, None, label, read_as, notes)
+            begun, noted = _begun(context, data)
+            yield Conversation(place, begun, answer, None, label, read_as, (*system, *noted, *notes))
 
 
 def _answers(
-    raw: Sequence[Any], turns: str, prompts_alone: bool
+    raw: Sequence[Any], own: int, turns: str, prompts_alone: bool
 ) -> Iterator[tuple[list[Message], str | None, tuple[str, ...]]]:
-    """(the messages before it, the answer to a question, what of it is left unread) of the first such, or of all."""
+    """(the messages before it, the answer to a question, what of it is left unread) of the first from `own` on, or of all."""
     context: list[Message] = []
     asked = answered = False
-    for turn in raw:
+    for place, turn in enumerate(raw):
         said = message(turn)
-        if said["role"] == "assistant" and asked:
+        if said["role"] == "assistant" and asked and place >= own:
             notes = tuple(f"with {name!r} beside the answer, which is not used" for name in REASONING if turn.get(name))
             yield list(context), said["content"], notes
             answered = True
@@ -225,8 +261,10 @@ def _question(context: Sequence[Message]) -> str:
     return next(said["content"] for said in reversed(context) if said["role"] == "user").strip()
 
 
-def _begun(context: list[Message], data: Data) -> list[Message]:
-    """The conversation after the recipe's system message, if it has none of its own."""
-    if data.system_prompt is None or context[0]["role"] in ("system", "developer"):
-        return context
-    return [{"role": "system", "content": data.system_prompt}, *context]
+def _begun(context: list[Message], data: Data) -> tuple[list[Message], tuple[str, ...]]:
+    """(the conversation after the recipe's system message, if it has none of its own; what to count)."""
+    if data.system_prompt is None:
+        return context, ()
+    if context[0]["role"] in ("system", "developer"):
+        return context, ("with a system message of their own in place of data.system_prompt",)
+    return [{"role": "system", "content": data.system_prompt}, *context], ()

@@ -19,12 +19,19 @@ class RowError(Exception):
         self.reason, self.detail, self.broken = reason, detail, broken
 
 
+class Turns(NamedTuple):
+    """A row's messages, not yet looked at."""
+
+    before: Any  # those before an answer that has a column of its own
+    after: Any  # those among which its answer is
+
+
 class Layout(NamedTuple):
     """A set of columns, and the conversation in them."""
 
     name: str  # as the line that reports the rows says it
     columns: tuple[str, ...]
-    read: Callable[[Row], Any]  # its messages, not yet looked at; of preferences, those of the better and of the worse answer
+    read: Callable[[Row], Any]  # Turns; of preferences, those of the better and those of the worse answer
 
     def lacking(self, row: Row) -> list[str]:
         return [column for column in self.columns if row.get(column) is None]
@@ -43,7 +50,9 @@ ROLES = {
 
 UNREAD = ("tools", "functions", "images", "videos", "audios")  # columns without which a conversation is another one
 REASONING = ("reasoning_content", "reasoning", "thinking")  # of an answer's message, beside its content
+CONVERSATIONS = ("conversations", "conversation", "messages")
 QUESTIONS = ("prompt", "question", "instruction", "query", "input")
+SYSTEM = ("system", "system_prompt")
 NOTHING = (None, "", [], {}, "[]", "null")
 
 
@@ -90,11 +99,12 @@ def _part(part: Any) -> str:
     return text
 
 
-def with_system(messages: Any, row: Row) -> list[Any]:
-    """The messages after the system message that has a column of its own, if one has."""
-    if not isinstance(messages, list):
+def with_system(turns: Turns, row: Row) -> list[Any]:
+    """All messages, after the system message that has a column of its own, if one has."""
+    if not (isinstance(turns.before, list) and isinstance(turns.after, list)):
         raise RowError("with messages that are not a list", broken=True)
-    system = next((row[name] for name in ("system", "system_prompt") if row.get(name) not in NOTHING), None)
+    messages = [*turns.before, *turns.after]
+    system = next((row[name] for name in SYSTEM if row.get(name) not in NOTHING), None)
     if system is None or (isinstance(system, str) and not system.strip()):
         return messages
     first = messages[0] if messages and isinstance(messages[0], dict) else {}
@@ -112,19 +122,21 @@ def _turn(role: str, content: Any) -> list[Any]:
     return content if isinstance(content, list) else [{"role": role, "content": content}]
 
 
-def _asked(row: Row) -> list[Any]:
-    """The messages before an answer that has a column of its own."""
-    name = next((name for name in QUESTIONS if row.get(name) is not None), None)
-    if name is None:
-        found = next((row[name] for name in ("conversations", "conversation", "messages") if row.get(name) is not None), [])
-        return found if isinstance(found, list) else [found]
+def _asked_anywhere(row: Row) -> list[Any]:
+    """The messages before an answer that has a column of its own, in whatever column they are."""
+    name = next((name for name in (*QUESTIONS, *CONVERSATIONS) if row.get(name) is not None), None)
+    return [] if name is None else _asked(row, name)
+
+
+def _asked(row: Row, name: str) -> list[Any]:
+    """The messages before an answer, from the column `name`."""
     asked = row[name]
     more = next((row[other] for other in ("input", "context") if row.get(other) not in NOTHING), None)
     if name == "instruction" and more is not None:
         if not (isinstance(asked, str) and isinstance(more, str)):
             raise RowError("with content that is no text", broken=True)
         asked = f"{asked}\n\n{more}" if more.strip() else asked
-    return [*_history(row.get("history")), *_turn("user", asked)]
+    return [*_history(row.get("history") if name == "instruction" else None), *_turn("user", asked)]
 
 
 def _history(history: Any) -> Iterator[Message]:
@@ -138,15 +150,15 @@ def _history(history: Any) -> Iterator[Message]:
         yield {"role": "assistant", "content": answer}
 
 
-def _whole(name: str) -> Callable[[Row], list[Any]]:
+def _whole(name: str) -> Callable[[Row], Turns]:
     """The conversation that ends in the answer `name`, which may be in that column already."""
 
-    def read(row: Row) -> list[Any]:
+    def read(row: Row) -> Turns:
         answer = row[name]
         if isinstance(answer, str) and re.match(r"\s*Human:", answer) and "\n\nAssistant:" in answer:
-            return list(_transcript(answer))
+            return Turns([], list(_transcript(answer)))
         answer = _turn("assistant", answer)
-        return answer if len(answer) > 1 else [*_asked(row), *answer]
+        return Turns([] if len(answer) > 1 else _asked_anywhere(row), answer)
 
     return read
 
@@ -159,13 +171,14 @@ def _transcript(text: str) -> Iterator[Message]:
 
 
 def _pair(question: str, answer: str, name: str = "") -> Layout:
-    return Layout(
-        name or f"{question} and {answer}", (question, answer), lambda row: [*_asked(row), *_turn("assistant", row[answer])]
-    )
+    def read(row: Row) -> Turns:
+        return Turns(_asked(row, question), _turn("assistant", row[answer]))
+
+    return Layout(name or f"{question} and {answer}", (question, answer), read)
 
 
 def _column(name: str, column: str) -> Layout:
-    return Layout(name, (column,), lambda row: row[column])
+    return Layout(name, (column,), lambda row: Turns([], row[column]))
 
 
 ANSWERED = [
@@ -186,11 +199,17 @@ ANSWERED = [
 
 PREFERENCES = [
     Layout("chosen and rejected", ("chosen", "rejected"), lambda row: (_whole("chosen")(row), _whole("rejected")(row))),
-    Layout("real and generated, as in SPIN's data", ("real", "generated"), lambda row: (row["real"], row["generated"])),
+    Layout(
+        "real and generated, as in SPIN's data",
+        ("real", "generated"),
+        lambda row: (Turns([], row["real"]), Turns([], row["generated"])),
+    ),
 ]
 """Where a row's two answers are."""
 
-PROMPTS = [Layout(f"{column} alone", (column,), _asked) for column in QUESTIONS]
+PROMPTS = [
+    Layout(f"{column} alone", (column,), lambda row, column=column: Turns(_asked(row, column), [])) for column in QUESTIONS
+]
 """Where a prompt without an answer is."""
 
 SHARE = 0.5  # of a file's rows that have a layout's columns, if it is the file's layout
@@ -203,14 +222,29 @@ def find_layout(rows: Sequence[Row], layouts: Sequence[Layout]) -> Layout | None
     return enough or (layouts[found.index(max(found))] if any(found) else None)
 
 
-def nearest(columns: Sequence[str], layouts: Sequence[Layout]) -> tuple[Layout, dict[str, str]]:
-    """The layout whose columns these are most like, and {its column: the most similar one}."""
+def unread(columns: Sequence[str], layout: Layout) -> list[str]:
+    """The columns that this layout does not look at."""
+    read = {*layout.columns, *SYSTEM, *UNREAD}
+    if "chosen" in read:
+        read |= {next((name for name in (*QUESTIONS, *CONVERSATIONS) if name in columns), "")}
+    if "instruction" in read:
+        read |= {"input", "context", "history"}
+    return [column for column in columns if column not in read]
 
-    def alike(one: str, other: str) -> float:
-        return difflib.SequenceMatcher(None, one.lower(), other.lower()).ratio()
+
+def nearest(columns: Sequence[str], layouts: Sequence[Layout]) -> Layout | None:
+    """The layout whose columns these are most like, if they are like any."""
 
     def score(layout: Layout) -> float:
-        return sum(max((alike(name, column) for column in columns), default=0) for name in layout.columns) / len(layout.columns)
+        return sum(max(alike(name, column) for column in columns) for name in layout.columns) / len(layout.columns)
 
-    best = max(layouts, key=score)
-    return best, {name: max(columns, key=lambda column: alike(name, column)) for name in best.columns if columns}
+    best = max(layouts, key=score, default=None) if columns else None
+    return best if best is not None and score(best) >= ALIKE else None
+
+
+ALIKE = 0.6
+
+
+def alike(one: str, other: str) -> float:
+    """How similar two names are, from 0 to 1."""
+    return difflib.SequenceMatcher(None, one.lower(), other.lower()).ratio()
