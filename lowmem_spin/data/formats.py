@@ -82,8 +82,7 @@ def conversations(
         try:
             yield from _row(place, row, layout, read_as, data, renamed, category, with_rejected, needs_answers is None)
         except RowError as error:
-            where = f"{place}, {error.detail}" if error.detail else place
-            yield Unusable(where, error.reason, error.broken)
+            yield Unusable(place, error.reason, error.broken, error.detail)
 
 
 def _layout(

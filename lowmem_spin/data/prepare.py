@@ -85,7 +85,7 @@ class Counts:
         self.add(READ, row.place)
         if isinstance(row, Unusable):
             self.broken += row.broken
-            self.add(row.reason + LEFT_OUT, row.place)
+            self.add(row.reason + LEFT_OUT, f"{row.place}, {row.detail}" if row.detail else row.place)
             return False
         self.layouts[row.layout] += 1
         for note in row.notes:

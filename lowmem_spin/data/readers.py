@@ -29,6 +29,7 @@ class Unusable(NamedTuple):
     place: str
     reason: str  # what is the matter with such rows, as in "3 with an empty answer"
     broken: bool = False  # it is not what a row of such a file looks like: many of those are a file of another format
+    detail: str = ""  # what it is in this row
 
 
 def is_text(value: str) -> bool:
@@ -162,7 +163,7 @@ def _read_csv(lines: Iterable[bytes], named: str, delimiter: str) -> Iterator[tu
         except StopIteration:
             return
         except csv.Error as error:
-            fault, cells = f": {error}", None
+            fault, cells = str(error), None
         else:
             fault = ""
         if cells == []:
@@ -177,7 +178,7 @@ def _read_csv(lines: Iterable[bytes], named: str, delimiter: str) -> Iterator[tu
             yield places[0], dict(zip(header, cells, strict=True)) if whole else bad
             continue
         reason = "with faulty quotes" if cells is None else "with more or fewer cells than the header"
-        yield from ((place, Unusable(place + fault, reason, broken=True)) for place in places)
+        yield from ((place, Unusable(place, reason, True, fault)) for place in places)
 
 
 def _header(cells: list[str] | None, named: str) -> list[str]:
