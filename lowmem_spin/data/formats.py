@@ -141,7 +141,10 @@ def _guessed(columns: Sequence[str], names: Sequence[str]) -> list[str]:
 
 def _passed_over(head: Iterable[tuple[str, Any]], layout: Layout, read: set[str], renamed: bool) -> str:
     """The columns that are not looked at, for the line that reports the rows."""
-    columns = [column for column in _columns(head) if column not in read]
+    given = [
+        (place, {name: row[name] for name in row if row[name] not in NOTHING}) for place, row in head if isinstance(row, dict)
+    ]
+    columns = [column for column in _columns(given) if column not in read]
     left = columns if renamed else unread(columns, layout)
     more = f" and {len(left) - SAID} more" if len(left) > SAID else ""
     return f" (its other columns are not read: {', '.join(left[:SAID])}{more})" if left else ""
