@@ -214,10 +214,9 @@ class SweepResults:
 
 
 def _scores(policies: Sequence[PolicyResults]) -> list[str]:
-    measured = set.intersection(*(set(policy.values) for policy in policies))
-    if MATCH in measured:
+    if all(MATCH in policy.values for policy in policies):
         return [MATCH, "sampled_accuracy", "chosen_logp"]
-    return ["chosen_logp"] if "chosen_logp" in measured else [WINS]
+    return ["chosen_logp"] if all("chosen_logp" in policy.values for policy in policies) else [WINS]
 
 
 def plain_value(value: Any) -> str:
