@@ -83,8 +83,8 @@ def _read_text(file: IO[bytes] | gzip.GzipFile, named: str, kind: str) -> Iterat
     number, first = start
     more = next(((number, line) for number, line in lines if line.strip()), None)
     if first.lstrip().startswith(b"[") and (more is None or not first.rstrip().endswith(b"]")):  # else lists, one a line
-        content = b"\n" * (number - 1) + first + b"".join(line for _, line in chain([more] if more else [], lines))
-        yield from _read_array(content, named)
+        rest = (line for _, line in chain([more] if more else [], lines))
+        yield from _read_array(b"".join(chain([b"\n" * (number - 1), first], rest)), named)
         return
     decode = _Json()
     for number, line in chain([start], [more] if more else [], lines):
@@ -129,6 +129,7 @@ def _read_array(content: bytes, named: str) -> Iterator[tuple[str, Any]]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(f"{named} is a JSON array and not UTF-8 in line {line}; save it as UTF-8") from None
+    del content
     decode, spaces = _Json(), re.compile(r"[ \t\n\r]*")
     at, number = spaces.match(text, text.index("[") + 1).end(), 0  # type: ignore[union-attr]
     ended = text.startswith("]", at)

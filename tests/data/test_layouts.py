@@ -15,6 +15,7 @@ from lowmem_spin.algorithm.stages import VERSIONS
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Data
+from lowmem_spin.data.formats import conversations
 from lowmem_spin.data.prepare import prepare, prepared_key
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.rows import Rows, overlap
@@ -332,6 +333,27 @@ def test_text_of_a_parquet_file_that_is_not_utf8_is_left_out(tmp_path: Path, ren
     pq.write_table(pa.table({"prompt": ["p", "q", "r"], "completion": texts}), tmp_path / "p.parquet")
     rows = read(tmp_path, renderer, (tmp_path / "p.parquet").read_bytes(), "d.parquet")
     assert (rows.completions, rows.first["that are not UTF-8, left out"]) == (["abc", "xyz"], "row 2")
+
+
+def test_a_data_set_of_several_configurations_is_read_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a folder, which `datasets` loads as it does a repository."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    configs = "\n".join(f"- {{config_name: {n}, data_files: [{{split: train, path: {n}.jsonl}}]}}" for n in ("one", "two"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}\n---\n")
+    for name, row in (("one", {"prompt": "p", "completion": "c"}), ("two", {"question": "q", "answer": "a"})):
+        (tmp_path / f"{name}.jsonl").write_bytes(lines(row))
+
+    def found(name: str | None) -> Any:
+        (row,) = conversations(
+            Source(str(tmp_path), "main", "test"), Data(path="x"), "data.path", "train", "category", name=name
+        )
+        return row
+
+    assert (found("one").answer, found("two").answer) == ("c", "a")
+    with pytest.raises(InputError, match=r"Config name is missing.*'one', 'two'.*; set data\.name"):
+        found(None)
 
 
 def test_prompts_alone_suffice_where_nothing_needs_answers(tmp_path: Path, renderer: Renderer) -> None:
