@@ -9,7 +9,6 @@ from lowmem_spin.config.recipe import Data
 from lowmem_spin.data.layouts import (
     ALIKE,
     ANSWERED,
-    NOTHING,
     PREFERENCES,
     PROMPTS,
     REASONING,
@@ -21,6 +20,7 @@ from lowmem_spin.data.layouts import (
     RowError,
     alike,
     find_layout,
+    has,
     message,
     nearest,
     unread,
@@ -31,6 +31,7 @@ from lowmem_spin.data.sources import Source
 
 HEAD = 1000  # rows by which a file's layout is found
 NAMED, SAID = 20, 5  # columns that a line lists, of a file that is refused or read
+WIDTH = 40  # characters of their names
 
 
 class Conversation(NamedTuple):
@@ -93,10 +94,8 @@ def _layout(
     if not rows:
         place, row = next(iter(head))
         reason = row.reason if isinstance(row, Unusable) else NO_OBJECT
-        raise InputError(
-            f"{named} has rows {reason} and no other (first: {place}); needed: one object "
-            "with columns on each line, or one array of such objects"
-        )
+        needed = "; needed: one object with columns on each line, or one array of such objects" if reason in NO_ROWS else ""
+        raise InputError(f"{named} has rows {reason} and no other (first: {place}){needed}")
     columns = _columns(head)
     for ours, theirs in renamed.items():
         if theirs not in columns:
@@ -134,20 +133,18 @@ def _layout(
 def _guessed(columns: Sequence[str], names: Sequence[str]) -> list[str]:
     """For each name the column that may be it, or dots."""
     if len(columns) == len(names):
-        return list(columns)
+        return [column[:WIDTH] for column in columns]
     likest = [max(columns, key=lambda column: alike(name, column), default="") for name in names]
-    return [column if alike(name, column) >= ALIKE else "..." for name, column in zip(names, likest, strict=True)]
+    return [column[:WIDTH] if alike(name, column) >= ALIKE else "..." for name, column in zip(names, likest, strict=True)]
 
 
 def _passed_over(head: Iterable[tuple[str, Any]], layout: Layout, read: set[str], renamed: bool) -> str:
     """The columns that are not looked at, for the line that reports the rows."""
-    given = [
-        (place, {name: row[name] for name in row if row[name] not in NOTHING}) for place, row in head if isinstance(row, dict)
-    ]
+    given = [(place, {name: row[name] for name in row if has(row, name)}) for place, row in head if isinstance(row, dict)]
     columns = [column for column in _columns(given) if column not in read]
     left = columns if renamed else unread(columns, layout)
     more = f" and {len(left) - SAID} more" if len(left) > SAID else ""
-    return f" (its other columns are not read: {', '.join(left[:SAID])}{more})" if left else ""
+    return f" (its other columns are not read: {', '.join(column[:WIDTH] for column in left[:SAID])}{more})" if left else ""
 
 
 def _columns(head: Iterable[tuple[str, Any]]) -> list[str]:
@@ -155,10 +152,12 @@ def _columns(head: Iterable[tuple[str, Any]]) -> list[str]:
 
 
 NO_OBJECT = "that are no objects with columns"
+NO_ROWS = ("that are not JSON", NO_OBJECT)
 
 
 def _listed(columns: Sequence[str]) -> str:
-    return str(list(columns[:NAMED])) + (f" and {len(columns) - NAMED} more" if len(columns) > NAMED else "")
+    named = [column if len(column) <= WIDTH else f"{column[:WIDTH]}..." for column in columns[:NAMED]]
+    return str(named) + (f" and {len(columns) - NAMED} more" if len(columns) > NAMED else "")
 
 
 def _renamed(row: Row, renamed: dict[str, str]) -> Row:
@@ -182,7 +181,7 @@ def _row(
         return
     if not isinstance(row, dict):
         raise RowError(NO_OBJECT, type(row).__name__, broken=True)
-    foreign = next((column for column in UNREAD if row.get(column) not in NOTHING), None)
+    foreign = next((column for column in UNREAD if has(row, column)), None)
     if foreign is not None:
         raise RowError(f"with a column {foreign!r}, which is not read")
     label = row.get(category)
@@ -194,7 +193,7 @@ def _row(
     if lacking:
         theirs = renamed.get(lacking[0], lacking[0])
         raise RowError(f"without {theirs!r}", broken=theirs not in row)
-    system = ("with a system message in a column",) if any(columns.get(column) not in NOTHING for column in SYSTEM) else ()
+    system = ("with a system message in a column",) if any(has(columns, column) for column in SYSTEM) else ()
     if with_rejected:
         sides = [with_system(side, columns) for side in layout.read(columns)]
         (context, better), (other, lesser) = map(_ended, sides, layout.columns)

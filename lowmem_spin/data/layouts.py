@@ -53,7 +53,12 @@ REASONING = ("reasoning_content", "reasoning", "thinking")  # of an answer's mes
 CONVERSATIONS = ("conversations", "conversation", "messages")
 QUESTIONS = ("prompt", "question", "instruction", "query", "input")
 SYSTEM = ("system", "system_prompt")
-NOTHING = (None, "", [], {}, "[]", "null")
+
+
+def has(row: Row, column: str) -> bool:
+    """Whether there is anything in a column; a cell that spells an empty list has nothing."""
+    value = row.get(column)
+    return value is not None and not (isinstance(value, str | list | dict) and value in ("", [], {}, "[]", "null"))
 
 
 def message(raw: Any) -> Message:
@@ -104,7 +109,7 @@ def with_system(turns: Turns, row: Row) -> list[Any]:
     if not (isinstance(turns.before, list) and isinstance(turns.after, list)):
         raise RowError("with messages that are not a list", broken=True)
     messages = [*turns.before, *turns.after]
-    system = next((row[name] for name in SYSTEM if row.get(name) not in NOTHING), None)
+    system = next((row[name] for name in SYSTEM if has(row, name)), None)
     if system is None or (isinstance(system, str) and not system.strip()):
         return messages
     first = messages[0] if messages and isinstance(messages[0], dict) else {}
@@ -131,18 +136,17 @@ def _asked_anywhere(row: Row) -> list[Any]:
 def _asked(row: Row, name: str) -> list[Any]:
     """The messages before an answer, from the column `name`."""
     asked = row[name]
-    more = next((row[other] for other in ("input", "context") if row.get(other) not in NOTHING), None)
+    more = next((row[other] for other in ("input", "context") if has(row, other)), None)
     if name == "instruction" and more is not None:
         if not (isinstance(asked, str) and isinstance(more, str)):
             raise RowError("with content that is no text", broken=True)
         asked = f"{asked}\n\n{more}" if more.strip() else asked
-    return [*_history(row.get("history") if name == "instruction" else None), *_turn("user", asked)]
+    before = _history(row["history"]) if name == "instruction" and has(row, "history") else ()
+    return [*before, *_turn("user", asked)]
 
 
 def _history(history: Any) -> Iterator[Message]:
     """Alpaca's earlier turns: [question, answer] pairs."""
-    if history in NOTHING:
-        return
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
         raise RowError("with a history that is not pairs of a question and an answer", broken=True)
     for question, answer in history:

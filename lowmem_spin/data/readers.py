@@ -211,13 +211,13 @@ def _python(batch: pa.RecordBatch, seen: int) -> Iterator[Any]:
     """The rows as Python objects; if one of them has none, for bytes that are not UTF-8 for instance, one by one."""
     try:
         yield from batch.to_pylist()
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, KeyError):  # the last: of a time zone that is not known here
         for index in range(len(batch)):
             try:
                 (row,) = batch.slice(index, 1).to_pylist()
             except UnicodeDecodeError:
                 row = Unusable(f"row {seen + index + 1}", "that are not UTF-8", broken=True)
-            except (ValueError, OverflowError):
+            except (ValueError, OverflowError, KeyError):
                 row = Unusable(f"row {seen + index + 1}", "with a value that Python does not have", broken=True)
             yield row
 
