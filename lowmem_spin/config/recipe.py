@@ -67,6 +67,14 @@ class Data(Section):
     system_prompt: str | None = None
     """System message that is put before every conversation without one, of held-out rows as well; null puts none. Set it to
     train for the system prompt that the model will be used with."""
+
+    @field_validator("system_prompt")
+    @classmethod
+    def _says_something(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("it says nothing; use null for no system message")
+        return value
+
     revision: str | None = None
     """Branch, tag or commit of a hub data set; null is its main branch. Set a commit to pin it."""
     split: str = "train"
@@ -83,13 +91,6 @@ class Data(Section):
     max_completion_length: int = Field(default=512, ge=1)
     """Longest answer of the data in tokens; longer ones are counted and cut, without an end of turn. Raise it if too many are
     cut and memory allows."""
-
-    @field_validator("system_prompt")
-    @classmethod
-    def _says_something(cls, value: str | None) -> str | None:
-        if value is not None and not value.strip():
-            raise ValueError("it says nothing; use null for no system message")
-        return value
 
 
 class Generation(Section):
