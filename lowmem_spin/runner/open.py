@@ -17,6 +17,7 @@ from lowmem_spin.data.rows import Rows, fixed_sample, hold_out, shuffled, take
 from lowmem_spin.data.sources import Source, Sources, base_key
 from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
+from lowmem_spin.engines.training.trial import check_optimizer
 from lowmem_spin.runner.health import HeldOut, notices
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store, Table
@@ -219,6 +220,7 @@ def resolve(recipe: Recipe, sources: Sources, choices: EngineChoices, notify: Ca
         InputError: something is not there; one line.
     """
     path = recipe.evaluation.path
+    check_optimizer(recipe, choices.machine.device)
     return ResolvedRecipe(
         recipe=recipe,
         recipe_dir=sources.recipe_dir,
