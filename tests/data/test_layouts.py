@@ -337,9 +337,9 @@ def test_text_of_a_parquet_file_that_is_not_utf8_is_left_out(tmp_path: Path, ren
 
 def test_a_data_set_of_several_configurations_is_read_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a folder, which `datasets` loads as it does a repository."""
-    import datasets
+    from datasets import config
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     configs = "\n".join(f"- {{config_name: {n}, data_files: [{{split: train, path: {n}.jsonl}}]}}" for n in ("one", "two"))
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}\n---\n")
     for name, row in (("one", {"prompt": "p", "completion": "c"}), ("two", {"question": "q", "answer": "a"})):
