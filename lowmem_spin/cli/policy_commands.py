@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lowmem_spin.cli.options import path_argument, path_option
+
 app = typer.Typer()
 
 
@@ -17,7 +19,7 @@ class Dtype(StrEnum):
     float32 = "float32"
 
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `lowmem-spin run` wrote.", show_default=False)]
+RunFolder = Annotated[Path, path_argument(metavar="RUN", help="A folder that `lowmem-spin run` wrote.", show_default=False)]
 Iterate = Annotated[
     str | None, typer.Option(metavar="K", help="An iterate's number, or base. Without it, the last one trained.")
 ]
@@ -35,7 +37,7 @@ JudgeTokens = Annotated[
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN_OR_SWEEP", help="The folder of a run or a sweep.", show_default=False)],
+    run: Annotated[Path, path_argument(metavar="RUN_OR_SWEEP", help="The folder of a run or a sweep.", show_default=False)],
     suite: Annotated[
         str | None,
         typer.Option(
@@ -48,16 +50,16 @@ def evaluate(
     iterate: Annotated[str, typer.Option(metavar="K", help="An iterate's number, base, or all.")] = "all",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first n documents of each task, or n prompts.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Of each --task, instead of its own number.")] = None,
-    include_path: Annotated[Path | None, typer.Option(help="Folder with task YAMLs of your own.")] = None,
+    include_path: Annotated[Path | None, path_option(help="Folder with task YAMLs of your own.")] = None,
     judge_base_url: JudgeAddress = None,
     judge_model: JudgeModel = None,
     judge_api_key_env: JudgeKey = None,
     judge_concurrency: JudgeConcurrency = 8,
     judge_max_tokens: JudgeTokens = None,
-    mtbench: Annotated[Path | None, typer.Option(help="Folder with FastChat's MT-Bench files; the store's without it.")] = None,
+    mtbench: Annotated[Path | None, path_option(help="Folder with FastChat's MT-Bench files; the store's without it.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch FastChat's files into that folder first.")] = False,
     alpaca: Annotated[
-        Path | None, typer.Option(help="Instructions with a baseline's outputs as AlpacaEval has them; its own without it.")
+        Path | None, path_option(help="Instructions with a baseline's outputs as AlpacaEval has them; its own without it.")
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of mtbench's (1024) and alpaca's (2048) answers.")] = None,
 ) -> None:
@@ -86,7 +88,7 @@ def evaluate(
 @app.command()
 def arena(
     run: RunFolder,
-    prompts: Annotated[Path | None, typer.Option(help="JSONL with prompt or messages; without it, held-out rows.")] = None,
+    prompts: Annotated[Path | None, path_option(help="JSONL with prompt or messages; without it, held-out rows.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Of how many prompts.")] = 64,
     judge_base_url: JudgeAddress = None,
     judge_model: JudgeModel = None,
@@ -145,7 +147,7 @@ def chat(
 @app.command()
 def export(
     run: RunFolder,
-    to: Annotated[Path, typer.Option(help="A new folder.", show_default=False)],
+    to: Annotated[Path, path_option(help="A new folder.", show_default=False)],
     iterate: Iterate = None,
     merge: Annotated[bool, typer.Option("--merge", help="One model instead of the adapter.")] = False,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the merged model; bfloat16 without it.", show_default=False)] = None,
@@ -199,8 +201,8 @@ def serve(
 
 @app.command()
 def gc(
-    store: Annotated[Path, typer.Option(help="Folder that the runs share.")] = Path("runs/store"),
-    runs: Annotated[Path, typer.Option(help="Folder with every run that is to be kept, at any depth.")] = Path("runs"),
+    store: Annotated[Path, path_option(help="Folder that the runs share.")] = Path("runs/store"),
+    runs: Annotated[Path, path_option(help="Folder with every run that is to be kept, at any depth.")] = Path("runs"),
     delete: Annotated[bool, typer.Option("--delete", help="Free it; without this, nothing is touched.")] = False,
     aside: Annotated[bool, typer.Option("--aside", help="Free what was set aside as damaged, too.")] = False,
 ) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.section import Section
 
 
@@ -98,7 +99,7 @@ class FunctionOracle(Section):
 
     name: Literal["function"] = "function"
     """Selects a Python function as the oracle."""
-    function: str = "exact_match"
+    function: PathText = "exact_match"
     """Function that judges answers: exact_match, by which the data's answer beats any other, or your own as file.py:function.
     It is called with (messages, answers, reference) and returns one score per answer, or a K by K matrix of preferences."""
 
@@ -108,7 +109,7 @@ class RewardModelOracle(Section):
 
     name: Literal["reward_model"] = "reward_model"
     """Selects a reward model as the oracle: any sequence-classification model with one output and a chat template."""
-    model: str
+    model: PathText
     """Hub id or local folder of the reward model."""
     revision: str | None = None
     """Branch, tag or commit of the reward model on the hub; null is its main branch. Set a commit to pin it."""
@@ -124,7 +125,7 @@ class PairRMOracle(Section):
 
     name: Literal["pairrm"] = "pairrm"
     """Selects PairRM as the oracle; it reads every two answers in both orders."""
-    model: str = "llm-blender/PairRM-hf"
+    model: PathText = "llm-blender/PairRM-hf"
     """Hub id or local folder of the PairRM model; change it only for another model of that kind."""
     revision: str | None = None
     """Branch, tag or commit of the PairRM model on the hub; null is its main branch. Set a commit to pin it."""

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import Loss
+from lowmem_spin.config.paths import expanded
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.config.section import Section
 
@@ -19,7 +20,10 @@ BUNDLED = [PACKAGE / "recipes", PACKAGE.parent / "recipes"]  # of a wheel, of a 
 
 def find_recipe(name: str) -> Path:
     """The recipe file `name`: a path, or the name of one that comes with the package."""
-    path = Path(name)
+    try:
+        path = Path(expanded(name))
+    except ValueError as error:
+        raise InputError(f"recipe {name!r}: {error}") from None
     if path.is_dir():
         raise InputError(f"recipe {name!r}: this is a folder; give the YAML file in it")
     shipped = [folder / f"{name.removesuffix('.yaml')}.yaml" for folder in BUNDLED]
