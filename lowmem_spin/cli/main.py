@@ -20,9 +20,11 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a recipe value, e.g. game.alpha=0.9.")
 ]
 
+Replace = Annotated[bool, typer.Option("--replace", help="Replace the results of another game in the same folder.")]
+
 
 @app.command()
-def run(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
+def run(recipe: RecipeName = "quickstart", overrides: Overrides = None, replace: Replace = False) -> None:
     """Play a game. Interrupting is safe: running again goes on where it stopped."""
     import signal
 
@@ -36,7 +38,7 @@ def run(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
     signal.signal(signal.SIGINT, display.interrupt)
     path = find_recipe(recipe)
     try:
-        play(load_recipe(path, overrides or []), path.parent, display)
+        play(load_recipe(path, overrides or []), path.parent, display, replace)
     except KeyboardInterrupt:
         display.log("interrupted; what is finished is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None
@@ -57,6 +59,7 @@ def sweep(
     grid: Grid = None,
     seeds: Seeds = 1,
     overrides: Overrides = None,
+    replace: Replace = False,
     max_hours: Annotated[
         float | None, typer.Option(help="Stop then, with what is finished stored; run again to go on.")
     ] = None,
@@ -88,7 +91,7 @@ def sweep(
     game = Sweep(path.stem, points.sweep_folder(base), varied, list(range(base.seed, base.seed + seeds)), entries)
     display.log(f"{len(entries)} games, results in {game.folder}; interrupt whenever you like, run again to go on")
     try:
-        play(game, path.parent, display)
+        play(game, path.parent, display, replace)
     except TimeIsUpError:
         display.log(f"{max_hours:g} hours are over; what is finished is stored, run the same command again to go on", "yellow")
     except KeyboardInterrupt:

@@ -10,7 +10,9 @@ from pydantic import ValidationError
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import Loss
+from lowmem_spin.config.naming import of_settings, with_suffix
 from lowmem_spin.config.paths import expanded
+from lowmem_spin.config.places import RECIPE, put_in_place
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.config.section import Section
 
@@ -36,22 +38,28 @@ def find_recipe(name: str) -> Path:
 def load_recipe(path: Path, overrides: Sequence[str] = (), variant: str | None = None) -> Recipe:
     """Read a recipe, apply `a.b=value` overrides, and check it.
 
+    Its folder's name says what was set, unless output.dir was: two games then do not meet in one folder.
+
     A file may have `variants`, games of one family: {name: {a.b: value}}. Then one of them has to be named.
 
     Raises:
         InputError: one line that names the field, the value and the remedy.
     """
     content = _read(path)
+    if path.name == RECIPE:
+        put_in_place(content, path.parent)
     known = _variants(path, content.pop("variants", {}))
     if variant is None and known:
         raise InputError(f"{path}: has the variants {', '.join(known)}; play them all with `lowmem-spin sweep {path}`")
     for name, value in known[variant].items() if variant is not None else ():
         _set(content, str(name), value, f"{path}: variants.{variant}")
-    for override in overrides:
-        _override(content, override)
     output = content.setdefault("output", {})
+    own = output.pop("dir", None) if isinstance(output, dict) else None
+    settings = dict(_override(content, override) for override in overrides)
+    output = content["output"]
     if isinstance(output, dict) and output.get("dir") is None:
-        output["dir"] = f"runs/{path.stem}"
+        own = f"runs/{path.stem}" if own is None else own
+        output["dir"] = with_suffix(own, of_settings(settings)) if isinstance(own, str) else own
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -81,7 +89,8 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _override(content: dict[str, Any], override: str) -> None:
+def _override(content: dict[str, Any], override: str) -> tuple[str, Any]:
+    """Put it where it belongs; the field and its value."""
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise InputError(f"--set {override!r}: write it as field=value, for instance game.alpha=0.9")
@@ -90,6 +99,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         raise InputError(f"--set {override!r}: the value is not valid YAML; quote it") from None
     _set(content, name, value, f"--set {override!r}")
+    return name, value
 
 
 def _set(content: dict[str, Any], name: str, value: Any, said: str) -> None:

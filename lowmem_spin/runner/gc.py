@@ -1,6 +1,7 @@
 """What in a store no run uses, from the keys that each run's recipe asks for; nothing is read but names and sizes."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +10,13 @@ from lowmem_spin.algorithm.game import play
 from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.algorithm.touches import touches
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.keys import is_key
 from lowmem_spin.engines.dequantized import weights_key
 from lowmem_spin.runner import run_folder
 from lowmem_spin.runner.run_folder import RunFolder
 from lowmem_spin.store.store import Store
 
+ASIDE = re.compile("-[0-9a-f]{8}$")  # see Store.set_aside
 KINDS = ("adapters", "completions", "mixtures", "judgements", "logps", "data", "weights", "work", "results")
 
 
@@ -94,11 +97,11 @@ def _add_files(used: Used, run: RunFolder) -> None:
 
 
 def unused(store: Path, by: Used) -> list[Unused]:
-    """What is stored and not used, largest first, and what was set aside."""
+    """What is stored and not used, largest first, and what was set aside. Names that no store gives are somebody's own."""
     found = []
     for kind in KINDS:
-        found += [(kind, path) for path in _visible(store / kind) if not by.has(kind, path.stem)]
-    found += [("aside", path) for path in _visible(store / "aside")]
+        found += [(kind, path) for path in _visible(store / kind) if is_key(path.stem) and not by.has(kind, path.stem)]
+    found += [("aside", path) for path in _visible(store / "aside") if ASIDE.search(path.name)]
     return sorted((Unused(kind, path, size_of(path)) for kind, path in found), key=lambda item: (-item.size, item.path))
 
 
