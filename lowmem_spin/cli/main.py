@@ -243,7 +243,10 @@ def main() -> None:
     import sys
 
     from lowmem_spin.common.errors import InputError, printable
+    from lowmem_spin.common.streams import spell_out
 
+    for stream in (sys.stdout, sys.stderr):
+        spell_out(stream)
     try:
         app()
     except InputError as error:

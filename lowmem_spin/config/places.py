@@ -57,11 +57,14 @@ def _record(folder: Path) -> dict[str, Any] | None:
 
 
 def _old(recipe: dict[str, Any], folder: Path) -> list[tuple[str, dict[str, str]]]:
-    output = recipe.get("output")
-    if not isinstance(output, dict):
-        return []
-    own = [(DIR, {"written": output.get("dir")})] if Path(str(output.get("dir"))).name == folder.resolve().name else []
-    return [*own, (STORE, {"written": output.get("store")})]
+    """The ways of a version that noted none: a folder that still has its name is the recipe's own."""
+    output, _ = _section(recipe, DIR)
+    given = {} if output is None else {field: output.get(field.rpartition(".")[2]) for field in (DIR, STORE)}
+    return [
+        (field, {"written": written})
+        for field, written in given.items()
+        if isinstance(written, str) and (field == STORE or Path(written).name == folder.resolve().name)
+    ]
 
 
 def _section(recipe: dict[str, Any], field: str) -> tuple[dict[str, Any] | None, str]:

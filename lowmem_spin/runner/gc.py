@@ -1,7 +1,6 @@
 """What in a store no run uses, from the keys that each run's recipe asks for; nothing is read but names and sizes."""
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,6 @@ from lowmem_spin.runner import run_folder
 from lowmem_spin.runner.run_folder import RunFolder
 from lowmem_spin.store.store import Store
 
-ASIDE = re.compile("-[0-9a-f]{8}$")  # see Store.set_aside
 KINDS = ("adapters", "completions", "mixtures", "judgements", "logps", "data", "weights", "work", "results")
 
 
@@ -101,7 +99,7 @@ def unused(store: Path, by: Used) -> list[Unused]:
     found = []
     for kind in KINDS:
         found += [(kind, path) for path in _visible(store / kind) if is_key(path.stem) and not by.has(kind, path.stem)]
-    found += [("aside", path) for path in _visible(store / "aside") if ASIDE.search(path.name)]
+    found += [("aside", path) for path in _visible(store / "aside")]
     return sorted((Unused(kind, path, size_of(path)) for kind, path in found), key=lambda item: (-item.size, item.path))
 
 
