@@ -34,6 +34,16 @@ JudgeTokens = Annotated[
     int | None, typer.Option(min=1, help="Of its replies: 1024 for a comparison, 2048 for MT-Bench.", show_default=False)
 ]
 
+JudgeBody = Annotated[
+    str | None,
+    typer.Option(
+        metavar="{FIELD: VALUE}",
+        help="More fields of its requests; null leaves one out. OpenAI's reasoning models want "
+        "{max_tokens: null, max_completion_tokens: 4096, temperature: null}.",
+        show_default=False,
+    ),
+]
+
 
 @app.command()
 def evaluate(
@@ -56,6 +66,7 @@ def evaluate(
     judge_api_key_env: JudgeKey = None,
     judge_concurrency: JudgeConcurrency = 8,
     judge_max_tokens: JudgeTokens = None,
+    judge_extra_body: JudgeBody = None,
     mtbench: Annotated[Path | None, path_option(help="Folder with FastChat's MT-Bench files; the store's without it.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch FastChat's files into that folder first.")] = False,
     alpaca: Annotated[
@@ -76,8 +87,10 @@ def evaluate(
     display = Display(Console())
     signal.signal(signal.SIGINT, display.interrupt)
     suites = [name.strip() for name in (suite or "").split(",") if name.strip()]
-    asked_of = judge_from_options(judge_base_url, judge_model, judge_api_key_env, judge_concurrency, judge_max_tokens)
-    judged = Judged(asked_of, mtbench, alpaca, max_new_tokens, download)
+    judge = judge_from_options(
+        judge_base_url, judge_model, judge_api_key_env, judge_concurrency, judge_max_tokens, judge_extra_body
+    )
+    judged = Judged(judge, mtbench, alpaca, max_new_tokens, download)
     try:
         measure(run, EvaluationRequest(suites, task or [], limit, num_fewshot, include_path, judged=judged), iterate, display)
     except KeyboardInterrupt:
@@ -95,6 +108,7 @@ def arena(
     judge_api_key_env: JudgeKey = None,
     judge_concurrency: JudgeConcurrency = 8,
     judge_max_tokens: JudgeTokens = None,
+    judge_extra_body: JudgeBody = None,
 ) -> None:
     """Let the base and all iterates answer the same prompts, and a judge compare every two answers in both orders."""
     import signal
@@ -108,7 +122,10 @@ def arena(
 
     display = Display(Console())
     signal.signal(signal.SIGINT, display.interrupt)
-    judged = Judged(judge_from_options(judge_base_url, judge_model, judge_api_key_env, judge_concurrency, judge_max_tokens))
+    judge = judge_from_options(
+        judge_base_url, judge_model, judge_api_key_env, judge_concurrency, judge_max_tokens, judge_extra_body
+    )
+    judged = Judged(judge)
     try:
         record = play(run, prompts, limit, judged, display)
         show_arena(run, record, display)
