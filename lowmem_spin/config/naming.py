@@ -6,7 +6,7 @@ from typing import Any
 
 from lowmem_spin.common.keys import digest
 
-LONGEST = 80  # characters of what is added to a name
+LONGEST = 80  # bytes of what is added to a name
 # Settings that change no policy and no number of a game: runs that differ in these have one folder.
 SILENT = ("output", "runtime", "model.trust_remote_code", "training.gradient_checkpointing", "game.oracle.base_url")
 SILENT += ("game.oracle.api_key_env", "game.oracle.concurrency", "game.oracle.batch_size")
@@ -31,7 +31,7 @@ def of_settings(settings: Mapping[str, Any]) -> str:
     """What {field: value} adds to a folder's name, such as "-alpha0.8-loss-ipo"; long ones are a hash."""
     heard = {field: settings[field] for field in sorted(settings) if not _is_silent(field)}
     found = "".join(f"-{_short(field, heard)}{_value(value)}" for field, value in heard.items())
-    return found if len(found) <= LONGEST else f"-{digest(_texts(heard))[:8]}"
+    return found if len(found.encode()) <= LONGEST else f"-{digest(_texts(heard))[:8]}"
 
 
 def _is_silent(field: str) -> bool:
