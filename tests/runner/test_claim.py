@@ -97,15 +97,15 @@ def test_what_no_game_wrote_is_neither_overwritten_nor_deleted(name: str, home: 
 
 
 def test_other_files_of_the_user_are_left_alone(copy: Path, tmp_path: Path) -> None:
-    mine = {"notes.txt": "run", "iterates/notes.txt": "kept", "iterates/best/weights": "kept"}
+    mine = {"notes.txt": "run", "iterates/notes.txt": "kept", "iterates/best/weights": "kept", "iterates/7/weights": "kept"}
     for name, text in mine.items():
         path = copy / "run" / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (copy / "run" / "iterates" / "best_link").symlink_to("0")
     begin(copy, OTHER, replace=True)
     assert {name: (copy / "run" / name).read_text() for name in mine} == mine
-    assert sorted(path.name for path in (copy / "run" / "iterates").iterdir()) == ["best", "best_link", "notes.txt"]
+    assert sorted(path.name for path in (copy / "run" / "iterates").iterdir()) == ["7", "best", "best_link", "notes.txt"]
     (tmp_path / "empty" / "iterates").mkdir(parents=True)
     begin(copy, f"output.dir={tmp_path / 'empty'}")  # nothing is in it that could be lost
 
@@ -249,7 +249,7 @@ def test_gc_frees_nothing_that_no_store_wrote(copy: Path) -> None:
     assert (copy / "store" / "data" / "train.jsonl").read_text() == (copy / "store" / "work/thesis/text").read_text() == "mine"
 
 
-def test_what_was_moved_together_is_found_together(home: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_moved_together_is_found_together(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     for _ in range(2):  # copied, and moved
         run = run_folder.read_run(copy / "run")
