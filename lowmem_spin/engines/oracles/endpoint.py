@@ -251,12 +251,12 @@ class Endpoint:
             return InputError(f"{part(self.field, 'api_key_env')}: {self.base_url!r} refuses: {said}; {remedy}")
         if status == 402 or code == "insufficient_quota":
             return InputError(f"{part(self.field, 'api_key_env')}: the account at {self.base_url!r} has no credit: {said}")
-        unknown = self.model in why and (status == 404 or (status == 400 and not self._agreed))
-        if unknown or code == "model_not_found":
-            return InputError(f"{part(self.field, 'model')}: {self.base_url!r} does not serve {self.model!r}: {said}")
         if status == 400 and str(code).startswith("unsupported"):
             remedy = "leave that field out or set another, such as {max_tokens: null, max_completion_tokens: 4096}"
             return InputError(f"{part(self.field, 'extra_body')}: {self.base_url!r} refuses how it is asked: {said}; {remedy}")
+        unknown = self.model in why and (status == 404 or (status == 400 and not self._agreed))
+        if unknown or code == "model_not_found":
+            return InputError(f"{part(self.field, 'model')}: {self.base_url!r} does not serve {self.model!r}: {said}")
         if status in (404, 405) or status < 400:
             return InputError(
                 f"{part(self.field, 'base_url')}: {self.base_url!r} has no chat endpoint: {said}; it mostly ends in /v1"
