@@ -42,7 +42,7 @@ def put_in_place(recipe: dict[str, Any], folder: Path) -> None:
     known = record.get("ways")
     for field, way in known.items() if isinstance(known, dict) else _old(recipe, folder):
         section, name = _section(recipe, field)
-        if section is not None and section.get(name) == way.get("written"):
+        if section is not None and isinstance(way, dict) and section.get(name) == way.get("written"):
             found = str(folder) if field == DIR else _found(field, way, folder)
             section[name] = section[name] if found is None else found
 

@@ -202,7 +202,8 @@ class Output(Section):
     """Where results are stored and logged."""
 
     dir: PathText | None = None
-    """Folder for this run's results; null is runs/ plus the recipe's file name. Set it to keep two runs of one recipe apart."""
+    """Folder for this run's results, which are of one game; null is runs/ plus the recipe's file name. --set adds to its name
+    what it changes, unless it sets this: --set game.alpha=0.8 goes to runs/quickstart-alpha0.8."""
     store: PathText = "runs/store"
     """Folder for completions, log-probs and adapters, each computed once. Let all runs share one store, so that they reuse
     each other's results."""

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from helpers.commands import assert_one_line, call
 from helpers.games import QUICKSTART, opened, played, tiny
 from lowmem_spin.cli import play
-from lowmem_spin.common.display import Display
+from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.grid import sweep_axes, sweep_folder, sweep_points
 from lowmem_spin.config.load import find_recipe, load_recipe
@@ -137,6 +137,20 @@ def test_another_game_is_refused_and_replaces_only_when_asked(copy: Path) -> Non
     begin(copy)  # nothing of the other is there yet that could be lost
 
 
+@pytest.mark.parametrize("command", ["run", "sweep"])
+def test_the_command_line_replaces_only_when_asked(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def played(*given: Any) -> None:
+        asked.append(given[-1])
+        raise InputError("not now")
+
+    monkeypatch.setattr(play, command, played)
+    for options in ([], ["--replace"]):
+        assert call(command, "quickstart", f"--set=output.dir={tmp_path / 'run'}", *options).returncode == 2
+    assert asked == [False, True]
+
+
 def test_the_same_game_goes_on(copy: Path) -> None:
     edit(copy / "run" / "run.json", seconds={"train": 7.5})
     before = {name: value for name, value in content(copy / "run").items() if name not in ("run.json", "recipe.yaml")}
@@ -226,6 +240,12 @@ def test_a_sweep_in_the_folder_of_another_is_refused_whole(tmp_path: Path) -> No
         with pytest.raises(InputError, match=r"has another game|no point could be opened"):
             play.sweep(sweep("0.25,0.5", *more), tmp_path, display)
         assert content(tmp_path / "run-sweep") == before
+    late = Display(Console(quiet=True))
+    late.deadline = 0.0  # over after its first stage
+    with pytest.raises(TimeIsUpError):
+        play.sweep(sweep("0.5", OTHER), tmp_path, late, replace=True)
+    assert list((tmp_path / "run-sweep" / "points" / "alpha-0.5_seed-42" / "iterates").iterdir()) == []
+    play.sweep(sweep("0.5"), tmp_path, display)
     said = Console(record=True, width=200, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115
     play.sweep(sweep("0.25"), tmp_path, Display(said))
     assert "of an earlier one in this folder: alpha-0.5_seed-42; they stay in " in said.export_text()
