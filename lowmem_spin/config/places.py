@@ -99,4 +99,5 @@ def _found(field: str, way: Mapping[str, str], folder: Path) -> str | None:
 def _from_here(place: Path) -> str:
     """A store as a person writes it: from the working directory, if it is in there."""
     here = Path.cwd().resolve()
-    return str(place.relative_to(here)) if place.is_relative_to(here) else str(place)
+    inside = place.is_relative_to(here) and here != Path(here.anchor)
+    return str(place.relative_to(here) if inside else place)

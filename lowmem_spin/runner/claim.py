@@ -91,8 +91,8 @@ def _record(folder: Path, name: str, part: str, written: tuple[str, ...]) -> dic
             return record if isinstance(record[part], dict | list) else {}
         foreign = [name]
     if foreign:
-        names = ", ".join(foreign)
-        raise InputError(f"output.dir: {str(folder)!r} has {names}, of no game that was played there; choose another folder")
+        names = f"has {', '.join(foreign)} already, but no game was played there"
+        raise InputError(f"output.dir: {str(folder)!r} {names}; choose another folder, so that nothing of yours is overwritten")
     return {}
 
 

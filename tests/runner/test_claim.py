@@ -91,7 +91,9 @@ def test_what_no_game_wrote_is_neither_overwritten_nor_deleted(name: str, home: 
     mine.write_text("{}")
     known = re.escape(name.split("/", maxsplit=1)[0])
     for replace in (False, True):
-        with pytest.raises(InputError, match=rf"^output\.dir: '.*run' has {known}, of no game .*; choose another folder$"):
+        with pytest.raises(
+            InputError, match=rf"^output\.dir: '.*run' has {known} already, but no game .*; choose another folder, "
+        ):
             begin(home, f"output.dir={tmp_path / 'run'}", replace=replace)
     assert content(tmp_path) == {f"run/{name}": b"{}"}
 
@@ -192,7 +194,7 @@ def test_a_damaged_record_does_not_give_the_folder_away(damage: str, copy: Path)
         begin(copy)
         assert record(copy)["policies"] == earlier["policies"]
     else:
-        with pytest.raises(InputError, match=r"has run\.json, of no game"):
+        with pytest.raises(InputError, match=r"has run\.json already, but no game"):
             begin(copy)
 
 
@@ -252,7 +254,7 @@ def test_a_sweep_in_the_folder_of_another_is_refused_whole(tmp_path: Path) -> No
     assert (tmp_path / "run-sweep" / "points" / "alpha-0.5_seed-42" / "metrics.jsonl").exists()
     (tmp_path / "mine-sweep").mkdir()
     (tmp_path / "mine-sweep" / "report.md").write_text("mine")
-    with pytest.raises(InputError, match=r"has report\.md, of no game"):
+    with pytest.raises(InputError, match=r"has report\.md already, but no game"):
         play.sweep(sweep("0.5", f"output.dir={tmp_path / 'mine'}"), tmp_path, display)
     assert content(tmp_path / "mine-sweep") == {"report.md": b"mine"}
 
