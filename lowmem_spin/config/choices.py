@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, field_validator
 
+from lowmem_spin.common.keys import digest
 from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.section import Section
 
@@ -150,18 +151,20 @@ class JudgeOracle(Section):
     max_tokens: int | None = Field(default=None, ge=1)
     """Longest reply of the judge in tokens; null is 1024 for comparing two answers and 2048 for an MT-Bench grade. Raise it
     if replies end before their verdict."""
-    extra_body: dict[str, JsonValue] = Field(default_factory=dict)
+    extra_body: dict[str, Any] = Field(default_factory=dict)
     """More fields of every request; null leaves one out that is sent otherwise. Set it where the endpoint refuses how it is
     asked: OpenAI's reasoning models want {max_tokens: null, max_completion_tokens: 4096, temperature: null}."""
 
     @field_validator("extra_body")
     @classmethod
-    def _not_what_is_asked(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    def _more_of_a_request(cls, value: dict[str, Any]) -> dict[str, Any]:
         own = [name for name in ("model", "messages", "stream", "n") if name in value]
         if own:
-            raise ValueError(
-                f"{own[0]} cannot be set here: one answer of the judge's own model is read at a time; leave it out"
-            )
+            raise ValueError(f"{own[0]} cannot be set here: one answer of the judge's own model is read at a time")
+        try:
+            digest(value)
+        except TypeError:
+            raise ValueError("give what JSON has: text, numbers, true, false, null, lists and mappings") from None
         return value
 
 
