@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from helpers.commands import assert_one_line, call
@@ -109,6 +110,7 @@ VALUES = st.recursive(
 )
 
 
+@hypothesis_settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["game.alpha", "game.loss", "data.path", "seed", "a.path", "b.c.d"]), VALUES, max_size=4)
 )
