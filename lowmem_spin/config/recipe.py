@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lowmem_spin.config import game_config
 from lowmem_spin.config.choices import FunctionOracle, JudgeOracle, Option
+from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.per_iteration import Count, Positive, check_lengths, value_at
 from lowmem_spin.config.section import Section
 
@@ -15,7 +16,7 @@ OWN_ARGUMENTS = ("messages", "tools", "documents", "add_generation_prompt", "bos
 class Model(Section):
     """The frozen base model that every policy is an adapter on."""
 
-    name_or_path: str
+    name_or_path: PathText
     """Hub id or local folder (safetensors) of the base model. A relative path is looked up next to the recipe, then in the
     working directory."""
     revision: str | None = None
@@ -28,7 +29,7 @@ class Model(Section):
     chat_template: str | None = None
     """Chat template for a base model without one: gemma, chatml, zephyr, alpaca, or your own: Jinja text, or a .jinja file next
     to the recipe or in the working directory, whose text is then the recipe's. null uses the tokenizer's own."""
-    adapter: str | None = None
+    adapter: PathText | None = None
     """Local folder of a PEFT adapter, for instance from an SFT run, that is made part of the base policy; the game starts from
     it. Its rank, scale and layers must be those of training.lora."""
     trust_remote_code: bool = False
@@ -56,7 +57,7 @@ class Columns(Section):
 class Data(Section):
     """The prompts and answers that the iterates learn from."""
 
-    path: str
+    path: PathText
     """Hub data set, or a file: .jsonl, .ndjson, .json (by lines or one array), .csv, .tsv, each also .gz, or .parquet; a
     relative path is looked up next to the recipe, then in the working directory. Columns: `messages`; `prompt` and
     `completion` or `response`; SPIN's `real`; `chosen`, and `rejected` for an offline game; ShareGPT's `conversations`;
@@ -218,7 +219,7 @@ class WarmStart(Section):
 class Evaluation(Section):
     """How every policy is measured: held-out rows, benchmarks, and who judges."""
 
-    path: str | None = None
+    path: PathText | None = None
     """Held-out rows: a hub data set or a file with the columns of `data`. null sets evaluation.health_prompts rows of the data
     aside instead."""
     name: str | None = None
@@ -240,9 +241,9 @@ class Evaluation(Section):
     diversity, or tasks of lm-evaluation-harness by name."""
     judge: JudgeOracle | None = None
     """Language model that grades mtbench and alpaca; null leaves their answers ungraded."""
-    mtbench: str | None = None
+    mtbench: PathText | None = None
     """Folder with FastChat's MT-Bench questions and reference answers; null is the folder mtbench in output.store."""
-    alpaca: str | None = None
+    alpaca: PathText | None = None
     """File with instructions and a baseline's outputs in AlpacaEval's format; null is the official file from the hub."""
 
 
@@ -268,9 +269,10 @@ class Runtime(Section):
 class Output(Section):
     """Where results are stored and logged."""
 
-    dir: str | None = None
-    """Folder for this run's results; null is runs/ plus the recipe's file name. Set it to keep two runs of one recipe apart."""
-    store: str = "runs/store"
+    dir: PathText | None = None
+    """Folder for this run's results, which are of one game; null is runs/ plus the recipe's file name. --set adds to its name
+    what it changes, unless it sets this: --set game.alpha=0.8 goes to runs/quickstart-alpha0.8."""
+    store: PathText = "runs/store"
     """Folder for completions, log-probs and adapters, each computed once. Let all runs share one store, so that they reuse
     each other's results."""
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = "none"

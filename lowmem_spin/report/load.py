@@ -2,6 +2,7 @@
 
 import json
 import math
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from lowmem_spin.algorithm.roles import PLAIN_SFT, Part, Role, part_in, parts_in
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
+from lowmem_spin.config.places import put_in_place
 from lowmem_spin.evaluation.arena import FILE as ARENA
 from lowmem_spin.report.intervals import Value
 from lowmem_spin.report.measures import MATCH
@@ -195,11 +197,10 @@ def _policy(record: Any) -> PolicyResults:
 def _trainings(
     folder: Path, recipe: dict[str, Any], keys: dict[str, str], parts: dict[str, Part]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Manifests of the iterates' trainings, from iterates/ or the store, and a line if any is missing.
-
-    The store's name in the recipe is relative to where the game was played from, which need not be here.
-    """
-    weights_dir = Path(str(recipe_field(recipe, "output.store"))) / "adapters"
+    """Manifests of the iterates' trainings, from iterates/ or the store, and a line if any is missing."""
+    found_here = deepcopy(recipe)
+    put_in_place(found_here, folder)
+    weights_dir = Path(str(recipe_field(found_here, "output.store"))) / "adapters"
     found, lost = {}, []
     for name, key in keys.items():
         if not parts[name].is_iterate:
