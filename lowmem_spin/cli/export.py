@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import write_json
+from lowmem_spin.common.files import share, write_json
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
 from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy, machine_of
@@ -37,8 +37,8 @@ def export(run: RunFolder, policy: StoredPolicy, base: Source, to: Path, dtype: 
     temporary.mkdir(parents=True)
     try:
         tokenizer = load_tokenizer(base, run.recipe.model.trust_remote_code)
-        Renderer(tokenizer, run.recipe.model.chat_template)  # gives the tokenizer the template of the game
-        ends = end_tokens(base, tokenizer, None)
+        renderer = Renderer.of(tokenizer, run.recipe)  # gives the tokenizer the template of the game
+        ends = end_tokens(base, renderer)
         if dtype is not None:
             _write_merged(run, policy.adapter, base, ends, dtype, temporary)
         elif policy.adapter is not None:
@@ -47,6 +47,7 @@ def export(run: RunFolder, policy: StoredPolicy, base: Source, to: Path, dtype: 
             GenerationConfig(eos_token_id=ends, pad_token_id=pad).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(model_card.text(run, policy, base, dtype, ends), encoding="utf-8")
+        share(temporary)
         temporary.replace(to)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -98,12 +98,12 @@ def _write_front(run: RunFolder, base: Source, folder: Path) -> None:
     from lowmem_spin.engines.loading import end_tokens, load_tokenizer
 
     tokenizer = load_tokenizer(base, run.recipe.model.trust_remote_code)
-    Renderer(tokenizer, run.recipe.model.chat_template)  # gives the tokenizer the template of the game
+    renderer = Renderer.of(tokenizer, run.recipe)  # gives the tokenizer the template of the game
     tokenizer.save_pretrained(folder)
     sampling = sampling_params(run.recipe, run.inputs)
     settings = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
     given = {name: value for name, value in settings.items() if value is not None}
-    write_json(folder / "generation_config.json", {"eos_token_id": end_tokens(base, tokenizer, None), **given})
+    write_json(folder / "generation_config.json", {"eos_token_id": end_tokens(base, renderer), **given})
 
 
 def line(environment: dict[str, str], command: list[str]) -> str:

@@ -5,15 +5,18 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lowmem_spin.config import game_config
-from lowmem_spin.config.choices import JudgeOracle, Option
+from lowmem_spin.config.choices import FunctionOracle, JudgeOracle, Option
+from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.per_iteration import Count, Positive, check_lengths, value_at
 from lowmem_spin.config.section import Section
+
+OWN_ARGUMENTS = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")  # set when rendering
 
 
 class Model(Section):
     """The frozen base model that every policy is an adapter on."""
 
-    name_or_path: str
+    name_or_path: PathText
     """Hub id or local folder (safetensors) of the base model. A relative path is looked up next to the recipe, then in the
     working directory."""
     revision: str | None = None
@@ -24,22 +27,58 @@ class Model(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format to compute in. auto: bfloat16 on a GPU that has it, float16 on an older one, float32 on a CPU."""
     chat_template: str | None = None
-    """Chat template for a base model without one: gemma, chatml, zephyr, alpaca, or Jinja text. null uses the tokenizer's
-    own."""
-    adapter: str | None = None
+    """Chat template for a base model without one: gemma, chatml, zephyr, alpaca, or your own: Jinja text, or a .jinja file next
+    to the recipe or in the working directory, whose text is then the recipe's. null uses the tokenizer's own."""
+    adapter: PathText | None = None
     """Local folder of a PEFT adapter, for instance from an SFT run, that is made part of the base policy; the game starts from
     it. Its rank, scale and layers must be those of training.lora."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run. Turn it on only for code that you have read."""
 
 
+class Columns(Section):
+    """What a file's columns are called, where they have none of the usual names; the others of it are then not read."""
+
+    prompt: str | None = None
+    """Name of the column with what is asked: a text or a list of messages. null: there is none, or the usual one."""
+    completion: str | None = None
+    """Name of the column with the answer: a text or a list of messages. null: there is none, or the usual one."""
+    messages: str | None = None
+    """Name of the column with whole conversations, as lists of {role, content} or {from, value}; instead of prompt and
+    completion."""
+    chosen: str | None = None
+    """Name of the column with the better answer, for game.algorithm offline."""
+    rejected: str | None = None
+    """Name of the column with the worse answer, for game.algorithm offline."""
+    system: str | None = None
+    """Name of the column with the system message of each row; use it with any of the others."""
+
+
 class Data(Section):
     """The prompts and answers that the iterates learn from."""
 
-    path: str
-    """Hub data set, or a JSONL or Parquet file; a relative path is looked up next to the recipe, then in the working directory.
-    Columns: `messages`; or `prompt` and `completion`; or `real`, as in SPIN's data; or `chosen`, with `rejected` for an
-    offline game, and the prompt inside them or in `prompt`."""
+    path: PathText
+    """Hub data set, or a file: .jsonl, .ndjson, .json (by lines or one array), .csv, .tsv, each also .gz, or .parquet; a
+    relative path is looked up next to the recipe, then in the working directory. Columns: `messages`; `prompt` and
+    `completion` or `response`; SPIN's `real`; `chosen`, and `rejected` for an offline game; ShareGPT's `conversations`;
+    Alpaca's `instruction`, `input` and `output`; `question` and `answer` or `response`; `query` and `response`; `input` and
+    `output`; for others see data.columns. For game.algorithm sppo the prompts suffice."""
+    name: str | None = None
+    """Configuration of a hub data set that has several, for instance main for openai/gsm8k; null is its only one."""
+    columns: Columns = Columns()
+    """Names of the columns to read where they are none of the usual ones, for instance {prompt: Frage, completion: Antwort}.
+    They hold for evaluation.path as well."""
+    system_prompt: str | None = None
+    """System message that is put before every conversation without one, of held-out rows as well; null puts none. Set it to
+    train for the system prompt that the model will be used with."""
+
+    @field_validator("system_prompt")
+    @classmethod
+    def _says_something(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("it says nothing; use null for no system message")
+        return value
+
     revision: str | None = None
     """Branch, tag or commit of a hub data set; null is its main branch. Set a commit to pin it."""
     split: str = "train"
@@ -50,12 +89,23 @@ class Data(Section):
     resample: bool | Literal["split"] = True
     """Which prompts an iteration draws. true: a new draw each time. false: the same ones every time. split: the iterations
     share the data out, so that no two of them learn from the same prompt."""
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Arguments of the chat template, such as enable_thinking: false for a model whose prompts otherwise open a thought. Chats,
+    benchmarks, served and exported policies keep them. The template's text says which it knows."""
     max_prompt_length: int = Field(default=512, ge=1)
     """Longest prompt in tokens; rows with a longer one are left out and counted, never cut. Raise it if too many are left
     out and memory allows."""
     max_completion_length: int = Field(default=512, ge=1)
     """Longest answer of the data in tokens; longer ones are counted and cut, without an end of turn. Raise it if too many are
     cut and memory allows."""
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _of_the_template(cls, value: dict[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:
+        for name in value:
+            if not name.isidentifier() or name in OWN_ARGUMENTS:
+                raise ValueError(f"{name!r} is not an argument that a recipe can set; give others, or none")
+        return value
 
 
 class Generation(Section):
@@ -172,9 +222,11 @@ class WarmStart(Section):
 class Evaluation(Section):
     """How every policy is measured: held-out rows, benchmarks, and who judges."""
 
-    path: str | None = None
+    path: PathText | None = None
     """Held-out rows: a hub data set or a file with the columns of `data`. null sets evaluation.health_prompts rows of the data
     aside instead."""
+    name: str | None = None
+    """Configuration of a hub data set that held-out rows come from; null is its only one."""
     split: str = "test"
     """Split of a hub data set that held-out rows come from; local files have none."""
     metric: Literal["exact_match", "none"] = "none"
@@ -192,9 +244,9 @@ class Evaluation(Section):
     diversity, or tasks of lm-evaluation-harness by name."""
     judge: JudgeOracle | None = None
     """Language model that grades mtbench and alpaca; null leaves their answers ungraded."""
-    mtbench: str | None = None
+    mtbench: PathText | None = None
     """Folder with FastChat's MT-Bench questions and reference answers; null is the folder mtbench in output.store."""
-    alpaca: str | None = None
+    alpaca: PathText | None = None
     """File with instructions and a baseline's outputs in AlpacaEval's format; null is the official file from the hub."""
 
 
@@ -227,9 +279,10 @@ class Runtime(Section):
 class Output(Section):
     """Where results are stored and logged."""
 
-    dir: str | None = None
-    """Folder for this run's results; null is runs/ plus the recipe's file name. Set it to keep two runs of one recipe apart."""
-    store: str = "runs/store"
+    dir: PathText | None = None
+    """Folder for this run's results, which are of one game; null is runs/ plus the recipe's file name. --set adds to its name
+    what it changes, unless it sets this: --set game.alpha=0.8 goes to runs/quickstart-alpha0.8."""
+    store: PathText = "runs/store"
     """Folder for completions, log-probs and adapters, each computed once. Let all runs share one store, so that they reuse
     each other's results."""
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = "none"
@@ -331,6 +384,20 @@ class Recipe(Section):
         """Most tokens of prompts and completions that are scored in one forward pass."""
         row = self.data.max_prompt_length + self.longest_answer
         return self.runtime.scoring_tokens_per_batch or self.runtime.scoring_batch_size * row
+
+    def needs_answers(self, held_out: bool) -> str | None:
+        """What needs the data's answers, of rows to learn from or of held-out ones; None: prompts alone suffice."""
+        game, measured = self.game, held_out or self.evaluation.path is None
+        if game.algorithm != "sppo":
+            return f"game.algorithm {game.algorithm}"
+        needing = {
+            "game.oracle exact_match": isinstance(game.oracle, FunctionOracle) and game.oracle.function == "exact_match",
+            "warm_start": self.warm_start is not None and not held_out,
+            "evaluation.compare_sft": self.evaluation.compare_sft and not held_out,
+            "evaluation.metric exact_match": self.evaluation.metric == "exact_match" and measured,
+            "game.stop_when.chosen_logp_falls": game.stop_when.chosen_logp_falls is not None and measured,
+        }
+        return next((name for name, needs in needing.items() if needs), None)
 
     def pairs_at(self, t: int) -> int:
         """Rows to train on in iteration t."""

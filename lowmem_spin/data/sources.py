@@ -8,9 +8,11 @@ from typing import Any
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import read_text, sha256, write_json
 from lowmem_spin.common.keys import digest
-from lowmem_spin.config.recipe import Model
+from lowmem_spin.config.recipe import Recipe
 
 UNRESOLVED = "unresolved"
+TEXT_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+DATA_FILES = (*TEXT_FILES, *(f"{ending}.gz" for ending in TEXT_FILES), ".parquet")
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,11 @@ class UnreachableError(InputError):
     """A hub that does not answer: what is asked of it may be there."""
 
 
-def base_key(asked: Model, model: Source, adapter: Source | None) -> str:
+def base_key(recipe: Recipe, model: Source, adapter: Source | None) -> str:
     """Key of the base policy: its weights, their quantization, its adapter if it has one, and its template."""
+    asked, arguments = recipe.model, recipe.data.chat_template_kwargs
     named = {"model": model.identity, "adapter": adapter.identity if adapter else None, "template": asked.chat_template}
+    named |= {"template arguments": arguments} if arguments else {}
     return digest({"kind": "base", "quantization": asked.quantization, **named})
 
 
@@ -80,14 +84,14 @@ class Sources:
         return Source(str(folder), None, digest([self._file(weights), self._file(folder / "adapter_config.json")]))
 
     def data(self, path: str, revision: str | None, field: str) -> Source:
-        """A JSONL or Parquet file, or a data set on the hub."""
+        """A file of rows, or a data set on the hub."""
         file = self._local(path)
         if file is None:
-            if path.endswith((".jsonl", ".json", ".parquet")) or _is_path(path):
+            if path.lower().endswith(DATA_FILES) or _is_path(path):
                 raise InputError(f"{field}: no file {path!r}, neither beside the recipe nor from here")
             return self._hub(path, revision, field, "dataset")
-        if not file.is_file() or file.suffix not in (".jsonl", ".json", ".parquet"):
-            raise InputError(f"{field}: {path!r} is not a .jsonl or .parquet file")
+        if not file.is_file() or not file.name.lower().endswith(DATA_FILES):
+            raise InputError(f"{field}: {path!r} is not a .jsonl, .ndjson, .json, .csv, .tsv (each also .gz) or .parquet file")
         return Source(str(file), None, self._file(file))
 
     def _local(self, name: str) -> Path | None:

@@ -27,13 +27,13 @@ def load_tokenizer(model: Source, trust_remote_code: bool) -> Any:
         return AutoTokenizer.from_pretrained(model.location, revision=model.revision, trust_remote_code=trust_remote_code)
 
 
-def end_tokens(model: Source, tokenizer: Any, template: str | None) -> list[int]:
+def end_tokens(model: Source, renderer: Renderer) -> list[int]:
     """Tokens at which a completion ends: the template's end of turn, the tokenizer's end, and the model's own."""
     try:
         own = GenerationConfig.from_pretrained(model.location, revision=model.revision or "main").eos_token_id
     except OSError:  # a model without generation_config.json
         own = AutoConfig.from_pretrained(model.location, revision=model.revision or "main").eos_token_id
-    ends = {Renderer(tokenizer, template).end_token, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    ends = {renderer.end_token, renderer.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
     return sorted(end for end in ends if end is not None)
 
 

@@ -115,7 +115,7 @@ def read_config(model: Source) -> dict[str, Any]:
         from huggingface_hub import hf_hub_download
 
         path = Path(hf_hub_download(model.location, "config.json", revision=model.revision))
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     return config.get("text_config", config)
 
 
