@@ -1,0 +1,118 @@
+"""Prepared rows held against the base: tokens that it has no embedding for, rows longer than its context, lost text."""
+
+import unicodedata
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.data.rows import Rows
+from lowmem_spin.data.sources import Source
+from lowmem_spin.engines.base_check import OWN_TOKENIZER, token_ids
+from lowmem_spin.engines.model_files import ModelFiles
+
+LOOKED_AT = 1000  # rows for what needs their text
+
+
+def check_rows(recipe: Recipe, model: Source, rows: Rows, field: str) -> None:
+    """Refuse rows that this base cannot read.
+
+    Args:
+        recipe: the game.
+        model: its base.
+        rows: prepared with the base's tokenizer.
+        field: the recipe's, of where the rows come from.
+
+    Raises:
+        InputError: one line with the remedy.
+    """
+    files = ModelFiles(model)
+    sides = [rows.table[name] for name in ("prompt", "chosen", "rejected") if name in rows.table.column_names]
+    _check_ids(files, sides, field)
+    _check_context(recipe, files, sides, field)
+    _check_unknown(files, rows, field)
+    check_told_apart(rows, field)
+
+
+def _check_ids(files: ModelFiles, sides: list[pa.ChunkedArray], field: str) -> None:
+    known = files.embedding_rows
+    largest = max(pc.max(pc.list_flatten(side)).as_py() or 0 for side in sides)
+    if known is not None and largest >= known:
+        raise InputError(
+            f"model.name_or_path: rows of {field} have token {largest}, but the embedding of {files.name} has {known} rows; "
+            f"{OWN_TOKENIZER}"
+        )
+
+
+def _check_context(recipe: Recipe, files: ModelFiles, sides: list[pa.ChunkedArray], field: str) -> None:
+    """Every prompt has room for an answer, and every row of the data for its own."""
+    context, new = files.context, recipe.generation.max_new_tokens
+    if context is None:
+        return
+    prompt, *answers = (pc.list_value_length(side) for side in sides)
+    longest, answer = (pc.max(lengths).as_py() for lengths in (prompt, pc.max_element_wise(*answers)))
+    rows = [pc.add(prompt, new), *(pc.add(prompt, lengths) for lengths in answers)]
+    over = pc.sum(pc.greater(pc.max_element_wise(*rows), context)).as_py()
+    if not over:
+        return
+    told = (
+        f"model.name_or_path: {files.name} has a context of {context} tokens, and {over:,} of {len(prompt):,} rows of {field} "
+        f"need more, with prompts of up to {longest} tokens, answers of up to {answer} and generation.max_new_tokens {new}"
+    )
+    room = context - longest
+    if room >= context // 8:
+        fields = ["generation.max_new_tokens"] * (new > room) + ["data.max_completion_length"] * (answer > room)
+        raise InputError(f"{told}; set {' and '.join(fields)} to {room}, or take a model with a longer context")
+    half = context // 2
+    raise InputError(
+        f"{told}; set data.max_prompt_length to {half}, and generation.max_new_tokens and data.max_completion_length to "
+        f"{context - half} or less, or take a model with a longer context"
+    )
+
+
+def _check_unknown(files: ModelFiles, rows: Rows, field: str) -> None:
+    """Most of the text is what the tokenizer does not know. Tokens that a template writes say nothing of it."""
+    model, ids = files.tokenizer.get("model") or {}, token_ids(files)
+    unknown = ids.get(str(model.get("unk_token")), model.get("unk_id"))
+    if unknown is None or not len(rows):
+        return
+    places = range(min(len(rows), LOOKED_AT))
+    tokens = np.concatenate([side for place in places for side in (rows.prompt(place), rows.chosen(place))])
+    added = [token["id"] for token in files.tokenizer.get("added_tokens") or [] if token["id"] != unknown]
+    text = tokens[~np.isin(tokens, added)]
+    share = float((text == unknown).mean()) if len(text) else 0.0
+    if share > 0.5:
+        raise InputError(
+            f"model.name_or_path: the tokenizer of {files.name} does not know the text of {field}: {share:.0%} of its tokens "
+            f"are {model.get('unk_token')!r}; {OWN_TOKENIZER.partition(',')[0]}"
+        )
+
+
+def check_told_apart(rows: Rows, field: str) -> None:
+    """Refuse rows of which two different prompts have the same token ids: the model could not tell them apart.
+
+    Space, case and accents, which a tokenizer or a template may well drop, make no prompt a different one.
+    """
+    seen: dict[bytes, str] = {}
+    for place in range(min(len(rows), LOOKED_AT)):
+        text = "\n".join(message["content"] for message in rows.messages(place))
+        known = seen.setdefault(rows.prompt(place).tobytes(), text)
+        if known != text and _plain(known) != _plain(text):
+            raise InputError(
+                f"{field}: two different prompts have the same token ids: {_start(known, text)!r} and {_start(text, known)!r}; "
+                "the tokenizer or model.chat_template loses what tells them apart"
+            )
+
+
+def _plain(text: str) -> str:
+    kept = (character for character in unicodedata.normalize("NFKD", text) if unicodedata.category(character)[0] not in "ZCM")
+    return "".join(kept).casefold()
+
+
+def _start(text: str, other: str) -> str:
+    """Some of a text from where it differs from another."""
+    same = next((place for place, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    begin = max(0, same - 10)
+    return text[begin : begin + 40]
