@@ -22,6 +22,7 @@ from lowmem_spin.data.formats import Message
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.hf import HF, RowNoise
+from lowmem_spin.engines.model_files import context_limit
 from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy, machine_of
 
 WIDE = 100  # columns of a terminal in which two answers stand side by side
@@ -85,7 +86,7 @@ class Voice:
         """Stream the answer to `show` as words are finished; None, or a line on why it ended or was not begun."""
         engine, conversation = self.engine, [*self.messages, {"role": "user", "content": question}]
         prompt = torch.tensor([self.renderer.prompt(conversation)], device=engine.device)
-        width, limit = prompt.shape[1], getattr(engine.model.config, "max_position_embeddings", None)
+        width, limit = prompt.shape[1], context_limit(engine.model.config.to_dict())
         if limit is not None and width + self.sampling.max_new_tokens > limit:
             return (
                 f"the conversation has {width} tokens and an answer may have {self.sampling.max_new_tokens}, of {limit}; /reset"

@@ -37,7 +37,8 @@ def export(run: RunFolder, policy: StoredPolicy, base: Source, to: Path, dtype: 
         tokenizer = load_tokenizer(base, run.recipe.model.trust_remote_code)
         Renderer(tokenizer, run.recipe.model.chat_template)  # gives the tokenizer the template of the game
         if dtype is not None:
-            _write_merged(run, policy.adapter, base, end_tokens(base, tokenizer, None), dtype, temporary)
+            ends = end_tokens(base, tokenizer, None, run.recipe.model.trust_remote_code)
+            _write_merged(run, policy.adapter, base, ends, dtype, temporary)
         elif policy.adapter is not None:
             _write_adapter(policy.adapter, base, temporary)
         tokenizer.save_pretrained(temporary)

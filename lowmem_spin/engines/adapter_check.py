@@ -77,9 +77,7 @@ def check_targets(recipe: Recipe, files: ModelFiles) -> None:
             "not be merged; leave it out"
         )
     if embedded and recipe.game.reference == "ema":
-        raise InputError(
-            f"{FIELD}: {_leaf(embedded[0])} cannot be averaged, as game.reference ema asks; leave it out, or use another reference"
-        )
+        raise InputError(f"{FIELD}: {_leaf(embedded[0])} cannot be averaged, which game.reference ema needs; leave it out")
 
 
 def _nothing_there(asked: str | list[str], lacking: list[str], known: Iterable[str], files: ModelFiles) -> str:

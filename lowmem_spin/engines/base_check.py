@@ -78,7 +78,7 @@ def _stored_form(recipe: Recipe, files: ModelFiles, dtype: str) -> Iterator[str]
         raise InputError(f"model.quantization: none, but {files.name} is stored as nf4; use nf4, or take the unquantized model")
     if any(".experts." in name and weight.dtype == "U8" for name, weight in files.weights.items()):
         raise InputError(
-            f"model.name_or_path: {files.name} has its experts packed in 4 bits, which transformers does not read; {unquantized}"
+            f"model.name_or_path: {files.name} has packed experts, which transformers does not read; {unquantized}"
         )
     own = str(stored.get("bnb_4bit_compute_dtype", "float32")).removeprefix("torch.")
     if own != dtype:
@@ -141,7 +141,7 @@ def _check_tokenizer(recipe: Recipe, files: ModelFiles) -> Iterator[str]:
             )
     if (largest := max(ids.values())) >= known:
         yield (
-            f"{files.name}: its tokenizer has tokens up to {largest}, its embedding {known} rows; a row with one beyond is refused"
+            f"{files.name}: its tokenizer has tokens up to {largest}, its embedding {known} rows; rows with others are refused"
         )
 
 

@@ -163,11 +163,6 @@ def _mixture(config: dict[str, Any]) -> dict[str, int]:
     return {"experts": 3 * len(sparse) * config["hidden_size"] * (count * wide + shared), "intermediate_size": met + shared}
 
 
-def read_config(model: Source) -> dict[str, Any]:
-    """The part of config.json that is about the decoder."""
-    return ModelFiles(model).config
-
-
 Terms = dict[str, float]
 """{what: bytes}"""
 
