@@ -32,8 +32,8 @@ def check_model_names(names: Collection[str], name: str, field: str, folder: Pat
     weights = [file for file in names if file.endswith(".safetensors") and not file.startswith("adapter_model")]
     if "adapter_config.json" in names and field == "model.name_or_path":
         raise InputError(
-            f"{field}: {name!r} is an adapter, for it has an adapter_config.json; give its base{_base_of(folder)} here, and the "
-            "adapter as model.adapter"
+            f"{field}: {name!r} has an adapter_config.json, so it is an adapter; give its base{_base_of(folder)} here, and "
+            "the adapter as model.adapter"
         )
     if gguf and not ("config.json" in names and weights):
         raise InputError(f"{field}: {name!r} has only GGUF weights; {_convert(gguf[0])}")

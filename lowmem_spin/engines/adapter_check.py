@@ -8,7 +8,7 @@ from typing import Any
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines.model_files import EMBEDDINGS, EXPERTS, HEADS, ROUTERS, ModelFiles, Weight, headers
+from lowmem_spin.engines.model_files import EMBEDDINGS, EXPERTS, HEADS, POSITIONS, ROUTERS, ModelFiles, Weight, headers
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 PREFIXES = ("", "model.", "transformer.", "model.language_model.")  # what a checkpoint's names may lack of the modules'
@@ -82,7 +82,7 @@ def check_targets(recipe: Recipe, files: ModelFiles) -> None:
 
 def _nothing_there(asked: str | list[str], lacking: list[str], known: Iterable[str], files: ModelFiles) -> str:
     names = (name for name in known if not name.endswith(ROUTERS) and not EXPERTS.search(name))
-    there = list(dict.fromkeys(_leaf(name) for name in names if _leaf(name) not in EMBEDDED))
+    there = list(dict.fromkeys(_leaf(name) for name in names if _leaf(name) not in (*EMBEDDED, *POSITIONS)))
     whole = "; a string is a regular expression of whole names, so give a list" if isinstance(asked, str) else ""
     every = "" if is_mixture(files) else ", or use all-linear"
     shown = asked if isinstance(asked, str) else lacking

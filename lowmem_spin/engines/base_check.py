@@ -122,8 +122,10 @@ def _check_tokenizer(recipe: Recipe, files: ModelFiles) -> Iterator[str]:
             f"model.name_or_path: {files.name} has no tokenizer files; copy tokenizer.json and tokenizer_config.json into it"
         )
     known, ids = files.embedding_rows, token_ids(files)
-    if known is None or not ids:
+    if known is None:
         return
+    if ids and max(ids.values()) >= known:
+        ids = _loaded_ids(files)
     for field, what in SPECIALS.items():
         token = files.tokenizer_config.get(field)
         text = token.get("content") if isinstance(token, dict) else token
@@ -139,14 +141,22 @@ def _check_tokenizer(recipe: Recipe, files: ModelFiles) -> Iterator[str]:
                 f"model.name_or_path: eos_token_id {end} of {files.name} is no token of its embedding of {known} rows; correct "
                 "it in generation_config.json or config.json"
             )
-    if (largest := max(ids.values())) >= known:
+    if (largest := max(ids.values(), default=0)) >= known:
         yield (
             f"{files.name}: its tokenizer has tokens up to {largest}, its embedding {known} rows; rows with others are refused"
         )
 
 
+def _loaded_ids(files: ModelFiles) -> dict[str, int]:
+    """The ids that the library gives: added tokens follow the others without a gap, whatever the file says. Slower."""
+    from tokenizers import Tokenizer
+
+    path = find_file(files.model, "tokenizer.json")
+    return {} if path is None else Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+
+
 def token_ids(files: ModelFiles) -> dict[str, int]:
-    """Every token of tokenizer.json, the added ones included, and its id; empty without that file."""
+    """Every token of tokenizer.json, the added ones included, and its id there; empty without that file."""
     model = files.tokenizer.get("model") or {}
     vocabulary = model.get("vocab") or {}
     listed = enumerate(vocabulary) if isinstance(vocabulary, list) else ()

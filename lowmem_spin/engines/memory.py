@@ -39,10 +39,9 @@ class Shape:
     head_dim: int
     vocabulary: int
     tied: bool
-    experts: int = 0  # parameters of a mixture's experts in all layers; `intermediate` is then of those that a token meets
-    counted: tuple[int, int] | None = dataclasses.field(
-        default=None, compare=False
-    )  # (linear maps, the rest), by the weights' headers
+    experts: int = 0  # parameters of all experts of a mixture that tokens are sent to
+    met: float = 1.0  # the part of them that one token meets; `intermediate` is the width of those
+    counted: tuple[int, int] | None = dataclasses.field(default=None, compare=False)  # (linear maps, the rest), not by formula
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Shape":
@@ -54,21 +53,23 @@ class Shape:
         config = {new: config[old] for new, old in GPT2_NAMES.items() if old in config} | config
         if "n_embd" in config:
             config["intermediate_size"] = config.get("n_inner") or 4 * config["n_embd"]
-        if mixture := _mixture(config):
-            config |= mixture
+        mixture = _mixture(config)
         try:
             heads = config["num_attention_heads"]
-            return cls(
+            shape = cls(
                 layers=config["num_hidden_layers"],
                 hidden=config["hidden_size"],
-                intermediate=config["intermediate_size"],
+                intermediate=mixture["intermediate"] if mixture else config["intermediate_size"],
                 heads=heads,
                 kv_heads=config.get("num_key_value_heads") or heads,
                 head_dim=config.get("head_dim") or config["hidden_size"] // heads,
                 vocabulary=config["vocab_size"],
                 tied=config.get("tie_word_embeddings", config.get("model_type", "").startswith("gemma")),
                 experts=mixture.get("experts", 0),
+                met=mixture.get("met", 1.0),
             )
+            plain = shape.body + mixture.get("plain", 0)
+            return dataclasses.replace(shape, counted=(plain, shape.unquantized)) if mixture else shape
         except KeyError as missing:
             raise InputError(f"model.name_or_path: its config has no {missing}, so its memory cannot be planned") from None
 
@@ -92,9 +93,8 @@ class Shape:
 
     @property
     def active(self) -> int:
-        """Parameters that a token meets: all of them, or of a mixture the experts that it is sent to."""
-        met = 3 * self.layers * self.hidden * self.intermediate if self.experts else 0
-        return self.body + self.unquantized - self.experts + met
+        """Parameters that a token meets: all of them, but of a mixture's experts only those that it is sent to."""
+        return round(self.body + self.unquantized - self.experts * (1 - self.met))
 
     def lora(self, r: int) -> int:
         """Parameters of an adapter of rank r on all linear maps."""
@@ -128,7 +128,7 @@ def read_shape(model: Source) -> Shape:
     if not packed:
         return shape
     experts = sum(weight.size for name, weight in files.weights.items() if EXPERTS.search(name))
-    return dataclasses.replace(shape, counted=(packed, kept), experts=experts if shape.experts else 0)
+    return dataclasses.replace(shape, counted=(packed, kept), experts=experts)
 
 
 def count_weights(files: ModelFiles) -> tuple[int, int]:
@@ -149,18 +149,20 @@ def count_weights(files: ModelFiles) -> tuple[int, int]:
     return packed, kept
 
 
-def _mixture(config: dict[str, Any]) -> dict[str, int]:
-    """Of a mixture of experts: the parameters of all of them, and the width of those that one token meets; else nothing."""
+def _mixture(config: dict[str, Any]) -> dict[str, Any]:
+    """Of a mixture of experts: their parameters, those of its plain MLPs, and what one token meets of it; else nothing."""
     count = next((config[name] for name in EXPERT_COUNTS if config.get(name)), 0)
-    wide = config.get("moe_intermediate_size") or config.get("intermediate_size")
-    if count < 2 or not wide or "hidden_size" not in config:
+    wide, hidden = config.get("moe_intermediate_size") or config.get("intermediate_size"), config.get("hidden_size")
+    if count < 2 or not wide or not hidden:
         return {}
-    every, dense = config.get("decoder_sparse_step") or 1, set(config.get("mlp_only_layers") or [])
-    first = config.get("first_k_dense_replace") or 0
-    sparse = [n for n in range(first, config.get("num_hidden_layers", 0)) if n not in dense and (n + 1) % every == 0]
+    layers, every = range(config.get("num_hidden_layers", 0)), config.get("decoder_sparse_step") or 1
+    first, dense = config.get("first_k_dense_replace") or 0, config.get("mlp_only_layers") or []
+    sparse = [n for n in layers if n >= first and n not in dense and (n + 1) % every == 0]
     shared = config.get("shared_expert_intermediate_size") or (config.get("n_shared_experts") or 0) * wide
-    met = int(config.get("num_experts_per_tok") or config.get("moe_k") or 1) * wide
-    return {"experts": 3 * len(sparse) * config["hidden_size"] * (count * wide + shared), "intermediate_size": met + shared}
+    sent = int(config.get("num_experts_per_tok") or config.get("moe_k") or 1)
+    plain = len(sparse) * shared + (len(layers) - len(sparse)) * config.get("intermediate_size", 0)
+    experts = 3 * len(sparse) * hidden * count * wide
+    return {"experts": experts, "plain": 3 * hidden * plain, "met": sent / count, "intermediate": sent * wide + shared}
 
 
 Terms = dict[str, float]

@@ -61,15 +61,21 @@ def _check_context(recipe: Recipe, files: ModelFiles, sides: list[pa.ChunkedArra
         f"model.name_or_path: {files.name} has a context of {context} tokens, and {over:,} of {len(prompt):,} rows of {field} "
         f"need more, with prompts of up to {longest} tokens, answers of up to {answer} and generation.max_new_tokens {new}"
     )
+    raise InputError(f"{told}; {_remedy(context, prompt, answer, new)}take a model with a longer context")
+
+
+def _remedy(context: int, prompt: pa.ChunkedArray, answer: int, new: int) -> str:
+    """What to set so that all rows fit, or if prompts leave no room for answers, so that some do; nothing if none can."""
+    shortest, longest = pc.min_max(prompt).as_py().values()
     room = context - longest
     if room >= context // 8:
         fields = ["generation.max_new_tokens"] * (new > room) + ["data.max_completion_length"] * (answer > room)
-        raise InputError(f"{told}; set {' and '.join(fields)} to {room}, or take a model with a longer context")
-    half = context // 2
-    raise InputError(
-        f"{told}; set data.max_prompt_length to {half}, and generation.max_new_tokens and data.max_completion_length to "
-        f"{context - half} or less, or take a model with a longer context"
-    )
+        return f"set {' and '.join(fields)} to {room}, or "
+    for limit in (context // 2, context - max(1, context // 8)):
+        if shortest <= limit:
+            rest = context - limit
+            return f"set data.max_prompt_length to {limit}, and generation.max_new_tokens and data.max_completion_length to {rest}, or "
+    return ""
 
 
 def _check_unknown(files: ModelFiles, rows: Rows, field: str) -> None:
