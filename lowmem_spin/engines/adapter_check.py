@@ -61,8 +61,9 @@ def check_targets(recipe: Recipe, files: ModelFiles) -> None:
     wrong = [name for name in _experts(files) if _matches(asked, name)]
     if not wrong and (not asked or _unmatched(asked, known)):
         known = _modules(recipe, files)  # its checkpoint may have other names than the model
-        if not asked or (lacking := _unmatched(asked, known)):
-            raise InputError(_nothing_there(asked, lacking if asked else [], known, files))
+        lacking = _unmatched(asked, known)
+        if not asked or lacking:
+            raise InputError(_nothing_there(asked, lacking, known, files))
     matched = [name for name in known if _matches(asked, name)]
     wrong += [name for name in matched if is_mixture(files) and name.endswith(ROUTERS)]
     if wrong:

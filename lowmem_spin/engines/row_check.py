@@ -4,7 +4,6 @@ import unicodedata
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
@@ -38,7 +37,7 @@ def check_rows(recipe: Recipe, model: Source, rows: Rows, field: str) -> None:
 
 def _check_ids(files: ModelFiles, sides: list[pa.ChunkedArray], field: str) -> None:
     known = files.embedding_rows
-    largest = max(pc.max(pc.list_flatten(side)).as_py() or 0 for side in sides)
+    largest = max(int(_tokens(side).max(initial=0)) for side in sides)
     if known is not None and largest >= known:
         raise InputError(
             f"model.name_or_path: rows of {field} have token {largest}, but the embedding of {files.name} has {known} rows; "
@@ -51,10 +50,9 @@ def _check_context(recipe: Recipe, files: ModelFiles, sides: list[pa.ChunkedArra
     context, new = files.context, recipe.generation.max_new_tokens
     if context is None:
         return
-    prompt, *answers = (pc.list_value_length(side) for side in sides)
-    longest, answer = (pc.max(lengths).as_py() for lengths in (prompt, pc.max_element_wise(*answers)))
-    rows = [pc.add(prompt, new), *(pc.add(prompt, lengths) for lengths in answers)]
-    over = pc.sum(pc.greater(pc.max_element_wise(*rows), context)).as_py()
+    prompt, *answers = (_lengths(side) for side in sides)
+    answered = np.max(answers, axis=0)
+    over, longest, answer = int((prompt + np.maximum(answered, new) > context).sum()), prompt.max(), answered.max()
     if not over:
         return
     told = (
@@ -64,18 +62,27 @@ def _check_context(recipe: Recipe, files: ModelFiles, sides: list[pa.ChunkedArra
     raise InputError(f"{told}; {_remedy(context, prompt, answer, new)}take a model with a longer context")
 
 
-def _remedy(context: int, prompt: pa.ChunkedArray, answer: int, new: int) -> str:
+def _remedy(context: int, prompt: np.ndarray, answer: int, new: int) -> str:
     """What to set so that all rows fit, or if prompts leave no room for answers, so that some do; nothing if none can."""
-    shortest, longest = pc.min_max(prompt).as_py().values()
-    room = context - longest
+    room = context - int(prompt.max())
     if room >= context // 8:
         fields = ["generation.max_new_tokens"] * (new > room) + ["data.max_completion_length"] * (answer > room)
         return f"set {' and '.join(fields)} to {room}, or "
     for limit in (context // 2, context - max(1, context // 8)):
-        if shortest <= limit:
-            rest = context - limit
-            return f"set data.max_prompt_length to {limit}, and generation.max_new_tokens and data.max_completion_length to {rest}, or "
+        if prompt.min() <= limit:
+            answers = f"generation.max_new_tokens and data.max_completion_length to {context - limit}"
+            return f"set data.max_prompt_length to {limit}, and {answers}, or "
     return ""
+
+
+def _tokens(side: pa.ChunkedArray) -> np.ndarray:
+    """All token ids of a column of them."""
+    return np.concatenate([chunk.values.to_numpy() for chunk in side.chunks])
+
+
+def _lengths(side: pa.ChunkedArray) -> np.ndarray:
+    """How many token ids each row has."""
+    return np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in side.chunks])
 
 
 def _check_unknown(files: ModelFiles, rows: Rows, field: str) -> None:

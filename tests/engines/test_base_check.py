@@ -46,7 +46,7 @@ from lowmem_spin.engines.memory import Shape, count_weights, read_shape
 from lowmem_spin.engines.model_files import ModelFiles, context_limit
 from lowmem_spin.runner.planning.plan import plan
 
-SMALL = {
+SMALL: dict[str, Any] = {
     **{"vocab_size": 288, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2},
     **{"num_key_value_heads": 1, "head_dim": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
     "max_position_embeddings": 256,
@@ -275,7 +275,12 @@ def test_other_quantized_checkpoints(base: Path, stored: dict[str, Any], line: s
         (
             Qwen2MoeForCausalLM,
             Qwen2MoeConfig(
-                **SMALL, num_experts=4, moe_intermediate_size=32, shared_expert_intermediate_size=64, decoder_sparse_step=2
+                **SMALL,
+                num_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=32,
+                shared_expert_intermediate_size=64,
+                decoder_sparse_step=2,
             ),
         ),
     ],
