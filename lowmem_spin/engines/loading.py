@@ -82,7 +82,7 @@ def load_base(model: Source, quantization: str, machine: Machine, trust_remote_c
             "runtime.device: the driver sees a GPU but this torch build does not; install a CUDA build, or use cpu"
         )
     with naming_the_model(model):
-        base, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model.location,
             revision=model.revision,
             dtype=dtype,
@@ -93,6 +93,7 @@ def load_base(model: Source, quantization: str, machine: Machine, trust_remote_c
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         )
+    base, found = loaded
     _check_loaded(model, found)
     set_compute_dtype(base, dtype)
     for module in base.modules():

@@ -52,7 +52,9 @@ def _check_context(recipe: Recipe, files: ModelFiles, sides: list[pa.ChunkedArra
         return
     prompt, *answers = (_lengths(side) for side in sides)
     answered = np.max(answers, axis=0)
-    over, longest, answer = int((prompt + np.maximum(answered, new) > context).sum()), prompt.max(), answered.max()
+    over, longest, answer = (
+        int(n) for n in ((prompt + np.maximum(answered, new) > context).sum(), prompt.max(), answered.max())
+    )
     if not over:
         return
     told = (

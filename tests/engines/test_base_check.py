@@ -367,7 +367,7 @@ def test_scaled_logits_are_seen_on_any_weights(tmp_path: Path, model: Any, confi
     refused(f"{field} is ", folder)
     with pytest.raises(InputError, match="changes its logits after the head"):
         open_hf(folder, "none")
-    edit(folder, **{field: 1.0})
+    edit(folder, "config.json", **{field: 1.0})
     assert check(folder) == []
     open_hf(folder, "none")
 
