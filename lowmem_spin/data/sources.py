@@ -133,10 +133,9 @@ def _commit(name: str, revision: str | None, field: str, kind: str) -> str:
         found = HfApi().repo_info(name, revision=revision, repo_type=kind)
         commit = str(found.sha)
         if kind == "model":
-            if (
-                found.siblings and field == "model.name_or_path"
-            ):  # what a repository of another kind is, before its config is asked for
-                check_model_names({file.rfilename for file in found.siblings}, name, field)
+            files = getattr(found, "siblings", None)
+            if files and field == "model.name_or_path":  # what it is instead, before its config is asked for
+                check_model_names({file.rfilename for file in files}, name, field)
             hf_hub_download(name, "config.json", revision=commit)  # a gated model shows its page but not its files
         return commit
     except hub.GatedRepoError:
@@ -147,6 +146,8 @@ def _commit(name: str, revision: str | None, field: str, kind: str) -> str:
         raise InputError(
             f"{field}: {name!r} is neither a path beside the recipe or here nor on the hub; if it is private, set HF_TOKEN"
         ) from None
+    except hub.RemoteEntryNotFoundError:
+        raise InputError(f"{field}: {name!r} is no model: it has no config.json; see its hub page") from None
     except (hub.OfflineModeIsEnabled, hub.HfHubHTTPError, httpx.TransportError, OSError) as unreachable:
         try:
             return Path(snapshot_download(name, revision=revision, repo_type=kind, local_files_only=True)).name
