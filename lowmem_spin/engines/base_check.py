@@ -44,6 +44,7 @@ def check_base(recipe: Recipe, model: Source, adapter: Source | None, dtype: str
     notes = [*_stored_form(recipe, files, dtype)]
     _check_weights(files)
     notes += _check_tokenizer(recipe, files)
+    _check_room(recipe, files)
     check_targets(recipe, files)
     if adapter is not None:
         notes += check_adapter(recipe, files, adapter)
@@ -104,6 +105,14 @@ def _check_weights(files: ModelFiles) -> None:
             files.model,
             f"its config.json has vocab_size {stated} and its embedding {rows[0].shape[0]} rows; take both from one model",
         )
+
+
+def _check_room(recipe: Recipe, files: ModelFiles) -> None:
+    """An answer leaves room for a prompt; whether for all of them is seen when they are read, by row_check.py."""
+    new, context = recipe.generation.max_new_tokens, files.context
+    if context is not None and new >= context:
+        whole = f"a context of {context} tokens for prompt and answer"
+        raise InputError(f"generation.max_new_tokens: {new}, but {files.name} has {whole}; lower it")
 
 
 def _check_tokenizer(recipe: Recipe, files: ModelFiles) -> Iterator[str]:

@@ -35,6 +35,19 @@ def check_rows(recipe: Recipe, model: Source, rows: Rows, field: str) -> None:
     check_told_apart(rows, field)
 
 
+def unread_rows_note(recipe: Recipe, model: Source) -> list[str]:
+    """A line if rows that are not read yet may need more than the base's context."""
+    context, data = ModelFiles(model).context, recipe.data
+    longest = data.max_prompt_length + max(recipe.generation.max_new_tokens, data.max_completion_length)
+    if context is None or longest <= context:
+        return []
+    limits = "data.max_prompt_length, data.max_completion_length and generation.max_new_tokens"
+    return [
+        f"rows may have up to {longest:,} tokens by {limits}, and {model.location!r} has a context of {context:,}: if any has "
+        "more, the game is refused when they are read"
+    ]
+
+
 def _check_ids(files: ModelFiles, sides: list[pa.ChunkedArray], field: str) -> None:
     known = files.embedding_rows
     largest = max(int(_tokens(side).max(initial=0)) for side in sides)

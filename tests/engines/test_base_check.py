@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -38,18 +40,21 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.grid import sweep_points
 from lowmem_spin.config.load import find_recipe
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.data.prepare import SCHEMA
+from lowmem_spin.data.rows import Rows
 from lowmem_spin.data.sources import Source, Sources
 from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.loading import end_tokens, load_base, load_tokenizer
 from lowmem_spin.engines.memory import Shape, count_weights, read_shape
 from lowmem_spin.engines.model_files import ModelFiles, context_limit
-from lowmem_spin.runner.planning.plan import plan
+from lowmem_spin.engines.row_check import check_told_apart
+from lowmem_spin.runner.planning.plan import Plan, plan
 
 SMALL: dict[str, Any] = {
     **{"vocab_size": 288, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2},
     **{"num_key_value_heads": 1, "head_dim": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 512,
 }
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 ROW = ([1, 3, 70, 80], [71, 72, 100, 5])
@@ -118,8 +123,9 @@ def test_the_quickstart_passes_without_a_word(base: Path) -> None:
     assert check(base) == []
 
 
-def long_context(folder: Path) -> None:
-    edit(folder, max_position_embeddings=24)
+def planned(folder: Path, *overrides: str) -> Plan:
+    path = find_recipe("quickstart")
+    return plan(sweep_points(path, tiny(folder, *overrides), {}, 1), path.parent)
 
 
 @pytest.mark.parametrize(
@@ -130,19 +136,16 @@ def long_context(folder: Path) -> None:
         (lambda folder: None, ["training.lora={target_modules: [q_proj, nope]}"], "['nope'] matches no layer of"),
         (lambda folder: edit(folder, num_hidden_layers=6), [], "its config.json has 6 layers and its checkpoint 4"),
         (lambda folder: (folder / "generation_config.json").write_text("{"), [], "generation_config.json is not JSON"),
+        (lambda folder: edit(folder, max_position_embeddings=8), [], "generation.max_new_tokens: 8, but"),
     ],
 )
 def test_run_and_plan_say_the_same(tmp_path: Path, base: Path, harm: Any, overrides: list[str], line: str) -> None:
     harm(base)
     asked = [f"model.name_or_path={base}", *overrides]
-    path = find_recipe("quickstart")
     said = []
-    for say in (
-        lambda: opened(tmp_path, *asked),
-        lambda: plan(sweep_points(path, tiny(tmp_path, *asked), {}, 1), path.parent),
-    ):
+    for say in (opened, planned):
         with pytest.raises(InputError) as error:
-            say()
+            say(tmp_path, *asked)
         said.append(str(error.value))
     assert line in said[0]
     assert said[0] == said[1]
@@ -191,11 +194,15 @@ def remedied(line: str) -> list[str]:
 def test_a_context_that_rows_do_not_fit_in(tmp_path: Path, model: Any, config: Any, context: int) -> None:
     config.max_position_embeddings = context
     folder = made(tmp_path / "short", model, config)
-    asked = [f"model.name_or_path={folder}", "generation.max_new_tokens=20", "game.pairs=1", "game.iterations=1"]
+    new = min(20, context - 1)
+    asked = [f"model.name_or_path={folder}", f"generation.max_new_tokens={new}", "game.pairs=1", "game.iterations=1"]
+    assert f"has a context of {context}: if any has more, the game is refused" in " ".join(planned(tmp_path, *asked).notes)
     with pytest.raises(
         InputError, match=f"a context of {context} tokens, and [0-9,]+ of 200 rows of data.path need more"
     ) as error:
         opened(tmp_path, *asked)
+    with pytest.raises(InputError, match=re.escape(str(error.value))):  # now that they have been read
+        planned(tmp_path, *asked)
     told = remedied(str(error.value))
     assert len(told) == (3 if context == 14 else 2)
     opened(tmp_path, *asked, *told)
@@ -225,6 +232,49 @@ def test_a_context_that_rows_do_not_fit_in(tmp_path: Path, model: Any, config: A
 )
 def test_contexts_that_configs_state(config: dict[str, Any], limit: int | None) -> None:
     assert context_limit(config) == limit
+
+
+def of_words(folder: Path, words: list[str]) -> None:
+    """Have the base's tokenizer know these words and the template's tokens, and no others."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    known = [token["content"] for token in content["added_tokens"]] + ["<unk>", *words]
+    core = Tokenizer(models.WordLevel({word: place for place, word in enumerate(known)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.add_special_tokens(known[: -len(words)])
+    core.save(str(folder / "tokenizer.json"))
+
+
+def test_text_that_the_tokenizer_does_not_know(tmp_path: Path, base: Path) -> None:
+    rows = [{"prompt": f"sort the word w{n}", "completion": f"answer w{n}"} for n in range(40)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [f"model.name_or_path={base}", f"data.path={data}"]
+    of_words(base, ["something", "else"])
+    with pytest.raises(
+        InputError, match=r"does not know the text of data\.path: 100% of its tokens are '<unk>'; use the token"
+    ):
+        opened(tmp_path, *asked)
+    of_words(base, ["sort", "the", "word", "answer"])
+    with pytest.raises(
+        InputError, match=r"data\.path: two different prompts have the same token ids: 'sort the word w\d+' and '"
+    ):
+        opened(tmp_path, *asked)
+    of_words(base, ["sort", "the", "word", "answer", *(f"w{n}" for n in range(40))])
+    opened(tmp_path, *asked)
+
+
+@pytest.mark.parametrize("second", ["sort: a b", "Sort:  a b ", "sört: a b"])
+def test_what_a_tokenizer_may_well_drop_makes_no_other_prompt(second: str) -> None:
+    messages = [json.dumps([{"role": "user", "content": text}]) for text in ("sort: a b", second)]
+    row = {
+        "id": ["1", "2"],
+        "prompt": [[1, 2], [1, 2]],
+        "chosen": [[3], [3]],
+        "truncated": [False] * 2,
+        "completion": ["c"] * 2,
+    }
+    rows = Rows(pa.table({**row, "category": [None] * 2, "messages": messages}, schema=SCHEMA))
+    check_told_apart(rows, "data.path")
 
 
 def packed(folder: Path, **options: Any) -> Path:

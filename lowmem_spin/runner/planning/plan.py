@@ -22,7 +22,7 @@ from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.pool import EngineChoices, choose_engines
 from lowmem_spin.engines.registry import gpu_engine
-from lowmem_spin.engines.row_check import check_rows
+from lowmem_spin.engines.row_check import check_rows, unread_rows_note
 from lowmem_spin.runner.open import ResolvedRecipe, SharedResources, name_stages, resolve
 from lowmem_spin.runner.planning.calibration import load_calibration
 from lowmem_spin.runner.planning.counting import GAME_KINDS, Unit, Work
@@ -182,6 +182,8 @@ class _Draft:
         for rows, (_, name, _) in zip(loaded, resolved.data_sources(), strict=True):
             if rows is not None:
                 check_rows(recipe, resolved.model, rows, name)
+            elif resolved.model.resolved:
+                _add(self.notes, unread_rows_note(recipe, resolved.model))
         if len(present) == len(loaded):
             rows = self.shared.split(resolved, *present)
             inputs, stages = name_stages(resolved, rows.set_aside)
