@@ -250,14 +250,10 @@ def test_text_that_the_tokenizer_does_not_know(tmp_path: Path, base: Path) -> No
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = [f"model.name_or_path={base}", f"data.path={data}"]
     of_words(base, ["something", "else"])
-    with pytest.raises(
-        InputError, match=r"does not know the text of data\.path: 100% of its tokens are '<unk>'; use the token"
-    ):
+    with pytest.raises(InputError, match=r"does not know the text of data\.path: 100% of its tokens are '<unk>'"):
         opened(tmp_path, *asked)
     of_words(base, ["sort", "the", "word", "answer"])
-    with pytest.raises(
-        InputError, match=r"data\.path: two different prompts have the same token ids: 'sort the word w\d+' and '"
-    ):
+    with pytest.raises(InputError, match=r"two different prompts have the same token ids: 'the word w0' and 'the word w1'"):
         opened(tmp_path, *asked)
     of_words(base, ["sort", "the", "word", "answer", *(f"w{n}" for n in range(40))])
     opened(tmp_path, *asked)
