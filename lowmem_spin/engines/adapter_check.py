@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
@@ -48,7 +47,7 @@ def check_targets(recipe: Recipe, files: ModelFiles) -> None:
     Raises:
         InputError: one line that says what there is.
     """
-    asked, known = recipe.training.lora.target_modules, layers(files)
+    asked, known = recipe.training.lora.target_modules, list(layers(files))
     if not known:
         return
     if asked == "all-linear":
@@ -60,7 +59,7 @@ def check_targets(recipe: Recipe, files: ModelFiles) -> None:
         return
     wrong = [name for name in _experts(files) if _matches(asked, name)]
     if not wrong and (not asked or _unmatched(asked, known)):
-        known = _modules(recipe, files)  # its checkpoint may have other names than the model
+        known = list(_modules(recipe, files))  # its checkpoint may have other names than the model
         lacking = _unmatched(asked, known)
         if not asked or lacking:
             raise InputError(_nothing_there(asked, lacking, known, files))
@@ -96,7 +95,7 @@ def _experts(files: ModelFiles) -> set[str]:
     return {name.removesuffix(".weight") for name in files.weights if EXPERTS.search(name)}
 
 
-def _modules(recipe: Recipe, files: ModelFiles) -> dict[str, Any]:
+def _modules(recipe: Recipe, files: ModelFiles) -> dict[str, tuple[int, ...]]:
     """The matrices of the model itself, where its checkpoint's names are not enough: slower, but what counts."""
     from lowmem_spin.engines.loading import matrices
 
@@ -152,12 +151,13 @@ def check_adapter(recipe: Recipe, files: ModelFiles, adapter: Source) -> Iterato
         raise InputError(f"{misfit}: its rank is {own.get('r')}, but training.lora.r is {lora.r}; set it to {own.get('r')}")
     if own.get("lora_alpha") != lora.lora_alpha:
         raise InputError(f"training.lora.lora_alpha: {lora.lora_alpha}, but {name} has {own.get('lora_alpha')}; use that")
-    known = layers(files)
+    known: dict[str, tuple[int, ...]] = {part: weight.shape for part, weight in layers(files).items()}
     if not known:
         return
-    every = lora.target_modules == "all-linear"
-    asked = [part for part in known if (_leaf(part) not in EMBEDDED if every else _matches(lora.target_modules, part))]
-    wanted = {_inside(part): known[part].shape for part in asked}
+    wanted = {_inside(part): known[part] for part in _adapted(lora.target_modules, known)}
+    if wanted.keys() != given.keys():  # its checkpoint may have other names than the model
+        known = _modules(recipe, files)
+        wanted = {_inside(part): known[part] for part in _adapted(lora.target_modules, known)}
     ours, theirs = ({_leaf(part): None for part in side} for side in (wanted, given))
     if ours.keys() != theirs.keys():
         raise InputError(
@@ -177,6 +177,13 @@ def check_adapter(recipe: Recipe, files: ModelFiles, adapter: Source) -> Iterato
     places = (recipe.model.name_or_path, files.model.location)
     if named and Path(named).name not in {Path(place).name for place in places}:
         yield f"model.adapter: {name} names {named!r} as its base and is played on {places[0]!r}; all its shapes fit"
+
+
+def _adapted(asked: str | list[str], known: Iterable[str]) -> list[str]:
+    """The modules that an adapter on `asked` has weights for."""
+    if asked == "all-linear":
+        return [name for name in known if _leaf(name) not in (*EMBEDDED, *POSITIONS)]
+    return [name for name in known if _matches(asked, name)]
 
 
 def _inside(name: str) -> str:

@@ -127,14 +127,12 @@ def _check_tokenizer(recipe: Recipe, files: ModelFiles) -> Iterator[str]:
             )
         return
     if vocabulary is None:
-        raise InputError(
-            f"model.name_or_path: {files.name} has no tokenizer files; copy tokenizer.json and tokenizer_config.json into it"
-        )
-    known, ids = files.embedding_rows, token_ids(files)
+        remedy = "copy tokenizer.json and tokenizer_config.json into it" if files.model.local else "take a model that has them"
+        raise InputError(f"model.name_or_path: {files.name} has no tokenizer files; {remedy}")
+    known = files.embedding_rows
     if known is None:
         return
-    if ids and max(ids.values()) >= known:
-        ids = _loaded_ids(files)
+    ids = _loaded_ids(files) if files.vocabulary.largest >= known else {}
     for field, what in SPECIALS.items():
         token = files.tokenizer_config.get(field)
         text = token.get("content") if isinstance(token, dict) else token
@@ -162,12 +160,3 @@ def _loaded_ids(files: ModelFiles) -> dict[str, int]:
 
     path = find_file(files.model, "tokenizer.json")
     return {} if path is None else Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-
-
-def token_ids(files: ModelFiles) -> dict[str, int]:
-    """Every token of tokenizer.json, the added ones included, and its id there; empty without that file."""
-    model = files.tokenizer.get("model") or {}
-    vocabulary = model.get("vocab") or {}
-    listed = enumerate(vocabulary) if isinstance(vocabulary, list) else ()
-    ids = {str(entry[0]): number for number, entry in listed} if isinstance(vocabulary, list) else dict(vocabulary)
-    return ids | {token["content"]: token["id"] for token in files.tokenizer.get("added_tokens") or []}

@@ -48,7 +48,7 @@ def _config(model: Source, trust_remote_code: bool) -> Any:
     return AutoConfig.from_pretrained(model.location, revision=model.revision or "main", trust_remote_code=trust_remote_code)
 
 
-def matrices(model: Source, trust_remote_code: bool) -> dict[str, tuple[int, int]]:
+def matrices(model: Source, trust_remote_code: bool) -> dict[str, tuple[int, ...]]:
     """(rows, columns) of every matrix by the name of its module, from a model without weights."""
     with naming_the_model(model), torch.device("meta"):
         config = _config(model, trust_remote_code)

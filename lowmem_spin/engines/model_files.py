@@ -39,6 +39,29 @@ class Weight:
         return math.prod(self.shape)
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a tokenizer.json says of its tokens."""
+
+    largest: int = -1  # id
+    unknown: int | None = None  # the token that stands for what it does not know
+    unknown_text: str = ""
+    added: frozenset[int] = frozenset()  # those that are no text of their own, as templates write them
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "Vocabulary":
+        model, added = content.get("model") or {}, content.get("added_tokens") or []
+        listed = model.get("vocab") or {}
+        ids = {str(entry[0]): place for place, entry in enumerate(listed)} if isinstance(listed, list) else listed
+        ids = ids | {token["content"]: token["id"] for token in added}
+        text = str(model.get("unk_token") or "")
+        unknown = ids.get(text, model.get("unk_id"))
+        return cls(max(ids.values(), default=-1), unknown, text, frozenset({token["id"] for token in added} - {unknown}))
+
+
+_vocabularies: dict[tuple[str, int, int], Vocabulary] = {}  # of files as they are; a large one takes half a second
+
+
 def find_file(model: Source, name: str) -> Path | None:
     """A file of a model, in its folder or from the hub; None if the model has no such file, or it is not here and the hub is
     away."""
@@ -97,9 +120,17 @@ class ModelFiles:
     def tokenizer_config(self) -> dict[str, Any]:
         return self.json("tokenizer_config.json")
 
-    @cached_property
-    def tokenizer(self) -> dict[str, Any]:
-        return self.json("tokenizer.json")
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Of tokenizer.json; empty without that file."""
+        path = find_file(self.model, "tokenizer.json")
+        if path is None:
+            return Vocabulary()
+        status = path.stat()
+        name = (str(path.resolve()), status.st_size, status.st_mtime_ns)
+        if name not in _vocabularies:
+            _vocabularies[name] = Vocabulary.of(self.json("tokenizer.json"))
+        return _vocabularies[name]
 
     @cached_property
     def weights(self) -> Mapping[str, Weight]:

@@ -9,7 +9,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import Rows
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines.base_check import OWN_TOKENIZER, token_ids
+from lowmem_spin.engines.base_check import OWN_TOKENIZER
 from lowmem_spin.engines.model_files import ModelFiles
 
 LOOKED_AT = 1000  # rows for what needs their text
@@ -102,19 +102,17 @@ def _lengths(side: pa.ChunkedArray) -> np.ndarray:
 
 def _check_unknown(files: ModelFiles, rows: Rows, field: str) -> None:
     """Most of the text is what the tokenizer does not know. Tokens that a template writes say nothing of it."""
-    model, ids = files.tokenizer.get("model") or {}, token_ids(files)
-    unknown = ids.get(str(model.get("unk_token")), model.get("unk_id"))
-    if unknown is None or not len(rows):
+    known = files.vocabulary
+    if known.unknown is None:
         return
     places = range(min(len(rows), LOOKED_AT))
     tokens = np.concatenate([side for place in places for side in (rows.prompt(place), rows.chosen(place))])
-    added = [token["id"] for token in files.tokenizer.get("added_tokens") or [] if token["id"] != unknown]
-    text = tokens[~np.isin(tokens, added)]
-    share = float((text == unknown).mean()) if len(text) else 0.0
+    text = tokens[~np.isin(tokens, list(known.added))]
+    share = float((text == known.unknown).mean()) if len(text) else 0.0
     if share > 0.5:
         raise InputError(
             f"model.name_or_path: the tokenizer of {files.name} does not know the text of {field}: {share:.0%} of its tokens "
-            f"are {model.get('unk_token')!r}; {OWN_TOKENIZER.partition(',')[0]}"
+            f"are {known.unknown_text!r}; {OWN_TOKENIZER.partition(',')[0]}"
         )
 
 

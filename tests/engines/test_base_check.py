@@ -566,6 +566,19 @@ def test_an_adapter_of_another_kind(tmp_path: Path, adapter: Path, lora: Any, ch
     refused(line, QUICKSTART / "base", brought, training={"lora": {**LORA, **lora}})
 
 
+def test_adapters_on_gpt2(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=288, n_embd=32, n_layer=2, n_head=2, pad_token_id=0)
+    folder = made(tmp_path / "gpt2", GPT2LMHeadModel, config)
+    engine = open_hf(folder)
+    shake_slot(engine)
+    adapter = save_slot(engine, tmp_path / "adapter")
+    assert check(folder, adapter, training={"lora": LORA}) == []
+    bare = {name.removeprefix("transformer."): weight for name, weight in load_file(folder / "model.safetensors").items()}
+    save_file(bare, folder / "model.safetensors", metadata={"format": "pt"})  # as the hub's first checkpoints have it
+    assert check(folder, adapter, training={"lora": LORA}) == []
+    assert open_hf(folder).score(adapter, [ROW]) == engine.score(adapter, [ROW])
+
+
 def test_an_adapter_and_its_base(tmp_path: Path, adapter: Path, llama: Path) -> None:
     assert check(QUICKSTART / "base", adapter, training={"lora": LORA}) == []
     moved = Path(shutil.copytree(QUICKSTART / "base", tmp_path / "moved"))
