@@ -137,15 +137,15 @@ def check_adapter(recipe: Recipe, files: ModelFiles, adapter: Source) -> Iterato
     Raises:
         InputError: its kind, rank, scale, layers or shapes are not those of the game; both values are named.
     """
-    lora, name, own = recipe.training.lora, repr(adapter.location), ModelFiles(adapter).json("adapter_config.json")
+    lora, name = recipe.training.lora, repr(adapter.location)
+    own = ModelFiles(adapter, "model.adapter").json("adapter_config.json")
     if own.get("peft_type", "LORA") != "LORA":
         raise InputError(f"model.adapter: {name} is of type {own['peft_type']}; only plain LoRA can be played")
     if special := [field for field in SPECIAL if own.get(field)]:
         raise InputError(f"model.adapter: {name} uses {special[0]}; only plain LoRA can be played")
     if own.get("bias", "none") != "none":
         raise InputError(f"model.adapter: {name} has biases ({own['bias']}); only plain LoRA can be played")
-    weights = headers(adapter, Path(adapter.location) / "adapter_model.safetensors")
-    given = _pairs(weights)
+    given = _pairs(headers(adapter, Path(adapter.location) / "adapter_model.safetensors", "model.adapter"))
     misfit = f"model.adapter: {name} was made for another base or other layers"
     if own.get("r") != lora.r:
         raise InputError(f"{misfit}: its rank is {own.get('r')}, but training.lora.r is {lora.r}; set it to {own.get('r')}")

@@ -77,9 +77,10 @@ def find_file(model: Source, name: str) -> Path | None:
         return None
 
 
-def none_of_a_model(model: Source, why: str) -> InputError:
-    """The refusal of a model whose files are not what they should be."""
-    return InputError(f"model.name_or_path: {model.location!r} does not load as a model: {why}")
+def none_of_a_model(model: Source, why: str, field: str = "model.name_or_path") -> InputError:
+    """The refusal of a model, or of an adapter, whose files are not what they should be."""
+    kind = "an adapter" if field == "model.adapter" else "a model"
+    return InputError(f"{field}: {model.location!r} does not load as {kind}: {why}")
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class ModelFiles:
     """The files of one model, each read once."""
 
     model: Source
+    field: str = "model.name_or_path"
 
     def json(self, name: str) -> dict[str, Any]:
         """An object of a JSON file; empty if there is no such file.
@@ -100,11 +102,12 @@ class ModelFiles:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise none_of_a_model(self.model, f"{name} is not JSON ({error}); fetch it again") from None
+            raise none_of_a_model(self.model, f"{name} is not JSON ({error}); fetch it again", self.field) from None
         except OSError as error:
-            raise none_of_a_model(self.model, f"{name} cannot be read ({error.strerror}); see to its rights") from None
+            why = f"{name} cannot be read ({error.strerror}); see to its rights"
+            raise none_of_a_model(self.model, why, self.field) from None
         if not isinstance(content, dict):
-            raise none_of_a_model(self.model, f"{name} is no JSON object; fetch it again")
+            raise none_of_a_model(self.model, f"{name} is no JSON object; fetch it again", self.field)
         return content
 
     @cached_property
@@ -214,7 +217,7 @@ def context_limit(config: dict[str, Any]) -> int | None:
     return limit
 
 
-def headers(model: Source, path: Path) -> dict[str, Weight]:
+def headers(model: Source, path: Path, field: str = "model.name_or_path") -> dict[str, Weight]:
     """What a safetensors file has in it; its length is checked against its header.
 
     Raises:
@@ -227,7 +230,7 @@ def headers(model: Source, path: Path) -> dict[str, Weight]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
             return {name: Weight(tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise none_of_a_model(model, f"{path.name} is damaged or cut short ({error}); fetch it again") from None
+        raise none_of_a_model(model, f"{path.name} is damaged or cut short ({error}); fetch it again", field) from None
 
 
 def _ask_the_hub(model: Source) -> dict[str, Weight]:
