@@ -314,6 +314,14 @@ def test_other_quantized_checkpoints(base: Path, stored: dict[str, Any], line: s
         check(base, model={"quantization": quantization})
 
 
+def test_experts_that_are_packed_are_not_read(base: Path) -> None:
+    """transformers puts their bytes into the fused experts as if they were weights."""
+    edit(base, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"})
+    weights = load_file(base / "model.safetensors")
+    save_file({**weights, "model.layers.0.mlp.experts.0.up_proj.weight": torch.zeros(8, 1).byte()}, base / "model.safetensors")
+    refused("has packed experts, which transformers does not read; take the unquantized model", base)
+
+
 @pytest.mark.parametrize(
     ("model", "config"),
     [
