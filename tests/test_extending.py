@@ -2,15 +2,13 @@
 package by a stranger who touches the files named there and no others, and then played from recipes."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.forked import Command
 from helpers.games import stored, tiny
 
 ROOT = Path(__file__).parent.parent
@@ -137,7 +135,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def played(extended: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Games of seconds that the extended package has played, on data in the new layout, in one process."""
+    """Games of seconds that the extended package has played, on data in the new layout."""
     games = {
         "toys": [
             *("game.loss={name: toy, gain: 3}", "game.reference=toy", "game.sampler={name: toy, length: 2}"),
@@ -157,12 +155,10 @@ def played(extended: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         (folder / "train.jsonl").write_text("".join(lines))
         commands.append(["run", "quickstart", *changes])
     commands.append(["evaluate", str(folders["toys"] / "run"), "--suite", "toy"])
-    script = "import json, sys; from lowmem_spin.cli.main import app; "
-    script += "[app(command, standalone_mode=False) for command in json.loads(sys.argv[1])]"
-    environment = {**os.environ, "PYTHONPATH": str(extended)}
-    command = [sys.executable, "-c", script, json.dumps(commands)]
-    result = subprocess.run(command, cwd=extended, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+    for words in commands:
+        command = Command(*words, package=extended, together=True)
+        said, _ = command.communicate()
+        assert command.returncode == 0, said
     return folders
 
 

@@ -82,14 +82,6 @@ def test_a_notebook_plays_the_sweep_and_shows_its_report(colab: Session) -> None
     assert html.unescape(shown) == (colab.store / "quickstart-sweep" / "report.html").read_text() != ""
 
 
-def test_a_second_session_recomputes_nothing(colab: Session) -> None:
-    before = colab.written()
-    again = execute("colab", colab.store)
-    assert all(cell.execution_count for cell in again.cells.values())
-    assert again.written() == before
-    assert again.statuses() == [(0.5, "finished"), (1, "finished")]
-
-
 def test_kaggle_goes_on_from_the_output_of_an_earlier_session(colab: Session, tmp_path: Path) -> None:
     session = execute("kaggle", tmp_path / "working" / "lowmem-spin", EARLIER=str(colab.store.parent))
     assert all(cell.execution_count for cell in session.cells.values())

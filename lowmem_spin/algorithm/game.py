@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lowmem_spin.algorithm.roles import PLAIN_SFT, Role
+from lowmem_spin.algorithm.settings import training_settings
 from lowmem_spin.algorithm.stages import (
     Average,
     DatasetPairs,
@@ -27,6 +28,7 @@ from lowmem_spin.algorithm.stages import (
 )
 from lowmem_spin.config.choices import GFlowNet
 from lowmem_spin.config.game_config import GameConfig
+from lowmem_spin.config.per_iteration import values_at
 from lowmem_spin.config.recipe import Recipe, WarmStart
 
 
@@ -176,7 +178,7 @@ def _draw(recipe: Recipe, inputs: Inputs, t: int, prompts: int) -> Draw:
 
 def _train(recipe: Recipe, inputs: Inputs, t: int, pair_source: PairSource, reference: Mixture, init: str, base: str) -> Train:
     game = recipe.game
-    loss, penalties = game.loss.model_dump(), game.regularizer.weights
+    loss, penalties = values_at(game.loss.model_dump(), t), game.regularizer.weights
     if penalties:
         loss |= {"penalties": penalties, **game.regularizer.model_dump(include={"clamp", "importance"})}
     return Train(
@@ -219,17 +221,14 @@ def sampling_params(recipe: Recipe, inputs: Inputs, greedy: bool = False, mixed_
 
 
 def _settings(recipe: Recipe, inputs: Inputs, t: int) -> dict[str, Any]:
-    """What decides a training's result, its split over devices left out."""
-    memory_knobs = {"engine", "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"}
-    settings = recipe.training.model_dump(exclude=memory_knobs)
-    effective = recipe.training.per_device_train_batch_size * recipe.training.gradient_accumulation_steps
-    return {**settings, "batch_size": effective, "seed": recipe.seed, "iteration": t, "learner": inputs.learner}
+    own = {"seed": recipe.seed, "iteration": t, "learner": inputs.learner}
+    return {**training_settings(recipe.training, t), **own}
 
 
 def _warm_start(asked: WarmStart, recipe: Recipe, inputs: Inputs) -> Train:
     """Ordinary fine-tuning before the game; the game's base is what comes of it."""
     draw = Draw(inputs.data, recipe.seed, -1 if recipe.data.resample is True else None, asked.rows)
-    settings = _settings(recipe, inputs, -1) | asked.model_dump(exclude={"rows"})
+    settings = _settings(recipe, inputs, -1) | asked.model_dump(exclude={"rows"})  # which has no fields with a list
     pairs = DatasetPairs(draw)
     return Train("warm start", Role.WARM_START, None, pairs, {}, inputs.base, {"name": "sft"}, settings)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lowmem_spin.algorithm.roles import Role
+from lowmem_spin.algorithm.source_hashes import edited
 from lowmem_spin.common.keys import digest
 
 # Bumped by hand when a stage of this kind would compute something else from the same inputs.
@@ -81,8 +82,8 @@ class Sampling:
             "seed": 0 if greedy else self.seed,
         }
         identity = {"policy": policy, "sampling": settings, "generator": self.generator}
-        if self.mixes(policy):
-            identity["mixture"] = self.mixture
+        if self.mixture is not None and self.mixes(policy):
+            identity |= {"mixture": self.mixture, **edited(f"sampler {self.mixture['sampler']['name']}")}
         return {"kind": "generate", "version": VERSIONS["generate"], **identity}
 
     def mixes(self, policy: str) -> bool:
@@ -153,7 +154,8 @@ class JudgedSamples:
         return judgement_spec([f"{table}/{sample}" for sample in range(self.samples)], self.oracle)
 
     def spec(self) -> dict[str, Any]:
-        return {"draw": self.draw.spec(), "judged": digest(self.judged), "win_rates": self.win_rates}
+        judged = {"draw": self.draw.spec(), "judged": digest(self.judged), "win_rates": self.win_rates}
+        return {**judged, **edited("win rates")}
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,8 @@ class Average:
 
     def spec(self) -> dict[str, Any]:
         """Everything that decides the result."""
-        return {"kind": "average", "version": VERSIONS["average"], "policies": self.policies, "rank": self.rank}
+        asked = {"policies": self.policies, "rank": self.rank, **edited("reference ema")}
+        return {"kind": "average", "version": VERSIONS["average"], **asked}
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,7 @@ class TrainSampler:
     def spec(self) -> dict[str, Any]:
         """Everything that decides the result."""
         mixed = {"previous": self.previous, "base": self.base, "alpha": self.alpha, "longest": self.sampling.max_new_tokens}
-        asked = {"draw": self.draw.spec(), "mixture": mixed, "settings": self.settings}
+        asked = {"draw": self.draw.spec(), "mixture": mixed, "settings": self.settings, **edited("sampler gflownet")}
         return {"kind": "amortise", "version": VERSIONS["amortise"], **asked}
 
 
@@ -279,7 +282,12 @@ class Train:
             asked["normalise"] = self.normalise
         if self.penalty_reference is not None:
             asked["held_to"] = digest(logps_spec(self.penalty_reference, self.settings["learner"]))
-        return {"kind": "train", "version": VERSIONS["train"], **asked, "settings": self.settings}
+        return {"kind": "train", "version": VERSIONS["train"], **asked, "settings": self.settings, **edited(*self._sources())}
+
+    def _sources(self) -> list[str]:
+        """The names in source_hashes.py of what it computes with."""
+        loss = [] if self.loss["name"] == "sft" else [f"loss {self.loss['name']}"]
+        return ["trainer", "row order", *loss, *([f"reference {self.combine}"] if self.reference else [])]
 
 
 @dataclass(frozen=True)

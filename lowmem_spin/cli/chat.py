@@ -122,11 +122,11 @@ class Voice:
 def open_voices(run: RunFolder, policies: list[StoredPolicy], base: Source, temperature: float | None) -> list[Voice]:
     """The policies on one base, sampling as the recipe's generation section says; loads the base."""
     engine = HF(run.recipe, base, machine_of(run))
-    asked = sampling_params(run.recipe, run.inputs)
+    sampling = sampling_params(run.recipe, run.inputs)
     if temperature is not None:
-        asked = replace(asked, temperature=temperature)
+        sampling = replace(sampling, temperature=temperature)
     renderer = Renderer(engine.tokenizer, run.recipe.model.chat_template)
-    return [Voice(engine, renderer, policy, asked) for policy in policies]
+    return [Voice(engine, renderer, policy, sampling) for policy in policies]
 
 
 def talk(voices: list[Voice], lines: Iterable[str], out: Console, notify: Show) -> None:

@@ -21,13 +21,13 @@ from lowmem_spin.runner.open import SharedResources
 PAGE = "report.html"
 
 
-def evaluate(folder: Path, asked: EvaluationRequest, iterate: str, display: Display) -> None:
-    """Measure what is asked; the recipe's benchmarks, or health and diversity, if nothing is.
+def evaluate(folder: Path, request: EvaluationRequest, iterate: str, display: Display) -> None:
+    """Measure what is requested; the recipe's benchmarks, or health and diversity, if nothing is.
 
     Raises:
         InputError: one line on what cannot be measured.
     """
-    for name in asked.suites:
+    for name in request.suites:
         if name not in SUITES:
             raise InputError(
                 f"--suite {name!r}: unknown; known here: {', '.join(SUITES)}. A task of the harness goes to --task"
@@ -37,19 +37,21 @@ def evaluate(folder: Path, asked: EvaluationRequest, iterate: str, display: Disp
     games = [run_folder.read_run(one) for one in folders]
     if not games:
         raise InputError(f"sweep {str(folder)!r}: no point is finished yet; `lowmem-spin sweep` goes on")
-    if not asked.suites and not asked.tasks:
+    if not request.suites and not request.tasks:
         own = suites.benchmarks_of(games[0].recipe, folders[0])
         names = (own.suites, own.tasks) if own.suites or own.tasks else (FREE, ())
-        asked = replace(asked, suites=names[0], tasks=names[1], option=own.option)
-    asked = replace(asked, judged=with_recipe_defaults(asked.judged, suites.benchmarks_of(games[0].recipe, folders[0]).judged))
+        request = replace(request, suites=names[0], tasks=names[1], option=own.option)
+    request = replace(
+        request, judged=with_recipe_defaults(request.judged, suites.benchmarks_of(games[0].recipe, folders[0]).judged)
+    )
     shared = SharedResources()
     try:
         targets = [EvaluationTarget.from_run(game, iterate, shared, display) for game in games]
-        suites.measure_policies(targets, asked, display)
+        suites.measure_policies(targets, request, display)
     finally:
         shared.engines.close()
     with display.timed("report"):
-        _show(folder, sweep, games, "health" in asked.suites, display)
+        _show(folder, sweep, games, "health" in request.suites, display)
     display.log(display.time_line())
 
 

@@ -28,6 +28,8 @@ def export(run: RunFolder, policy: StoredPolicy, base: Source, to: Path, dtype: 
     `dtype` is the merged model's; None exports the adapter alone.
     """
     _check(policy, to, merged=dtype is not None)
+    from transformers import GenerationConfig
+
     from lowmem_spin.cli import model_card
     from lowmem_spin.engines.loading import end_tokens, load_tokenizer
 
@@ -36,13 +38,15 @@ def export(run: RunFolder, policy: StoredPolicy, base: Source, to: Path, dtype: 
     try:
         tokenizer = load_tokenizer(base, run.recipe.model.trust_remote_code)
         Renderer(tokenizer, run.recipe.model.chat_template)  # gives the tokenizer the template of the game
+        ends = end_tokens(base, tokenizer, None, run.recipe.model.trust_remote_code)
         if dtype is not None:
-            ends = end_tokens(base, tokenizer, None, run.recipe.model.trust_remote_code)
             _write_merged(run, policy.adapter, base, ends, dtype, temporary)
         elif policy.adapter is not None:
             _write_adapter(policy.adapter, base, temporary)
+            pad = ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+            GenerationConfig(eos_token_id=ends, pad_token_id=pad).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        (temporary / "README.md").write_text(model_card.text(run, policy, base, dtype), encoding="utf-8")
+        (temporary / "README.md").write_text(model_card.text(run, policy, base, dtype, ends), encoding="utf-8")
         temporary.replace(to)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,6 +1,7 @@
 """The model card of an exported policy: what it is, how it was made, and how it measured."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,16 @@ from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy
 SHOWN = ("exact_match", "sampled_accuracy", "chosen_logp", "kl_to_base", "kl_to_previous", "length", "truncated")
 
 
-def text(run: RunFolder, policy: StoredPolicy, base: Source, dtype: str | None) -> str:
-    """README.md with its front matter. `dtype` is of a merged model; None is an adapter."""
+def text(run: RunFolder, policy: StoredPolicy, base: Source, dtype: str | None, ends: Sequence[int]) -> str:
+    """README.md with its front matter.
+
+    Args:
+        run: the game.
+        policy: what is exported.
+        base: what it was played on.
+        dtype: of a merged model; None is an adapter.
+        ends: tokens that end an answer.
+    """
     front = ModelCardData(
         base_model=None if base.local else base.location,
         license=_license(base),
@@ -30,7 +39,7 @@ def text(run: RunFolder, policy: StoredPolicy, base: Source, dtype: str | None) 
     parts = [
         f"# {_plain(run.folder.resolve().name)}, {policy.name}",
         _what(run, policy, base, dtype),
-        _use(dtype),
+        _use_merged() if dtype is not None else _use_adapter(run, base, ends),
         "## Results\n\n" + _results(run.folder / "metrics.jsonl", policy.name),
         "## Recipe\n\n" + _recipe(run),
     ]
@@ -52,9 +61,44 @@ def _what(run: RunFolder, policy: StoredPolicy, base: Source, dtype: str | None)
     return f"{made} This is {merged}{unpacked}; the sum was made in float32 and rounded once, to {dtype}."
 
 
-def _use(dtype: str | None) -> str:
-    loads = "`PeftModel.from_pretrained(base, folder)`" if dtype is None else "`AutoModelForCausalLM.from_pretrained(folder)`"
-    return f"{loads} loads it; the tokenizer beside it has the chat template that it was trained with."
+TOKENIZER = "the tokenizer beside it has the chat template that it was trained with"
+
+
+def _use_merged() -> str:
+    return f"`AutoModelForCausalLM.from_pretrained(folder)` loads it; {TOKENIZER}."
+
+
+def _use_adapter(run: RunFolder, base: Source, ends: Sequence[int]) -> str:
+    """Code that answers as the game did; PEFT reads no generation_config.json, and the base's may not know the ends."""
+    model = run.recipe.model
+    imports, named, options = "AutoModelForCausalLM, AutoTokenizer", _plain(base.location), [f'dtype="{model.dtype}"']
+    if base.local:
+        named = "path/to/" + _plain(Path(base.location).name)
+    elif base.revision is not None:
+        options.append(f'revision="{base.revision}"')
+    if model.trust_remote_code:
+        options.append("trust_remote_code=True")
+    quantized = ""
+    if model.quantization == "nf4":
+        imports += ", BitsAndBytesConfig"
+        four_bit = 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True'
+        quantized = f'four_bit = BitsAndBytesConfig({four_bit}, bnb_4bit_compute_dtype="{model.dtype}")\n'
+        options.append("quantization_config=four_bit")
+    return f"""```python
+from peft import PeftModel
+from transformers import {imports}
+
+base, folder = {json.dumps(named)}, "path/to/this/folder"
+{quantized}model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, {", ".join(options)}), folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+chat = [{{"role": "user", "content": "Hello"}}]
+prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+output = model.generate(**prompt, max_new_tokens={run.recipe.generation.max_new_tokens}, eos_token_id={list(ends)})
+print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+
+Give `eos_token_id` as here: these tokens end an answer, and the base's own settings need not name all of them
+(`generation_config.json` beside the adapter does). The code loads it, and {TOKENIZER}."""
 
 
 def _results(metrics: Path, mine: str) -> str:

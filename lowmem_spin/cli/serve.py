@@ -52,20 +52,20 @@ def _installed(package: str) -> bool:
 
 def serve_command(run: RunFolder, store: Store, host: str, port: int, extra: list[str]) -> tuple[dict[str, str], list[str]]:
     """(environment, command), with every file that the command names in place."""
-    machine, asked = run_folder.machine_of(run), run.recipe.model
+    machine, base_model = run_folder.machine_of(run), run.recipe.model
     base = run_folder.find_base(run, store)
     front = (run.folder / "serve").resolve()
     _write_front(run, base, front)
     model, revision = base.location, base.revision
-    if asked.quantization != "none":
+    if base_model.quantization != "none":
         model, revision = (
-            str(unpacked(base, asked.quantization, machine, asked.trust_remote_code, store.root / "weights")),
+            str(unpacked(base, base_model.quantization, machine, base_model.trust_remote_code, store.root / "weights")),
             None,
         )
     adapters = run_folder.trained_iterates(run, store)
     name = "base"
-    if asked.adapter is not None:  # the base policy of this game is an adapter on the frozen weights too
-        adapters, name = {"base": Path(asked.adapter), **adapters}, "frozen"
+    if base_model.adapter is not None:  # the base policy of this game is an adapter on the frozen weights too
+        adapters, name = {"base": Path(base_model.adapter), **adapters}, "frozen"
     command = [*(_vllm() or ["vllm", "serve"]), model, *(["--revision", revision] if revision else [])]
     command += ["--host", host, "--port", str(port), "--served-model-name", name, "--dtype", machine.dtype]
     command += ["--tokenizer", str(front), "--chat-template", str(front / "chat_template.jinja")]
@@ -84,7 +84,7 @@ def serve_command(run: RunFolder, store: Store, host: str, port: int, extra: lis
             str(max(16, slots)),
         ]
         command += ["--lora-modules", *(f"{number}={adapter.resolve()}" for number, adapter in adapters.items())]
-    command += ["--trust-remote-code"] if asked.trust_remote_code else []
+    command += ["--trust-remote-code"] if base_model.trust_remote_code else []
     command += ["--enforce-eager"] if machine.device == "cpu" else []
     environment = {"VLLM_NO_USAGE_STATS": "1"}
     if machine.device == "cpu":
@@ -100,8 +100,8 @@ def _write_front(run: RunFolder, base: Source, folder: Path) -> None:
     tokenizer = load_tokenizer(base, run.recipe.model.trust_remote_code)
     Renderer(tokenizer, run.recipe.model.chat_template)  # gives the tokenizer the template of the game
     tokenizer.save_pretrained(folder)
-    asked = sampling_params(run.recipe, run.inputs)
-    settings = {"temperature": asked.temperature, "top_p": asked.top_p, "top_k": asked.top_k}
+    sampling = sampling_params(run.recipe, run.inputs)
+    settings = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
     given = {name: value for name, value in settings.items() if value is not None}
     ends = end_tokens(base, tokenizer, None, run.recipe.model.trust_remote_code)
     write_json(folder / "generation_config.json", {"eos_token_id": ends, **given})

@@ -1,10 +1,12 @@
 """What a game chooses from by name, each with options of its own: losses, samplers, oracles, penalties, early stopping."""
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from lowmem_spin.config.per_iteration import Positive
 from lowmem_spin.config.section import Section
 
 
@@ -19,14 +21,31 @@ def named(default: str) -> Callable[[Any], Any]:
     return read
 
 
+def _option(value: Any) -> Any:
+    """YAML reads 1e-4 as text."""
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError("give a number, a text, true or false")
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    if not math.isfinite(number):
+        raise ValueError("give a finite number")
+    return number if isinstance(value, str) else value
+
+
+Option = Annotated[bool | int | float | str, BeforeValidator(_option)]
+"""What an option of an optimiser or a schedule may be; transformers knows which there are."""
+
+
 class DPO(Section):
     """The logistic loss of DPO and SPIN, on the log-prob margin of chosen over rejected relative to the reference."""
 
     name: Literal["dpo"] = "dpo"
     """Selects the loss -log sigmoid(beta * margin) of DPO and SPIN. It has no minimum, so each pair keeps pulling."""
-    beta: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference; it multiplies the margin, which is in nats. 0.1 is SPIN's value. Raise it if
-    iterates drift too far from the reference, lower it if they hardly move."""
+    beta: Positive | list[Positive] = 0.1
+    """Strength of the pull to the reference; it multiplies the margin, which is in nats. A list has one number per iteration:
+    SPIN's code has 0.1, and 5 in the last one. Raise it if iterates drift too far, lower it if they hardly move."""
 
 
 class IPO(Section):
@@ -55,9 +74,9 @@ class Hinge(Section):
 
     name: Literal["hinge"] = "hinge"
     """Selects the loss max(0, 1 - beta * margin), which leaves pairs alone once they are far enough apart."""
-    beta: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference: a pair counts as far enough apart at a margin of 1 / beta nats. Raise it if
-    iterates drift too far."""
+    beta: Positive | list[Positive] = 0.1
+    """Strength of the pull to the reference: a pair counts as far enough apart at a margin of 1 / beta nats. A list has one
+    number per iteration. Raise it if iterates drift too far."""
 
 
 class SLiC(Section):
@@ -89,8 +108,12 @@ Loss = DPO | IPO | IPOLengthNormalized | Hinge | SLiC | SPPO
 
 
 def in_words(loss: dict[str, Any]) -> str:
-    """{"name": "ipo", "tau": 0.1} as a title has it: ipo, tau 0.1."""
-    return ", ".join(str(value) if name == "name" else f"{name} {value}" for name, value in loss.items())
+    """{"name": "ipo", "tau": 0.1} as a title has it: ipo, tau 0.1. Of a list, as of [0.1, 5.0]: beta 0.1 then 5.0."""
+    return ", ".join(f"{'' if name == 'name' else name + ' '}{_plain(value)}" for name, value in loss.items())
+
+
+def _plain(value: Any) -> str:
+    return " then ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 class FunctionOracle(Section):

@@ -93,8 +93,6 @@ def check_game(game: GameConfig) -> None:
     Raises:
         ValueError: one line: field, value, remedy.
     """
-    if isinstance(game.pairs, list) and len(game.pairs) != game.iterations:
-        raise ValueError(f"game.pairs: {len(game.pairs)} numbers for {game.iterations} iterations; give one per iteration")
     if isinstance(game.weights, list):
         if game.window is None:
             raise ValueError(

@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from lowmem_spin.config import game_config
-from lowmem_spin.config.choices import JudgeOracle
+from lowmem_spin.config.choices import JudgeOracle, Option
+from lowmem_spin.config.per_iteration import Count, Positive, check_lengths, value_at
 from lowmem_spin.config.section import Section
 
 
@@ -106,10 +107,11 @@ class Training(Section):
     on a GPU where its self-test passes (see `lowmem-spin doctor`), else hf."""
     lora: Lora = Lora()
     """Rank, scale, dropout and layers of the LoRA adapters that are trained."""
-    learning_rate: float = Field(default=5e-5, gt=0)
-    """Peak learning rate of the adapter. Lower it if the loss diverges or iterates drift too far."""
-    num_train_epochs: int = Field(default=1, ge=1)
-    """Passes over an iteration's pairs. Raise it for small data sets."""
+    learning_rate: Positive | list[Positive] = 5e-5
+    """Peak learning rate of the adapter; a list has one number per iteration, as in SPIN's code, which lowers it later. Lower
+    it if the loss diverges or iterates drift too far."""
+    num_train_epochs: Count | list[Count] = 1
+    """Passes over an iteration's pairs; a list has one number per iteration. Raise it for small data sets."""
     per_device_train_batch_size: int = Field(default=4, ge=1)
     """Pairs in one forward and backward pass; lower it if memory runs out. Dropout's random draws aside, only its product with
     gradient_accumulation_steps affects the result."""
@@ -117,8 +119,20 @@ class Training(Section):
     """Forward and backward passes in one optimiser step. Raise it as much as you lower per_device_train_batch_size."""
     optim: str = "adamw_torch"
     """Optimiser, by its name in transformers. paged_adamw_8bit saves memory on a GPU."""
+    optim_args: dict[str, Option] = Field(default_factory=dict)
+    """Options of the optimiser that have no field here, by their names in transformers, for instance {momentum: 0.9} with sgd.
+    One that the optimiser does not read is refused."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of Adam's running mean of gradients, for optimisers that have one. Lower it for short trainings."""
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of Adam's running mean of squared gradients, for optimisers that have one. Lower it if the loss has spikes."""
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    """What Adam adds to the root of that mean before it divides by it. Raise it if training is unstable."""
     lr_scheduler_type: str = "linear"
     """Learning-rate schedule, by its name in transformers, for instance linear, cosine or constant."""
+    lr_scheduler_kwargs: dict[str, Option] = Field(default_factory=dict)
+    """Options of the schedule, by their names in transformers: cosine_with_min_lr needs {min_lr_rate: 0.1} or min_lr,
+    warmup_stable_decay needs {num_decay_steps: 100}."""
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)
     """Share of the optimiser steps, from 0 to 1, in which the learning rate rises to its peak. Raise it if the first
     steps are unstable."""
@@ -126,6 +140,9 @@ class Training(Section):
     """Weight decay of the optimiser on the adapter's weights; 0 turns it off. Raise it if training overfits."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradient norm above which gradients are scaled down; 0 turns clipping off. Lower it if the loss has spikes."""
+    disable_dropout: bool = False
+    """Whether the base's own dropout, which GPT-2 has, is off while adapters are trained; false trains with what its
+    config.json says. That of the adapters is training.lora.dropout; TRL's DPO has neither. Scoring never drops anything."""
     gradient_checkpointing: bool = False
     """Whether activations are recomputed in the backward pass: less memory and the same result, in about a third more time.
     Turn it on if training runs out of memory."""
@@ -238,6 +255,13 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _cross_checks(self) -> "Recipe":
+        once_or_each = {
+            "game.pairs": self.game.pairs,
+            "game.loss.beta": getattr(self.game.loss, "beta", None),
+            "training.learning_rate": self.training.learning_rate,
+            "training.num_train_epochs": self.training.num_train_epochs,
+        }
+        check_lengths(once_or_each, self.game.iterations)
         game_config.check_game(self.game)
         asking, whole = game_config.whole_policies(self.game), {"temperature": 1.0, "top_p": 1.0, "top_k": None}
         for name, value in whole.items() if asking else ():
@@ -263,4 +287,4 @@ class Recipe(Section):
 
     def pairs_at(self, t: int) -> int:
         """Rows to train on in iteration t."""
-        return self.game.pairs[t] if isinstance(self.game.pairs, list) else self.game.pairs
+        return value_at(self.game.pairs, t)

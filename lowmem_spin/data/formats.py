@@ -1,31 +1,43 @@
 """Data sets as conversations, read row by row. A new layout of columns is one line in `LAYOUTS`."""
 
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
-
-import pyarrow.parquet as pq
+from typing import Any, NamedTuple
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import DamagedError, reading_parquet
 from lowmem_spin.config.recipe import Data
+from lowmem_spin.data.readers import read_rows
 from lowmem_spin.data.sources import Source
 
 Message = dict[str, str]
-BATCH, BUFFER = 1000, 1 << 20  # rows of a Parquet file that are in memory at once, and bytes of each of its columns
+
+
+class Conversation(NamedTuple):
+    """A question with its answer, as the data has it."""
+
+    place: str  # where it was read: "line 3"
+    context: list[Message]  # the messages before the answer
+    answer: str
+    rejected: str | None  # the worse answer, where one is needed
+    category: str | None
+
+
+class Unusable(NamedTuple):
+    """A row that is left out and counted."""
+
+    place: str
+    reason: str  # what is the matter with such rows, as in "3 with an empty answer"
 
 
 def conversations(
     source: Source, data: Data, field: str, split: str, category: str, with_rejected: bool
-) -> Iterator[tuple[list[Message], str, str | None, str]]:
-    """(messages before the answer, the answer, category, the worse answer if asked) for what `data.turns` asks for."""
-    for place, row in _read(source, field, split):
+) -> Iterator[Conversation | Unusable]:
+    """What each row has to learn from, or why it has nothing; `data.turns` says which of its answers."""
+    for place, row in read_rows(source, field, split):
         label = row.get(category) if isinstance(row, dict) else None
         label = None if label is None else str(label)
         if with_rejected:
             context, better, lesser = _preference(row, f"{field}: {place}")
-            yield context, better, label, lesser
+            yield Conversation(place, context, better, lesser, label)
             continue
         messages = _messages(row, f"{field}: {place}")
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
@@ -34,8 +46,9 @@ def conversations(
         for index in answers[:1] if data.turns == "first" else answers:
             answer = messages[index]["content"]
             if not answer.strip():
-                raise InputError(f"{field}: {place} has an empty answer; remove the row")
-            yield messages[:index], answer, label, ""
+                yield Unusable(place, "with an empty answer")
+                continue
+            yield Conversation(place, messages[:index], answer, None, label)
 
 
 def _preference(row: Any, place: str) -> tuple[list[Message], str, str]:
@@ -91,48 +104,3 @@ LAYOUTS: dict[tuple[str, ...], Callable[[dict[str, Any]], Any]] = {
     ("prompt", "completion"): lambda row: [*_turn("user", row["prompt"]), *_turn("assistant", row["completion"])],
 }
 """{columns: the list of {role, content} messages that a row with these columns has}, the first that fits."""
-
-
-def _read(source: Source, field: str, split: str) -> Iterator[tuple[str, Any]]:
-    """(where, row) of a local file or a hub split."""
-    if not source.local:
-        yield from _read_hub(source, field, split)
-    elif source.location.endswith(".parquet"):
-        yield from ((f"row {index + 1}", row) for index, row in enumerate(_read_parquet(source, field)))
-    else:
-        with Path(source.location).open("rb") as lines:
-            for index, line in enumerate(lines):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except UnicodeDecodeError:
-                    raise InputError(f"{field}: line {index + 1} is not UTF-8; save the file as UTF-8") from None
-                except json.JSONDecodeError as error:
-                    raise InputError(
-                        f"{field}: line {index + 1} is not JSON ({error.msg}); one object per line is needed"
-                    ) from None
-                yield f"line {index + 1}", row
-
-
-def _read_parquet(source: Source, field: str) -> Iterator[Any]:
-    """The rows of a Parquet file, some at a time: as Python objects they are many times as large as on the disk."""
-    path = Path(source.location)
-    try:
-        with reading_parquet(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:
-            for batch in file.iter_batches(BATCH):
-                yield from batch.to_pylist()
-    except DamagedError as error:
-        raise InputError(f"{field}: {source.location!r} is not a Parquet file: {error}") from None
-
-
-def _read_hub(source: Source, field: str, split: str) -> Iterator[tuple[str, Any]]:
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    try:
-        rows = datasets.load_dataset(source.location, revision=source.revision, split=split)
-    except (ValueError, OSError, DatasetsError) as error:
-        raise InputError(f"{field}: {source.location!r} split {split!r}: {' '.join(str(error).split())}") from error
-    for index, row in enumerate(rows):
-        yield f"row {index + 1}", row

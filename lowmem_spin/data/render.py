@@ -1,13 +1,22 @@
 """Conversations to token ids, through the one renderer that generation, scoring and training share."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.chat_templates import TEMPLATES
 from lowmem_spin.data.formats import Message
+
+
+class Rendered(NamedTuple):
+    """A question and its answer as token ids."""
+
+    prompt: list[int]
+    completion: list[int]  # with its end of turn
+    text: str  # of the completion, without it
+    notes: tuple[str, ...] = ()  # what was changed on the way, to be counted
 
 
 class Renderer:
@@ -50,19 +59,21 @@ class Renderer:
             )
         return prompt, whole[len(prompt) :]
 
-    def __call__(self, conversations: Sequence[tuple[list[Message], str]]) -> Iterator[tuple[list[int], list[int], str]]:
-        """Prompt ids, completion ids with their end of turn, and the completion's text; tokenised apart."""
+    def __call__(self, conversations: Sequence[tuple[list[Message], str]]) -> Iterator[Rendered | str]:
+        """Each (messages, answer) as token ids, or why it cannot be: a row that is left out and counted."""
         texts = [self._texts(context, answer) for context, answer in conversations]
         answers = [answer.removesuffix(self.end_text) for _, answer in texts]
         prompts = self.tokenizer([prompt for prompt, _ in texts], add_special_tokens=False)["input_ids"]
         completions = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
         for prompt, completion, answer in zip(prompts, completions, answers, strict=True):
-            yield prompt, [*completion, self.end_token], answer
+            yield Rendered(prompt, [*completion, self.end_token], answer)
 
     def prompt(self, conversation: list[Message]) -> list[int]:
         """Ids of a conversation that waits for its answer, as the rows have them."""
-        ((prompt, _, _),) = self([(conversation, "answer")])
-        return prompt
+        (rendered,) = self([(conversation, "answer")])
+        if isinstance(rendered, str):
+            raise InputError(f"a conversation {rendered} cannot be answered")
+        return rendered.prompt
 
 
 def conversation_text(context: list[Message]) -> str:

@@ -21,7 +21,9 @@ class Rows:
         self.ids: list[str] = self.table["id"].to_pylist()
         self.categories: list[str | None] = self.table["category"].to_pylist()
         self.completions: list[str] = self.table["completion"].to_pylist()
-        self.counts: dict[str, int] = json.loads((self.table.schema.metadata or {}).get(b"counts", b"{}"))
+        metadata = self.table.schema.metadata or {}
+        self.counts: dict[str, int] = json.loads(metadata.get(b"counts", b"{}"))
+        self.first: dict[str, str] = json.loads(metadata.get(b"first", b"{}"))
         self._prompts, self._chosen = token_arrays(self.table["prompt"]), token_arrays(self.table["chosen"])
         self._rejected = token_arrays(self.table["rejected"]) if "rejected" in self.table.column_names else []
 
@@ -36,6 +38,13 @@ class Rows:
 
     def rejected(self, position: int) -> np.ndarray:
         return self._rejected[position]
+
+    def counts_line(self) -> str:
+        """How many rows there were and what became of them, with where the first of each kind was."""
+        return ", ".join(
+            f"{count:,} {kind}" + (f" (first: {self.first[kind]})" if kind in self.first and kind != "rows read" else "")
+            for kind, count in self.counts.items()
+        )
 
     def messages(self, position: int) -> list[Message]:
         """The conversation that the answer continues."""

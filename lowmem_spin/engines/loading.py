@@ -57,6 +57,20 @@ def matrices(model: Source, trust_remote_code: bool) -> dict[str, tuple[int, ...
     return {name: (len(weight), weight.shape[1]) for name, weight in found if weight is not None and weight.dim() == 2}
 
 
+def without_dropout(base: torch.nn.Module) -> None:
+    """Set every dropout probability of a base to 0, in its modules and where its forward reads them as plain numbers.
+
+    Its layers stay in training mode in a training: gradient checkpointing asks for that.
+    """
+    for module in base.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for owner in (module, getattr(module, "config", None)):
+            for name, value in vars(owner).items() if owner is not None else ():
+                if "drop" in name and isinstance(value, float):
+                    setattr(owner, name, 0.0)
+
+
 @contextmanager
 def naming_the_model(model: Source) -> Iterator[None]:
     """What transformers says of a folder that is no model, in one line."""

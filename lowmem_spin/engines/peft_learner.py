@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
+from transformers import GenerationConfig
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.config.recipe import Lora, Recipe
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines.loading import end_tokens, load_base, load_tokenizer
+from lowmem_spin.engines.loading import end_tokens, load_base, load_tokenizer, without_dropout
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.training.guards import finite, naming_memory
 from lowmem_spin.engines.training.logps import (
@@ -28,7 +29,8 @@ from lowmem_spin.engines.training.logps import (
     decoder_states,
     telling_logits,
 )
-from lowmem_spin.engines.training.trainer import Pair, check_names, train
+from lowmem_spin.engines.training.optimizer import check_names
+from lowmem_spin.engines.training.trainer import Pair, train
 
 SLOT = "default"  # the one adapter that is ever in memory; policies are copied into it
 
@@ -49,7 +51,7 @@ class PeftLearner:
         self.tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
         self.ends = end_tokens(model, self.tokenizer, recipe.model.chat_template, recipe.model.trust_remote_code)
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
-        self.model = self._with_slot(self._load(model))
+        self.model = self._with_slot(self._quiet(self._load(model)))
         wrong = {parameter.dtype for parameter in self.model.parameters() if parameter.requires_grad} - {torch.float32}
         if wrong:
             raise TypeError(f"adapters must be float32, small updates vanish in {wrong}")
@@ -62,6 +64,12 @@ class PeftLearner:
 
     def _load(self, model: Source) -> Any:
         return load_base(model, self.recipe.model.quantization, self.machine, self.recipe.model.trust_remote_code)
+
+    def _quiet(self, base: Any) -> Any:
+        """The base, without its own dropout if it is to be trained without."""
+        if self.recipe.training.disable_dropout:
+            without_dropout(base)
+        return base
 
     def _mode(self, training: bool) -> None:
         """Ready the model for training, or for scoring: then nothing random is left in it."""
@@ -223,11 +231,12 @@ class PeftLearner:
         return self.save_slot(work), metrics
 
     def save_slot(self, work: Path) -> Path:
-        """Write the slot's weights to a fresh folder in `work`."""
+        """Write the slot's weights to a fresh folder in `work`, and beside them where its answers end."""
         folder = work / "adapter"
         shutil.rmtree(folder, ignore_errors=True)
         self.model.save_pretrained(str(folder), selected_adapters=[SLOT])
         (folder / "README.md").unlink(missing_ok=True)
+        GenerationConfig(eos_token_id=self.ends, pad_token_id=self.pad).save_pretrained(folder)
         return folder
 
     def release(self) -> None:

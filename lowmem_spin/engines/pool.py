@@ -42,18 +42,18 @@ class EngineChoices:
 def choose_engines(recipe: Recipe, store: Path, display: Display | None) -> EngineChoices:
     """Resolve `auto`; with a display, an engine that was never tested here is tested now."""
     machine = find_machine(recipe)
-    asked = {"generation": recipe.generation.engine, "training": recipe.training.engine}
+    requested = {"generation": recipe.generation.engine, "training": recipe.training.engine}
     if recipe.game.sampler.name != "none":
-        if asked["generation"] == "auto":
-            asked["generation"] = PORTABLE
-        elif not ENGINES[asked["generation"]].samples_mixtures:
-            name, sampler = asked["generation"], recipe.game.sampler.name
+        if requested["generation"] == "auto":
+            requested["generation"] = PORTABLE
+        elif not ENGINES[requested["generation"]].samples_mixtures:
+            name, sampler = requested["generation"], recipe.game.sampler.name
             raise InputError(f"generation.engine: {name!r} cannot sample mixtures ({sampler}); use {PORTABLE}")
     if machine.device == "cpu":
-        names = {role: PORTABLE if name == "auto" else name for role, name in asked.items()}
+        names = {role: PORTABLE if name == "auto" else name for role, name in requested.items()}
         return EngineChoices(machine, names["generation"], names["training"])
     names = {}
-    for role, name in asked.items():
+    for role, name in requested.items():
         choice = doctor.choose_engine(role, name, store, None if display is None else _test(display))
         names[role] = choice.engine
         if display and name == "auto":

@@ -61,7 +61,7 @@ def _lora_rank(recipe: Recipe) -> list[Any]:
 
 def _training_knobs(recipe: Recipe) -> list[Any]:
     t = recipe.training
-    knobs = [t.per_device_train_batch_size, t.gradient_checkpointing, t.optim, t.lr_scheduler_type]
+    knobs = [t.per_device_train_batch_size, t.gradient_checkpointing, t.optim, t.lr_scheduler_type, t.disable_dropout]
     return [t.lora.model_dump(), knobs]
 
 

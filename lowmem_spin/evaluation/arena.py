@@ -48,10 +48,10 @@ def arena(folder: Path, prompts: Path | None, limit: int, judged: Judged, displa
         if len(game.wanted) < 2:
             raise InputError(f"run {str(folder)!r}: has no iterate yet to put against the base; play it first")
         oracle = _oracle(game, run, judged, display)
-        asked, room = _asked(game, prompts, limit, display)
+        questions, room = _asked(game, prompts, limit, display)
         if isinstance(oracle, LLMJudge):
             oracle.endpoint.reach()
-        record = _play(game, game.answering(room, oracle), asked, oracle, display)
+        record = _play(game, game.answering(room, oracle), questions, oracle, display)
     finally:
         shared.engines.close()
     record["from"] = "held-out rows" if prompts is None else prompts.name
@@ -87,11 +87,11 @@ def _asked(
     with display.start_up("loading the tokenizer"):
         renderer = game.renderer()
     rendered = [renderer.prompt(conversation) for conversation in conversations]
-    asked: ArenaPrompts = [
+    questions: ArenaPrompts = [
         (Prompt(fingerprint(tokens), tokens), conversation, "")
         for tokens, conversation in zip(rendered, conversations, strict=True)
     ]
-    return asked, (max(map(len, rendered)), game.recipe.generation.max_new_tokens)
+    return questions, (max(map(len, rendered)), game.recipe.generation.max_new_tokens)
 
 
 def _conversation(line: Any, path: Path) -> list[Message]:
@@ -115,9 +115,9 @@ def _is_message(value: Any) -> bool:
 
 
 def _play(
-    game: EvaluationTarget, answering: Answering, asked: ArenaPrompts, oracle: Oracle, display: Display
+    game: EvaluationTarget, answering: Answering, questions: ArenaPrompts, oracle: Oracle, display: Display
 ) -> dict[str, Any]:
-    prompts, names = [prompt for prompt, _, _ in asked], game.wanted
+    prompts, names = [prompt for prompt, _, _ in questions], game.wanted
     policies = [game.policies[name] for name in names]
     judge = oracle.spec()
     shown, how = str(judge.get("model", judge["oracle"])), "in both orders by" if isinstance(oracle, LLMJudge) else "by"
@@ -130,7 +130,7 @@ def _play(
     note_used(game.folder, "judgements", [digest(named)])
     answers = tables.answers([(policy, prompts) for policy in policies], sampling, f"{len(names)} policies")
     rows = []
-    for position, (prompt, messages, reference) in enumerate(asked):
+    for position, (prompt, messages, reference) in enumerate(questions):
         mine = [of_policy[position] for of_policy in answers]
         question = Comparison(messages, [answer.text for answer in mine], reference)
         rows.append(Compared(prompt.id, question, [answer.tokens for answer in mine]))

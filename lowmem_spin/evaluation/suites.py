@@ -216,8 +216,8 @@ class Suite:
 # health is known of every policy that was evaluated.
 SUITES: dict[str, Suite] = {
     "diversity": Suite(_diversity, _check_diversity),
-    "mtbench": Suite(lambda game, asked, display: measure_mtbench(game, asked.judged, asked.limit, display), _check_mtbench),
-    "alpaca": Suite(lambda game, asked, display: measure_alpaca(game, asked.judged, asked.limit, display), _check_alpaca),
+    "mtbench": Suite(lambda game, wanted, display: measure_mtbench(game, wanted.judged, wanted.limit, display), _check_mtbench),
+    "alpaca": Suite(lambda game, wanted, display: measure_alpaca(game, wanted.judged, wanted.limit, display), _check_alpaca),
     "health": Suite(_nothing),
     "leaderboard": Suite(_nothing),
 }

@@ -210,6 +210,8 @@ def _scores(policies: Sequence[PolicyResults]) -> list[str]:
 
 def plain_value(value: Any) -> str:
     """A recipe's value as a person writes it."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(plain_value, value))}]"
     return value if isinstance(value, str) else json.dumps(value)
 
 

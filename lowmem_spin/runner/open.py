@@ -19,6 +19,7 @@ from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
 from lowmem_spin.engines.row_check import check_rows
+from lowmem_spin.engines.training.trial import check_optimizer
 from lowmem_spin.runner.health import HeldOut
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store, Table
@@ -211,6 +212,7 @@ def resolve(recipe: Recipe, sources: Sources, choices: EngineChoices, notify: Ca
         InputError: something is not there; one line.
     """
     path = recipe.evaluation.path
+    check_optimizer(recipe, choices.machine.device)
     return ResolvedRecipe(
         recipe=recipe,
         recipe_dir=sources.recipe_dir,
@@ -255,8 +257,7 @@ def _prepared(
             table = prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer, with_rejected)
             write_parquet(path, table)
     rows = shared.rows[path] = Rows(table)
-    counts = ", ".join(f"{count:,} {name}" for name, count in rows.counts.items())
-    display.log(f"{name}: {source.location}: {counts}")
+    display.log(f"{name}: {source.location}: {rows.counts_line()}")
     return rows
 
 

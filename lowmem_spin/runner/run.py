@@ -16,6 +16,7 @@ from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.pairs import judged_win_rates, opponent_answers, score_pairs, summarize_sampling, training_pairs
 from lowmem_spin.runner.record import add_seconds, link_iterate, note_stop, write_record
 from lowmem_spin.runner.trackers import Tracker
+from lowmem_spin.store import adapters
 
 PICTURES = ("iterates.png", "report.html")
 
@@ -117,9 +118,11 @@ def step(game: OpenGame, stage: Stage) -> None:
     """Make sure that the store has what this stage makes."""
     match stage:
         case Average():
-            game.tables.average(stage)
+            adapters.average(game.tables, stage)
         case TrainSampler(draw=draw):
-            game.tables.train_sampler(stage, lambda: [game.rows.train.prompt(place) for place in game.positions(draw)])
+            adapters.train_sampler(
+                game.tables, stage, lambda: [game.rows.train.prompt(place) for place in game.positions(draw)]
+            )
         case Generate(pairs=pair_source):
             opponent_answers(game, pair_source)
         case Judge(pairs=judged_samples):
@@ -127,6 +130,6 @@ def step(game: OpenGame, stage: Stage) -> None:
         case Score():
             score_pairs(game, stage)
         case Train():
-            link_iterate(game, stage, game.tables.train(stage, lambda: training_pairs(game, stage), stage.name))
+            link_iterate(game, stage, adapters.train(game.tables, stage, lambda: training_pairs(game, stage), stage.name))
         case _:
             raise TypeError(f"{type(stage).__name__} is not made by a step")

@@ -1,55 +1,22 @@
-"""Ask for completions, log-probs and adapters; what the store lacks is computed by an engine and committed."""
+"""Ask for completions, log-probs and preferences; what the store lacks is computed by an engine and committed."""
 
-import errno
 import math
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from lowmem_spin.algorithm.samplers.mixture import MixtureSample
-from lowmem_spin.algorithm.stages import Average, Sampling, Train, TrainSampler, logps_spec
-from lowmem_spin.common.files import Tokens
+from lowmem_spin.algorithm.stages import Sampling, logps_spec
 from lowmem_spin.common.keys import digest, number
-from lowmem_spin.engines.base import Completion, Generator, Learner, MixtureSampler, Request, sampling_mixtures
+from lowmem_spin.engines.base import Completion, MixtureSampler, Request, sampling_mixtures
 from lowmem_spin.engines.mixtures import draw_mixture
-from lowmem_spin.engines.oracles.base import Oracle
-from lowmem_spin.engines.training.average import ema_adapter
+from lowmem_spin.store.contracts import Engines, Progress
 from lowmem_spin.store.rows import Answer, Compared, Prompt, Scored, answers_in, logps_in, preferences_in
 from lowmem_spin.store.store import Store, Table
-
-ROOM = 2**20  # bytes: a disk with less is full
-
-
-class Meter(Protocol):
-    """One stage's progress bar."""
-
-    def advance(self, rows: int, tokens: int = 0) -> None: ...
-
-    def saved(self) -> None:
-        """All that was computed so far is stored: a good moment to stop."""
-        ...
-
-
-class Engines(Protocol):
-    """The game's engines, opened when first asked for."""
-
-    def generator(self) -> Generator: ...
-
-    def learner(self) -> Learner: ...
-
-    def oracle(self) -> Oracle: ...
-
-
-class Progress(Protocol):
-    """What a long stage tells whoever watches; see display.py."""
-
-    def stage(self, kind: str, label: str, rows: int) -> AbstractContextManager[Meter]: ...
 
 
 @dataclass(kw_only=True)
@@ -246,85 +213,6 @@ class Tables:
                     meter.advance(len(missing))
                     meter.saved()
         return passing
-
-    def average(self, stage: Average) -> Path:
-        """The stage's adapter; the frozen base, whose update is nothing, has no part in the sum."""
-        folder = self.store.adapter(stage.policy)
-        if folder is not None:
-            return folder
-        with self.store.writing(stage.policy), self.progress.stage("average", stage.name, 1) as meter:
-            if (folder := self.store.adapter(stage.policy)) is not None:
-                return folder
-            parts = [(adapter, weight) for policy, weight in stage.policies.items() if (adapter := self.adapter(policy))]
-            work = self.store.work(stage.policy)
-            with _naming_a_full_disk(self.store.root):
-                made = ema_adapter([one for one, _ in parts], [weight for _, weight in parts], stage.rank, work / "adapter")
-            meter.advance(1)
-            return self.store.commit_adapter(stage.policy, made, {"kind": "average", "name": stage.name, "asked": stage.spec()})
-
-    def train_sampler(self, stage: TrainSampler, prompts: Callable[[], Sequence[Tokens]]) -> Path:
-        """The stage's adapter, fine-tuned if it has to be."""
-        folder = self.store.adapter(stage.policy)
-        if folder is not None:
-            return folder
-        with self.store.writing(stage.policy):
-            if (folder := self.store.adapter(stage.policy)) is not None:
-                return folder
-            from lowmem_spin.engines.training.gflownet import GFlowNetTrainer
-
-            previous, base, longest = self.adapter(stage.previous), self.adapter(stage.base), stage.sampling.max_new_tokens
-            if previous is None:
-                raise TypeError(f"{stage.name}: the bare base has no adapter to go on from")
-            work = self.store.work(stage.policy)
-            work.mkdir(parents=True, exist_ok=True)
-            engine = sampling_mixtures(self.engines.generator())
-            rows = stage.draw.prompts * stage.settings["epochs"]
-            with self.progress.stage("amortise", stage.name, rows) as meter, _naming_a_full_disk(work):
-                trainer = GFlowNetTrainer(engine, previous, base, prompts(), stage.alpha, longest, stage.settings, work)
-                made, metrics = trainer.run(lambda rows: meter.advance(rows) if rows else meter.saved())
-            manifest = {"kind": "amortise", "name": stage.name, "asked": stage.spec(), "rows": stage.draw.prompts}
-            return self.store.commit_adapter(stage.policy, made, {**manifest, "metrics": metrics})
-
-    def train(self, stage: Train, pairs: Callable[[], Sequence[Any]], label: str) -> Path:
-        """The stage's adapter; `pairs` are put together only if it has to be trained."""
-        policy = stage.policy
-        folder = self.store.adapter(policy)
-        if folder is not None:
-            return folder
-        with self.store.writing(policy):
-            folder = self.store.adapter(policy)
-            if folder is None:
-                folder = self._train(stage, pairs(), label)
-        return folder
-
-    def _train(self, stage: Train, pairs: Sequence[Any], label: str) -> Path:
-        work = self.store.work(stage.policy)
-        work.mkdir(parents=True, exist_ok=True)
-        learner = self.engines.learner()
-        tokens_per_row = sum(pair.tokens for pair in pairs) / len(pairs)
-        rows = len(pairs) * stage.settings["num_train_epochs"]
-        with self.progress.stage("train", label, rows) as meter, _naming_a_full_disk(work):
-            made, metrics = learner.train(
-                self.adapter(stage.init),
-                pairs,
-                stage.loss,
-                stage.settings,
-                work,
-                lambda rows: meter.advance(rows, round(rows * tokens_per_row)) if rows else meter.saved(),
-            )
-        manifest = {"kind": "train", "name": stage.name, "asked": stage.spec(), "rows": len(pairs), "metrics": metrics}
-        return self.store.commit_adapter(stage.policy, made, manifest)
-
-
-@contextmanager
-def _naming_a_full_disk(folder: Path) -> Iterator[None]:
-    """torch and safetensors each report a full disk in their own way; say it as the system does."""
-    try:
-        yield
-    except Exception as error:
-        if shutil.disk_usage(folder).free < ROOM:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
-        raise
 
 
 def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import yaml
 from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from helpers.commands import SMALL, call, cli
 from helpers.server import wait
@@ -221,6 +223,33 @@ def test_an_exported_adapter_is_the_learners_policy_to_plain_peft(home: Path, en
     assert str(home) not in card + (tmp_path / "out" / "tokenizer_config.json").read_text()  # it is meant for others
     measured = json.loads((home / "runs" / "game" / "metrics.jsonl").read_text().splitlines()[2])
     assert f"{measured['kl_to_base']:.2f} ±" in card.split("**iterate 1**")[1].splitlines()[0]
+
+
+def card_code(folder: Path, base: Path, question: str) -> dict[str, Any]:
+    """What the code of a model card leaves behind, its placeholders filled in."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    for placeholder, value in (("path/to/base", base), ("path/to/this/folder", folder), ("Hello", question)):
+        assert code.count(f'"{placeholder}"') == 1
+        code = code.replace(f'"{placeholder}"', repr(str(value)))
+    left: dict[str, Any] = {}
+    exec(code, left)  # noqa: S102  # it is what a reader of the card does
+    return left
+
+
+def test_an_exported_adapter_stops_where_the_game_did(home: Path, engine: HF, tmp_path: Path) -> None:
+    """On a base that knows of no end but <eos>: with the card's code, and with the file beside the adapter."""
+    assert call("export", home / "runs" / "game", "--iterate", 1, "--to", tmp_path / "out").returncode == 0
+    (expected,) = answers(engine, linked(home, "1"), [written(QUESTIONS[0])])
+    with redirect_stdout(io.StringIO()) as printed:
+        left = card_code(tmp_path / "out", home / "base", QUESTIONS[0])
+    assert printed.getvalue() == f"{expected}\n"
+    model, prompt, ids = left["model"], left["prompt"], left["prompt"]["input_ids"]
+    assert left["output"][0, -1] == END and left["output"].shape[1] < ids.shape[1] + 20
+    assert model.generate(**prompt, max_new_tokens=20).shape[1] == ids.shape[1] + 20  # it runs on for ever by itself
+    for folder in (tmp_path / "out", linked(home, "1")):
+        settings = GenerationConfig.from_pretrained(str(folder))
+        assert settings.eos_token_id == [2, END]
+        assert torch.equal(model.generate(**prompt, max_new_tokens=20, generation_config=settings), left["output"])
 
 
 def test_a_merged_model_is_the_unpacked_base_with_the_adapter(

@@ -271,7 +271,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(FIELDS), VALUES), min_size=1, max_size=3), st.data())
 def test_mutated_recipes_are_valid_or_refused_in_one_line(changes: list[tuple[str, object]], data: st.DataObject) -> None:
     content = load_recipe(QUICKSTART).model_dump(mode="json")

@@ -17,7 +17,7 @@ from lowmem_spin.algorithm.stages import Draw
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Data
 from lowmem_spin.data.chat_templates import TEMPLATES
-from lowmem_spin.data.formats import conversations
+from lowmem_spin.data.formats import Conversation, conversations
 from lowmem_spin.data.prepare import prepare
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.rows import Rows, draw_rows, hold_out
@@ -125,7 +125,9 @@ def test_parquet_reads_as_jsonl_does(tmp_path: Path, tokenizer: Any) -> None:
 
 def turns(place: Path) -> Iterator[str]:
     source = Source(str(place), None, "test")
-    yield from (answer for _, answer, _, _ in conversations(source, Data(path="x"), "data.path", "train", "category", False))
+    for row in conversations(source, Data(path="x"), "data.path", "train", "category", False):
+        assert isinstance(row, Conversation)
+        yield row.answer
 
 
 @pytest.mark.parametrize("group", [700, 100_000])
@@ -206,7 +208,7 @@ def test_a_row_that_occurs_twice_is_two_rows(tmp_path: Path, tokenizer: Any) -> 
     ("content", "line"),
     [
         ('{"prompt": "p", "completion": "c"}\n{"prompt": \n', "data.path: line 2 is not JSON"),
-        ('{"prompt": "p", "completion": "  "}\n', "data.path: line 1 has an empty answer"),
+        ('{"prompt": "p", "completion": "  "}\n', "has no usable row: 1 with an empty answer, left out"),
         ('{"question": "p"}\n', "data.path: line 1 has columns ['question']; needed: messages, or real"),
         ("", "has no usable row"),
         ('{"prompt": "' + "p" * 600 + '", "completion": "c"}\n', "every prompt is over data.max_prompt_length 512"),

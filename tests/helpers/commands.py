@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 from helpers.faults import SHORT
+from helpers.forked import Command
 from lowmem_spin.cli.main import main
 
 SMALL = dict(change.split("=", 1) for change in SHORT if not change.startswith("runtime.device"))
@@ -22,15 +23,19 @@ def arguments(folder: Path, *overrides: str) -> list[str]:
     return ["run", "quickstart", *(f"--set={change}" for change in changes)]
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "lowmem_spin.cli", *arguments(folder, *overrides)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+def start(folder: Path, *overrides: str) -> Command:
+    return Command(*arguments(folder, *overrides), together=True)
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+def finish(command: Command) -> str:
+    output, _ = command.communicate()
+    assert command.returncode == 0, output
     return output
+
+
+def ended(command: Command) -> subprocess.CompletedProcess[str]:
+    output, errors = command.communicate()
+    return subprocess.CompletedProcess(command.args, command.returncode or 0, output, errors)
 
 
 def cli(*words: object, given: str = "", **options: object) -> subprocess.CompletedProcess[str]:
@@ -63,9 +68,9 @@ def play(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return call(*arguments(folder, *overrides))
 
 
-def play_apart(folder: Path, *overrides: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def play_apart(folder: Path, *overrides: str, before: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
     """A short game in a process of its own."""
-    return cli(*arguments(folder, *overrides), **options)
+    return ended(Command(*arguments(folder, *overrides), before=before))
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> None:

@@ -2,8 +2,7 @@
 
 import json
 import math
-import subprocess
-import sys
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from helpers.forked import Command
 from helpers.games import (
     PAIRS,
     Plain,
@@ -486,14 +486,13 @@ def test_a_contest_that_is_killed_goes_on_and_ends_the_same(tmp_path: Path) -> N
         folder.mkdir()
     oracle = f"game.oracle={{function: '{tmp_path / 'mine.py'}:slow'}}"
     options = [*CONTEST, oracle, "game.iterations=1", "runtime.generation_batch_size=8", "evaluation.health_prompts=2"]
-    command = [sys.executable, "-m", "lowmem_spin.cli", "run", "quickstart"]
-    command += [word for change in tiny(killed, *options) for word in ("--set", change)]
+    changes = [word for change in tiny(killed, *options) for word in ("--set", change)]
     for kind, least in (("completions", 3), ("judgements", 1)):  # the first completions are held-out samples
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = Command("run", "quickstart", *changes)
         while not under_way(killed, kind, least):
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.005)
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         process.communicate()
     before = {kind: stored(killed / "store", kind) for kind in ("completions", "judgements")}
     assert 0 < sum(len(rows) for _, rows in before["judgements"].values()) < PAIRS

@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.commands import call, cli
+from helpers.commands import call
+from helpers.forked import Command
 from lowmem_spin.algorithm.game import play
 from lowmem_spin.algorithm.stages import Evaluate, Generate, Inputs
 from lowmem_spin.common.display import Display
@@ -162,8 +163,7 @@ def test_a_game_in_step_is_the_game_alone(whole: Path, tmp_path: Path) -> None:
 def test_five_kills_and_the_table_is_the_same(whole: Path, tmp_path: Path) -> None:
     draw, every = random.Random(5), rows_in(whole / "store").total()
     for share in (0.02, 0.2, 0.4, 0.6, 0.85):
-        command = [sys.executable, "-m", "lowmem_spin.cli", *words("sweep", tmp_path, *GRID)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = Command(*words("sweep", tmp_path, *GRID))
         while process.poll() is None and reached(tmp_path / "store") < share * every:
             time.sleep(0.02)
         time.sleep(draw.uniform(0, 0.2))
@@ -202,7 +202,7 @@ def test_hours_that_are_over_stop_it_with_all_that_was_computed_stored(
 
 def test_one_points_failure_does_not_stop_the_others(tmp_path: Path) -> None:
     shape = ["--alpha", "0.5", "--grid", "game.pairs=16,1000000", "--set", "game.iterations=1"]
-    result = cli(*words("sweep", tmp_path, *shape))
+    result = call(*words("sweep", tmp_path, *shape))
     assert result.returncode == 1
     found = json.loads((tmp_path / "game-sweep" / "sweep.json").read_text())["points"]
     assert [point["status"] for point in found] == ["finished", "failed"]

@@ -67,27 +67,27 @@ class BenchResult:
     predicted: dict[str, float]  # peak bytes by kind of stage; empty on a CPU
 
 
-def bench(asked: BenchRequest, console: Console) -> BenchResult:
+def bench(request: BenchRequest, console: Console) -> BenchResult:
     """Play, measure, compare, print, and remember the rates in the store's bench.json."""
-    root = asked.store / "bench"
+    root = request.store / "bench"
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="game-", dir=root) as work:
-        return bench_in(Path(work), asked, console)
+        return bench_in(Path(work), request, console)
 
 
-def bench_in(work: Path, asked: BenchRequest, console: Console) -> BenchResult:
+def bench_in(work: Path, request: BenchRequest, console: Console) -> BenchResult:
     """The same in a folder that stays, with the game's rows, results and store. It has to be empty: what a store
     already has is not computed, and so not measured."""
-    name, recipe, machine = _recipe(asked, work)
+    name, recipe, machine = _recipe(request, work)
     shape = Shape.of(checkpoint.config_of(name))
     card = Card()
     display = Stopwatch(console, card)
-    if asked.vram is not None:
-        for line in advice(recipe, shape, machine.dtype, asked.vram * 1e9):
-            display.log(f"by engines/memory.py this does not fit in {asked.vram:g} GB: {line}", "yellow")
+    if request.vram is not None:
+        for line in advice(recipe, shape, machine.dtype, request.vram * 1e9):
+            display.log(f"by engines/memory.py this does not fit in {request.vram:g} GB: {line}", "yellow")
     with display.start_up("making the base"):
-        folder = checkpoint.make(asked.store / "bench", name, machine, display.log)
-        checkpoint.write_rows(work / "rows.jsonl", SPARE * asked.pairs, asked.prompt_length, asked.completion_length)
+        folder = checkpoint.make(request.store / "bench", name, machine, display.log)
+        checkpoint.write_rows(work / "rows.jsonl", SPARE * request.pairs, request.prompt_length, request.completion_length)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name_or_path": str(folder.resolve())})})
     shared = SharedResources()
     game = open_game(recipe, work, display, shared)
@@ -97,13 +97,13 @@ def bench_in(work: Path, asked: BenchRequest, console: Console) -> BenchResult:
     shared.engines.close()
     ours = display.costs(_engines(game))
     device = calibration.device_name(machine.device)
-    calibration.record_measurements(asked.store, *(_record(cost, device, name, shape, recipe, machine) for cost in ours))
+    calibration.record_measurements(request.store, *(_record(cost, device, name, shape, recipe, machine) for cost in ours))
     predicted = _predicted(recipe, shape, machine, ours)
     display.log(f"{name}, random weights, {recipe.model.quantization}, {machine.dtype}, on {device}", "bold")
     console.print(table.costs(ours, predicted))
-    _explain(asked, machine, ours, display)
+    _explain(request, machine, ours, display)
     with display.timed("rivals"):
-        theirs, missing = _versus(asked, game, machine, card)
+        theirs, missing = _versus(request, game, machine, card)
     for line in missing:
         display.log(line, "yellow")
     if theirs:
@@ -112,37 +112,37 @@ def bench_in(work: Path, asked: BenchRequest, console: Console) -> BenchResult:
         console.print(table.rivals(ours, theirs, not_comparable))
         if any(cost.by in not_comparable for cost in theirs):
             display.log("trl needs a GPU for its Triton kernel, which was interpreted here: its speed says nothing about it")
-    display.log(f"rates are in {asked.store / 'bench.json'}, for plans on this device")
+    display.log(f"rates are in {request.store / 'bench.json'}, for plans on this device")
     display.log(display.time_line())
     return BenchResult(device, ours, theirs, missing, predicted)
 
 
-def _recipe(asked: BenchRequest, work: Path) -> tuple[str, Recipe, Machine]:
+def _recipe(request: BenchRequest, work: Path) -> tuple[str, Recipe, Machine]:
     """The model's name, the game to play, and where; written as a recipe so that `--set` works as everywhere."""
-    name = asked.model or "tiny"
-    recipe = _load(asked, name, work)
+    name = request.model or "tiny"
+    recipe = _load(request, name, work)
     machine = find_machine(recipe)
-    if asked.model is None and machine.device == "cuda":
+    if request.model is None and machine.device == "cuda":
         name = "gemma-2b"
-        recipe = _load(asked, name, work)
-    longest, room = asked.prompt_length + asked.completion_length, checkpoint.config_of(name)["max_position_embeddings"]
+        recipe = _load(request, name, work)
+    longest, room = request.prompt_length + request.completion_length, checkpoint.config_of(name)["max_position_embeddings"]
     if longest > room:
         raise InputError(f"--completion-length: with the prompt {longest} tokens, but {name} reads {room}; shorten one of them")
     return name, recipe, machine
 
 
-def _load(asked: BenchRequest, name: str, work: Path) -> Recipe:
+def _load(request: BenchRequest, name: str, work: Path) -> Recipe:
     completions, scored, trained = BATCHES[name]
-    device_batch = min(trained, asked.pairs)
+    device_batch = min(trained, request.pairs)
     content: dict[str, Any] = {
         "model": {"name_or_path": name},
         "data": {
             "path": str((work / "rows.jsonl").resolve()),
-            "max_prompt_length": asked.prompt_length,
-            "max_completion_length": asked.completion_length,
+            "max_prompt_length": request.prompt_length,
+            "max_completion_length": request.completion_length,
         },
-        "game": {"iterations": 2, "alpha": 0.95, "history": 2, "pairs": asked.pairs},
-        "generation": {"max_new_tokens": asked.completion_length},
+        "game": {"iterations": 2, "alpha": 0.95, "history": 2, "pairs": request.pairs},
+        "generation": {"max_new_tokens": request.completion_length},
         "training": {
             "learning_rate": 1e-6,  # the weights hardly move: completions stay as long as they may be
             "per_device_train_batch_size": device_batch,
@@ -151,16 +151,16 @@ def _load(asked: BenchRequest, name: str, work: Path) -> Recipe:
         },
         "evaluation": {"health_prompts": 1},  # is not played
         "runtime": {
-            "generation_batch_size": min(completions, max(1, asked.pairs // 2)),  # a batch has one policy on some engines
-            "scoring_batch_size": min(scored, asked.pairs),
+            "generation_batch_size": min(completions, max(1, request.pairs // 2)),  # a batch has one policy on some engines
+            "scoring_batch_size": min(scored, request.pairs),
             "residency": "exit",  # one engine on the card at a time: a stage's peak is then that engine's
         },
         "output": {"dir": str(work / "run"), "store": str(work / "store")},
     }
-    if asked.vram is not None:
-        content["runtime"]["vram_gb"] = asked.vram
+    if request.vram is not None:
+        content["runtime"]["vram_gb"] = request.vram
     (work / "recipe.yaml").write_text(yaml.safe_dump(content))
-    return load_recipe(work / "recipe.yaml", asked.overrides)
+    return load_recipe(work / "recipe.yaml", request.overrides)
 
 
 def _engines(game: OpenGame) -> dict[str, str]:
@@ -200,25 +200,25 @@ def _predicted(recipe: Recipe, shape: Shape, machine: Machine, ours: list[Cost])
     }
 
 
-def _explain(asked: BenchRequest, machine: Machine, ours: list[Cost], display: Stopwatch) -> None:
-    lengths = f"prompts of {asked.prompt_length} tokens and completions of {asked.completion_length}"
+def _explain(request: BenchRequest, machine: Machine, ours: list[Cost], display: Stopwatch) -> None:
+    lengths = f"prompts of {request.prompt_length} tokens and completions of {request.completion_length}"
     display.log(f"{lengths}: random weights never end one by themselves, so every length is its cap")
     generated = next(cost for cost in ours if cost.work == "generate")
-    if generated.tokens != generated.rows * asked.completion_length:
-        display.log(f"but {generated.rows * asked.completion_length - generated.tokens} tokens are missing", "yellow")
+    if generated.tokens != generated.rows * request.completion_length:
+        display.log(f"but {generated.rows * request.completion_length - generated.tokens} tokens are missing", "yellow")
     if machine.device == "cpu":
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
         display.log(f"no GPU: resident memory of this process peaked at {resident / 1e9:.2f} GB, libraries and all;")
         display.log("engines/memory.py's figures are for a GPU and are not compared with it")
 
 
-def _versus(asked: BenchRequest, game: OpenGame, machine: Machine, card: Card) -> tuple[list[Cost], list[str]]:
+def _versus(request: BenchRequest, game: OpenGame, machine: Machine, card: Card) -> tuple[list[Cost], list[str]]:
     theirs: list[Cost] = []
     missing: list[str] = []
     model = Sources(Path(), game.store.root / "sources.json").model(game.recipe.model.name_or_path, None)
-    limit = None if asked.vram is None else asked.vram * 1e9
-    for name in asked.versus:
-        outcome = rivals.run_rival(name, rivals.Workload(game, model, machine, card, limit, asked.store / "bench" / "logs"))
+    limit = None if request.vram is None else request.vram * 1e9
+    for name in request.versus:
+        outcome = rivals.run_rival(name, rivals.Workload(game, model, machine, card, limit, request.store / "bench" / "logs"))
         if isinstance(outcome, str):
             missing.append(outcome)
         else:

@@ -13,6 +13,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import DPO, Hinge, IPOLengthNormalized
+from lowmem_spin.config.per_iteration import value_at
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.loading import load_base, load_tokenizer
@@ -78,8 +79,8 @@ class TRLRival:
             precompute_ref_batch_size=max(1, self.recipe.runtime.scoring_batch_size // 2),  # in pairs; ours is in rows
             per_device_train_batch_size=training.per_device_train_batch_size,
             gradient_accumulation_steps=training.gradient_accumulation_steps,
-            learning_rate=training.learning_rate,
-            num_train_epochs=training.num_train_epochs,
+            learning_rate=value_at(training.learning_rate, 0),
+            num_train_epochs=value_at(training.num_train_epochs, 0),
             optim=training.optim,
             gradient_checkpointing=training.gradient_checkpointing,
             bf16=self.machine.dtype == "bfloat16" and self.machine.device == "cuda",
@@ -116,7 +117,7 @@ class TRLRival:
         skipped = 1 if len(counted) > 1 else 0
         training = self.recipe.training
         effective = training.per_device_train_batch_size * training.gradient_accumulation_steps
-        rows = len(self.pairs) * training.num_train_epochs - skipped * min(effective, len(self.pairs))
+        rows = len(self.pairs) * value_at(training.num_train_epochs, 0) - skipped * min(effective, len(self.pairs))
         tokens = round(rows * self.tokens / len(self.pairs))
         return rows, tokens, sum(counted[skipped:]), _peak()
 
@@ -125,9 +126,9 @@ def _loss(recipe: Recipe) -> tuple[str, float]:
     """TRL's name of the game's loss, and its strength, which TRL always calls beta."""
     match recipe.game.loss:
         case DPO(beta=beta):
-            return "sigmoid", beta
+            return "sigmoid", value_at(beta, 0)
         case Hinge(beta=beta):
-            return "hinge", beta
+            return "hinge", value_at(beta, 0)
         case IPOLengthNormalized(tau=tau):
             return "ipo", tau
         case loss:

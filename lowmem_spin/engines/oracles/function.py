@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from lowmem_spin.algorithm.preferences import Comparison, check_preferences, of_scores
+from lowmem_spin.algorithm.source_hashes import edited
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import sha256
 from lowmem_spin.config.choices import FunctionOracle
@@ -50,7 +51,8 @@ class Function(NoWeights):
 
     def spec(self) -> dict[str, Any]:
         """Its name and its file's content: an edited function is another oracle."""
-        return {"oracle": "function", "name": self.name.rpartition(":")[2], "content": self.content}
+        own = edited("oracle exact_match") if self.name == "exact_match" else {}
+        return {"oracle": "function", "name": self.name.rpartition(":")[2], "content": self.content, **own}
 
     def located(self) -> dict[str, Any]:
         """See base.Oracle."""

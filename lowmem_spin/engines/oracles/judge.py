@@ -135,14 +135,16 @@ class LLMJudge(NoWeights):
             InputError: more than a fifth of all orders so far have failed (of the first 20, while they are fewer; in
                 the middle of a call, where failures may have come first, of the first 50), or every one.
         """
-        asked = self._orders(questions)
-        prompts, self._silent = list(dict.fromkeys(asked.values())), set()
+        prompt_of = self._orders(questions)
+        prompts, self._silent = list(dict.fromkeys(prompt_of.values())), set()
         verdicts = dict(zip(prompts, self.endpoint.each(self._judge, prompts), strict=True))
-        self.undecided = set() if self._final else {place for (place, _, _), prompt in asked.items() if prompt in self._silent}
+        self.undecided = (
+            set() if self._final else {place for (place, _, _), prompt in prompt_of.items() if prompt in self._silent}
+        )
         self._stop_if_hopeless(1 if self.failed == self.orders else ENOUGH)
 
         def wins(place: int, one: str, other: str) -> float:
-            forth, back = verdicts[asked[place, one, other]], verdicts[asked[place, other, one]]
+            forth, back = verdicts[prompt_of[place, one, other]], verdicts[prompt_of[place, other, one]]
             shares = [share for share in (forth, None if back is None else 1 - back) if share is not None]
             self.unjudged += not shares
             return sum(shares) / len(shares) if shares else 0.5

@@ -105,12 +105,12 @@ class PairRM:
         """P for each question; see base.Oracle."""
         if self.ranker is None:
             self._load()
-        asked = {
+        pairs = {
             (place, first, second): ids
             for place, question in enumerate(questions)
             for first, second, ids in self._ordered_pairs(question)
         }
-        logits = dict(zip(asked, self._logits(list(asked.values())), strict=True))
+        logits = dict(zip(pairs, self._logits(list(pairs.values())), strict=True))
 
         def wins(place: int, one: str, other: str) -> float:
             return float(1 / (1 + np.exp(logits[place, other, one] - logits[place, one, other])))

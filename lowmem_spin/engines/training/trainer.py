@@ -3,7 +3,6 @@
 A subclass of transformers' Trainer, so schedules, optimisers, checkpoints and callbacks are the ones people know.
 """
 
-import difflib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import SchedulerType
-from transformers.training_args import OptimizerNames
 
 from lowmem_spin.algorithm.losses import LOSSES, Sides
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens, read_text
 from lowmem_spin.common.keys import number
-from lowmem_spin.config.recipe import Training
 from lowmem_spin.engines.training.logps import Batch, States, autocast, collate, completion_logps, decoder_states
+from lowmem_spin.engines.training.optimizer import optimizer_arguments, optimizer_steps
 
 
 @dataclass(frozen=True)
@@ -205,18 +202,6 @@ class ProgressCallback(TrainerCallback):
         self.advance(0)
 
 
-def check_names(training: Training) -> None:
-    """Refuse an optimiser or schedule that transformers does not have, before anything is computed."""
-    for field, value, known in (
-        ("optim", training.optim, [name.value for name in OptimizerNames]),
-        ("lr_scheduler_type", training.lr_scheduler_type, [name.value for name in SchedulerType]),
-    ):
-        if value not in known:
-            begins = [name for name in known if name.startswith(value)]
-            near = begins[:3] or difflib.get_close_matches(value, known, n=3, cutoff=0.4) or known[:3]
-            raise InputError(f"training.{field}: {value!r} is unknown to transformers; try {', '.join(near)}")
-
-
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that is whole: trainer_state.json is written last, so it must parse."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
@@ -254,17 +239,13 @@ def train(
     """
     effective = settings["batch_size"]
     device_batch = max(size for size in range(1, min(device_batch, effective) + 1) if effective % size == 0)
-    steps = -(-len(pairs) // effective) * settings["num_train_epochs"]
+    steps = optimizer_steps(len(pairs), settings)
     arguments = TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=device_batch,
         gradient_accumulation_steps=effective // device_batch,
-        learning_rate=settings["learning_rate"],
         num_train_epochs=settings["num_train_epochs"],
-        optim=settings["optim"],
-        lr_scheduler_type=settings["lr_scheduler_type"],
-        warmup_steps=round(steps * settings["warmup_ratio"]),
-        weight_decay=settings["weight_decay"],
+        **optimizer_arguments(settings, steps),
         max_grad_norm=settings["max_grad_norm"],
         gradient_checkpointing=gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if gradient_checkpointing else None,

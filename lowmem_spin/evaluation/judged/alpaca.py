@@ -84,8 +84,8 @@ def check_length_control(option: str) -> None:
 
 def outputs(instructions: Instructions, generator: str, answers: Sequence[str]) -> list[Row]:
     """A policy's answers as alpaca-eval reads them."""
-    asked = [{name: row[name] for name in ("instruction", "dataset")} for row in instructions.rows]
-    return [{**row, "output": answer, "generator": generator} for row, answer in zip(asked, answers, strict=True)]
+    instructed = [{name: row[name] for name in ("instruction", "dataset")} for row in instructions.rows]
+    return [{**row, "output": answer, "generator": generator} for row, answer in zip(instructed, answers, strict=True)]
 
 
 def annotations(

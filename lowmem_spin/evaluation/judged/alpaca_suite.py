@@ -27,18 +27,18 @@ from lowmem_spin.store.rows import Answer, Compared, Prompt
 TEMPERATURE = 0.7  # of answers, as most of AlpacaEval's own entries of open models have it
 
 
-def measure_alpaca(game: EvaluationTarget, asked: Judged, limit: int | None, display: Display) -> None:
+def measure_alpaca(game: EvaluationTarget, judged: Judged, limit: int | None, display: Display) -> None:
     """Have the wanted policies answer, the answers judged, and both written to the game's folder."""
-    option, judge = asked.option("alpaca"), asked.judge
-    instructions = alpaca.read_alpaca(asked.alpaca, limit, option)
+    option, judge = judged.option("alpaca"), judged.judge
+    instructions = alpaca.read_alpaca(judged.alpaca, limit, option)
     with display.start_up("loading the tokenizer"):
         renderer = game.renderer()
     if instructions.official and judge is not None:
         alpaca.check_length_control(option)
     prompts = [as_prompt(renderer.prompt([user(row["instruction"])])) for row in instructions.rows]
     longest = max(len(prompt.tokens) for prompt in prompts)
-    room = answer_room(game, option, longest, asked.longest or alpaca.LONGEST)
-    oracle = None if judge is None else asked.oracle(game, judge, display)
+    room = answer_room(game, option, longest, judged.longest or alpaca.LONGEST)
+    oracle = None if judge is None else judged.oracle(game, judge, display)
     with_engines = game.answering((longest, room), oracle)
     sampling = plain_sampling(with_engines.sampling, TEMPERATURE, room)
 
@@ -51,7 +51,7 @@ def measure_alpaca(game: EvaluationTarget, asked: Judged, limit: int | None, dis
         return {"kind": "evaluate", "version": alpaca.VERSION, "policy": policy, **what}
 
     if oracle is not None:
-        reach_judge(oracle.endpoint, game, asks, asked)
+        reach_judge(oracle.endpoint, game, asks, judged)
     wanted = [(game.policies[name], prompts) for name in game.wanted]
     note_used(game.folder, "completions", [digest(sampling.spec(policy)) for policy, _ in wanted])
     answers = dict(zip(game.wanted, with_engines.tables.answers(wanted, sampling, "AlpacaEval"), strict=True))
@@ -61,7 +61,7 @@ def measure_alpaca(game: EvaluationTarget, asked: Judged, limit: int | None, dis
             place / f"{file_name(name)}.json", alpaca.outputs(instructions, file_name(name), [one.text for one in given])
         )
     if judge is None or oracle is None:
-        display.log(ungraded(place, asked))
+        display.log(ungraded(place, judged))
         return
     note_used(game.folder, "judgements", [digest(compared(policy)) for policy, _ in wanted])
     for name in game.wanted:
@@ -81,7 +81,7 @@ def measure_alpaca(game: EvaluationTarget, asked: Judged, limit: int | None, dis
 
 def _compare(
     with_engines: Answering,
-    asked: dict[str, Any],
+    spec: dict[str, Any],
     instructions: alpaca.Instructions,
     prompts: Sequence[Prompt],
     name: str,
@@ -93,7 +93,7 @@ def _compare(
         question = Comparison([user(row["instruction"])], [row["output"], answer.text], row["output"])
         rows.append(Compared(prompt.id, question, [list(row["output"].encode()), answer.tokens]))
     judge, before = oracle.endpoint.model, oracle.silent
-    preferences = with_engines.tables.preferences(asked, rows, f"{name} against {instructions.baseline} by {judge}")
+    preferences = with_engines.tables.preferences(spec, rows, f"{name} against {instructions.baseline} by {judge}")
     wins, texts = [float(matrix[1, 0]) for matrix in preferences], [answer.text for answer in answers]
     annotated, silent = alpaca.annotations(instructions, file_name(name), texts, wins, judge), oracle.silent - before
     failed, orders = oracle.failures([row.question for row in rows])

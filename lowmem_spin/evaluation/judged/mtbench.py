@@ -64,8 +64,8 @@ class MTBench:
     @property
     def identity(self) -> str:
         """Hash of all that is asked of policies and of judges."""
-        asked = [[q.id, q.category, q.temperature, q.turns, q.reference] for q in self.questions]
-        return digest([asked, [self.prompts[kind] for kind in sorted(self.prompts)]])
+        content = [[q.id, q.category, q.temperature, q.turns, q.reference] for q in self.questions]
+        return digest([content, [self.prompts[kind] for kind in sorted(self.prompts)]])
 
     @property
     def categories(self) -> list[str]:

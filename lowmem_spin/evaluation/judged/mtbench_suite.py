@@ -25,24 +25,24 @@ from lowmem_spin.runner.run_folder import note_used
 from lowmem_spin.store.rows import Answer
 
 
-def measure_mtbench(game: EvaluationTarget, asked: Judged, limit: int | None, display: Display) -> None:
+def measure_mtbench(game: EvaluationTarget, judged: Judged, limit: int | None, display: Display) -> None:
     """Have the wanted policies answer, the answers judged, and both written to the game's folder."""
-    option, folder = asked.option("mtbench"), asked.mtbench or game.store.root / "mtbench"
-    if asked.download:
+    option, folder = judged.option("mtbench"), judged.mtbench or game.store.root / "mtbench"
+    if judged.download:
         mtbench.download(folder)
     bench = mtbench.read_mtbench(folder, limit, option)
     with display.start_up("loading the tokenizer"):
         renderer = game.renderer()
     asked_of = max(sum(len(renderer.prompt([user(turn)])) for turn in question.turns) for question in bench.questions)
-    room = answer_room(game, option, asked_of, asked.longest or mtbench.LONGEST, turns=mtbench.TURNS)
+    room = answer_room(game, option, asked_of, judged.longest or mtbench.LONGEST, turns=mtbench.TURNS)
     with_engines = game.answering((asked_of + room, room))
 
     def sampled(temperature: float) -> Sampling:
         return plain_sampling(with_engines.sampling, temperature, room)
 
     temperatures = sorted({question.temperature for question in bench.questions})
-    judge = asked.judge
-    grader = None if judge is None else mtbench.Grader(asked.endpoint(game, judge), judge.max_tokens or mtbench.REPLY)
+    judge = judged.judge
+    grader = None if judge is None else mtbench.Grader(judged.endpoint(game, judge), judge.max_tokens or mtbench.REPLY)
 
     def asks(policy: str) -> dict[str, Any]:
         tables = [digest(sampled(temperature).spec(policy)) for temperature in temperatures]
@@ -50,7 +50,7 @@ def measure_mtbench(game: EvaluationTarget, asked: Judged, limit: int | None, di
         return {"kind": "evaluate", "version": mtbench.VERSION, "policy": policy, **what, "judge": grader and grader.spec()}
 
     if grader is not None:
-        reach_judge(grader.endpoint, game, asks, asked)
+        reach_judge(grader.endpoint, game, asks, judged)
     answers = _two_turns(game, with_engines, bench, renderer, sampled)
     place = game.folder / "mtbench"
     for name, given in answers.items():
@@ -58,7 +58,7 @@ def measure_mtbench(game: EvaluationTarget, asked: Judged, limit: int | None, di
             place / "model_answer" / f"{file_name(name)}.jsonl", mtbench.answer_records(bench, file_name(name), given)
         )
     if judge is None or grader is None:
-        display.log(ungraded(place / "model_answer", asked))
+        display.log(ungraded(place / "model_answer", judged))
         return
     for name in game.wanted:
         game.ensure(
@@ -88,10 +88,10 @@ def _two_turns(
             mine = [question for question in bench.questions if question.temperature == temperature]
             sampling = sampled(temperature)
             prompts = {name: [as_prompt(renderer.prompt(_so_far(q, found[name][q.id]))) for q in mine] for name in game.wanted}
-            asked = [(game.policies[name], prompts[name]) for name in game.wanted]
+            requests = [(game.policies[name], prompts[name]) for name in game.wanted]
             label = f"MT-Bench turn {turn + 1} at temperature {temperature:g}"
-            note_used(game.folder, "completions", [digest(sampling.spec(policy)) for policy, _ in asked])
-            for name, answers in zip(game.wanted, with_engines.tables.answers(asked, sampling, label), strict=True):
+            note_used(game.folder, "completions", [digest(sampling.spec(policy)) for policy, _ in requests])
+            for name, answers in zip(game.wanted, with_engines.tables.answers(requests, sampling, label), strict=True):
                 for question, answer in zip(mine, answers, strict=True):
                     found[name][question.id].append(answer)
     return found

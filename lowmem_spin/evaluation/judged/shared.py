@@ -86,20 +86,20 @@ def with_recipe_defaults(given: Judged, recipes: Judged) -> Judged:
     return replace(given, recipes=frozenset(said), **said)
 
 
-def reach_judge(endpoint: Endpoint, game: EvaluationTarget, asks: Asks, asked: Judged) -> None:
+def reach_judge(endpoint: Endpoint, game: EvaluationTarget, asks: Asks, judged: Judged) -> None:
     """Before policies answer for hours: the judge that will be needed is there. A recipe's may come later: while the game
     has the only GPU, the judge cannot have it."""
-    if "judge" not in asked.recipes and any(game.lacks(asks(game.policies[name])) for name in game.wanted):
+    if "judge" not in judged.recipes and any(game.lacks(asks(game.policies[name])) for name in game.wanted):
         endpoint.reach()
 
 
-def answer_room(game: EvaluationTarget, option: str, asked: int, wanted: int, turns: int = 1) -> int:
+def answer_room(game: EvaluationTarget, option: str, longest: int, wanted: int, turns: int = 1) -> int:
     """Tokens for each answer: those wanted, or as many as the model's context has beside what is asked."""
     context = ModelFiles(game.model).context
-    room = wanted if context is None else min(wanted, (context - asked) // turns)
+    room = wanted if context is None else min(wanted, (context - longest) // turns)
     if room < 1:
         raise InputError(
-            f"{option}: a question of {asked} tokens leaves no room to answer in a context of {context}; remove it"
+            f"{option}: a question of {longest} tokens leaves no room to answer in a context of {context}; remove it"
         )
     return room
 
@@ -119,9 +119,9 @@ def user(text: str) -> Message:
     return {"role": "user", "content": text}
 
 
-def ungraded(place: Path, asked: Judged) -> str:
+def ungraded(place: Path, judged: Judged) -> str:
     """What to tell who gave no judge."""
-    remedy = "set evaluation.judge" if "judge" in asked.recipes else "add --judge-base-url and --judge-model"
+    remedy = "set evaluation.judge" if "judge" in judged.recipes else "add --judge-base-url and --judge-model"
     return f"answers are in {place}, ungraded: {remedy}, or give them to FastChat or alpaca_eval"
 
 

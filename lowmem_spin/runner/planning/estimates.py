@@ -137,7 +137,8 @@ class Clock:
             return float("nan")
         return self.peaks.get(_kind(unit), float("nan"))
 
-    def seconds(self, unit: Unit, rows: int, lengths: Lengths) -> tuple[float, bool]:
+    def seconds(self, unit: Unit, rows: int, lengths: Lengths, epochs: int) -> tuple[float, bool]:
+        """(seconds for `rows` rows of the unit, whether measured); a training reads them `epochs` times."""
         if unit.side == "judgements":  # an oracle's own time is not known; see planning's note
             return 0.0, False
         training, choices = self.found.recipe.training, self.found.choices
@@ -145,10 +146,10 @@ class Clock:
         per_row = {
             "generate": lengths.generated,
             "score": lengths.prompt + (lengths.chosen if unit.side == "chosen" else lengths.generated),
-            "train": training.num_train_epochs * (2 * lengths.prompt + lengths.chosen + lengths.generated),
+            "train": epochs * (2 * lengths.prompt + lengths.chosen + lengths.generated),
         }[kind]
         if unit.kind == "baseline":
-            per_row = training.num_train_epochs * (lengths.prompt + lengths.chosen)
+            per_row = epochs * (lengths.prompt + lengths.chosen)
         if self.parameters is None:
             return float("nan"), False
         engine = choices.generator if kind == "generate" else choices.learner

@@ -144,6 +144,7 @@ class _Draft:
     drawn: dict[Draw, Places] = field(default_factory=dict)
     lengths: dict[Path, Lengths] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
+    epochs: dict[str, int] = field(default_factory=dict)  # of every training
     askers: dict[tuple[str, str], ResolvedRecipe] = field(default_factory=dict)  # who first asks for a table's side
 
     def add(self, point: SweepPoint) -> None:
@@ -165,6 +166,10 @@ class _Draft:
         for stage, touches_of_stage in touched:
             if isinstance(stage, Train | Average | TrainSampler):
                 self.labels.setdefault(stage.policy, stage.name)
+            if isinstance(stage, Train):
+                self.epochs.setdefault(stage.policy, stage.settings["num_train_epochs"])
+            if isinstance(stage, TrainSampler):
+                self.epochs.setdefault(stage.policy, stage.settings["epochs"])
             self.work.add(stage, touches_of_stage)
             for touch in touches_of_stage:
                 self.askers.setdefault((touch.key, touch.side), found)
@@ -217,7 +222,8 @@ class _Draft:
                 clocks[id(found)] = Clock(found, load_calibration(root))
             there = stored.count(unit)
             clock, label = clocks[id(found)], self.labels.get(unit.policy, "base")
-            seconds, measured = clock.seconds(unit, len(unit.places) - there, self._lengths(found))
+            epochs = self.epochs.get(unit.policy, 1)
+            seconds, measured = clock.seconds(unit, len(unit.places) - there, self._lengths(found), epochs)
             found_lines.append(PlanLine(unit, label, there, seconds, clock.memory(unit), measured))
         return found_lines
 

@@ -1,0 +1,20 @@
+"""What of a recipe's training decides an iterate, and so is a part of its key."""
+
+from typing import Any
+
+from lowmem_spin.config.per_iteration import values_at
+from lowmem_spin.config.recipe import Training
+
+# Not in keys: they say how the work is split.
+MEMORY_KNOBS = {"engine", "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"}
+# Not in keys while they have their defaults: keys of before they existed do not have them.
+LATER_FIELDS = ("optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "disable_dropout")
+
+
+def training_settings(training: Training, t: int) -> dict[str, Any]:
+    """The fields that decide the result of iteration t, its own where a list has one for each, and the effective batch."""
+    settings = values_at(training.model_dump(exclude=MEMORY_KNOBS), t)
+    default = Training().model_dump()
+    unsaid = {name for name in LATER_FIELDS if settings[name] == default[name]}
+    effective = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    return {**{name: value for name, value in settings.items() if name not in unsaid}, "batch_size": effective}

@@ -1,0 +1,33 @@
+"""What the store needs of the rest of a game: engines that compute what is missing, and somebody to tell of it."""
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from lowmem_spin.engines.base import Generator, Learner
+from lowmem_spin.engines.oracles.base import Oracle
+
+
+class Meter(Protocol):
+    """One stage's progress bar."""
+
+    def advance(self, rows: int, tokens: int = 0) -> None: ...
+
+    def saved(self) -> None:
+        """All that was computed so far is stored: a good moment to stop."""
+        ...
+
+
+class Engines(Protocol):
+    """The game's engines, opened when first asked for."""
+
+    def generator(self) -> Generator: ...
+
+    def learner(self) -> Learner: ...
+
+    def oracle(self) -> Oracle: ...
+
+
+class Progress(Protocol):
+    """What a long stage tells whoever watches; see display.py."""
+
+    def stage(self, kind: str, label: str, rows: int) -> AbstractContextManager[Meter]: ...

@@ -1,0 +1,19 @@
+"""What takes long to import, for processes that are forked from one which has it: see forked.py.
+
+Nothing of lowmem_spin stays imported, so that a fork imports it itself, from wherever its copy of the package is.
+"""
+
+import sys
+
+import datasets  # noqa: F401
+import torch
+import trl.trainer.dpo_trainer  # noqa: F401
+
+import lowmem_spin.cli.main
+import lowmem_spin.cli.play
+import lowmem_spin.engines.hf
+import lowmem_spin.report.page  # noqa: F401
+
+torch.set_num_threads(1)
+for name in [name for name in sys.modules if name.partition(".")[0] == "lowmem_spin"]:
+    del sys.modules[name]
