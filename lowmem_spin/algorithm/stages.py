@@ -13,7 +13,7 @@ from lowmem_spin.algorithm.source_hashes import edited
 from lowmem_spin.common.keys import digest
 
 # Bumped by hand when a stage of this kind would compute something else from the same inputs.
-VERSIONS = {"data": 1, "generate": 1, "judge": 1, "score": 1, "train": 1, "average": 1, "amortise": 1}
+VERSIONS = {"data": 2, "generate": 1, "judge": 1, "score": 1, "train": 1, "average": 1, "amortise": 1}
 
 Mixture = dict[str, float]
 """{policy: weight}: no policy twice, no zero weight, weights summing to 1, newest policy first."""

@@ -16,10 +16,9 @@ from transformers import GenerationConfig, TextStreamer
 
 from lowmem_spin.algorithm.game import sampling_params
 from lowmem_spin.algorithm.stages import Sampling
-from lowmem_spin.common.errors import printable
+from lowmem_spin.common.errors import InputError, printable
 from lowmem_spin.common.keys import number
 from lowmem_spin.data.formats import Message
-from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.hf import HF, RowNoise
 from lowmem_spin.engines.model_files import context_limit
@@ -75,7 +74,6 @@ class Voice:
     """One policy and its side of the conversation."""
 
     engine: HF
-    renderer: Renderer
     policy: StoredPolicy
     sampling: Sampling
     messages: list[Message] = field(default_factory=list)
@@ -85,7 +83,10 @@ class Voice:
     def answer(self, question: str, show: Show, button: StopButton) -> str | None:
         """Stream the answer to `show` as words are finished; None, or a line on why it ended or was not begun."""
         engine, conversation = self.engine, [*self.messages, {"role": "user", "content": question}]
-        prompt = torch.tensor([self.renderer.prompt(conversation)], device=engine.device)
+        try:
+            prompt = torch.tensor([engine.renderer.prompt(conversation)], device=engine.device)
+        except InputError as refusal:
+            return str(refusal)
         width, limit = prompt.shape[1], context_limit(engine.model.config.to_dict())
         if limit is not None and width + self.sampling.max_new_tokens > limit:
             return (
@@ -112,7 +113,7 @@ class Voice:
             )
         tokens = output[0, width:].tolist()
         ended = tokens[-1] in engine.ends
-        text = engine.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=False)
+        text = engine.renderer.said(tokens[:-1] if ended else tokens)
         self.messages, self.asked = [*conversation, {"role": "assistant", "content": text}], self.asked + 1
         if ended:
             return None
@@ -125,8 +126,7 @@ def open_voices(run: RunFolder, policies: list[StoredPolicy], base: Source, temp
     sampling = sampling_params(run.recipe, run.inputs)
     if temperature is not None:
         sampling = replace(sampling, temperature=temperature)
-    renderer = Renderer(engine.tokenizer, run.recipe.model.chat_template)
-    return [Voice(engine, renderer, policy, sampling) for policy in policies]
+    return [Voice(engine, policy, sampling) for policy in policies]
 
 
 def talk(voices: list[Voice], lines: Iterable[str], out: Console, notify: Show) -> None:

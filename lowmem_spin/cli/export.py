@@ -37,8 +37,8 @@ def export(run: RunFolder, policy: StoredPolicy, base: Source, to: Path, dtype: 
     temporary.mkdir(parents=True)
     try:
         tokenizer = load_tokenizer(base, run.recipe.model.trust_remote_code)
-        Renderer(tokenizer, run.recipe.model.chat_template)  # gives the tokenizer the template of the game
-        ends = end_tokens(base, tokenizer, None, run.recipe.model.trust_remote_code)
+        renderer = Renderer.of(tokenizer, run.recipe)  # gives the tokenizer the template of the game
+        ends = end_tokens(base, renderer, run.recipe.model.trust_remote_code)
         if dtype is not None:
             _write_merged(run, policy.adapter, base, ends, dtype, temporary)
         elif policy.adapter is not None:

@@ -98,12 +98,12 @@ def _write_front(run: RunFolder, base: Source, folder: Path) -> None:
     from lowmem_spin.engines.loading import end_tokens, load_tokenizer
 
     tokenizer = load_tokenizer(base, run.recipe.model.trust_remote_code)
-    Renderer(tokenizer, run.recipe.model.chat_template)  # gives the tokenizer the template of the game
+    renderer = Renderer.of(tokenizer, run.recipe)  # gives the tokenizer the template of the game
     tokenizer.save_pretrained(folder)
     sampling = sampling_params(run.recipe, run.inputs)
     settings = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
     given = {name: value for name, value in settings.items() if value is not None}
-    ends = end_tokens(base, tokenizer, None, run.recipe.model.trust_remote_code)
+    ends = end_tokens(base, renderer, run.recipe.model.trust_remote_code)
     write_json(folder / "generation_config.json", {"eos_token_id": ends, **given})
 
 

@@ -45,6 +45,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), variant: str | None =
         _set(content, str(name), value, f"{path}: variants.{variant}")
     for override in overrides:
         _override(content, override)
+    _read_template(content, path.parent)
     output = content.setdefault("output", {})
     if isinstance(output, dict) and output.get("dir") is None:
         output["dir"] = f"runs/{path.stem}"
@@ -52,6 +53,23 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), variant: str | None =
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise InputError(f"{path}: {explain(error)}") from None
+
+
+def _read_template(content: dict[str, Any], folder: Path) -> None:
+    """Put a chat template's text where its .jinja file is named, so that the recipe says the same anywhere."""
+    model = content.get("model")
+    if not isinstance(model, dict):
+        return
+    name = model.get("chat_template")
+    if not isinstance(name, str) or not name.endswith(".jinja") or "{" in name:
+        return
+    file = next((place for place in (folder / name, Path(name)) if place.is_file()), None)
+    if file is None:
+        raise InputError(f"model.chat_template: no file {name!r}, neither beside the recipe nor from here")
+    try:
+        content["model"] = {**model, "chat_template": file.read_text(encoding="utf-8")}
+    except UnicodeDecodeError:
+        raise InputError(f"model.chat_template: {name!r} is not text in UTF-8; save it as such") from None
 
 
 def variants(path: Path) -> list[str]:

@@ -9,6 +9,8 @@ from lowmem_spin.config.choices import JudgeOracle, Option
 from lowmem_spin.config.per_iteration import Count, Positive, check_lengths, value_at
 from lowmem_spin.config.section import Section
 
+OWN_ARGUMENTS = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")  # set when rendering
+
 
 class Model(Section):
     """The frozen base model that every policy is an adapter on."""
@@ -24,8 +26,8 @@ class Model(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format to compute in. auto: bfloat16 on a GPU that has it, float16 on an older one, float32 on a CPU."""
     chat_template: str | None = None
-    """Chat template for a base model without one: gemma, chatml, zephyr, alpaca, or Jinja text. null uses the tokenizer's
-    own."""
+    """Chat template for a base model without one: gemma, chatml, zephyr, alpaca, or your own: Jinja text, or a .jinja file next
+    to the recipe or in the working directory, whose text is then the recipe's. null uses the tokenizer's own."""
     adapter: str | None = None
     """Local folder of a PEFT adapter, for instance from an SFT run, that is made part of the base policy; the game starts from
     it. Its rank, scale and layers must be those of training.lora."""
@@ -50,12 +52,23 @@ class Data(Section):
     resample: bool | Literal["split"] = True
     """Which prompts an iteration draws. true: a new draw each time. false: the same ones every time. split: the iterations
     share the data out, so that no two of them learn from the same prompt."""
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Arguments of the chat template, such as enable_thinking: false for a model whose prompts otherwise open a thought. Chats,
+    benchmarks, served and exported policies keep them. The template's text says which it knows."""
     max_prompt_length: int = Field(default=512, ge=1)
     """Longest prompt in tokens; rows with a longer one are left out and counted, never cut. Raise it if too many are left
     out and memory allows."""
     max_completion_length: int = Field(default=512, ge=1)
     """Longest answer of the data in tokens; longer ones are counted and cut, without an end of turn. Raise it if too many are
     cut and memory allows."""
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _of_the_template(cls, value: dict[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:
+        for name in value:
+            if not name.isidentifier() or name in OWN_ARGUMENTS:
+                raise ValueError(f"{name!r} is not an argument that a recipe can set; give others, or none")
+        return value
 
 
 class Generation(Section):

@@ -44,6 +44,7 @@ def prepared_key(
     asked = {"source": source.identity, "split": None if source.local else split}
     rendered = {"model": model.identity, "template": TEMPLATES.get(template or "", template)}
     both = {"worse": with_rejected} if with_rejected else {}
+    both |= {"template arguments": data.chat_template_kwargs} if data.chat_template_kwargs else {}
     return digest({"kind": "data", "version": VERSIONS["data"], **asked, **rendered, **limits, **both})
 
 

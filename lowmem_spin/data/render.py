@@ -1,13 +1,29 @@
 """Conversations to token ids, through the one renderer that generation, scoring and training share."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import jinja2
 
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.chat_templates import TEMPLATES
 from lowmem_spin.data.formats import Message
+from lowmem_spin.data.spelling import MARK, Spelled, Spelling
+
+FIELD = "model.chat_template"
+QUESTION, ANSWER = "\u2063question\u2063", "\u2063answer\u2063"  # contents that no template writes by itself
+OPENED = re.compile(r"<think(?:ing)?>\s*$")  # a thought that the policy is to go on with
+SILENCERS = ("enable_thinking", "thinking")  # template arguments by which thoughts are turned off
+OWN = "copy the template to a file, correct that and set model.chat_template to FILE.jinja"
+
+END = "answers that carried their end token, which is taken as the end"
+TEXT = "conversations with control tokens in their texts, taken as plain text"
+APART = "answers that the tokenizer would merge with their prompts, tokenised apart"
+INEXACT = "answers that the tokenizer does not spell to the letter"
+FOLDED = "system texts put before the first user turn"
+CHANGED = "conversations whose earlier messages the chat template changes or shortens"
 
 
 class Rendered(NamedTuple):
@@ -15,65 +31,206 @@ class Rendered(NamedTuple):
 
     prompt: list[int]
     completion: list[int]  # with its end of turn
-    text: str  # of the completion, without it
+    text: str  # what a policy says that answers with the same tokens; without the end, and what the template puts before it
     notes: tuple[str, ...] = ()  # what was changed on the way, to be counted
 
 
-class Renderer:
-    """Turns a conversation into prompt ids and completion ids with the model's chat template."""
+class _Written(NamedTuple):
+    """A question and its answer as the template writes them, control tokens of the messages hidden."""
 
-    def __init__(self, tokenizer: Any, template: str | None) -> None:
+    prompt: str
+    answer: str  # without the end of turn
+    notes: tuple[str, ...]
+
+
+class Renderer:
+    """Turns a conversation into prompt ids and completion ids with the model's chat template.
+
+    The tokenizer gets the template, `arguments` set in it, so that whoever renders with that tokenizer, also once it is
+    exported or served, writes the same. Of what a conversation says nothing is lost, and nothing becomes a control token:
+    see spelling.Spelling. No BOS is added but the template's own.
+
+    Raises:
+        InputError: the template cannot be used; one line that says why.
+    """
+
+    def __init__(self, tokenizer: Any, template: str | None, arguments: Mapping[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer
         if template is not None:
             text = TEMPLATES.get(template, template)
             if text == template and "{" not in text:
-                raise InputError(f"model.chat_template: {template!r} is unknown; known: {', '.join(TEMPLATES)}, or Jinja text")
+                known = ", ".join(TEMPLATES)
+                raise InputError(f"{FIELD}: {template!r} is unknown; known: {known}, a .jinja file, or Jinja text")
             tokenizer.chat_template = text
         if tokenizer.chat_template is None:
-            raise InputError(f"model.chat_template: this tokenizer has none; choose one of {', '.join(TEMPLATES)}")
-        self.end_text, self.end_token = self._end_of_turn()
-
-    def _end_of_turn(self) -> tuple[str, int]:
-        """What the template writes after an answer: its text, and the one token that ends a completion."""
-        after = self._texts([{"role": "user", "content": "q"}], "\u2063answer\u2063")[1].split("\u2063answer\u2063")[-1]
-        tokens = self.tokenizer(after.strip(), add_special_tokens=False)["input_ids"]
-        if tokens and tokens[0] in set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder):
-            return after, tokens[0]
-        if self.tokenizer.eos_token_id is None:
-            raise InputError("model.chat_template: neither it nor the tokenizer has a token that ends an answer")
-        return after, self.tokenizer.eos_token_id
-
-    def _texts(self, context: list[Message], answer: str) -> tuple[str, str]:
-        """The prompt as the template writes it, and what it writes after the prompt for this answer."""
-        render = self.tokenizer.apply_chat_template
+            raise InputError(f"{FIELD}: this tokenizer has none; choose one of {', '.join(TEMPLATES)}")
+        self._set(arguments or {})
+        question = [{"role": "user", "content": QUESTION}]
         try:
-            prompt = render(context, tokenize=False, add_generation_prompt=True)
-            whole = render([*context, {"role": "assistant", "content": answer}], tokenize=False)
+            prompt, whole = self._texts(question, ANSWER)
         except jinja2.TemplateError as error:
-            roles = ", ".join(message["role"] for message in context)
-            raise InputError(f"model.chat_template: it fails on a conversation of {roles}, assistant: {error}") from None
+            raise InputError(f"{FIELD}: it fails on a conversation of user, assistant: {error}") from None
         if not whole.startswith(prompt):
-            raise InputError(
-                "model.chat_template: it writes an answer's conversation differently from its prompt; "
-                f"choose another: {', '.join(TEMPLATES)}"
+            raise InputError(self._what_differs(prompt, whole))
+        if ANSWER not in whole[len(prompt) :] or QUESTION not in prompt:
+            raise InputError(f"{FIELD}: it does not write what a question or an answer says; {OWN}")
+        self.lead, _, self.end_text = whole[len(prompt) :].partition(ANSWER)
+        self.end_token = self._end_of_turn()
+        self.spelling = Spelling(tokenizer, self._control())
+        ends = {tokenizer.eos_token, tokenizer.pad_token, tokenizer.convert_ids_to_tokens(self.end_token)} - {None}
+        self._ends = re.compile(f"(?:(?:{'|'.join(map(re.escape, ends))})\\s*)+$")
+        self._treatments: dict[tuple[str, ...], tuple[str | None, bool]] = {}  # by the roles of a conversation
+
+    @classmethod
+    def of(cls, tokenizer: Any, recipe: Recipe) -> Self:
+        """As a recipe asks for it."""
+        return cls(tokenizer, recipe.model.chat_template, recipe.data.chat_template_kwargs)
+
+    def _set(self, arguments: Mapping[str, Any]) -> None:
+        """Set the template's arguments in its own text."""
+        for name in arguments:
+            if name not in self.tokenizer.get_chat_template():
+                raise InputError(f"data.chat_template_kwargs: the chat template knows no {name!r}; leave it out")
+        setting = "".join(f"{{% set {name} = {value!r} %}}" for name, value in sorted(arguments.items()))
+        if setting and not self.tokenizer.get_chat_template().startswith(setting):
+            self.tokenizer.chat_template = setting + self.tokenizer.get_chat_template()
+
+    def _texts(self, context: list[Message], answer: str, **arguments: Any) -> tuple[str, str]:
+        """The prompt as the template writes it, and the whole conversation with its answer."""
+        render, whole = self.tokenizer.apply_chat_template, [*context, {"role": "assistant", "content": answer}]
+        prompt = render(context, tokenize=False, add_generation_prompt=True, **arguments)
+        return prompt, render(whole, tokenize=False, **arguments)
+
+    def _what_differs(self, prompt: str, whole: str) -> str:
+        """Why a template cannot be used that writes an answer's conversation differently from its prompt."""
+        same = next((place for place, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other), len(whole))
+        asked, answered = prompt[same:], whole[same:].replace(ANSWER, "ANSWER").replace(QUESTION, "QUESTION")
+        if not OPENED.search(prompt):
+            return (
+                f"{FIELD}: it writes a conversation differently once it is answered: {asked[-40:]!r} becomes "
+                f"{answered[:40]!r}; {OWN}, or choose {', '.join(TEMPLATES)}"
             )
-        return prompt, whole[len(prompt) :]
+        for name in SILENCERS:
+            if name in self.tokenizer.get_chat_template():
+                quiet, with_answer = self._texts([{"role": "user", "content": QUESTION}], ANSWER, **{name: False})
+                if with_answer.startswith(quiet):
+                    quieten = f"set data.chat_template_kwargs: {{{name}: false}}"
+                    return f"{FIELD}: its prompt opens a thought, which the data's answers do not have; {quieten}"
+        return f"{FIELD}: its prompt ends in {asked[-40:]!r}, which opens a thought that the data's answers do not have; {OWN}"
+
+    def _end_of_turn(self) -> int:
+        """The one token that ends a completion."""
+        tokens = self.tokenizer(self.end_text.strip(), add_special_tokens=False)["input_ids"]
+        if tokens and tokens[0] in set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder):
+            return tokens[0]
+        if self.tokenizer.eos_token_id is None:
+            raise InputError(f"{FIELD}: neither it nor the tokenizer has a token that ends an answer")
+        return self.tokenizer.eos_token_id
+
+    def _control(self) -> list[str]:
+        """Added tokens that only the template may write; blanks and the marks of a thought are words."""
+        added = self.tokenizer.added_tokens_decoder
+        turns = [{"role": role, "content": text} for role, text in (("user", QUESTION), ("assistant", ANSWER)) * 2][:3]
+        try:
+            around = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        except jinja2.TemplateError:  # a template for single turns
+            around = self._texts(turns[:1], ANSWER)[1]
+        around = around.replace(QUESTION, "").replace(ANSWER, "")
+        control = [token for number, token in added.items() if token.special or number == self.end_token]
+        control += [token for token in added.values() if token.content in around]
+        return [token.content for token in control if token.content.strip()]
+
+    def said(self, tokens: Sequence[int]) -> str:
+        """A completion without its end as text: what is compared, judged and shown, of policies and of the data alike."""
+        (text,) = self.spelling.texts([tokens])
+        return text.removeprefix(self.lead)
 
     def __call__(self, conversations: Sequence[tuple[list[Message], str]]) -> Iterator[Rendered | str]:
         """Each (messages, answer) as token ids, or why it cannot be: a row that is left out and counted."""
-        texts = [self._texts(context, answer) for context, answer in conversations]
-        answers = [answer.removesuffix(self.end_text) for _, answer in texts]
-        prompts = self.tokenizer([prompt for prompt, _ in texts], add_special_tokens=False)["input_ids"]
-        completions = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
-        for prompt, completion, answer in zip(prompts, completions, answers, strict=True):
-            yield Rendered(prompt, [*completion, self.end_token], answer)
+        written = [self._write(context, answer) for context, answer in conversations]
+        pairs = self.spelling.pairs([(row.prompt, row.answer) for row in written if isinstance(row, _Written)])
+        in_order, texts = iter(pairs), iter(self.spelling.texts([pair.answer for pair in pairs if isinstance(pair, Spelled)]))
+        for row in written:
+            if isinstance(row, str):
+                yield row
+                continue
+            spelled = next(in_order)
+            if isinstance(spelled, str):
+                yield spelled
+                continue
+            text = next(texts).removeprefix(self.lead)
+            meant = self.spelling.plain(row.answer).removeprefix(self.lead)
+            inexact = [INEXACT] if text.strip() != meant.strip() else []
+            apart = [APART] if spelled.apart else []
+            yield Rendered(spelled.prompt, [*spelled.answer, self.end_token], text, (*row.notes, *apart, *inexact))
+
+    def _write(self, context: list[Message], answer: str) -> _Written | str:
+        """A conversation as the template writes it, or why it cannot be used."""
+        if any(MARK in message["content"] for message in context) or MARK in answer:
+            return "with U+FDD0 in a text, which is no character"
+        taken = [self._without_end(message) for message in (*context, {"role": "assistant", "content": answer})]
+        notes = [END] if any(mine["content"] != theirs["content"] for mine, theirs in zip(taken, context, strict=False)) else []
+        notes = [END] if notes or taken[-1]["content"] != answer else []
+        hidden = [{**message, "content": self.spelling.hide(message["content"])} for message in taken]
+        notes += [TEXT] if any(MARK in message["content"] for message in hidden) else []
+        *before, last = hidden
+        if not last["content"].strip():
+            return "with an empty answer"
+        try:
+            prompt, whole = self._texts(before, last["content"])
+            dropped, folds = self._treatment(tuple(message["role"] for message in context))
+        except jinja2.TemplateError as error:
+            roles = sorted({message["role"] for message in context} - {"user", "assistant"})
+            which = f"with the role{'s' * (len(roles) > 1)} {', '.join(roles)} " if roles else ""
+            return f"{which}that the chat template refuses ({' '.join(str(error).split())[:100]})"
+        if dropped:
+            return f"with a {dropped} message that the chat template drops"
+        if not whole.startswith(prompt) or not whole.endswith(self.end_text):
+            return "that the chat template writes differently once it is answered"
+        answered = whole[len(prompt) : len(whole) - len(self.end_text)]
+        opened = OPENED.search(prompt)
+        if opened and answered.lstrip().startswith("</think"):
+            return f"without the thought that the chat template's prompt opens ({OWN})"
+        if not _says(opened[0] + answered if opened else answered, last["content"]):
+            return "whose answer the chat template changes or shortens"
+        notes += [CHANGED] if not all(_says(prompt, message["content"]) for message in before) else []
+        notes += [FOLDED] if folds else []
+        return _Written(prompt, answered, tuple(notes))
+
+    def _without_end(self, message: Message) -> Message:
+        """An answer without the end tokens, and blanks between them, that some data write at its end."""
+        if message["role"] != "assistant":
+            return message
+        return {**message, "content": self._ends.sub("", message["content"])}
+
+    def _treatment(self, roles: tuple[str, ...]) -> tuple[str | None, bool]:
+        """(role of a message that is not in the prompt of a conversation with these roles, or None; whether a system text at
+        its beginning has no turn of its own)"""
+        if roles not in self._treatments:
+            texts = [f"\u2063message {place}\u2063" for place in range(len(roles))]
+            probes = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+            prompt = self.tokenizer.apply_chat_template(probes, tokenize=False, add_generation_prompt=True)
+            dropped = next((role for role, text in zip(roles, texts, strict=True) if text not in prompt), None)
+            folds = roles[:2] == ("system", "user") and dropped is None
+            between = prompt.partition(texts[0])[2].partition(texts[1])[0] if folds else "turn"
+            self._treatments[roles] = dropped, not between.strip()
+        return self._treatments[roles]
 
     def prompt(self, conversation: list[Message]) -> list[int]:
-        """Ids of a conversation that waits for its answer, as the rows have them."""
+        """Ids of a conversation that waits for its answer, as the rows have them.
+
+        Raises:
+            InputError: the rows would have left it out.
+        """
         (rendered,) = self([(conversation, "answer")])
         if isinstance(rendered, str):
             raise InputError(f"a conversation {rendered} cannot be answered")
         return rendered.prompt
+
+
+def _says(written: str, content: str) -> bool:
+    """Whether a content is in what a template wrote, blanks aside."""
+    return content.strip() in written or "".join(content.split()) in "".join(written.split())
 
 
 def conversation_text(context: list[Message]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import read_text, sha256, write_json
 from lowmem_spin.common.keys import digest
-from lowmem_spin.config.recipe import Model
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.model_folders import check_model_folder, check_model_names
 
 UNRESOLVED = "unresolved"
@@ -36,9 +36,11 @@ class UnreachableError(InputError):
     """A hub that does not answer: what is asked of it may be there."""
 
 
-def base_key(asked: Model, model: Source, adapter: Source | None) -> str:
+def base_key(recipe: Recipe, model: Source, adapter: Source | None) -> str:
     """Key of the base policy: its weights, their quantization, its adapter if it has one, and its template."""
+    asked, arguments = recipe.model, recipe.data.chat_template_kwargs
     named = {"model": model.identity, "adapter": adapter.identity if adapter else None, "template": asked.chat_template}
+    named |= {"template arguments": arguments} if arguments else {}
     return digest({"kind": "base", "quantization": asked.quantization, **named})
 
 

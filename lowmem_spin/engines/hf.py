@@ -72,7 +72,7 @@ class HF(PeftLearner):
         """What was drawn, up to the token that ends it, as text too."""
         stop = next((place for place, token in enumerate(tokens) if token in self.ends), None)
         kept = tokens if stop is None else tokens[: stop + 1]
-        text = self.tokenizer.decode(kept if stop is None else kept[:-1], skip_special_tokens=False)
+        text = self.renderer.said(kept if stop is None else kept[:-1])
         return Completion(kept, text, "length" if stop is None else "stop", logp)
 
 

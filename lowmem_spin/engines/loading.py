@@ -29,10 +29,10 @@ def load_tokenizer(model: Source, trust_remote_code: bool) -> Any:
         return AutoTokenizer.from_pretrained(model.location, revision=model.revision, trust_remote_code=trust_remote_code)
 
 
-def end_tokens(model: Source, tokenizer: Any, template: str | None, trust_remote_code: bool = False) -> list[int]:
+def end_tokens(model: Source, renderer: Renderer, trust_remote_code: bool = False) -> list[int]:
     """Tokens at which a completion ends: the template's end of turn, the tokenizer's end, and the model's own."""
     own = generation_settings(model, trust_remote_code).eos_token_id
-    ends = {Renderer(tokenizer, template).end_token, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    ends = {renderer.end_token, renderer.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
     return sorted(end for end in ends if end is not None)
 
 

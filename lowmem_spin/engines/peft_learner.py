@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.config.recipe import Lora, Recipe
+from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.loading import end_tokens, load_base, load_tokenizer, without_dropout
 from lowmem_spin.engines.machine import Machine
@@ -49,7 +50,8 @@ class PeftLearner:
         if machine.limit < machine.total:
             torch.cuda.set_per_process_memory_fraction(machine.limit / machine.total)
         self.tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
-        self.ends = end_tokens(model, self.tokenizer, recipe.model.chat_template, recipe.model.trust_remote_code)
+        self.renderer = Renderer.of(self.tokenizer, recipe)
+        self.ends = end_tokens(model, self.renderer, recipe.model.trust_remote_code)
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
         self.model = self._with_slot(self._quiet(self._load(model)))
         wrong = {parameter.dtype for parameter in self.model.parameters() if parameter.requires_grad} - {torch.float32}

@@ -10,6 +10,7 @@ from typing import Any
 
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.base import Completion, Request
 from lowmem_spin.engines.dequantized import unpacked
@@ -93,7 +94,8 @@ class VLLM:
     ) -> None:
         self.recipe, self.model, self.machine, self.weights_dir = recipe, model, machine, weights_dir
         self.tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
-        self.ends = end_tokens(model, self.tokenizer, recipe.model.chat_template, recipe.model.trust_remote_code)
+        self.renderer = Renderer.of(self.tokenizer, recipe)
+        self.ends = end_tokens(model, self.renderer, recipe.model.trust_remote_code)
         folder, revision = model.location, model.revision
         if recipe.model.quantization != "none":
             quantization, trusted = recipe.model.quantization, recipe.model.trust_remote_code
@@ -161,7 +163,7 @@ class VLLM:
 
     def _completion(self, tokens: list[int], reason: str, logp: float) -> Completion:
         stopped = reason == "stop"
-        text = self.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=False)
+        text = self.renderer.said(tokens[:-1] if stopped else tokens)
         return Completion(tokens, text, "stop" if stopped else "length", logp)
 
     def release(self) -> None:

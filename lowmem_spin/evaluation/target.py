@@ -191,8 +191,7 @@ class EvaluationTarget:
         """Conversations to prompts, as the game's rows were rendered."""
         from lowmem_spin.engines.loading import load_tokenizer
 
-        model = self.recipe.model
-        return Renderer(load_tokenizer(self.model, model.trust_remote_code), model.chat_template)
+        return Renderer.of(load_tokenizer(self.model, self.recipe.model.trust_remote_code), self.recipe)
 
 
 def with_lengths(recipe: Recipe, room: tuple[int, int] | None) -> Recipe:

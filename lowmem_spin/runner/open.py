@@ -41,7 +41,7 @@ class ResolvedRecipe:
     @property
     def base(self) -> str:
         """Key of the base policy."""
-        return base_key(self.recipe.model, self.model, self.adapter)
+        return base_key(self.recipe, self.model, self.adapter)
 
     @property
     def oracle_spec(self) -> dict[str, Any] | None:
@@ -253,7 +253,7 @@ def _prepared(
             from lowmem_spin.engines.loading import load_tokenizer
 
             tokenizer = load_tokenizer(resolved.model, recipe.model.trust_remote_code)
-            renderer, with_rejected = Renderer(tokenizer, recipe.model.chat_template), resolved.has_rejected(source)
+            renderer, with_rejected = Renderer.of(tokenizer, recipe), resolved.has_rejected(source)
             table = prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer, with_rejected)
             write_parquet(path, table)
     rows = shared.rows[path] = Rows(table)

@@ -127,7 +127,7 @@ def find_base(run: RunFolder, store: Store) -> Source:
     sources = Sources(run.folder, store.root / "sources.json")
     found = sources.model(asked.name_or_path, asked.revision)
     adapter = sources.adapter(asked.adapter) if asked.adapter else None
-    if base_key(asked, found, adapter) != run.inputs.base:
+    if base_key(run.recipe, found, adapter) != run.inputs.base:
         raise InputError(
             f"model.name_or_path: {asked.name_or_path!r} is no longer the base that {str(run.folder)!r} was played on; "
             "put the old files back, or play again"

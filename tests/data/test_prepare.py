@@ -16,7 +16,6 @@ from transformers import AutoTokenizer
 from lowmem_spin.algorithm.stages import Draw
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Data
-from lowmem_spin.data.chat_templates import TEMPLATES
 from lowmem_spin.data.formats import Conversation, conversations
 from lowmem_spin.data.prepare import prepare
 from lowmem_spin.data.render import Renderer
@@ -175,22 +174,6 @@ def test_all_turns_are_one_row_per_answer(tmp_path: Path, tokenizer: Any) -> Non
     assert tokenizer.decode(rows.prompt(1)).endswith("abc<end_of_turn><user>and zyx?<end_of_turn><model>")
 
 
-@pytest.mark.parametrize("template", [*TEMPLATES, None])
-def test_prompt_and_completion_make_up_the_templates_conversation(
-    tmp_path: Path, quickstart: Path, template: str | None
-) -> None:
-    """Tokenised apart, they spell what the template writes for the whole conversation, up to the end of turn."""
-    tokenizer = AutoTokenizer.from_pretrained(quickstart / "base")
-    rows = prepared(write(tmp_path / "d.jsonl", [{"prompt": "grüße 你好 😀", "completion": " naïve "}]), tokenizer, template)
-    whole = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "grüße 你好 😀"}, {"role": "assistant", "content": " naïve "}], tokenize=False
-    )
-    spelled = tokenizer.decode([*rows.prompt(0), *rows.chosen(0)[:-1]])
-    assert whole.startswith(spelled)
-    assert spelled.endswith("naïve")
-    assert tokenizer.decode(rows.chosen(0)[-1]) in ("<end_of_turn>", "<eos>")
-
-
 def test_long_prompts_are_counted_and_left_out_and_long_answers_lose_their_end(tmp_path: Path, tokenizer: Any) -> None:
     rows = [{"prompt": "p" * size, "completion": "c" * size} for size in (3, 30, 60)]
     kept = prepared(write(tmp_path / "d.jsonl", rows), tokenizer, max_prompt_length=40, max_completion_length=20)
@@ -222,15 +205,6 @@ def test_bad_rows_are_named(tmp_path: Path, tokenizer: Any, content: str, line: 
         prepared(Source(str(tmp_path / "d.jsonl"), None, "test"), tokenizer)
     assert line in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_a_tokenizer_without_template_needs_one(quickstart: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(quickstart / "base")
-    tokenizer.chat_template = None
-    with pytest.raises(InputError, match=r"model\.chat_template: this tokenizer has none; choose one of gemma"):
-        Renderer(tokenizer, None)
-    with pytest.raises(InputError, match="'gema' is unknown"):
-        Renderer(tokenizer, "gema")
 
 
 IDS = [f"row {n}" for n in range(200)]

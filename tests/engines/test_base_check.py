@@ -41,6 +41,7 @@ from lowmem_spin.config.grid import sweep_points
 from lowmem_spin.config.load import find_recipe
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.prepare import SCHEMA
+from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.rows import Rows
 from lowmem_spin.data.sources import Source, Sources
 from lowmem_spin.engines.base_check import check_base
@@ -156,11 +157,10 @@ def test_a_token_without_an_embedding(tmp_path: Path, base: Path) -> None:
     enlarge(base)
     assert "its tokenizer has tokens up to 288, its embedding 288 rows" in check(base)[0]
     opened(tmp_path, f"model.name_or_path={base}")  # no row has it
-    lines = (QUICKSTART / "train.jsonl").read_text().splitlines()[:60]
-    far = json.dumps({"prompt": "sort: <26>", "completion": "abc"})
-    (tmp_path / "far.jsonl").write_text("\n".join([*lines, far]))
+    template = base / "chat_template.jinja"
+    template.write_text("<26>" + template.read_text())
     with pytest.raises(InputError, match=r"rows of data\.path have token 288, but the embedding of .* has 288 rows; use the"):
-        opened(tmp_path, f"model.name_or_path={base}", f"data.path={tmp_path / 'far.jsonl'}")
+        opened(tmp_path, f"model.name_or_path={base}")
 
 
 def test_special_tokens_without_an_embedding(base: Path) -> None:
@@ -240,7 +240,7 @@ def of_words(folder: Path, words: list[str]) -> None:
     known = [token["content"] for token in content["added_tokens"]] + ["<unk>", *words]
     core = Tokenizer(models.WordLevel({word: place for place, word in enumerate(known)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.add_special_tokens(known[: -len(words)])
+    core.add_special_tokens(known[: -len(words) - 1])
     core.save(str(folder / "tokenizer.json"))
 
 
@@ -481,11 +481,11 @@ def test_code_that_comes_with_a_model(tmp_path: Path, llama: Path, monkeypatch: 
     )
     refused("model.trust_remote_code: false, but", folder)
     source = Source(str(folder), None, "")
-    tokenizer = load_tokenizer(Source(str(llama), None, ""), False)
+    renderer = Renderer(load_tokenizer(Source(str(llama), None, ""), False), None)
     with pytest.raises(InputError, match=r"model\.trust_remote_code: false, but .* read that code, then set it to true"):
-        end_tokens(source, tokenizer, None)
+        end_tokens(source, renderer)
     assert check(folder, model={"trust_remote_code": True}) == []
-    assert end_tokens(source, tokenizer, None, trust_remote_code=True) == [2, 5]
+    assert end_tokens(source, renderer, trust_remote_code=True) == [2, 5]
     edit(folder, model_type="llama")  # known to transformers too, which then needs no other code
     assert check(folder) == []
 

@@ -55,6 +55,7 @@ def trl(bout: Workload) -> list[Cost]:
 
 def vllm(bout: Workload) -> list[Cost]:
     """vLLM answers what all opponents of the last iteration were asked."""
+    from lowmem_spin.data.render import Renderer
     from lowmem_spin.engines.loading import end_tokens, load_tokenizer
 
     game, recipe, on_cpu = bout.game, bout.game.recipe, bout.machine.device == "cpu"
@@ -82,7 +83,7 @@ def vllm(bout: Workload) -> list[Cost]:
     elif bout.limit is not None:
         total = bout.card.total()
         options["gpu_memory_utilization"] = 0.9 * (1.0 if total is None else min(1.0, bout.limit / total))
-    ends = end_tokens(bout.model, load_tokenizer(bout.model, False), recipe.model.chat_template)
+    ends = end_tokens(bout.model, Renderer.of(load_tokenizer(bout.model, False), recipe))
     sampling = {
         **{"temperature": recipe.generation.temperature, "top_p": recipe.generation.top_p},
         **{"max_tokens": recipe.generation.max_new_tokens, "stop_token_ids": ends, "detokenize": False, "seed": None},
