@@ -155,7 +155,6 @@ def talk(voices: list[Voice], lines: Iterable[str], out: Console, notify: Show) 
 def read_lines() -> Iterator[str]:
     """What is typed, or what comes through a pipe, line by line."""
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if not sys.stdin.isatty():
         yield from sys.stdin
         return

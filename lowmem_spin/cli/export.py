@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import write_json
+from lowmem_spin.common.files import share, write_json
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
 from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy, machine_of
@@ -47,6 +47,7 @@ def export(run: RunFolder, policy: StoredPolicy, base: Source, to: Path, dtype: 
             GenerationConfig(eos_token_id=ends, pad_token_id=pad).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(model_card.text(run, policy, base, dtype, ends), encoding="utf-8")
+        share(temporary)
         temporary.replace(to)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lowmem_spin.cli.options import path_argument, path_option
 from lowmem_spin.cli.policy_commands import app as living
 
 app = typer.Typer(
@@ -13,14 +14,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Self-play fine-tuning of language models on one consumer GPU.",
 )
+STORE = Path("runs/store")
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that comes along.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a recipe value, e.g. game.alpha=0.9.")
 ]
 
+Replace = Annotated[bool, typer.Option("--replace", help="Replace the results of another game in the same folder.")]
+
 
 @app.command()
-def run(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
+def run(recipe: RecipeName = "quickstart", overrides: Overrides = None, replace: Replace = False) -> None:
     """Play a game. Interrupting is safe: running again goes on where it stopped."""
     import signal
 
@@ -34,7 +38,7 @@ def run(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
     signal.signal(signal.SIGINT, display.interrupt)
     path = find_recipe(recipe)
     try:
-        play(load_recipe(path, overrides or []), path.parent, display)
+        play(load_recipe(path, overrides or []), path.parent, display, replace)
     except KeyboardInterrupt:
         display.log("interrupted; what is finished is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None
@@ -55,6 +59,7 @@ def sweep(
     grid: Grid = None,
     seeds: Seeds = 1,
     overrides: Overrides = None,
+    replace: Replace = False,
     max_hours: Annotated[
         float | None, typer.Option(help="Stop then, with what is finished stored; run again to go on.")
     ] = None,
@@ -86,7 +91,7 @@ def sweep(
     game = Sweep(path.stem, points.sweep_folder(base), varied, list(range(base.seed, base.seed + seeds)), entries)
     display.log(f"{len(entries)} games, results in {game.folder}; interrupt whenever you like, run again to go on")
     try:
-        play(game, path.parent, display)
+        play(game, path.parent, display, replace)
     except TimeIsUpError:
         display.log(f"{max_hours:g} hours are over; what is finished is stored, run the same command again to go on", "yellow")
     except KeyboardInterrupt:
@@ -166,7 +171,7 @@ def plan(
 @app.command()
 def doctor(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Say first whether this one can be played.")] = None,
-    store: Annotated[str, typer.Option(help="The store: its disk is looked at, and verdicts are kept in it.")] = "runs/store",
+    store: Annotated[Path, path_option(help="The store: its disk is looked at, and verdicts are kept in it.")] = STORE,
     engine: Annotated[str | None, typer.Option(help="Test only this one: vllm or unsloth.")] = None,
     overrides: Overrides = None,
 ) -> None:
@@ -177,7 +182,7 @@ def doctor(
     from lowmem_spin.common.errors import InputError
     from lowmem_spin.engines import doctor as examine
 
-    display, place, names = Display(Console()), Path(store), list(examine.self_tested())
+    display, place, names = Display(Console()), store, list(examine.self_tested())
     if engine is not None and engine not in names:
         raise InputError(f"--engine {engine!r}: no such engine to test; known here: {', '.join(names)}")
     if recipe is not None:
@@ -206,27 +211,23 @@ def bench(
     prompt_length: Annotated[int, typer.Option(help="Tokens of every prompt.")] = 256,
     completion_length: Annotated[int, typer.Option(help="Tokens of every completion.")] = 256,
     versus: Annotated[str, typer.Option(metavar="RIVAL,...", help="Also do the same work with: trl, vllm.")] = "",
-    store: Annotated[str, typer.Option(help="Folder that remembers the rates, and has room for the base.")] = "runs/store",
+    store: Annotated[Path, path_option(help="Folder that remembers the rates, and has room for the base.")] = STORE,
     overrides: Overrides = None,
 ) -> None:
     """Measure speed and memory of each stage on this machine with random weights. Downloads nothing."""
-    from pathlib import Path
-
     from rich.console import Console
 
     from lowmem_spin.cli.bench.bench import BenchRequest
     from lowmem_spin.cli.bench.bench import bench as measure
 
     names = [name.strip() for name in versus.split(",") if name.strip()]
-    asked = BenchRequest(model, vram, pairs, prompt_length, completion_length, names, overrides or [], Path(store))
+    asked = BenchRequest(model, vram, pairs, prompt_length, completion_length, names, overrides or [], store)
     measure(asked, Console())
 
 
 @app.command()
-def report(folder: Annotated[str, typer.Argument(metavar="RUN_OR_SWEEP", help="The folder of a run or of a sweep.")]) -> None:
+def report(folder: Annotated[Path, path_argument(metavar="RUN_OR_SWEEP", help="The folder of a run or of a sweep.")]) -> None:
     """Write what a run or a sweep found as one HTML page, a Markdown table and pictures. Loads no model."""
-    from pathlib import Path
-
     from rich.console import Console
 
     from lowmem_spin.common.display import Display
@@ -235,7 +236,7 @@ def report(folder: Annotated[str, typer.Argument(metavar="RUN_OR_SWEEP", help="T
     from lowmem_spin.report.summary import terminal_table
 
     display = Display(Console())
-    results = read_results(Path(folder))
+    results = read_results(folder)
     for line in results.missing:
         display.log(line, "yellow")
     paths = write_all(results)
@@ -254,7 +255,10 @@ def main() -> None:
     import sys
 
     from lowmem_spin.common.errors import InputError, printable
+    from lowmem_spin.common.streams import spell_out
 
+    for stream in (sys.stdout, sys.stderr):
+        spell_out(stream)
     try:
         app()
     except InputError as error:

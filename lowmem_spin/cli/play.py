@@ -13,11 +13,14 @@ from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.run import Player
 
 
-def run(recipe: Recipe, recipe_dir: Path, display: Display) -> list[Health]:
-    """Play a game and measure it; what the store already has is not computed again."""
+def run(recipe: Recipe, recipe_dir: Path, display: Display, replace: bool = False) -> list[Health]:
+    """Play a game and measure it; what the store already has is not computed again.
+
+    Another game's results in its folder are refused, unless they are to be replaced.
+    """
     counted, shared = dict(display.seconds), SharedResources()
     game = open_game(recipe, recipe_dir, display, shared)
-    player = Player(game, display, counted, suites.check_benchmarks(game))
+    player = Player(game, display, counted, suites.check_benchmarks(game), replace)
     try:
         player.play_all()
         try:
@@ -32,7 +35,7 @@ def run(recipe: Recipe, recipe_dir: Path, display: Display) -> list[Health]:
     return player.healths
 
 
-def sweep(points: sweeps.Sweep, recipe_dir: Path, display: Display) -> None:
+def sweep(points: sweeps.Sweep, recipe_dir: Path, display: Display, replace: bool = False) -> None:
     """Play the points of a sweep and measure those that are finished.
 
     Raises:
@@ -40,7 +43,7 @@ def sweep(points: sweeps.Sweep, recipe_dir: Path, display: Display) -> None:
     """
     shared = SharedResources()
     try:
-        games = sweeps.play_sweep(points, recipe_dir, display, shared, suites.check_benchmarks)
+        games = sweeps.play_sweep(points, recipe_dir, display, shared, suites.check_benchmarks, replace)
         try:
             suites.measure_games(games, display)
         except InputError:  # a judge that has gone away, or what else a benchmark needs: the games are played all the same

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lowmem_spin.cli.options import path_argument, path_option
+
 app = typer.Typer()
 
 
@@ -17,7 +19,7 @@ class Dtype(StrEnum):
     float32 = "float32"
 
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `lowmem-spin run` wrote.", show_default=False)]
+RunFolder = Annotated[Path, path_argument(metavar="RUN", help="A folder that `lowmem-spin run` wrote.", show_default=False)]
 Iterate = Annotated[
     str | None, typer.Option(metavar="K", help="An iterate's number, or base. Without it, the last one trained.")
 ]
@@ -32,10 +34,20 @@ JudgeTokens = Annotated[
     int | None, typer.Option(min=1, help="Of its replies: 1024 for a comparison, 2048 for MT-Bench.", show_default=False)
 ]
 
+JudgeBody = Annotated[
+    str | None,
+    typer.Option(
+        metavar="{FIELD: VALUE}",
+        help="More fields of its requests; null leaves one out. OpenAI's reasoning models want "
+        "{max_tokens: null, max_completion_tokens: 4096, temperature: null}.",
+        show_default=False,
+    ),
+]
+
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN_OR_SWEEP", help="The folder of a run or a sweep.", show_default=False)],
+    run: Annotated[Path, path_argument(metavar="RUN_OR_SWEEP", help="The folder of a run or a sweep.", show_default=False)],
     suite: Annotated[
         str | None,
         typer.Option(
@@ -48,16 +60,17 @@ def evaluate(
     iterate: Annotated[str, typer.Option(metavar="K", help="An iterate's number, base, or all.")] = "all",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first n documents of each task, or n prompts.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Of each --task, instead of its own number.")] = None,
-    include_path: Annotated[Path | None, typer.Option(help="Folder with task YAMLs of your own.")] = None,
+    include_path: Annotated[Path | None, path_option(help="Folder with task YAMLs of your own.")] = None,
     judge_base_url: JudgeAddress = None,
     judge_model: JudgeModel = None,
     judge_api_key_env: JudgeKey = None,
     judge_concurrency: JudgeConcurrency = 8,
     judge_max_tokens: JudgeTokens = None,
-    mtbench: Annotated[Path | None, typer.Option(help="Folder with FastChat's MT-Bench files; the store's without it.")] = None,
+    judge_extra_body: JudgeBody = None,
+    mtbench: Annotated[Path | None, path_option(help="Folder with FastChat's MT-Bench files; the store's without it.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch FastChat's files into that folder first.")] = False,
     alpaca: Annotated[
-        Path | None, typer.Option(help="Instructions with a baseline's outputs as AlpacaEval has them; its own without it.")
+        Path | None, path_option(help="Instructions with a baseline's outputs as AlpacaEval has them; its own without it.")
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of mtbench's (1024) and alpaca's (2048) answers.")] = None,
 ) -> None:
@@ -74,8 +87,10 @@ def evaluate(
     display = Display(Console())
     signal.signal(signal.SIGINT, display.interrupt)
     suites = [name.strip() for name in (suite or "").split(",") if name.strip()]
-    asked_of = judge_from_options(judge_base_url, judge_model, judge_api_key_env, judge_concurrency, judge_max_tokens)
-    judged = Judged(asked_of, mtbench, alpaca, max_new_tokens, download)
+    judge = judge_from_options(
+        judge_base_url, judge_model, judge_api_key_env, judge_concurrency, judge_max_tokens, judge_extra_body
+    )
+    judged = Judged(judge, mtbench, alpaca, max_new_tokens, download)
     try:
         measure(run, EvaluationRequest(suites, task or [], limit, num_fewshot, include_path, judged=judged), iterate, display)
     except KeyboardInterrupt:
@@ -86,13 +101,14 @@ def evaluate(
 @app.command()
 def arena(
     run: RunFolder,
-    prompts: Annotated[Path | None, typer.Option(help="JSONL with prompt or messages; without it, held-out rows.")] = None,
+    prompts: Annotated[Path | None, path_option(help="JSONL with prompt or messages; without it, held-out rows.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Of how many prompts.")] = 64,
     judge_base_url: JudgeAddress = None,
     judge_model: JudgeModel = None,
     judge_api_key_env: JudgeKey = None,
     judge_concurrency: JudgeConcurrency = 8,
     judge_max_tokens: JudgeTokens = None,
+    judge_extra_body: JudgeBody = None,
 ) -> None:
     """Let the base and all iterates answer the same prompts, and a judge compare every two answers in both orders."""
     import signal
@@ -106,7 +122,10 @@ def arena(
 
     display = Display(Console())
     signal.signal(signal.SIGINT, display.interrupt)
-    judged = Judged(judge_from_options(judge_base_url, judge_model, judge_api_key_env, judge_concurrency, judge_max_tokens))
+    judge = judge_from_options(
+        judge_base_url, judge_model, judge_api_key_env, judge_concurrency, judge_max_tokens, judge_extra_body
+    )
+    judged = Judged(judge)
     try:
         record = play(run, prompts, limit, judged, display)
         show_arena(run, record, display)
@@ -145,7 +164,7 @@ def chat(
 @app.command()
 def export(
     run: RunFolder,
-    to: Annotated[Path, typer.Option(help="A new folder.", show_default=False)],
+    to: Annotated[Path, path_option(help="A new folder.", show_default=False)],
     iterate: Iterate = None,
     merge: Annotated[bool, typer.Option("--merge", help="One model instead of the adapter.")] = False,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the merged model; bfloat16 without it.", show_default=False)] = None,
@@ -199,8 +218,8 @@ def serve(
 
 @app.command()
 def gc(
-    store: Annotated[Path, typer.Option(help="Folder that the runs share.")] = Path("runs/store"),
-    runs: Annotated[Path, typer.Option(help="Folder with every run that is to be kept, at any depth.")] = Path("runs"),
+    store: Annotated[Path, path_option(help="Folder that the runs share.")] = Path("runs/store"),
+    runs: Annotated[Path, path_option(help="Folder with every run that is to be kept, at any depth.")] = Path("runs"),
     delete: Annotated[bool, typer.Option("--delete", help="Free it; without this, nothing is touched.")] = False,
     aside: Annotated[bool, typer.Option("--aside", help="Free what was set aside as damaged, too.")] = False,
 ) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.common.display import Display
-from lowmem_spin.runner.run import PICTURES
+from lowmem_spin.runner.run_folder import PICTURES
 from lowmem_spin.runner.sweep import Sweep
 
 

@@ -77,6 +77,18 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def share(folder: Path) -> None:
+    """Give all files below `folder` the mode that new files have here, by the umask: safetensors writes its own for their
+    maker alone, and others would see a store that they cannot read."""
+    probe = folder / f".{uuid.uuid4().hex}"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_mode != mode:
+            path.chmod(mode)
+
+
 def write_parquet(path: Path, table: pa.Table) -> None:
     """Write a checksummed Parquet file that is whole or absent."""
     write_atomically(path, lambda temporary: pq.write_table(table, temporary, write_page_checksum=True))

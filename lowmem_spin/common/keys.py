@@ -36,6 +36,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 
 
+def is_key(name: str) -> bool:
+    """Whether a file's name is a key."""
+    return len(name) == LENGTH and set(name) <= set("0123456789abcdef")
+
+
 def number(*parts: Any) -> int:
     """A 63-bit integer that depends on `parts` alone: a seed, or a place in a shuffled order."""
     text = json.dumps(canonical(list(parts)), separators=(",", ":"), ensure_ascii=True)

@@ -4,8 +4,10 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
+from lowmem_spin.common.keys import digest
+from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.per_iteration import Positive
 from lowmem_spin.config.section import Section
 
@@ -121,7 +123,7 @@ class FunctionOracle(Section):
 
     name: Literal["function"] = "function"
     """Selects a Python function as the oracle."""
-    function: str = "exact_match"
+    function: PathText = "exact_match"
     """Function that judges answers: exact_match, by which the data's answer beats any other, or your own as file.py:function.
     It is called with (messages, answers, reference) and returns one score per answer, or a K by K matrix of preferences."""
 
@@ -131,7 +133,7 @@ class RewardModelOracle(Section):
 
     name: Literal["reward_model"] = "reward_model"
     """Selects a reward model as the oracle: any sequence-classification model with one output and a chat template."""
-    model: str
+    model: PathText
     """Hub id or local folder of the reward model."""
     revision: str | None = None
     """Branch, tag or commit of the reward model on the hub; null is its main branch. Set a commit to pin it."""
@@ -147,7 +149,7 @@ class PairRMOracle(Section):
 
     name: Literal["pairrm"] = "pairrm"
     """Selects PairRM as the oracle; it reads every two answers in both orders."""
-    model: str = "llm-blender/PairRM-hf"
+    model: PathText = "llm-blender/PairRM-hf"
     """Hub id or local folder of the PairRM model; change it only for another model of that kind."""
     revision: str | None = None
     """Branch, tag or commit of the PairRM model on the hub; null is its main branch. Set a commit to pin it."""
@@ -172,6 +174,21 @@ class JudgeOracle(Section):
     max_tokens: int | None = Field(default=None, ge=1)
     """Longest reply of the judge in tokens; null is 1024 for comparing two answers and 2048 for an MT-Bench grade. Raise it
     if replies end before their verdict."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """More fields of every request; null leaves one out that is sent otherwise. Set it where the endpoint refuses how it is
+    asked: OpenAI's reasoning models want {max_tokens: null, max_completion_tokens: 4096, temperature: null}."""
+
+    @field_validator("extra_body")
+    @classmethod
+    def _more_of_a_request(cls, value: dict[str, Any]) -> dict[str, Any]:
+        own = [name for name in ("model", "messages", "stream", "n") if name in value]
+        if own:
+            raise ValueError(f"{own[0]} cannot be set here: one answer of the judge's own model is read at a time")
+        try:
+            digest(value)
+        except TypeError:
+            raise ValueError("give what JSON has: text, numbers, true, false, null, lists and mappings") from None
+        return value
 
 
 Oracle = FunctionOracle | RewardModelOracle | PairRMOracle | JudgeOracle

@@ -11,6 +11,7 @@ import yaml
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.load import load_recipe, variants
+from lowmem_spin.config.naming import plain, with_suffix
 from lowmem_spin.config.recipe import Recipe
 
 VARIANT = "variant"  # the axis of a recipe file's variants
@@ -80,7 +81,7 @@ def sweep_points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int)
     for combination in itertools.product(*varied.values(), range(base.seed, base.seed + seeds)):
         values = dict(zip([*varied, "seed"], combination, strict=True))
         changed = [f"{field}={_yaml(value)}" for field, value in values.items() if field != VARIANT]
-        recipe = load_recipe(path, [*overrides, *changed], values.get(VARIANT))
+        recipe = load_recipe(path, [*overrides, *changed, f"output.dir={_yaml(base.output.dir)}"], values.get(VARIANT))
         if recipe in known:  # the same, written in another way
             continue
         known.append(recipe)
@@ -99,24 +100,19 @@ def first_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
 
 def _name(values: dict[str, Any], varied: Axes) -> str:
     """Of a point: field-value, and for a variant its name alone."""
-    parts = [_plain(v) if field == VARIANT else f"{_short(field, varied)}-{_plain(v)}" for field, v in values.items()]
+    parts = [plain(v) if field == VARIANT else f"{_short(field, varied)}-{plain(v)}" for field, v in values.items()]
     return "_".join(parts)
 
 
 def sweep_folder(recipe: Recipe) -> Path:
     """Where a sweep of this recipe goes: beside its run."""
-    return Path(f"{recipe.output.dir}-sweep")
+    return Path(with_suffix(str(recipe.output.dir), "-sweep"))
 
 
 def _short(field: str, varied: Axes) -> str:
     """The last part of a field's name, unless another field ends the same."""
     last = field.rsplit(".", maxsplit=1)[-1]
     return last if sum(other.split(".")[-1] == last for other in varied) <= 1 else field
-
-
-def _plain(value: Any) -> str:
-    """A value as a part of a file's name."""
-    return "".join(character if character.isalnum() or character in ".+-" else "_" for character in str(value))
 
 
 def _yaml(value: Any) -> str:

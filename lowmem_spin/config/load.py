@@ -10,6 +10,9 @@ from pydantic import ValidationError
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import Loss
+from lowmem_spin.config.naming import of_settings, with_suffix
+from lowmem_spin.config.paths import expanded
+from lowmem_spin.config.places import RECIPE, put_in_place
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.config.section import Section
 
@@ -19,7 +22,10 @@ BUNDLED = [PACKAGE / "recipes", PACKAGE.parent / "recipes"]  # of a wheel, of a 
 
 def find_recipe(name: str) -> Path:
     """The recipe file `name`: a path, or the name of one that comes with the package."""
-    path = Path(name)
+    try:
+        path = Path(expanded(name))
+    except ValueError as error:
+        raise InputError(f"recipe {name!r}: {error}") from None
     if path.is_dir():
         raise InputError(f"recipe {name!r}: this is a folder; give the YAML file in it")
     shipped = [folder / f"{name.removesuffix('.yaml')}.yaml" for folder in BUNDLED]
@@ -32,23 +38,29 @@ def find_recipe(name: str) -> Path:
 def load_recipe(path: Path, overrides: Sequence[str] = (), variant: str | None = None) -> Recipe:
     """Read a recipe, apply `a.b=value` overrides, and check it.
 
+    Its folder's name says what was set, unless output.dir was: two games then do not meet in one folder.
+
     A file may have `variants`, games of one family: {name: {a.b: value}}. Then one of them has to be named.
 
     Raises:
         InputError: one line that names the field, the value and the remedy.
     """
     content = _read(path)
+    if path.name == RECIPE:
+        put_in_place(content, path.parent)
     known = _variants(path, content.pop("variants", {}))
     if variant is None and known:
         raise InputError(f"{path}: has the variants {', '.join(known)}; play them all with `lowmem-spin sweep {path}`")
     for name, value in known[variant].items() if variant is not None else ():
         _set(content, str(name), value, f"{path}: variants.{variant}")
-    for override in overrides:
-        _override(content, override)
-    _read_template(content, path.parent)
     output = content.setdefault("output", {})
+    own = output.pop("dir", None) if isinstance(output, dict) else None
+    settings = dict(_override(content, override) for override in overrides)
+    _read_template(content, path.parent)
+    output = content["output"]
     if isinstance(output, dict) and output.get("dir") is None:
-        output["dir"] = f"runs/{path.stem}"
+        own = f"runs/{path.stem}" if own is None else own
+        output["dir"] = with_suffix(own, of_settings(settings)) if isinstance(own, str) else own
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -63,7 +75,11 @@ def _read_template(content: dict[str, Any], folder: Path) -> None:
     name = model.get("chat_template")
     if not isinstance(name, str) or not name.endswith(".jinja") or "{" in name:
         return
-    file = next((place for place in (folder / name, Path(name)) if place.is_file()), None)
+    try:
+        path = expanded(name)
+    except ValueError as error:
+        raise InputError(f"model.chat_template: {error}") from None
+    file = next((place for place in (folder / path, Path(path)) if place.is_file()), None)
     if file is None:
         raise InputError(f"model.chat_template: no file {name!r}, neither beside the recipe nor from here")
     try:
@@ -95,7 +111,8 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _override(content: dict[str, Any], override: str) -> None:
+def _override(content: dict[str, Any], override: str) -> tuple[str, Any]:
+    """Put it where it belongs; the field and its value."""
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise InputError(f"--set {override!r}: write it as field=value, for instance game.alpha=0.9")
@@ -104,6 +121,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         raise InputError(f"--set {override!r}: the value is not valid YAML; quote it") from None
     _set(content, name, value, f"--set {override!r}")
+    return name, value
 
 
 def _set(content: dict[str, Any], name: str, value: Any, said: str) -> None:

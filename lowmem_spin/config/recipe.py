@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from lowmem_spin.config import game_config
-from lowmem_spin.config.choices import JudgeOracle, Option
+from lowmem_spin.config.choices import FunctionOracle, JudgeOracle, Option
+from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.per_iteration import Count, Positive, check_lengths, value_at
 from lowmem_spin.config.section import Section
 
@@ -15,7 +16,7 @@ OWN_ARGUMENTS = ("messages", "tools", "documents", "add_generation_prompt", "bos
 class Model(Section):
     """The frozen base model that every policy is an adapter on."""
 
-    name_or_path: str
+    name_or_path: PathText
     """Hub id or local folder (safetensors) of the base model. A relative path is looked up next to the recipe, then in the
     working directory."""
     revision: str | None = None
@@ -28,20 +29,56 @@ class Model(Section):
     chat_template: str | None = None
     """Chat template for a base model without one: gemma, chatml, zephyr, alpaca, or your own: Jinja text, or a .jinja file next
     to the recipe or in the working directory, whose text is then the recipe's. null uses the tokenizer's own."""
-    adapter: str | None = None
+    adapter: PathText | None = None
     """Local folder of a PEFT adapter, for instance from an SFT run, that is made part of the base policy; the game starts from
     it. Its rank, scale and layers must be those of training.lora."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run. Turn it on only for code that you have read."""
 
 
+class Columns(Section):
+    """What a file's columns are called, where they have none of the usual names; the others of it are then not read."""
+
+    prompt: str | None = None
+    """Name of the column with what is asked: a text or a list of messages. null: there is none, or the usual one."""
+    completion: str | None = None
+    """Name of the column with the answer: a text or a list of messages. null: there is none, or the usual one."""
+    messages: str | None = None
+    """Name of the column with whole conversations, as lists of {role, content} or {from, value}; instead of prompt and
+    completion."""
+    chosen: str | None = None
+    """Name of the column with the better answer, for game.algorithm offline."""
+    rejected: str | None = None
+    """Name of the column with the worse answer, for game.algorithm offline."""
+    system: str | None = None
+    """Name of the column with the system message of each row; use it with any of the others."""
+
+
 class Data(Section):
     """The prompts and answers that the iterates learn from."""
 
-    path: str
-    """Hub data set, or a JSONL or Parquet file; a relative path is looked up next to the recipe, then in the working directory.
-    Columns: `messages`; or `prompt` and `completion`; or `real`, as in SPIN's data; or `chosen`, with `rejected` for an
-    offline game, and the prompt inside them or in `prompt`."""
+    path: PathText
+    """Hub data set, or a file: .jsonl, .ndjson, .json (by lines or one array), .csv, .tsv, each also .gz, or .parquet; a
+    relative path is looked up next to the recipe, then in the working directory. Columns: `messages`; `prompt` and
+    `completion` or `response`; SPIN's `real`; `chosen`, and `rejected` for an offline game; ShareGPT's `conversations`;
+    Alpaca's `instruction`, `input` and `output`; `question` and `answer` or `response`; `query` and `response`; `input` and
+    `output`; for others see data.columns. For game.algorithm sppo the prompts suffice."""
+    name: str | None = None
+    """Configuration of a hub data set that has several, for instance main for openai/gsm8k; null is its only one."""
+    columns: Columns = Columns()
+    """Names of the columns to read where they are none of the usual ones, for instance {prompt: Frage, completion: Antwort}.
+    They hold for evaluation.path as well."""
+    system_prompt: str | None = None
+    """System message that is put before every conversation without one, of held-out rows as well; null puts none. Set it to
+    train for the system prompt that the model will be used with."""
+
+    @field_validator("system_prompt")
+    @classmethod
+    def _says_something(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("it says nothing; use null for no system message")
+        return value
+
     revision: str | None = None
     """Branch, tag or commit of a hub data set; null is its main branch. Set a commit to pin it."""
     split: str = "train"
@@ -182,9 +219,11 @@ class WarmStart(Section):
 class Evaluation(Section):
     """How every policy is measured: held-out rows, benchmarks, and who judges."""
 
-    path: str | None = None
+    path: PathText | None = None
     """Held-out rows: a hub data set or a file with the columns of `data`. null sets evaluation.health_prompts rows of the data
     aside instead."""
+    name: str | None = None
+    """Configuration of a hub data set that held-out rows come from; null is its only one."""
     split: str = "test"
     """Split of a hub data set that held-out rows come from; local files have none."""
     metric: Literal["exact_match", "none"] = "none"
@@ -202,9 +241,9 @@ class Evaluation(Section):
     diversity, or tasks of lm-evaluation-harness by name."""
     judge: JudgeOracle | None = None
     """Language model that grades mtbench and alpaca; null leaves their answers ungraded."""
-    mtbench: str | None = None
+    mtbench: PathText | None = None
     """Folder with FastChat's MT-Bench questions and reference answers; null is the folder mtbench in output.store."""
-    alpaca: str | None = None
+    alpaca: PathText | None = None
     """File with instructions and a baseline's outputs in AlpacaEval's format; null is the official file from the hub."""
 
 
@@ -230,9 +269,10 @@ class Runtime(Section):
 class Output(Section):
     """Where results are stored and logged."""
 
-    dir: str | None = None
-    """Folder for this run's results; null is runs/ plus the recipe's file name. Set it to keep two runs of one recipe apart."""
-    store: str = "runs/store"
+    dir: PathText | None = None
+    """Folder for this run's results, which are of one game; null is runs/ plus the recipe's file name. --set adds to its name
+    what it changes, unless it sets this: --set game.alpha=0.8 goes to runs/quickstart-alpha0.8."""
+    store: PathText = "runs/store"
     """Folder for completions, log-probs and adapters, each computed once. Let all runs share one store, so that they reuse
     each other's results."""
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = "none"
@@ -297,6 +337,20 @@ class Recipe(Section):
         runtime = {name: max(1, getattr(r, name) // 2) for name in ("generation_batch_size", "scoring_batch_size")}
         training = {"per_device_train_batch_size": max(1, t.per_device_train_batch_size // 2)}
         return self.model_copy(update={"runtime": r.model_copy(update=runtime), "training": t.model_copy(update=training)})
+
+    def needs_answers(self, held_out: bool) -> str | None:
+        """What needs the data's answers, of rows to learn from or of held-out ones; None: prompts alone suffice."""
+        game, measured = self.game, held_out or self.evaluation.path is None
+        if game.algorithm != "sppo":
+            return f"game.algorithm {game.algorithm}"
+        needing = {
+            "game.oracle exact_match": isinstance(game.oracle, FunctionOracle) and game.oracle.function == "exact_match",
+            "warm_start": self.warm_start is not None and not held_out,
+            "evaluation.compare_sft": self.evaluation.compare_sft and not held_out,
+            "evaluation.metric exact_match": self.evaluation.metric == "exact_match" and measured,
+            "game.stop_when.chosen_logp_falls": game.stop_when.chosen_logp_falls is not None and measured,
+        }
+        return next((name for name, needs in needing.items() if needs), None)
 
     def pairs_at(self, t: int) -> int:
         """Rows to train on in iteration t."""

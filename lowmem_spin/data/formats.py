@@ -1,14 +1,37 @@
-"""Data sets as conversations, read row by row. A new layout of columns is one line in `LAYOUTS`."""
+"""Data sets as conversations, read row by row. The layouts of columns are in layouts.py, the kinds of files in readers.py."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Data
-from lowmem_spin.data.readers import read_rows
+from lowmem_spin.data.layouts import (
+    ALIKE,
+    ANSWERED,
+    PREFERENCES,
+    PROMPTS,
+    REASONING,
+    SYSTEM,
+    UNREAD,
+    Layout,
+    Message,
+    Row,
+    RowError,
+    alike,
+    find_layout,
+    has,
+    message,
+    nearest,
+    unread,
+    with_system,
+)
+from lowmem_spin.data.readers import Unusable, is_text, read_rows
 from lowmem_spin.data.sources import Source
 
-Message = dict[str, str]
+HEAD = 1000  # rows by which a file's layout is found
+NAMED, SAID = 20, 5  # columns that a line lists, of a file that is refused or read
+WIDTH = 40  # characters of their names
 
 
 class Conversation(NamedTuple):
@@ -16,91 +39,233 @@ class Conversation(NamedTuple):
 
     place: str  # where it was read: "line 3"
     context: list[Message]  # the messages before the answer
-    answer: str
+    answer: str | None  # None: a prompt alone
     rejected: str | None  # the worse answer, where one is needed
     category: str | None
-
-
-class Unusable(NamedTuple):
-    """A row that is left out and counted."""
-
-    place: str
-    reason: str  # what is the matter with such rows, as in "3 with an empty answer"
+    layout: str = ""  # what the file was read as
+    notes: tuple[str, ...] = ()  # what of it is not used, to be counted
 
 
 def conversations(
-    source: Source, data: Data, field: str, split: str, category: str, with_rejected: bool
+    source: Source,
+    data: Data,
+    field: str,
+    split: str,
+    category: str,
+    with_rejected: bool = False,
+    needs_answers: str | None = "self-play",
+    name: str | None = None,
 ) -> Iterator[Conversation | Unusable]:
-    """What each row has to learn from, or why it has nothing; `data.turns` says which of its answers."""
-    for place, row in read_rows(source, field, split):
-        label = row.get(category) if isinstance(row, dict) else None
-        label = None if label is None else str(label)
-        if with_rejected:
-            context, better, lesser = _preference(row, f"{field}: {place}")
-            yield Conversation(place, context, better, lesser, label)
-            continue
-        messages = _messages(row, f"{field}: {place}")
-        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        if not answers or answers[0] == 0:
-            raise InputError(f"{field}: {place} has no question followed by an answer")
-        for index in answers[:1] if data.turns == "first" else answers:
-            answer = messages[index]["content"]
-            if not answer.strip():
-                yield Unusable(place, "with an empty answer")
-                continue
-            yield Conversation(place, messages[:index], answer, None, label)
+    """What each row has to learn from, or why it has nothing; `data.turns` says which of its answers.
+
+    Args:
+        source: a file, or a data set on the hub.
+        data: says which columns and turns are read, and what comes before them.
+        field: the recipe's, for refusals.
+        split: of a data set on the hub.
+        category: the column of labels.
+        with_rejected: whether each row is to have a worse answer too.
+        needs_answers: what needs the rows' answers, for refusals; None: a row may be a prompt alone.
+        name: which configuration of a data set on the hub.
+
+    Raises:
+        InputError: the file is of no layout that is known, or of no kind.
+    """
+    rows = iter(read_rows(source, field, split, name))
+    head = list(islice(rows, HEAD))
+    if not head:
+        return
+    layouts = PREFERENCES if with_rejected else ANSWERED if needs_answers else [*ANSWERED, *PROMPTS]
+    renamed = {ours: theirs for ours, theirs in data.columns if theirs is not None and (ours != "rejected" or with_rejected)}
+    layout = _layout(head, layouts, renamed, f"{field}: {source.location!r}", needs_answers)
+    read_as = layout.name + _passed_over(head, layout, {*renamed.values(), category} if renamed else {category}, bool(renamed))
+    for place, row in chain(head, rows):
+        try:
+            yield from _row(place, row, layout, read_as, data, renamed, category, with_rejected, needs_answers is None)
+        except RowError as error:
+            yield Unusable(place, error.reason, error.broken, error.detail)
 
 
-def _preference(row: Any, place: str) -> tuple[list[Message], str, str]:
-    """(messages before the answers, the better answer, the worse one) of a row of preference data."""
-    if not isinstance(row, dict):
-        raise InputError(f"{place} is {type(row).__name__}, not a row with columns")
-    sides = []
-    for name in ("chosen", "rejected"):
-        if name not in row:
-            raise InputError(f"{place} has no {name!r} answer, which game.algorithm offline learns from; it has {sorted(row)}")
-        *context, answer = _messages({"messages": _whole(row, name)}, place) or [{"role": "", "content": ""}]
-        if answer["role"] != "assistant" or not answer["content"].strip() or not context:
-            raise InputError(f"{place}: its {name!r} is no answer to a question")
-        sides.append((context, answer["content"]))
-    (context, better), (other, lesser) = sides
-    if context != other:
-        raise InputError(f"{place}: chosen and rejected answer different conversations")
-    return context, better, lesser
-
-
-def _whole(row: dict[str, Any], name: str) -> list[Any]:
-    """The conversation that ends in one of the answers, which may be in the answer's own column already."""
-    answer = _turn("assistant", row[name])
-    return answer if len(answer) > 1 or "prompt" not in row else [*_turn("user", row["prompt"]), *answer]
-
-
-def _messages(row: Any, place: str) -> list[Message]:
-    """One row's conversation, from the first of the known layouts whose columns it has."""
-    if not isinstance(row, dict):
-        raise InputError(f"{place} is {type(row).__name__}, not a row with columns")
-    layout = next((columns for columns in LAYOUTS if row.keys() >= set(columns)), None)
-    if layout is None:
-        needed = ", or ".join(" and ".join(columns) for columns in LAYOUTS)
-        raise InputError(f"{place} has columns {sorted(row)}; needed: {needed}")
-    messages = LAYOUTS[layout](row)
-    fine = isinstance(messages, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+def _layout(
+    head: Sequence[tuple[str, Any]], layouts: Sequence[Layout], renamed: dict[str, str], named: str, needs_answers: str | None
+) -> Layout:
+    """What the file is read as, by its first rows."""
+    rows = [row for _, row in head if isinstance(row, dict)]
+    if not rows:
+        place, row = next(iter(head))
+        reason = row.reason if isinstance(row, Unusable) else NO_OBJECT
+        needed = "; needed: one object with columns on each line, or one array of such objects" if reason in NO_ROWS else ""
+        raise InputError(f"{named} has rows {reason} and no other (first: {place}){needed}")
+    columns = _columns(head)
+    for ours, theirs in renamed.items():
+        if theirs not in columns:
+            raise InputError(f"{named} has no column {theirs!r}, which data.columns.{ours} names; it has {_listed(columns)}")
+    if renamed:
+        rows = [_renamed(row, renamed) for row in rows]
+    layout = find_layout(rows, layouts)
+    if layout is not None:
+        return layout
+    if renamed:
+        needed = ", or ".join(dict.fromkeys(" and ".join(one.columns) for one in layouts[:4]))
+        raise InputError(f"{named}: data.columns names {' and '.join(renamed)}; needed: {needed}")
+    why = "no layout that is known"
+    names = ("prompt", "completion")
+    if layouts is PREFERENCES:
+        why, names = (
+            "not the better and the worse answer that game.algorithm offline learns from",
+            ("prompt", "chosen", "rejected"),
+        )
+    elif find_layout(rows, PROMPTS) is not None:
+        why = f"no answers that are known as such, which {needs_answers} needs"
+    elif len(columns) == 1 and any(sign in columns[0] for sign in ";\t|"):
+        why = "which is one; separate them by commas, or in a .tsv file by tabs"
+    elif columns == ["text"]:
+        why = "in which nothing says what is asked and what is answered"
+    near = nearest(columns, layouts)
+    similar = f"; the nearest layout is {' and '.join(near.columns)}" if near is not None else ""
+    said = ", ".join(f"{name}: {column}" for name, column in zip(names, _guessed(columns, names), strict=True))
+    raise InputError(
+        f"{named} has the columns {_listed(columns)}, {why}{similar}: rename the columns, or name them, for instance "
+        f"data.columns={{{said}}}"
     )
-    if not fine:
-        raise InputError(f"{place}: its messages must be a list of {{role, content}} texts")
-    return [{"role": m["role"], "content": m["content"]} for m in messages]
 
 
-def _turn(role: str, content: Any) -> list[Any]:
-    """A text as one message; a list is messages already."""
-    return content if isinstance(content, list) else [{"role": role, "content": content}]
+def _guessed(columns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """For each name the column that may be it, or dots."""
+    if len(columns) == len(names):
+        return [column[:WIDTH] for column in columns]
+    likest = [max(columns, key=lambda column: alike(name, column), default="") for name in names]
+    return [column[:WIDTH] if alike(name, column) >= ALIKE else "..." for name, column in zip(names, likest, strict=True)]
 
 
-LAYOUTS: dict[tuple[str, ...], Callable[[dict[str, Any]], Any]] = {
-    ("messages",): lambda row: row["messages"],
-    ("real",): lambda row: row["real"],  # SPIN's
-    ("chosen",): lambda row: _whole(row, "chosen"),
-    ("prompt", "completion"): lambda row: [*_turn("user", row["prompt"]), *_turn("assistant", row["completion"])],
-}
-"""{columns: the list of {role, content} messages that a row with these columns has}, the first that fits."""
+def _passed_over(head: Iterable[tuple[str, Any]], layout: Layout, read: set[str], renamed: bool) -> str:
+    """The columns that are not looked at, for the line that reports the rows."""
+    given = [(place, {name: row[name] for name in row if has(row, name)}) for place, row in head if isinstance(row, dict)]
+    columns = [column for column in _columns(given) if column not in read]
+    left = columns if renamed else unread(columns, layout)
+    more = f" and {len(left) - SAID} more" if len(left) > SAID else ""
+    return f" (its other columns are not read: {', '.join(column[:WIDTH] for column in left[:SAID])}{more})" if left else ""
+
+
+def _columns(head: Iterable[tuple[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(column for _, row in head if isinstance(row, dict) for column in row))
+
+
+NO_OBJECT = "that are no objects with columns"
+NO_ROWS = ("that are not JSON", NO_OBJECT)
+
+
+def _listed(columns: Sequence[str]) -> str:
+    named = [column if len(column) <= WIDTH else f"{column[:WIDTH]}..." for column in columns[:NAMED]]
+    return str(named) + (f" and {len(columns) - NAMED} more" if len(columns) > NAMED else "")
+
+
+def _renamed(row: Row, renamed: dict[str, str]) -> Row:
+    return {ours: row[theirs] for ours, theirs in renamed.items() if theirs in row}
+
+
+def _row(
+    place: str,
+    row: Any,
+    layout: Layout,
+    read_as: str,
+    data: Data,
+    renamed: dict[str, str],
+    category: str,
+    with_rejected: bool,
+    prompts_alone: bool,
+) -> Iterator[Conversation | Unusable]:
+    """A row's conversations; raises RowError where it cannot be used, or not any further."""
+    if isinstance(row, Unusable):
+        yield row
+        return
+    if not isinstance(row, dict):
+        raise RowError(NO_OBJECT, type(row).__name__, broken=True)
+    foreign = next((column for column in UNREAD if has(row, column)), None)
+    if foreign is not None:
+        raise RowError(f"with a column {foreign!r}, which is not read")
+    label = row.get(category)
+    label = None if label is None else str(label)
+    if label is not None and not is_text(label):
+        raise RowError("with half a character (a lone surrogate)")
+    columns = _renamed(row, renamed) if renamed else row
+    lacking = layout.lacking(columns)
+    if lacking:
+        theirs = renamed.get(lacking[0], lacking[0])
+        raise RowError(f"without {theirs!r}", broken=theirs not in row)
+    system = ("with a system message in a column",) if any(has(columns, column) for column in SYSTEM) else ()
+    if with_rejected:
+        sides = [with_system(side, columns) for side in layout.read(columns)]
+        (context, better), (other, lesser) = map(_ended, sides, layout.columns)
+        if context != other:
+            raise RowError("whose two answers are to different conversations")
+        if better == lesser:
+            raise RowError("whose two answers are the same")
+        begun, noted = _begun(context, data)
+        yield Conversation(place, begun, better, lesser, label, read_as, (*system, *noted))
+        return
+    turns = layout.read(columns)
+    messages = with_system(turns, columns)
+    own = 0 if data.turns == "all" else len(messages) - len(turns.after)  # an answer in its own column is the row's
+    for context, answer, notes in _answers(messages, own, data.turns, prompts_alone):
+        if answer is not None and not answer.strip():
+            yield Unusable(place, "with an empty answer")
+        elif not _question(context):
+            yield Unusable(place, "with an empty question")
+        else:
+            begun, noted = _begun(context, data)
+            yield Conversation(place, begun, answer, None, label, read_as, (*system, *noted, *notes))
+
+
+def _answers(
+    raw: Sequence[Any], own: int, turns: str, prompts_alone: bool
+) -> Iterator[tuple[list[Message], str | None, tuple[str, ...]]]:
+    """(the messages before it, the answer to a question, what of it is left unread) of the first from `own` on, or of all."""
+    context: list[Message] = []
+    asked = answered = False
+    for place, turn in enumerate(raw):
+        said = message(turn)
+        if said["role"] == "assistant" and asked and place >= own:
+            notes = tuple(f"with {name!r} beside the answer, which is not used" for name in REASONING if turn.get(name))
+            yield list(context), said["content"], notes
+            answered = True
+            if turns == "first":
+                return
+        asked |= said["role"] == "user"
+        context.append(said)
+    if answered:
+        return
+    if prompts_alone and context and context[-1]["role"] == "user":
+        yield context, None, ()
+    elif not any(said["role"] == "user" for said in context):
+        raise RowError("without a question")
+    else:
+        raise RowError("without an answer")
+
+
+def _ended(raw: Sequence[Any], name: str) -> tuple[list[Message], str]:
+    """(the messages before the last, which is an answer to them; the answer)."""
+    messages = [message(turn) for turn in raw]
+    if not messages or messages[-1]["role"] != "assistant":
+        raise RowError(f"whose {name!r} is no answer")
+    *context, answer = messages
+    if not any(said["role"] == "user" for said in context):
+        raise RowError("without a question")
+    if not answer["content"].strip():
+        raise RowError(f"whose {name!r} is empty")
+    if not _question(context):
+        raise RowError("with an empty question")
+    return context, answer["content"]
+
+
+def _question(context: Sequence[Message]) -> str:
+    return next(said["content"] for said in reversed(context) if said["role"] == "user").strip()
+
+
+def _begun(context: list[Message], data: Data) -> tuple[list[Message], tuple[str, ...]]:
+    """(the conversation after the recipe's system message, if it has none of its own; what to count)."""
+    if data.system_prompt is None:
+        return context, ()
+    if context[0]["role"] in ("system", "developer"):
+        return context, ("with a system message of their own in place of data.system_prompt",)
+    return [{"role": "system", "content": data.system_prompt}, *context], ()

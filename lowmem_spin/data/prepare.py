@@ -16,6 +16,7 @@ from lowmem_spin.config.recipe import Data
 from lowmem_spin.data.chat_templates import TEMPLATES
 from lowmem_spin.data.formats import Conversation, Unusable, conversations
 from lowmem_spin.data.render import Rendered, Renderer
+from lowmem_spin.data.rows import counts_line
 from lowmem_spin.data.sources import Source
 
 SCHEMA = pa.schema(
@@ -29,12 +30,20 @@ SCHEMA = pa.schema(
         "messages": pa.string(),  # JSON: the conversation before the answer
     }
 )
-OVER_LONG = "prompts over the limit, left out"
+OVER_LONG, LEFT_OUT = "prompts over the limit, left out", ", left out"
+READ, CONVERSATIONS = "rows read", "conversations read"
 PREFERENCES = SCHEMA.append(pa.field("rejected", pa.list_(pa.int32())))  # of data that has a worse answer too
 
 
 def prepared_key(
-    source: Source, model: Source, data: Data, template: str | None, split: str, with_rejected: bool = False
+    source: Source,
+    model: Source,
+    data: Data,
+    template: str | None,
+    split: str,
+    with_rejected: bool = False,
+    prompts_alone: bool = False,
+    name: str | None = None,
 ) -> str:
     """Key of the prepared rows: what they are read from and everything that shapes their token ids.
 
@@ -43,9 +52,16 @@ def prepared_key(
     limits = data.model_dump(include={"turns", "max_prompt_length", "max_completion_length"})
     asked = {"source": source.identity, "split": None if source.local else split}
     rendered = {"model": model.identity, "template": TEMPLATES.get(template or "", template)}
-    both = {"worse": with_rejected} if with_rejected else {}
-    both |= {"template arguments": data.chat_template_kwargs} if data.chat_template_kwargs else {}
-    return digest({"kind": "data", "version": VERSIONS["data"], **asked, **rendered, **limits, **both})
+    chosen = {  # each is left out where it changes nothing, so that earlier keys stay
+        "worse": with_rejected,
+        "alone": prompts_alone,
+        "name": None if source.local else name,
+        "columns": data.columns.model_dump(exclude_none=True),
+        "system_prompt": data.system_prompt,
+        "template arguments": data.chat_template_kwargs,
+    }
+    chosen = {option: value for option, value in chosen.items() if value}
+    return digest({"kind": "data", "version": VERSIONS["data"], **asked, **rendered, **limits, **chosen})
 
 
 class Counts:
@@ -54,43 +70,117 @@ class Counts:
     def __init__(self) -> None:
         self.number: Counter[str] = Counter()
         self.first: dict[str, str] = {}
+        self.layouts: Counter[str] = Counter()  # what rows were read as
+        self.last: str | None = None  # the place of the last row
+        self.broken = 0  # rows that do not look like a row of such a file at all
 
     def add(self, kind: str, place: str) -> None:
         self.number[kind] += 1
         self.first.setdefault(kind, place)
 
+    def read(self, row: Conversation | Unusable, turns: str) -> bool:
+        """Count a row that was read, and whether it can be used."""
+        if turns == "all" and self.last != row.place:  # then a conversation has as many rows as answers
+            self.add(CONVERSATIONS, row.place)
+            self.last = row.place
+        self.add(READ, row.place)
+        if isinstance(row, Unusable):
+            self.broken += row.broken
+            self.add(row.reason + LEFT_OUT, f"{row.place}, {row.detail}" if row.detail else row.place)
+            return False
+        self.layouts[row.layout] += 1
+        for note in row.notes:
+            self.add(note, row.place)
+        return True
+
+    @property
+    def used(self) -> int:
+        return self.number[READ] - sum(count for kind, count in self.number.items() if kind.endswith(LEFT_OUT))
+
+    def line(self) -> str:
+        return counts_line(self.number, self.first, self.layouts)
+
+    def refuse_if_useless(self, named: str, data: Data) -> None:
+        """Refuse a file of which nothing is left, or most of which is no row: that is not the file it was taken for.
+
+        Raises:
+            InputError: with the most frequent reasons.
+        """
+        if self.used and self.broken <= self.number[READ] / 2:
+            return
+        if self.number[READ] and self.number[OVER_LONG] == self.number[READ]:
+            raise InputError(f"{named} has no usable row: every prompt is over data.max_prompt_length {data.max_prompt_length}")
+        left_out = Counter({kind: count for kind, count in self.number.items() if kind.endswith(LEFT_OUT)}).most_common(3)
+        why = ", ".join(f"{count:,} {kind} (first: {self.first[kind]})" for kind, count in left_out)
+        if not self.used:
+            raise InputError(f"{named} has no usable row" + (f": {why}" if why else ": it is empty"))
+        share = f"{self.broken:,} of {self.number[READ]:,} rows"
+        raise InputError(f"{named}: {share} are no rows of such a file, so it may be another kind of file than it seems: {why}")
+
     def metadata(self) -> dict[str, str]:
-        return {"counts": json.dumps(self.number), "first": json.dumps(self.first)}
+        return {
+            "counts": json.dumps(self.number),
+            "first": json.dumps(self.first),
+            "layouts": json.dumps(list(self.layouts)),
+        }
+
+
+def count_rows(rows: Iterable[Conversation | Unusable], named: str, data: Data) -> Counts:
+    """What a file has before it is rendered: what a plan can say of it. Raises as `prepare` does."""
+    counts = Counts()
+    for row in rows:
+        counts.read(row, data.turns)
+    counts.refuse_if_useless(named, data)
+    return counts
 
 
 def prepare(
-    source: Source, data: Data, field: str, split: str, category: str, renderer: Renderer, with_rejected: bool = False
+    source: Source,
+    data: Data,
+    field: str,
+    split: str,
+    category: str,
+    renderer: Renderer,
+    with_rejected: bool = False,
+    needs_answers: str | None = "self-play",
+    name: str | None = None,
 ) -> pa.Table:
-    """Read, render and filter a data set; `with_rejected`, one whose rows have a rejected answer too.
+    """Read, render and filter a data set; see formats.conversations for the arguments. A prompt alone has no chosen tokens.
 
     Rows that cannot be used are counted and left out; over-long answers are counted and lose their end of turn, for they do
-    not end there. The counts are in the table's metadata.
+    not end there. The counts are in the table's metadata: "rows read" are the rows of the file, or with `data.turns: all` the
+    answers in its conversations, and each is either a row of the table or counted as left out.
 
     Raises:
-        InputError: no row can be used.
+        InputError: no row can be used, or most are broken.
     """
     counts, seen = Counts(), Counter[str]()
     schema = PREFERENCES if with_rejected else SCHEMA
-    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-    for batch in _batches(conversations(source, data, field, split, category, with_rejected), 1000):
+    columns: dict[str, list[Any]] = {column: [] for column in schema.names}
+    rows = conversations(source, data, field, split, category, with_rejected, needs_answers, name)
+    for batch in _batches(rows, 1000):
         for row, rendered in _rendered(batch, renderer):
-            if (kept := _limited(row, rendered, data, counts)) is None:
+            if not counts.read(row, data.turns) or (kept := _limited(row, rendered, data, counts)) is None:
                 continue
             content = np.asarray([*kept["prompt"], -1, *kept["chosen"], *([-1, *kept["rejected"]] if with_rejected else [])])
             content = hashlib.sha256(content.astype(np.int32).tobytes()).hexdigest()[:20]
             seen[content] += 1  # a row that occurs twice is two rows, as in the user's data
+            prompt = "prompt " + hashlib.sha256(np.asarray(kept["prompt"], np.int32).tobytes()).hexdigest()[:20]
+            seen[prompt] += 1
+            if seen[content] > 1:
+                counts.add(AGAIN, row.place)
+            elif seen[prompt] > 1:
+                counts.add(ASKED_AGAIN, row.place)
             kept["id"] = f"{content}-{seen[content]}" if seen[content] > 1 else content
-            for name, column in columns.items():
-                value = kept[name]
-                column.append(np.asarray(value, np.int32) if isinstance(value, list) else value)  # a ninth of lists
-    if not columns["id"]:
-        raise InputError(f"{field}: {source.location!r} has no usable row{_why_none(counts, data)}")
+            for column, values in columns.items():
+                value = kept[column]
+                values.append(np.asarray(value, np.int32) if isinstance(value, list) else value)  # a ninth of lists
+    counts.refuse_if_useless(f"{field}: {source.location!r}", data)
     return pa.table(columns, schema=schema.with_metadata(counts.metadata()))
+
+
+AGAIN, ASKED_AGAIN = "rows that occurred before", "rows whose prompt occurred before with another answer"
+ALONE = "prompts without an answer"
 
 
 def _rendered(
@@ -98,7 +188,7 @@ def _rendered(
 ) -> Iterator[tuple[Conversation | Unusable, list[Rendered | str]]]:
     """Every row with its answers as token ids: the chosen one and, where there is one, the rejected one."""
     usable = [row for row in batch if isinstance(row, Conversation)]
-    chosen = renderer([(row.context, row.answer) for row in usable])
+    chosen = renderer([(row.context, "answer" if row.answer is None else row.answer) for row in usable])
     rejected = renderer([(row.context, row.rejected) for row in usable if row.rejected is not None])
     for row in batch:
         if isinstance(row, Unusable):
@@ -107,18 +197,17 @@ def _rendered(
             yield row, [next(chosen), *([next(rejected)] if row.rejected is not None else [])]
 
 
-def _limited(row: Conversation | Unusable, rendered: list[Rendered | str], data: Data, counts: Counts) -> dict[str, Any] | None:
-    """The columns of a row that can be used and is within the limits, else None; counted either way."""
-    counts.add("rows read", row.place)
-    if isinstance(row, Unusable):
-        counts.add(f"{row.reason}, left out", row.place)
-        return None
+def _limited(row: Any, rendered: list[Rendered | str], data: Data, counts: Counts) -> dict[str, Any] | None:
+    """The columns of a row that is within the limits, else None; counted either way."""
     answers: list[Rendered] = []
     for answer in rendered:
         if isinstance(answer, str) or len(answer.prompt) > data.max_prompt_length:
-            counts.add(f"{answer}, left out" if isinstance(answer, str) else OVER_LONG, row.place)
+            counts.add(f"{answer}{LEFT_OUT}" if isinstance(answer, str) else OVER_LONG, row.place)
             return None
         answers.append(answer)
+    if row.answer is None:
+        counts.add(ALONE, row.place)
+        answers = [answers[0]._replace(completion=[], text="")]
     limit = data.max_completion_length
     for answer in answers:
         for note in (*answer.notes, *(["answers over the limit, ended early"] if len(answer.completion) > limit else [])):
@@ -127,15 +216,6 @@ def _limited(row: Conversation | Unusable, rendered: list[Rendered | str], data:
     kept = {"prompt": chosen.prompt, "chosen": chosen.completion[:limit], "truncated": len(chosen.completion) > limit}
     kept |= {"completion": chosen.text, "category": row.category, "messages": json.dumps(row.context)}
     return kept | ({"rejected": rejected[0]} if rejected else {})
-
-
-def _why_none(counts: Counts, data: Data) -> str:
-    """What is the matter with all the rows, if there are any."""
-    number = counts.number
-    if number["rows read"] and number[OVER_LONG] == number["rows read"]:
-        return f": every prompt is over data.max_prompt_length {data.max_prompt_length}"
-    left_out = [f"{count:,} {kind}" for kind, count in number.items() if kind.endswith("left out")]
-    return f": {', '.join(left_out)}" if left_out else ""
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -1,7 +1,7 @@
 """Prepared rows, and seeded draws from them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ class Rows:
         metadata = self.table.schema.metadata or {}
         self.counts: dict[str, int] = json.loads(metadata.get(b"counts", b"{}"))
         self.first: dict[str, str] = json.loads(metadata.get(b"first", b"{}"))
+        self.layouts: list[str] = json.loads(metadata.get(b"layouts", b"[]"))
         self._prompts, self._chosen = token_arrays(self.table["prompt"]), token_arrays(self.table["chosen"])
         self._rejected = token_arrays(self.table["rejected"]) if "rejected" in self.table.column_names else []
 
@@ -39,16 +40,37 @@ class Rows:
     def rejected(self, position: int) -> np.ndarray:
         return self._rejected[position]
 
+    def answered(self, positions: Sequence[int]) -> list[int]:
+        """Those of these places that the data has an answer to; a prompt alone has no chosen tokens."""
+        return [position for position in positions if len(self._chosen[position])]
+
     def counts_line(self) -> str:
-        """How many rows there were and what became of them, with where the first of each kind was."""
-        return ", ".join(
-            f"{count:,} {kind}" + (f" (first: {self.first[kind]})" if kind in self.first and kind != "rows read" else "")
-            for kind, count in self.counts.items()
-        )
+        """What the file was read as, how many rows it has and what became of them, and where the first of each kind is."""
+        return counts_line(self.counts, self.first, self.layouts)
 
     def messages(self, position: int) -> list[Message]:
         """The conversation that the answer continues."""
         return json.loads(self.table["messages"][position].as_py())
+
+
+def counts_line(number: Mapping[str, int], first: Mapping[str, str], layouts: Iterable[str]) -> str:
+    """Counts by kind in one line; see Rows.counts_line."""
+    read_as = " or ".join(layouts)
+    counted = ", ".join(
+        f"{count:,} {kind}" + (f" (first: {first[kind]})" if kind in first and not kind.endswith(" read") else "")
+        for kind, count in number.items()
+    )
+    return f"read as {read_as}: {counted}" if read_as else counted
+
+
+def overlap(train: Rows, held: Rows) -> tuple[int, int]:
+    """(held-out rows that are rows to learn from, those and others whose prompt is one to learn from)."""
+    asked = {held.prompt(place).tobytes(): set[bytes]() for place in range(len(held))}
+    for place in range(len(train)):
+        if (answers := asked.get(train.prompt(place).tobytes())) is not None:
+            answers.add(train.chosen(place).tobytes())
+    known = [(asked[held.prompt(place).tobytes()], held.chosen(place).tobytes()) for place in range(len(held))]
+    return sum(answer in answers for answers, answer in known), sum(bool(answers) for answers, _ in known)
 
 
 def draw_rows(ids: Sequence[str], asked: Draw) -> list[int]:

@@ -12,6 +12,8 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.model_folders import check_model_folder, check_model_names
 
 UNRESOLVED = "unresolved"
+TEXT_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+DATA_FILES = (*TEXT_FILES, *(f"{ending}.gz" for ending in TEXT_FILES), ".parquet")
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,14 @@ class Sources:
         return Source(str(folder), None, digest([self._file(weights), self._file(folder / "adapter_config.json")]))
 
     def data(self, path: str, revision: str | None, field: str) -> Source:
-        """A JSONL or Parquet file, or a data set on the hub."""
+        """A file of rows, or a data set on the hub."""
         file = self._local(path)
         if file is None:
-            if path.endswith((".jsonl", ".json", ".parquet")) or _is_path(path):
+            if path.lower().endswith(DATA_FILES) or _is_path(path):
                 raise InputError(f"{field}: no file {path!r}, neither beside the recipe nor from here")
             return self._hub(path, revision, field, "dataset")
-        if not file.is_file() or file.suffix not in (".jsonl", ".json", ".parquet"):
-            raise InputError(f"{field}: {path!r} is not a .jsonl or .parquet file")
+        if not file.is_file() or not file.name.lower().endswith(DATA_FILES):
+            raise InputError(f"{field}: {path!r} is not a .jsonl, .ndjson, .json, .csv, .tsv (each also .gz) or .parquet file")
         return Source(str(file), None, self._file(file))
 
     def _local(self, name: str) -> Path | None:

@@ -6,6 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowmem_spin.common.files import share
 from lowmem_spin.common.keys import digest
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
@@ -63,6 +64,7 @@ class Writer:
         del config.quantization_config
         config.save_pretrained(temporary)
         base.generation_config.save_pretrained(temporary)
+        share(temporary)
         if folder.exists():
             shutil.rmtree(temporary)
         else:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.streams import spell_out
 from lowmem_spin.config.recipe import Recipe
 
 PR_SET_PDEATHSIG = 1
@@ -23,9 +24,11 @@ def _serve(pipe: Connection, target: str, arguments: tuple[Any, ...], environmen
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also when the parent is killed -9
     os.environ.update(environment)
-    output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)  # what the last one died of stays
+    output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666)  # what the last one died of stays
     os.dup2(output, 1)
     os.dup2(output, 2)
+    for stream in (sys.stdout, sys.stderr):
+        spell_out(stream)
     try:
         module, _, name = target.partition(":")
         served = getattr(importlib.import_module(module), name)(*arguments)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from lowmem_spin.algorithm.roles import PLAIN_SFT, Part, Role, part_in, parts_in
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
+from lowmem_spin.config.places import put_in_place
 from lowmem_spin.evaluation.arena import FILE as ARENA
 from lowmem_spin.report.intervals import Value
 from lowmem_spin.report.measures import MATCH
@@ -19,16 +21,8 @@ from lowmem_spin.report.results import Benchmark, PolicyResults, RunResults, Swe
 from lowmem_spin.runner.run_folder import as_far_as_played
 
 SAMPLED = ("prompts", "proposals", "rejected", "acceptance", "ess", "log_z")
-MEASURED = (
-    "chosen_logp",
-    "sampled_accuracy",
-    "kl_to_base",
-    "kl_to_previous",
-    "kl_from_base",
-    "length",
-    "truncated",
-    "identical",
-)
+MEASURED = ("kl_to_base", "kl_to_previous", "kl_from_base", "length", "truncated")
+OF_ANSWERS = ("chosen_logp", "sampled_accuracy", "identical")  # where the data has prompts alone, there is none of these
 
 
 def read_results(folder: Path) -> RunResults | SweepResults:
@@ -171,6 +165,10 @@ def _policies(path: Path, keys: dict[str, str], parts: dict[str, Part]) -> list[
         raise InputError(f"{path}: {what}; {again}")
     if not {policy.key for policy in policies} <= set(keys.values()):
         raise InputError(f"{path}: these are another game's results than run.json's; {again}")
+    if not policies[0].score_names:  # of prompts alone: against itself the base has an even chance
+        policies[0].values["win_rate_to_base"] = Value(0.5, 0.0)
+    if not all(policy.score_names for policy in policies):
+        raise InputError(f"{path}: a policy has no number to be compared by; {again}")
     for policy in policies:  # a record from before gains were kept gives the difference alone
         policy.values.setdefault("gain", Value(policy.score.mean - policies[0].score.mean, math.nan))
     return policies
@@ -181,7 +179,8 @@ def _policy(record: Any) -> PolicyResults:
     names = [name for name in record if f"{name}_se" in record]
     values = {name: Value(float(record[name]), float(record[f"{name}_se"])) for name in names}
     categories = {name.partition("/")[2]: values.pop(name) for name in names if name.startswith(f"{MATCH}/")}
-    for name in MEASURED:
+    of_answers = OF_ANSWERS if any(name in record for name in OF_ANSWERS) else ()
+    for name in (*MEASURED, *of_answers):
         if not math.isfinite(values[name].mean):
             raise ValueError(name)
     if not all(_texts(sample) and {"prompt_id", "answer"} <= sample.keys() for sample in record["samples"]):
@@ -198,11 +197,10 @@ def _policy(record: Any) -> PolicyResults:
 def _trainings(
     folder: Path, recipe: dict[str, Any], keys: dict[str, str], parts: dict[str, Part]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Manifests of the iterates' trainings, from iterates/ or the store, and a line if any is missing.
-
-    The store's name in the recipe is relative to where the game was played from, which need not be here.
-    """
-    weights_dir = Path(str(recipe_field(recipe, "output.store"))) / "adapters"
+    """Manifests of the iterates' trainings, from iterates/ or the store, and a line if any is missing."""
+    found_here = deepcopy(recipe)
+    put_in_place(found_here, folder)
+    weights_dir = Path(str(recipe_field(found_here, "output.store"))) / "adapters"
     found, lost = {}, []
     for name, key in keys.items():
         if not parts[name].is_iterate:

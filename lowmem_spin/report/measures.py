@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lowmem_spin.report.intervals import Value
 
-MATCH = "exact_match"
+MATCH, WINS = "exact_match", "win_rate_to_base"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ MEASURES = {
     MATCH: Measure("exact match", "%", "exact\nmatch"),
     "sampled_accuracy": Measure("sampled accuracy", "%", "sampled\naccuracy"),
     "chosen_logp": Measure("log-prob of data", "", "log-prob\nof data"),
-    "win_rate_to_base": Measure("wins over base", "%"),
+    WINS: Measure("wins over base", "%"),
     "win_rate_to_previous": Measure("wins over previous", "%", "wins over\nprev."),
     "kl_to_base": Measure("KL to base", "", "KL to\nbase", "z.2f"),
     "kl_to_previous": Measure("KL to previous", "", "KL to\nprev.", "z.2f"),

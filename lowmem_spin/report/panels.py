@@ -42,11 +42,13 @@ def run_panels(run: RunResults) -> list[Panel]:
         series += [(p.name, _categories([p]), BASELINE, ":") for p in run.baselines]
         panels.append(_radar("radar", "Exact match by category, policy by policy.", series))
     kl = ["kl_to_base", "kl_to_previous", "kl_from_base"]
-    ends = "Own samples that did not end, or equal the data's answer."
+    ends, shares = "Own samples that did not end, or equal the data's answer.", ["truncated", "identical"]
+    if "identical" not in run.base.values:  # the data has prompts alone
+        ends, shares = "Own samples that did not end.", ["truncated"]
     panels += [
         _policies(run, "Game health", "kl", kl, "KL, nats per completion."),
         _policies(run, "Game health", "length", ["length"], "Length of own samples."),
-        _policies(run, "Game health", "samples", ["truncated", "identical"], ends),
+        _policies(run, "Game health", "samples", shares, ends),
     ]
     return panels + training_panels({"": [run]}, {"": (COLORS[0], "-")})
 
@@ -72,7 +74,7 @@ def sweep_panels(sweep: SweepResults) -> list[Panel]:
         last = [(c.label, _categories([run.last for run in c.runs.values()]), *looks[c.label]) for c in shown]
         panels.append(_radar("radar", "Exact match by category, last iterates, mean over seeds.", last))
         panels += [_radar_of(configuration, place) for place, configuration in enumerate(shown)]
-    health = ["kl_to_base", "kl_to_previous", "length", "truncated", "identical"]
+    health = ["kl_to_base", "kl_to_previous", "length", "truncated", *(["identical"] if sweep.has("identical") else [])]
     panels += [curves("Game health", name) for name in health]
     return panels + training_panels({c.label: list(c.runs.values()) for c in shown}, looks)
 

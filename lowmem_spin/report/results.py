@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lowmem_spin.algorithm.roles import Part, Role
 from lowmem_spin.report.intervals import Value, difference, over
-from lowmem_spin.report.measures import MATCH
+from lowmem_spin.report.measures import MATCH, WINS
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,14 @@ class PolicyResults:
 
     @property
     def score(self) -> Value:
-        """What policies are compared by: exact match where it is measured, else the log-prob of the data's answers."""
-        return self.values[MATCH if MATCH in self.values else "chosen_logp"]
+        """What policies are compared by: exact match where it is measured, else the log-prob of the data's answers, else, where
+        the data has none, how often the base is beaten."""
+        return self.values[self.score_names[0]]
+
+    @property
+    def score_names(self) -> list[str]:
+        """What there is of the numbers that policies are compared by, the first choice first."""
+        return [name for name in (MATCH, "chosen_logp", WINS) if name in self.values]
 
 
 @dataclass(frozen=True)
@@ -198,14 +204,19 @@ class SweepResults:
     def score(self) -> str:
         return self.scores[0]
 
+    def has(self, name: str) -> bool:
+        """Whether this number was measured of all policies."""
+        return all(name in policy.values for run in self.runs.values() for policy in run.policies)
+
     @property
     def best(self) -> Configuration:
         return max(self.finished, key=lambda configuration: configuration.value(self.score).mean)
 
 
 def _scores(policies: Sequence[PolicyResults]) -> list[str]:
-    matched = all(MATCH in policy.values for policy in policies)
-    return [MATCH, "sampled_accuracy", "chosen_logp"] if matched else ["chosen_logp"]
+    if all(MATCH in policy.values for policy in policies):
+        return [MATCH, "sampled_accuracy", "chosen_logp"]
+    return ["chosen_logp"] if all("chosen_logp" in policy.values for policy in policies) else [WINS]
 
 
 def plain_value(value: Any) -> str:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from lowmem_spin.report.grid import Grid
 from lowmem_spin.report.intervals import Value, within_noise
-from lowmem_spin.report.measures import MEASURES
+from lowmem_spin.report.measures import MATCH, MEASURES, WINS
 from lowmem_spin.report.results import Configuration, PolicyResults, RunResults, SweepResults, plain_value
 from lowmem_spin.runner.health import ALARM
 
@@ -27,11 +27,11 @@ def terminal_table(results: RunResults | SweepResults) -> Table:
 def run_grid(run: RunResults, brief: bool = False) -> Grid:
     """A row per policy; `brief` for a terminal."""
     score, *others = run.scores[:2] if brief else run.scores
-    measured = [name for name in DRIFT + SHAPE if any(name in policy.values for policy in run.policies)]
+    measured = [n for n in DRIFT + SHAPE if n not in run.scores and any(n in policy.values for policy in run.policies)]
     names = [score, "gain", *others, *(name for name in measured if MEASURES[name].brief or not brief)]
 
     def cell(policy: PolicyResults, name: str) -> str:
-        if name not in policy.values or (policy is run.base and name in ["gain", *DRIFT]):
+        if name not in policy.values or (policy is run.base and name != score and name in ["gain", *DRIFT]):
             return ""
         if name == "gain":
             return MEASURES[score].text(policy.values[name], "+", brief)
@@ -42,13 +42,14 @@ def run_grid(run: RunResults, brief: bool = False) -> Grid:
 
 
 def _heading(name: str, brief: bool) -> str:
-    return MEASURES[name].brief if brief else MEASURES[name].heading
+    return (MEASURES[name].brief if brief else "") or MEASURES[name].heading
 
 
 def sweep_grid(sweep: SweepResults, brief: bool = False) -> Grid:
     """A row per configuration: its last iterate, over the seeds; `brief` for a terminal."""
     score = sweep.score
-    names = ["kl_to_base"] if brief else [*sweep.scores[1:2], "kl_to_base", "kl_from_base", *SHAPE]
+    shape = [name for name in SHAPE if sweep.has(name)]
+    names = ["kl_to_base"] if brief else [*sweep.scores[1:2], "kl_to_base", "kl_from_base", *shape]
     axes = [axis.rpartition(".")[2] if brief else axis for axis in sweep.file.axes] or ["configuration"]
     headings = [*axes, "seeds", _heading(score, brief), "against the best", "best policy"]
     headings += [_heading(name, brief) for name in names]
@@ -97,10 +98,17 @@ def _best(configuration: Configuration, score: str, brief: bool) -> str:
     return name + (" (the last)" if last else f", {MEASURES[score].text(configuration.value(score, place))}")
 
 
+UNITS = {
+    MATCH: "exact match, in percent",
+    "chosen_logp": "log-prob of the data's answers, in nats",
+    WINS: "share of wins over the base, in percent",
+}
+
+
 def verdict(run: RunResults) -> list[str]:
     """What a run's numbers say, in sentences that claim no more than the intervals allow."""
     score = run.scores[0]
-    unit = "log-prob of the data's answers, in nats" if score == "chosen_logp" else "exact match, in percent"
+    unit = UNITS[score]
     best = max(run.played, key=lambda policy: policy.score.mean)
     gain = "" if best is run.base else f", {MEASURES[score].text(best.values['gain'], '+')} over the base"
     lines = [f"Of the base and the iterates, {best.name} has the highest {unit}: {MEASURES[score].text(best.score)}{gain}."]

@@ -34,8 +34,8 @@ def stops_early(when: StopWhen, healths: Sequence[Health]) -> EarlyStop | None:
         found.append((1, f"win-rate against {healths[-2].name} is {wins.mean:.2f}, below {when.win_rate_below:g}"))
     falls = when.chosen_logp_falls
     if falls is not None and len(healths) > falls:
-        means = [health.chosen_logp.mean for health in healths[-1 - falls :]]
-        if all(later < earlier for earlier, later in pairwise(means)):
+        means = [health.chosen_logp.mean for health in healths[-1 - falls :] if health.chosen_logp is not None]
+        if len(means) > falls and all(later < earlier for earlier, later in pairwise(means)):
             times = f"{falls} iterations" if falls > 1 else "an iteration"
             found.append((falls, f"the log-prob of held-out answers has fallen for {times}, to {means[-1]:.2f}"))
     if not found:

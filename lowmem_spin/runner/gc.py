@@ -9,6 +9,7 @@ from lowmem_spin.algorithm.game import play
 from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.algorithm.touches import touches
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.keys import is_key
 from lowmem_spin.engines.dequantized import weights_key
 from lowmem_spin.runner import run_folder
 from lowmem_spin.runner.run_folder import RunFolder
@@ -94,10 +95,10 @@ def _add_files(used: Used, run: RunFolder) -> None:
 
 
 def unused(store: Path, by: Used) -> list[Unused]:
-    """What is stored and not used, largest first, and what was set aside."""
+    """What is stored and not used, largest first, and what was set aside. Names that no store gives are somebody's own."""
     found = []
     for kind in KINDS:
-        found += [(kind, path) for path in _visible(store / kind) if not by.has(kind, path.stem)]
+        found += [(kind, path) for path in _visible(store / kind) if is_key(path.stem) and not by.has(kind, path.stem)]
     found += [("aside", path) for path in _visible(store / "aside")]
     return sorted((Unused(kind, path, size_of(path)) for kind, path in found), key=lambda item: (-item.size, item.path))
 

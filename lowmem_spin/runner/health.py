@@ -1,6 +1,6 @@
 """Game health: held-out scores and drift of one policy, as arithmetic on the store's tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import Evaluate, Sampling, judgement_spec
 from lowmem_spin.common.keys import digest
 from lowmem_spin.data.render import conversation_text
-from lowmem_spin.data.rows import Rows
+from lowmem_spin.data.rows import Rows, overlap
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.rows import Answer, Compared, Prompt, Scored
 
@@ -48,6 +48,22 @@ class HeldOut:
     oracle: dict[str, Any] | None = None  # identity of what judges samples, if anything does
 
 
+def notices(train: Rows, held: HeldOut, field: str) -> Iterator[str]:
+    """What a person should know of rows that can be used: held-out rows that are learned from, or have no answers."""
+    same, asked = overlap(train, held.rows) if held.rows is not train else (0, 0)
+    if asked:
+        yield (
+            f"{field}: of {len(held.rows):,} held-out rows {same:,} are rows of data.path, and {asked - same:,} more ask what "
+            "one of them asks: there, policies are measured on what they learn from"
+        )
+    alone = len(held.health) - len(held.rows.answered(held.health))
+    if alone:
+        yield (
+            f"{field}: {alone:,} of {len(held.health):,} held-out prompts have no answer: log-probs of the data's answers and "
+            f"equality with them are {'measured on the others' if held.scored else 'not measured'}"
+        )
+
+
 @dataclass(frozen=True)
 class Health:
     """What is known of one policy. KL in nats per completion, estimated on the drawing policy's own samples."""
@@ -56,14 +72,14 @@ class Health:
     role: Role
     iteration: int | None
     policy: str
-    chosen_logp: Estimate  # of the data's answers, held out
+    chosen_logp: Estimate | None  # of the data's answers, held out; None if there are prompts alone
     kl_to_base: Estimate  # KL(policy | base)
     kl_to_previous: Estimate  # KL(policy | previous iterate)
     kl_from_base: Estimate  # KL(base | policy): how much of the base's behaviour has been given up
     length: Estimate  # of own samples, tokens
     truncated: Estimate  # share of own samples that did not end
     engine_gap: Estimate  # |generator's - learner's log-prob| of own samples: far from 0, opponents are not the policy scored
-    identical: Estimate  # share of own samples equal to the data's answer: it rises as the game is won
+    identical: Estimate | None  # share of own samples equal to the data's answer: it rises as the game is won
     exact_match: Estimate | None = None  # greedy
     categories: dict[str, Estimate] = field(default_factory=dict)  # exact_match by category
     win_rate_to_base: Estimate | None = None  # of own samples against the base's, by the game's oracle
@@ -71,22 +87,26 @@ class Health:
     samples: list[dict[str, str]] = field(default_factory=list)
 
     @property
-    def sampled_accuracy(self) -> Estimate:
+    def sampled_accuracy(self) -> Estimate | None:
         """Expected share of samples that equal the data's answer: mean of exp(chosen log-prob), no sampling noise."""
-        return Estimate(np.exp(self.chosen_logp.values))
+        return None if self.chosen_logp is None else Estimate(np.exp(self.chosen_logp.values))
 
     def numbers(self) -> dict[str, float]:
         """Every estimate by name, with its standard error beside it as name_se."""
         estimates = {name: value for name, value in vars(self).items() if isinstance(value, Estimate)}
-        estimates["sampled_accuracy"] = self.sampled_accuracy
+        if self.sampled_accuracy is not None:
+            estimates["sampled_accuracy"] = self.sampled_accuracy
         estimates |= {f"exact_match/{name}": value for name, value in self.categories.items()}
         numbers = {name: value.mean for name, value in estimates.items()}
         return numbers | {f"{name}_se": value.error for name, value in estimates.items()}
 
     @property
     def score(self) -> Estimate:
-        """What policies are compared by: exact match where it is measured, else the log-prob of the data's answers."""
-        return self.chosen_logp if self.exact_match is None else self.exact_match
+        """What policies are compared by: exact match where it is measured, else the log-prob of the data's answers; where the
+        data has none, how often the base is beaten, which of the base itself is an even chance."""
+        even = Estimate(np.full(len(self.length.values), 0.5))
+        known = (self.exact_match, self.chosen_logp, self.win_rate_to_base)
+        return next((estimate for estimate in known if estimate is not None), even)
 
     def record(self, base: "Health") -> dict[str, Any]:
         """One line of metrics.jsonl; `gain` is the score's difference from the base's on the same rows."""
@@ -124,7 +144,12 @@ def evaluate_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sa
         return Estimate(logps(answers, drawn_from) - logps(answers, against))
 
     chosen = [Scored(rows.ids[position], rows.prompt(position), "chosen", rows.chosen(position)) for position in held.scored]
-    texts = [rows.completions[position] for position in held.health]
+    answered = set(rows.answered(held.health))
+    equal = [
+        answer.text == rows.completions[position]
+        for position, answer in zip(held.health, own, strict=True)
+        if position in answered
+    ]
     match = None
     categories: dict[str, Estimate] = {}
     if held.exact_match:
@@ -135,14 +160,14 @@ def evaluate_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sa
         role=stage.role,
         iteration=stage.iteration,
         policy=policy,
-        chosen_logp=Estimate(tables.logps(policy, chosen, f"{stage.name}: held-out")),
+        chosen_logp=Estimate(tables.logps(policy, chosen, f"{stage.name}: held-out")) if chosen else None,
         kl_to_base=drift(own, policy, tables.base),
         kl_to_previous=drift(own, policy, stage.previous),
         kl_from_base=drift(base_own, tables.base, policy),
         length=Estimate(np.array([len(answer.tokens) for answer in own], float)),
         truncated=Estimate(np.array([answer.finish_reason == "length" for answer in own], float)),
         engine_gap=Estimate(np.abs(np.array([answer.logp for answer in own]) - logps(own, policy))),
-        identical=Estimate(np.array([answer.text == text for answer, text in zip(own, texts, strict=True)], float)),
+        identical=Estimate(np.array(equal, float)) if equal else None,
         exact_match=match,
         categories=categories,
         win_rate_to_base=_wins(tables, stage, held, sampling, tables.base),
@@ -210,7 +235,10 @@ def summary_line(health: Health, training: dict[str, Any] | None) -> str:
             scale = training["asked"]["loss"].get("beta", 1.0)
             drift = [late(f"rewards/{side}") / scale for side in ("chosen", "rejected")]
             parts.append(f"margin {late('rewards/margins'):+.2f}, chosen {drift[0]:+.2f}, rejected {drift[1]:+.2f}")
-    parts.append(f"held-out log-prob {health.chosen_logp.mean:.2f}")
+    if health.chosen_logp is not None:
+        parts.append(f"held-out log-prob {health.chosen_logp.mean:.2f}")
+    elif health.win_rate_to_base is not None:
+        parts.append(f"wins over base {health.win_rate_to_base.mean:.1%}")
     parts.append(f"KL base {health.kl_to_base.mean:.2f} previous {health.kl_to_previous.mean:.2f}")
     parts.append(f"length {health.length.mean:.1f}, truncated {health.truncated.mean:.1%}")
     if health.engine_gap.mean > ALARM:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from lowmem_spin.algorithm.game import play
 from lowmem_spin.algorithm.stages import Average, Draw, Inputs, Stage, Train, TrainSampler
@@ -20,9 +20,17 @@ from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
 from lowmem_spin.engines.row_check import check_rows
 from lowmem_spin.engines.training.trial import check_optimizer
-from lowmem_spin.runner.health import HeldOut
+from lowmem_spin.runner.health import HeldOut, notices
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store, Table
+
+
+class RowsAsked(TypedDict):
+    """What rows have to have, and where on the hub they are: arguments of data.formats.conversations."""
+
+    with_rejected: bool
+    needs_answers: str | None
+    name: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +63,18 @@ class ResolvedRecipe:
         return [(self.train, "data.path", recipe.data.split), *held]
 
     def data_key(self, source: Source, split: str) -> str:
-        recipe, with_rejected = self.recipe, self.has_rejected(source)
-        return prepared_key(source, self.model, recipe.data, recipe.model.chat_template, split, with_rejected)
+        data, template, asked = self.recipe.data, self.recipe.model.chat_template, self.asked_of(source)
+        alone = asked["needs_answers"] is None
+        return prepared_key(source, self.model, data, template, split, asked["with_rejected"], alone, asked["name"])
 
-    def has_rejected(self, source: Source) -> bool:
-        """Whether these rows need the data's worse answers too."""
-        return self.recipe.game.algorithm == "offline" and source is self.train
+    def asked_of(self, source: Source) -> RowsAsked:
+        """What the rows of one of the data sources have to have."""
+        recipe, held_out = self.recipe, source is not self.train
+        return {
+            "with_rejected": recipe.game.algorithm == "offline" and not held_out,
+            "needs_answers": recipe.needs_answers(held_out),
+            "name": recipe.evaluation.name if held_out else recipe.data.name,
+        }
 
     def file(self, source: Source, split: str) -> str:
         """Name of the store's file with these rows, prepared. Their labels and conversations are in it."""
@@ -82,9 +96,10 @@ def split_rows(recipe: Recipe, train: Rows, held: Rows | None = None) -> tuple[l
     """(places that may be learned from, what policies are measured on). `held` are held-out rows of their own."""
     if held is None:
         health, pool = hold_out(train.ids, recipe.evaluation.health_prompts)
-        return pool, HeldOut(train, health, health, exact_match=False)
+        return pool, HeldOut(train, train.answered(health), health, exact_match=False)
     health = fixed_sample(held.ids, recipe.evaluation.health_prompts)
-    return list(range(len(train))), HeldOut(held, list(range(len(held))), health, recipe.evaluation.metric == "exact_match")
+    scored = held.answered(range(len(held)))
+    return list(range(len(train))), HeldOut(held, scored, health, recipe.evaluation.metric == "exact_match")
 
 
 @dataclass
@@ -236,7 +251,13 @@ def prepare_rows(resolved: ResolvedRecipe, display: Display, shared: SharedResou
     prepared = [_prepared(resolved, *data, display, shared) for data in resolved.data_sources()]
     for rows, (_, name, _) in zip(prepared, resolved.data_sources(), strict=True):
         check_rows(resolved.recipe, resolved.model, rows, name)
-    return shared.split(resolved, *prepared)
+    train, *held = prepared
+    known = len(shared.splits)
+    rows = shared.split(resolved, train, *held)
+    if len(shared.splits) > known:
+        for line in notices(rows.train, rows.held, "evaluation.path" if held else "data.path"):
+            display.log(line, "yellow")
+    return rows
 
 
 def _prepared(
@@ -253,8 +274,8 @@ def _prepared(
             from lowmem_spin.engines.loading import load_tokenizer
 
             tokenizer = load_tokenizer(resolved.model, recipe.model.trust_remote_code)
-            renderer, with_rejected = Renderer.of(tokenizer, recipe), resolved.has_rejected(source)
-            table = prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer, with_rejected)
+            renderer, asked = Renderer.of(tokenizer, recipe), resolved.asked_of(source)
+            table = prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer, **asked)
             write_parquet(path, table)
     rows = shared.rows[path] = Rows(table)
     display.log(f"{name}: {source.location}: {rows.counts_line()}")

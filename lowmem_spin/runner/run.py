@@ -10,15 +10,15 @@ from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Score, Stage, Train, TrainSampler, is_baseline
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.keys import digest
+from lowmem_spin.runner.claim import check_folder, clear_folder
 from lowmem_spin.runner.early_stopping import EarlyStop, stops_early
 from lowmem_spin.runner.health import Health, evaluate_policy, sample_policy, summary_line
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.pairs import judged_win_rates, opponent_answers, score_pairs, summarize_sampling, training_pairs
 from lowmem_spin.runner.record import add_seconds, link_iterate, note_stop, write_record
+from lowmem_spin.runner.run_folder import PICTURES
 from lowmem_spin.runner.trackers import Tracker
 from lowmem_spin.store import adapters
-
-PICTURES = ("iterates.png", "report.html")
 
 
 class Player:
@@ -27,14 +27,25 @@ class Player:
     Args:
         counted: seconds by kind that are in some game's record already; shared by the games of a sweep.
         benchmark_files: {field of `evaluation`: file} of the benchmarks that come after the game, for its record.
+        replace: whether another game's results in the folder may go.
+
+    Raises:
+        InputError: the folder is another game's, or somebody's.
     """
 
     def __init__(
-        self, game: OpenGame, display: Display, counted: dict[str, float], benchmark_files: Mapping[str, Path] | None = None
+        self,
+        game: OpenGame,
+        display: Display,
+        counted: dict[str, float],
+        benchmark_files: Mapping[str, Path] | None = None,
+        replace: bool = False,
     ) -> None:
         self.game, self.display, self.counted = game, display, counted
         self.healths: list[Health] = []
         self.stopped: EarlyStop | None = None
+        check_folder(game, replace)
+        clear_folder(game)
         write_record(game, benchmark_files or {})
         trained = [stage.policy for stage in game.stages if isinstance(stage, Train)]
         recipe = game.recipe

@@ -11,12 +11,14 @@ from lowmem_spin.algorithm.stages import Inputs
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Notice, write_json
 from lowmem_spin.config.load import load_recipe
+from lowmem_spin.config.places import STAMP
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source, Sources, base_key
 from lowmem_spin.engines.machine import Machine, find_machine
 from lowmem_spin.store.store import Store
 
 USED = "benchmarks_use.json"
+PICTURES = ("iterates.png", "report.html")
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,10 @@ def read_run(folder: Path) -> RunFolder:
 
 
 def open_store(run: RunFolder, notice: Notice) -> Store:
-    """The store the run was played with: the one its iterates link to, or its recipe's output.store from here."""
-    linked = [link.resolve().parents[1] for link in (run.folder / "iterates").glob("*") if link.is_symlink()]
+    """The store the run was played with, wherever the two are now; see config/places.py."""
     named = Path(run.recipe.output.store)
-    for root in (*linked, named):
-        if (root / "FORMAT").is_file():
-            return Store(root, notice)
+    if (named / STAMP).is_file():
+        return Store(named, notice)
     raise InputError(
         f"output.store: {str(named)!r}, where {str(run.folder)!r} has its policies, is not here; "
         f"put it back, or correct output.store in {run.folder / 'recipe.yaml'}"

@@ -14,6 +14,7 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, printable
 from lowmem_spin.common.files import DISK, UnreadableError, read_text, write_json
 from lowmem_spin.config.grid import Axes, SweepPoint
+from lowmem_spin.runner.claim import check_folder, check_sweep_folder
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.record import is_recorded
 from lowmem_spin.runner.run import Player
@@ -113,7 +114,12 @@ def in_step(games: Sequence[Sequence[tuple[int, Stage]]], engines: Sequence[str]
 
 
 def play_sweep(
-    sweep: Sweep, recipe_dir: Path, display: Display, shared: SharedResources, check: Check | None = None
+    sweep: Sweep,
+    recipe_dir: Path,
+    display: Display,
+    shared: SharedResources,
+    check: Check | None = None,
+    replace: bool = False,
 ) -> list[OpenGame]:
     """Play all points as far as they go; one that fails is reported and left, the others go on.
 
@@ -123,20 +129,33 @@ def play_sweep(
         display: what a person watches.
         shared: has the engines, which stay open.
         check: refuses a game that could not be measured afterwards, before any is played.
+        replace: whether other games' results in the points' folders may go.
 
     Returns:
         The games that are finished.
 
     Raises:
+        InputError: no point can be opened, or a folder is another game's: nothing is touched.
         TimeIsUpError: the display's deadline has passed; what is finished is stored.
     """
+    check_sweep_folder(sweep.folder)
     counted, finished = dict(display.seconds), sweep.finished_before()
+    games: list[tuple[Entry, OpenGame]] = []
     for entry in sweep.entries:
-        with _surviving(sweep, entry, shared, display):
-            _open(entry, recipe_dir, display, shared, counted, finished, check)
+        with _surviving(entry, shared, display):
+            games.append((entry, open_game(entry.point.recipe, recipe_dir, display, shared)))
+    for _, game in games:  # all of them, before the first folder is written to
+        check_folder(game, replace)
+    for entry, game in games:
+        with _surviving(entry, shared, display):
+            _begin(entry, game, display, counted, finished, check, replace)
     opened = [entry for entry in sweep.entries if entry.player]
     if not opened:
         raise InputError(f"no point could be opened: {sweep.entries[0].error}")
+    left = sorted(finished - {entry.point.name for entry in sweep.entries})
+    if left:
+        stay = f"they stay in {sweep.folder / 'points'}, and the table and the report are without them"
+        display.log(f"not of this sweep, but of an earlier one in this folder: {', '.join(left)}; {stay}", "yellow")
     sweep.write()
     steps = in_step([entry.stages for entry in opened], [entry.player.game.signature for entry in opened if entry.player])
     for place, step in enumerate(steps):
@@ -145,7 +164,7 @@ def play_sweep(
             continue
         display.title = f"[{place + 1}/{len(steps)}] {entry.point.name} "
         display.name = f"{entry.point.name} "
-        with _surviving(sweep, entry, shared, display):
+        with _surviving(entry, shared, display, sweep):
             entry.player.play(step.stage, step.samples_only)
             if step.stage is entry.stages[-1][1] and not step.samples_only:
                 entry.player.finish()
@@ -157,26 +176,25 @@ def play_sweep(
     return [entry.player.game for entry in opened if entry.player and entry.status == "finished"]
 
 
-def _open(
+def _begin(
     entry: Entry,
-    recipe_dir: Path,
+    game: OpenGame,
     display: Display,
-    shared: SharedResources,
     counted: dict[str, float],
     finished: set[str],
     check: Check | None,
+    replace: bool,
 ) -> None:
     """Name the point's stages. One that was finished as the very same game stays so while it is looked through again."""
-    game = open_game(entry.point.recipe, recipe_dir, display, shared)
     if entry.point.name in finished and is_recorded(game) and (game.folder / "metrics.jsonl").exists():
         entry.status = "finished"
     (game.folder / ERROR).unlink(missing_ok=True)
-    entry.player = Player(game, display, counted, {} if check is None else check(game))
+    entry.player = Player(game, display, counted, {} if check is None else check(game), replace)
     entry.stages = numbered(game.stages)
 
 
 @contextmanager
-def _surviving(sweep: Sweep, entry: Entry, shared: SharedResources, display: Display) -> Iterator[None]:
+def _surviving(entry: Entry, shared: SharedResources, display: Display, sweep: Sweep | None = None) -> Iterator[None]:
     """A point that fails is reported, with its traceback in its folder if no one is to blame, and the sweep goes on."""
     try:
         yield
@@ -192,4 +210,5 @@ def _surviving(sweep: Sweep, entry: Entry, shared: SharedResources, display: Dis
             entry.error += f"; the traceback is in {place}"
         display.log(f"{entry.point.name} failed: {entry.error}", "red")
         shared.engines.close()  # in whatever state it has left them
-        sweep.write()
+        if sweep is not None:
+            sweep.write()

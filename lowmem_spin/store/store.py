@@ -33,6 +33,7 @@ from lowmem_spin.common.files import (
     read_text,
     reading,
     sha256,
+    share,
     write_atomically,
     write_json,
     write_parquet,
@@ -287,6 +288,7 @@ class Store:
         with weights.open("rb") as file:
             os.fsync(file.fileno())
         write_json(folder / "manifest.json", {**manifest, "sha256": sha256(weights)})
+        share(folder)
         place = self.root / "adapters" / key
         place.parent.mkdir(exist_ok=True)
         if not place.exists():

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from lowmem_spin.algorithm.stages import Draw
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Data
-from lowmem_spin.data.formats import Conversation, conversations
+from lowmem_spin.data.formats import Conversation, Unusable, conversations
 from lowmem_spin.data.prepare import prepare
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.rows import Rows, draw_rows, hold_out
@@ -41,48 +41,6 @@ def prepared(source: Source, tokenizer: Any, template: str | None = None, **opti
     return Rows(prepare(source, data, "data.path", "train", "category", Renderer(tokenizer, template)))
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"messages": [QUESTION, ANSWER, *MORE]},
-        {"prompt": "sort: cab", "completion": "abc"},
-        {"prompt": [QUESTION], "completion": [ANSWER]},
-        {"real": [QUESTION, ANSWER], "generated": [QUESTION, {"role": "assistant", "content": "junk"}]},
-    ],
-)
-def test_every_layout_gives_the_same_row(tmp_path: Path, tokenizer: Any, row: dict[str, Any]) -> None:
-    rows = prepared(write(tmp_path / "d.jsonl", [row]), tokenizer)
-    assert tokenizer.decode(rows.prompt(0)) == "<bos><user>sort: cab<end_of_turn><model>"
-    assert tokenizer.decode(rows.chosen(0)) == "abc<end_of_turn>"
-    assert rows.completions == ["abc"]
-
-
-WRONG = {"role": "assistant", "content": "cab"}
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": "sort: cab", "chosen": "abc", "rejected": "cab"},
-        {"chosen": [QUESTION, ANSWER], "rejected": [QUESTION, WRONG]},
-        {"prompt": "sort: cab", "chosen": [QUESTION, ANSWER], "rejected": [QUESTION, WRONG]},  # as UltraFeedback has it
-        {"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [WRONG]},
-        {"prompt": [QUESTION], "chosen": "abc", "rejected": "cab"},
-    ],
-)
-def test_every_layout_of_preferences_gives_the_same_row(tmp_path: Path, tokenizer: Any, row: dict[str, Any]) -> None:
-    source = write(tmp_path / "d.jsonl", [row])
-    rows = Rows(
-        prepare(source, Data(path="x"), "data.path", "train", "category", Renderer(tokenizer, None), with_rejected=True)
-    )
-    assert tokenizer.decode(rows.prompt(0)) == "<bos><user>sort: cab<end_of_turn><model>"
-    assert tokenizer.decode(rows.chosen(0)) == "abc<end_of_turn>"
-    assert tokenizer.decode(rows.rejected(0)) == "cab<end_of_turn>"
-    assert rows.messages(0) == [QUESTION]
-    better = prepared(source, tokenizer)  # what a game of another kind reads of it
-    assert list(better.chosen(0)) == list(rows.chosen(0)) and better.ids != rows.ids
-
-
 def test_preferences_may_be_about_a_later_turn_and_long_answers_end_early(tmp_path: Path, tokenizer: Any) -> None:
     later = [QUESTION, ANSWER, MORE[0]]
     row = {"chosen": [*later, MORE[1]], "rejected": [*later, {"role": "assistant", "content": "z" * 30}]}
@@ -94,28 +52,6 @@ def test_preferences_may_be_about_a_later_turn_and_long_answers_end_early(tmp_pa
     assert rows.counts == {"rows read": 1, "answers over the limit, ended early": 1}
 
 
-@pytest.mark.parametrize(
-    ("row", "line"),
-    [
-        ({"prompt": "p", "completion": "c"}, "line 1 has no 'chosen' answer, which game.algorithm offline learns from; it has"),
-        ({"prompt": "p", "chosen": "c"}, "line 1 has no 'rejected' answer"),
-        ({"prompt": "p", "chosen": "c", "rejected": " "}, "line 1: its 'rejected' is no answer to a question"),
-        ({"prompt": "p", "chosen": "c", "rejected": None}, "line 1: its messages must be a list of {role, content} texts"),
-        ({"chosen": "c", "rejected": "r"}, "line 1: its 'chosen' is no answer to a question"),
-        ({"chosen": [QUESTION], "rejected": [QUESTION]}, "line 1: its 'chosen' is no answer to a question"),
-        ({"chosen": [], "rejected": []}, "line 1: its 'chosen' is no answer to a question"),
-        ({"chosen": [MORE[0], ANSWER], "rejected": [QUESTION, WRONG]}, "chosen and rejected answer different conversations"),
-        ({"prompt": 3, "chosen": "c", "rejected": "r"}, "line 1: its messages must be a list of {role, content} texts"),
-        ([1], "line 1 is list, not a row with columns"),
-    ],
-)
-def test_rows_that_are_no_preference_are_named(tmp_path: Path, tokenizer: Any, row: Any, line: str) -> None:
-    source = write(tmp_path / "d.jsonl", [row])
-    with pytest.raises(InputError) as error:
-        prepare(source, Data(path="x"), "data.path", "train", "category", Renderer(tokenizer, None), with_rejected=True)
-    assert line in str(error.value) and str(error.value).startswith("data.path: line 1") and "\n" not in str(error.value)
-
-
 def test_parquet_reads_as_jsonl_does(tmp_path: Path, tokenizer: Any) -> None:
     pq.write_table(pa.Table.from_pylist([{"messages": [QUESTION, ANSWER]}]), tmp_path / "d.parquet")
     rows = prepared(Source(str(tmp_path / "d.parquet"), None, "test"), tokenizer)
@@ -124,8 +60,8 @@ def test_parquet_reads_as_jsonl_does(tmp_path: Path, tokenizer: Any) -> None:
 
 def turns(place: Path) -> Iterator[str]:
     source = Source(str(place), None, "test")
-    for row in conversations(source, Data(path="x"), "data.path", "train", "category", False):
-        assert isinstance(row, Conversation)
+    for row in conversations(source, Data(path="x"), "data.path", "train", "category"):
+        assert isinstance(row, Conversation) and row.answer is not None
         yield row.answer
 
 
@@ -147,8 +83,10 @@ def test_parquet_is_read_in_order_and_never_whole(tmp_path: Path, group: int) ->
 def test_a_row_is_named_by_its_number_in_the_whole_parquet_file(tmp_path: Path) -> None:
     rows = [{"messages": [QUESTION, ANSWER]}] * 2099 + [{"messages": [QUESTION]}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet", row_group_size=700)
-    with pytest.raises(InputError, match="row 2100 has no question followed by an answer"):
-        list(turns(tmp_path / "d.parquet"))
+    *_, last = conversations(
+        Source(str(tmp_path / "d.parquet"), None, "test"), Data(path="x"), "data.path", "train", "category"
+    )
+    assert last == Unusable("row 2100", "without an answer")
 
 
 def without_footer(content: bytes) -> bytes:
@@ -185,26 +123,6 @@ def test_long_prompts_are_counted_and_left_out_and_long_answers_lose_their_end(t
 def test_a_row_that_occurs_twice_is_two_rows(tmp_path: Path, tokenizer: Any) -> None:
     rows = prepared(write(tmp_path / "d.jsonl", [{"prompt": "p", "completion": "c"}] * 2), tokenizer)
     assert len(set(rows.ids)) == 2
-
-
-@pytest.mark.parametrize(
-    ("content", "line"),
-    [
-        ('{"prompt": "p", "completion": "c"}\n{"prompt": \n', "data.path: line 2 is not JSON"),
-        ('{"prompt": "p", "completion": "  "}\n', "has no usable row: 1 with an empty answer, left out"),
-        ('{"question": "p"}\n', "data.path: line 1 has columns ['question']; needed: messages, or real"),
-        ("", "has no usable row"),
-        ('{"prompt": "' + "p" * 600 + '", "completion": "c"}\n', "every prompt is over data.max_prompt_length 512"),
-        ('{"prompt": 3, "completion": "c"}\n', "line 1: its messages must be a list of {role, content} texts"),
-        ("[1, 2]\n", "line 1 is list, not a row with columns"),
-    ],
-)
-def test_bad_rows_are_named(tmp_path: Path, tokenizer: Any, content: str, line: str) -> None:
-    (tmp_path / "d.jsonl").write_text(content)
-    with pytest.raises(InputError) as error:
-        prepared(Source(str(tmp_path / "d.jsonl"), None, "test"), tokenizer)
-    assert line in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 IDS = [f"row {n}" for n in range(200)]

@@ -16,11 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers.server import Body, Handler, Server, longer, send, serving, shown
+from helpers.games import CPU
+from helpers.server import Body, Handler, Server, longer, reasoner, send, serving, shown
 from lowmem_spin.algorithm.preferences import Comparison, of_scores
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.keys import digest
+from lowmem_spin.config.choices import JudgeOracle
+from lowmem_spin.engines.oracles.base import OracleContext
 from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError
 from lowmem_spin.engines.oracles.judge import AGAIN, LLMJudge
+from lowmem_spin.evaluation.judged.mtbench import Grader
 
 ASK = [{"role": "user", "content": "a question"}]
 
@@ -450,3 +455,43 @@ def test_identity_is_what_decides(tmp_path: Path) -> None:
     ):
         given = {field: value}
         assert identity(**given) != asked, field
+
+
+REASONER = {"max_tokens": None, "max_completion_tokens": 512, "temperature": None}
+
+
+def from_recipe(server: Server, cache: Path, **given: Any) -> LLMJudge:
+    section = JudgeOracle.model_validate({"base_url": server.url, "model": "m", **given})
+    return LLMJudge.from_recipe(section, OracleContext(None, CPU, cache, lambda line: None))  # type: ignore[arg-type]
+
+
+def test_a_judge_that_refuses_how_it_is_asked_says_what_to_set(server: Server, tmp_path: Path) -> None:
+    server.behave = reasoner()
+    question = [Comparison(ASK, ["a", "bb"], "")]
+    for extra, refused in (({}, "max_tokens"), ({"max_tokens": None}, "temperature")):
+        with pytest.raises(InputError) as error:
+            from_recipe(server, tmp_path, extra_body=extra).prefer(question)
+        line = str(error.value)
+        assert line.startswith(f"game.oracle.extra_body: {server.url!r} refuses how it is asked: 400, Unsupported ")
+        assert f"'{refused}'" in line and "such as {max_tokens: null, max_completion_tokens: 4096" in line
+    asked = from_recipe(server, tmp_path, extra_body=REASONER)
+    assert asked.prefer(question)[0].tolist() == lengths("a", "bb").tolist()
+    sent = json.loads(server.asked[-1][1])
+    assert sent.keys() == {"model", "messages", "max_completion_tokens"} and sent["max_completion_tokens"] == 512
+
+
+def test_more_fields_make_another_judge_and_none_leaves_it_the_one_it_was(server: Server, tmp_path: Path) -> None:
+    """The default's key is the one that earlier versions gave."""
+    plain = from_recipe(server, tmp_path)
+    assert digest(plain.spec()) == "3834ae72e950d8255011"
+    assert digest(Grader(plain.endpoint).spec()) == "6d31dd6fc9b2b03cc53a"
+    other = from_recipe(server, tmp_path, extra_body=REASONER)
+    assert digest(other.spec()) != digest(plain.spec()) and digest(Grader(other.endpoint).spec()) != digest(
+        Grader(plain.endpoint).spec()
+    )
+
+
+@pytest.mark.parametrize("name", ["model", "messages", "stream", "n"])
+def test_what_makes_it_another_request_is_refused(name: str, server: Server, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{name} cannot be set here"):
+        from_recipe(server, tmp_path, extra_body={name: 1})

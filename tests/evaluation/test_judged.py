@@ -28,9 +28,9 @@ from rich.console import Console
 from scipy import optimize, stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers.commands import SMALL
+from helpers.commands import SMALL, assert_one_line, call
 from helpers.page import Page, check_offline
-from helpers.server import Body, Handler, Server, send, serving, shown, wait
+from helpers.server import Body, Handler, Server, reasoner, send, serving, shown, wait
 from lowmem_spin.cli.evaluate import evaluate
 from lowmem_spin.cli.play import run as play
 from lowmem_spin.cli.play import sweep as play_sweep
@@ -713,6 +713,38 @@ def test_what_cannot_be_judged_is_one_line(
 def test_half_a_judge_is_refused(given: tuple[str | None, str | None, str | None], line: str) -> None:
     with pytest.raises(InputError, match=re.escape(line)):
         judge_from_options(*given, concurrency=1, max_tokens=7)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("{max_tokens: null", "not valid YAML; quote it"),
+        ("max_tokens", "Input should be a valid dictionary; write it as '{field: value}'"),
+        ("{since: 2020-01-01}", "give what JSON has: text, numbers"),
+        ("{stream: true}", "stream cannot be set here"),
+    ],
+)
+def test_a_judges_further_fields_are_checked(given: str, line: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"--judge-extra-body {given!r}: ")) as error:
+        judge_from_options("http://h/v1", "m", None, 1, None, given)
+    assert line in str(error.value)
+    with pytest.raises(InputError, match=re.escape("--judge-extra-body '{}': of which judge?")):
+        judge_from_options(None, None, None, 1, None, "{}")
+
+
+def test_an_arena_and_mtbench_with_a_judge_that_refuses_max_tokens(copy: Path, server: Server) -> None:
+    """The options of the command line reach every request; the answers are those that the game's store has."""
+    server.behave = reasoner(longer)
+    options = ["--judge-base-url", server.url, "--judge-model", "reasoner", "--limit", "16"]
+    refused = call("arena", copy / "game", *options)
+    assert_one_line(refused, "error: --judge-extra-body: ", "max_completion_tokens")
+    body = "{max_tokens: null, max_completion_tokens: 99, temperature: null}"
+    assert call("arena", copy / "game", *options, "--judge-extra-body", body).returncode == 0
+    server.behave = reasoner(grade)
+    mine = ["--suite", "mtbench", "--mtbench", copy / "mt", *options, "--judge-extra-body", body]
+    assert call("evaluate", copy / "game", *mine).returncode == 0
+    sent = [json.loads(text) for _, text in server.asked if "max_completion_tokens" in text]
+    assert sent and all(one.keys() == {"model", "messages", "max_completion_tokens"} for one in sent)
 
 
 @pytest.mark.parametrize(

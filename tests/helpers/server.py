@@ -98,6 +98,24 @@ def longer(body: Body, number: int) -> str:
     return f"If the first were better I would write [[A]], if the second, [[B]]. But\n[[{verdict}]]"
 
 
+def reasoner(judge: Callable[[Body, int], str] = longer) -> Callable[[Body, int], str | Callable[[Handler], None]]:
+    """Refuses what OpenAI's reasoning models refuse, in their words, and else judges as `judge`."""
+
+    def refuse(said: str, **error: str) -> Callable[[Handler], None]:
+        return send(400, json.dumps({"error": {"message": said, "type": "invalid_request_error", **error}}))
+
+    def behave(body: Body, number: int) -> str | Callable[[Handler], None]:
+        if "max_tokens" in body:
+            said = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+            return refuse(said, param="max_tokens", code="unsupported_parameter")
+        if body.get("temperature", 1) != 1:
+            said = "Unsupported value: 'temperature' does not support 0.0 with this model. Only the default (1) is supported."
+            return refuse(said, param="temperature", code="unsupported_value")
+        return judge(body, number)
+
+    return behave
+
+
 def serving(behave: Callable[[Body, int], str | Callable[[Handler], None]]) -> Iterator[Server]:
     """A server under way, for as long as somebody wants it."""
     server = Server()

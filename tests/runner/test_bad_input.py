@@ -66,7 +66,7 @@ def expect(tmp_path: Path, base: Path, rows: Path, line: str, field: str, **sect
     ("sections", "field", "line"),
     [
         ({"data": {"path": "nowhere.jsonl"}}, "data.path", "no file 'nowhere.jsonl', neither beside the recipe nor from here"),
-        ({"data": {"path": "."}}, "data.path", "is not a .jsonl or .parquet file"),
+        ({"data": {"path": "."}}, "data.path", "is not a .jsonl, .ndjson, .json, .csv, .tsv (each also .gz) or .parquet file"),
         ({"game": {"pairs": 80}}, "game.pairs", "80 prompts asked of 36 usable rows; lower it or give more data"),
         ({"training": {"lora": {"target_modules": ["w_q"]}}}, "training.lora.target_modules", "['w_q']"),
         (
@@ -89,8 +89,8 @@ def test_recipes_that_ask_for_what_is_not_there(
 
 
 def test_bytes_that_are_no_text_and_parquet_that_is_none(tmp_path: Path, base: Path, rows: Path) -> None:
-    rows.write_bytes(rows.read_bytes() + b'{"prompt": "\xff", "completion": "c"}\n')
-    expect(tmp_path, base, rows, "line 41 is not UTF-8", "data.path")
+    rows.write_bytes(rows.read_text().encode("utf-16"))
+    expect(tmp_path, base, rows, "is UTF-16; save it as UTF-8", "data.path")
     (tmp_path / "rows.parquet").write_bytes(b"nothing of the kind")
     expect(tmp_path, base, tmp_path / "rows.parquet", "is not a Parquet file", "data.path")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import share
 from lowmem_spin.config.load import BUNDLED
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.worker import Worker
@@ -96,6 +97,7 @@ def make(root: Path, name: str, machine: Machine, notify: Callable[[str], None])
             Worker(
                 "checkpoint", "lowmem_spin.cli.bench.checkpoint:write", (temporary, config, machine), {}, log, remedy
             ).close()
+        share(temporary)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

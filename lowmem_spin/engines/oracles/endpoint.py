@@ -74,7 +74,8 @@ class Endpoint:
         cache: a folder for the replies, shared by any endpoints and processes.
         field: where a recipe or a command speaks of it; InputErrors name the `part` of it that is wrong.
         api_key_env: the environment variable with the key; None sends a placeholder, as to a local server.
-        extra: more fields of every request, such as top_p, seed, or max_completion_tokens where max_tokens is refused.
+        extra: more fields of every request, such as top_p, seed, or max_completion_tokens where max_tokens is refused; None
+            leaves a field out.
         concurrency: how many requests are under way at once.
         timeout: seconds that a reply may take.
         retries: tries after the first, with exponential backoff, or after the time that the server asks for if that is at
@@ -194,12 +195,11 @@ class Endpoint:
         return self._replies.get(digest(self._body(messages, temperature, max_tokens)))
 
     def _body(self, messages: Messages, temperature: float | None, max_tokens: int | None) -> dict[str, Any]:
-        sampling = {"temperature": temperature, "max_tokens": max_tokens}
+        sampling = {"temperature": temperature, "max_tokens": max_tokens, **self.extra}
         return {
             "model": self.model,
             "messages": [dict(message) for message in messages],
             **{name: value for name, value in sampling.items() if value is not None},
-            **self.extra,
         }
 
     def each(self, do: Callable[[Item], Result], work: Sequence[Item]) -> list[Result]:
@@ -251,6 +251,9 @@ class Endpoint:
             return InputError(f"{part(self.field, 'api_key_env')}: {self.base_url!r} refuses: {said}; {remedy}")
         if status == 402 or code == "insufficient_quota":
             return InputError(f"{part(self.field, 'api_key_env')}: the account at {self.base_url!r} has no credit: {said}")
+        if status == 400 and str(code).startswith("unsupported"):
+            remedy = "leave that field out or set another, such as {max_tokens: null, max_completion_tokens: 4096}"
+            return InputError(f"{part(self.field, 'extra_body')}: {self.base_url!r} refuses how it is asked: {said}; {remedy}")
         unknown = self.model in why and (status == 404 or (status == 400 and not self._agreed))
         if unknown or code == "model_not_found":
             return InputError(f"{part(self.field, 'model')}: {self.base_url!r} does not serve {self.model!r}: {said}")

@@ -106,8 +106,8 @@ class LLMJudge(NoWeights):
     def from_recipe(cls, section: JudgeOracle, context: OracleContext, **given: Any) -> Self:
         """See base.Oracle; `given` are further arguments of the class. What the section leaves open is the class's own."""
         longest = {} if section.max_tokens is None else {"max_tokens": section.max_tokens}
-        options = {"api_key_env": section.api_key_env, "concurrency": section.concurrency, **longest, **given}
-        return cls(section.base_url, section.model, context.cache, context.notify, **options)
+        asked = {"api_key_env": section.api_key_env, "concurrency": section.concurrency, "extra": section.extra_body}
+        return cls(section.base_url, section.model, context.cache, context.notify, **{**asked, **longest, **given})
 
     def spec(self) -> dict[str, Any]:
         """The judge's name and how it is asked. Not its address: a server may move, and a name is what was asked for."""

@@ -26,7 +26,7 @@ from transformers import get_linear_schedule_with_warmup
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.algorithm.subtb import StepLogps, subtb_loss, weighted_count
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import Tokens
+from lowmem_spin.common.files import Tokens, share
 from lowmem_spin.common.keys import number
 from lowmem_spin.engines.base import MixtureSampler
 from lowmem_spin.engines.peft_learner import PeftLearner
@@ -280,6 +280,7 @@ class GFlowNetTrainer:
         kept = [list(kept) for kept in self.buffer]
         told = {"global_step": step, "log_history": self.history, "recent": self.recent, "buffer": kept}
         (folder / "trainer_state.json").write_text(json.dumps(told))
+        share(folder)
         for old in sorted(self.work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))[:-2]:
             shutil.rmtree(old)
 

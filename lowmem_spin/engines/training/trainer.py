@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from lowmem_spin.algorithm.losses import LOSSES, Sides
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import Tokens, read_text
+from lowmem_spin.common.files import Tokens, read_text, share
 from lowmem_spin.common.keys import number
 from lowmem_spin.engines.training.logps import Batch, States, autocast, collate, completion_logps, decoder_states
 from lowmem_spin.engines.training.optimizer import optimizer_arguments, optimizer_steps
@@ -199,6 +199,7 @@ class ProgressCallback(TrainerCallback):
         self._tell(state)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        share(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         self.advance(0)
 
 

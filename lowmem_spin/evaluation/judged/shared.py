@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+from pydantic import ValidationError
+
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
@@ -20,6 +23,7 @@ from lowmem_spin.engines.oracles.judge import LLMJudge
 from lowmem_spin.evaluation.target import EvaluationTarget
 from lowmem_spin.store.rows import Prompt, fingerprint
 
+EXTRA_BODY = "--judge-extra-body"
 Asks = Callable[[str], dict[str, Any]]
 """What names the result of a policy, by its key."""
 
@@ -46,7 +50,7 @@ class Judged:
     def endpoint(self, game: EvaluationTarget, judge: JudgeOracle) -> Endpoint:
         """The judge as a model that is asked."""
         where = judge.base_url, judge.model, self.cache(game), self.option("judge"), judge.api_key_env
-        return Endpoint(*where, concurrency=judge.concurrency)
+        return Endpoint(*where, extra=judge.extra_body, concurrency=judge.concurrency)
 
     def oracle(self, game: EvaluationTarget, judge: JudgeOracle, display: Display) -> LLMJudge:
         """The judge as an oracle that prefers."""
@@ -59,15 +63,24 @@ class Judged:
 
 
 def judge_from_options(
-    base_url: str | None, model: str | None, api_key_env: str | None, concurrency: int, max_tokens: int | None
+    base_url: str | None,
+    model: str | None,
+    api_key_env: str | None,
+    concurrency: int,
+    max_tokens: int | None,
+    extra_body: str | None = None,
 ) -> JudgeOracle | None:
-    """The judge of a command's options; None without any.
+    """The judge of a command's options; None without any. `extra_body` is YAML, and so JSON.
 
     Raises:
-        InputError: half of it is missing.
+        InputError: half of it is missing, or cannot be used.
     """
     if base_url is None and model is None:
-        for option, value in (("--judge-api-key-env", api_key_env), ("--judge-max-tokens", max_tokens)):
+        for option, value in (
+            ("--judge-api-key-env", api_key_env),
+            ("--judge-max-tokens", max_tokens),
+            (EXTRA_BODY, extra_body),
+        ):
             if value is not None:
                 raise InputError(f"{option} {value!r}: of which judge? add --judge-base-url and --judge-model")
         return None
@@ -76,7 +89,14 @@ def judge_from_options(
     if model is None:
         raise InputError(f"--judge-base-url {base_url!r}: which of its models? add --judge-model")
     known = {"concurrency": concurrency, "max_tokens": max_tokens}
-    return JudgeOracle(base_url=base_url, model=model, api_key_env=api_key_env, **known)
+    try:
+        extra = {} if extra_body is None else {"extra_body": yaml.safe_load(extra_body)}
+        return JudgeOracle.model_validate({"base_url": base_url, "model": model, "api_key_env": api_key_env, **known, **extra})
+    except yaml.YAMLError:
+        raise InputError(f"{EXTRA_BODY} {extra_body!r}: not valid YAML; quote it: '{{max_tokens: null}}'") from None
+    except ValidationError as error:
+        why = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise InputError(f"{EXTRA_BODY} {extra_body!r}: {why}; write it as '{{field: value}}'") from None
 
 
 def with_recipe_defaults(given: Judged, recipes: Judged) -> Judged:

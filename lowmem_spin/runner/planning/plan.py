@@ -16,7 +16,9 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError, read_parquet
 from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.data.rows import Rows
+from lowmem_spin.data.formats import conversations
+from lowmem_spin.data.prepare import Counts, count_rows
+from lowmem_spin.data.rows import Rows, take
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.machine import Machine
@@ -142,6 +144,7 @@ class _Draft:
     files: dict[Path, Rows | None] = field(default_factory=dict)
     shared: SharedResources = field(default_factory=SharedResources)  # of which only orders and splits are used
     drawn: dict[Draw, Places] = field(default_factory=dict)
+    counted: dict[Path, Counts] = field(default_factory=dict)  # of files that are not prepared yet
     lengths: dict[Path, Lengths] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)  # of every training
@@ -161,7 +164,10 @@ class _Draft:
             _add(self.notes, ["game.stop_when may end a game earlier: this is the most that it takes"])
         loaded = [self._rows(path) for path in _files(found)]
         self.exact &= None not in loaded
-        touched = self._touched(found, loaded)  # whole before anything is counted: what cannot be played leaves no trace
+        usable = self._usable(found)
+        touched = self._touched(
+            found, loaded, usable
+        )  # whole before anything is counted: what cannot be played leaves no trace
         self.founds.append(found)
         for stage, touches_of_stage in touched:
             if isinstance(stage, Train | Average | TrainSampler):
@@ -182,7 +188,27 @@ class _Draft:
                 self.files[path] = None
         return self.files[path]
 
-    def _touched(self, resolved: ResolvedRecipe, loaded: Sequence[Rows | None]) -> list[tuple[Stage, list[Touch]]]:
+    def _usable(self, found: ResolvedRecipe) -> int | None:
+        """How many rows there are to learn from, at most, if they are not prepared yet but here to be read.
+
+        Raises:
+            InputError: the data cannot be used; as a run refuses it, except for what only the tokenizer shows.
+        """
+        recipe, data = found.recipe, found.recipe.data
+        for (source, name, split), path in zip(found.data_sources(), _files(found), strict=True):
+            if path in self.counted or not source.local or self.files[path] is not None:
+                continue
+            rows = conversations(source, data, name, split, recipe.evaluation.category, **found.asked_of(source))
+            counts = self.counted[path] = count_rows(rows, f"{name}: {source.location!r}", data)
+            _add(self.notes, [f"{name}: {source.location}: {counts.line()}; no prompt's length is looked at yet"])
+        train = self.counted.get(_files(found)[0])
+        if train is None or found.held is not None:
+            return None if train is None else train.used
+        return train.used - min(recipe.evaluation.health_prompts, train.used // 10)
+
+    def _touched(
+        self, resolved: ResolvedRecipe, loaded: Sequence[Rows | None], usable: int | None
+    ) -> list[tuple[Stage, list[Touch]]]:
         recipe, present = resolved.recipe, [rows for rows in loaded if rows is not None]
         for rows, (_, name, _) in zip(loaded, resolved.data_sources(), strict=True):
             if rows is not None:
@@ -204,6 +230,8 @@ class _Draft:
             scored = health = self.ids.block("held", recipe.evaluation.health_prompts)
 
             def places(draw: Draw) -> Places:
+                if usable is not None:
+                    take(range(usable), draw)  # too few rows are refused as a run does
                 return self.ids.block((draw.data, draw.seed, draw.round), draw.start + draw.prompts)[draw.start :]
 
         held = HeldOutPlaces(scored, health)

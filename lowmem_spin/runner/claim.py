@@ -1,0 +1,180 @@
+"""A run folder belongs to one game. What another game left there, or somebody else, is not replaced without being asked."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lowmem_spin.algorithm.roles import Part, Role, part_in, parts_in
+from lowmem_spin.algorithm.stages import Train
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import read_text
+from lowmem_spin.common.keys import digest, is_key
+from lowmem_spin.runner.open import OpenGame
+from lowmem_spin.runner.run_folder import PICTURES
+
+METRICS, ITERATES = "metrics.jsonl", "iterates"
+# What commands write into a run's or a sweep's folder. Where no record says that it is one, such a name is somebody else's.
+WRITTEN = ("recipe.yaml", METRICS, ITERATES, *PICTURES, "report.md", "report_*.png", "benchmarks.jsonl", "arena.json")
+WRITTEN += ("mtbench", "alpaca", "serve")
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError)
+OF_SWEEPS = ("report.html", "report.md", "report_*.png")
+
+
+def check_folder(game: OpenGame, replace: bool = False) -> None:
+    """Refuse a folder in which this game would overwrite anything that is not of it: it may only go on there.
+
+    Args:
+        game: whose folder it is to be.
+        replace: whether the results of another game may go; what no game wrote may not.
+
+    Raises:
+        InputError: one line.
+    """
+    folder = game.folder
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output.dir: {str(folder)!r} is a file; choose another folder")
+    earlier = _record(folder, "run.json", "policies", WRITTEN)
+    lost, new = _lost(game, earlier), _iterates(game)
+    if lost and not replace:
+        names, remedy = ", ".join(lost.values()), "choose another output.dir, or add --replace"
+        if set(new.values()) < set(_made(folder).values()):
+            count = game.recipe.game.iterations
+            raise InputError(
+                f"output.dir: {str(folder)!r} has this game with more iterations: {names} would be lost to game.iterations "
+                f"{count}; leave it as it was, {remedy}"
+            )
+        raise InputError(f"output.dir: {str(folder)!r} has another game, whose {names} would be lost; {remedy}")
+    ours = {*_policies(earlier).values(), *new.values()}
+    for number, entry in _entries(folder).items():
+        if number in new and _key(entry) not in ours:
+            raise InputError(f"output.dir: {str(entry)!r} is no iterate of a game in this folder; move it away")
+
+
+def clear_folder(game: OpenGame) -> None:
+    """Remove an earlier game's iterates and numbers, as its record names them; nothing where it goes on."""
+    earlier = _record(game.folder, "run.json", "policies", WRITTEN)
+    if not _lost(game, earlier):
+        return
+    for entry in _entries(game.folder).values():
+        if _key(entry) in _policies(earlier).values():
+            entry.unlink() if entry.is_symlink() else shutil.rmtree(entry)
+    for name in (METRICS, *PICTURES):
+        (game.folder / name).unlink(missing_ok=True)
+
+
+def check_sweep_folder(folder: Path) -> None:
+    """Refuse a folder whose reports are of no sweep.
+
+    Raises:
+        InputError: one line.
+    """
+    _record(folder, "sweep.json", "points", OF_SWEEPS)
+
+
+def _record(folder: Path, name: str, part: str, written: tuple[str, ...]) -> dict[str, Any]:
+    """The folder's record, empty where it is not there or damaged.
+
+    Raises:
+        InputError: there is none, or somebody else's, and something would be overwritten.
+    """
+    try:
+        record = json.loads(read_text(folder / name))
+    except FileNotFoundError:
+        foreign = [path.name for pattern in written for path in sorted(folder.glob(pattern)) if not _is_empty(path)]
+    except ValueError:  # somebody has damaged it: it is written anew
+        return {}
+    else:
+        if isinstance(record, dict) and part in record:
+            return record if isinstance(record[part], dict | list) else {}
+        foreign = [name]
+    if foreign:
+        names = f"has {', '.join(foreign)} already, but no game was played there"
+        raise InputError(f"output.dir: {str(folder)!r} {names}; choose another folder, so that nothing of yours is overwritten")
+    return {}
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _lost(game: OpenGame, earlier: Mapping[str, Any]) -> dict[str, str]:
+    """{key: name} of the policies that the folder has and this game does not play. A baseline is a measurement."""
+    kept = {stage.policy for stage in game.stages if isinstance(stage, Train)}
+    made = {key: f"iterate {number}" for number, key in _made(game.folder).items()}
+    for name, part in _parts(earlier).items():
+        key = earlier["policies"][name]
+        if part.role is Role.WARM_START and (game.store.root / "adapters" / key).exists():
+            made[key] = name
+    made = {**_measured(game.folder / METRICS), **made}
+    return {key: name for key, name in made.items() if key not in kept}
+
+
+def _parts(earlier: Mapping[str, Any]) -> dict[str, Part]:
+    try:
+        return parts_in(earlier) if earlier else {}
+    except DAMAGE:
+        return {}
+
+
+def _measured(path: Path) -> dict[str, str]:
+    """{key: name} of the policies in metrics.jsonl that were trained; a line that does not read back is no result."""
+    found = {}
+    for line in read_text(path).splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+            if part_in(record, record["name"]).role in (Role.ITERATE, Role.WARM_START):
+                found[str(record["policy"])] = str(record["name"])
+        except DAMAGE:
+            continue
+    return found
+
+
+def _iterates(game: OpenGame) -> dict[int, str]:
+    """{number: key} of the iterates that the game trains."""
+    trained = (stage for stage in game.stages if isinstance(stage, Train) and stage.role is Role.ITERATE)
+    return {stage.iteration: stage.policy for stage in trained if stage.iteration is not None}
+
+
+def _policies(earlier: Mapping[str, Any]) -> dict[str, str]:
+    return dict(earlier.get("policies", {}))
+
+
+def _entries(folder: Path) -> dict[int, Path]:
+    """{number: iterates/number} of what is there, links that lead nowhere too."""
+    return {int(entry.name): entry for entry in sorted((folder / ITERATES).glob("*")) if entry.name.isdecimal()}
+
+
+def _made(folder: Path) -> dict[int, str]:
+    """{number: key} of the iterates that the folder has."""
+    return {number: key for number, entry in _entries(folder).items() if (key := _key(entry)) is not None}
+
+
+def _key(entry: Path) -> str | None:
+    """The policy whose adapter a link leads to, or a folder is a copy of; None for anything else."""
+    if entry.is_symlink():
+        name = Path(os.readlink(entry)).name
+        return name if is_key(name) else None
+    try:
+        return digest(json.loads(read_text(entry / "manifest.json"))["asked"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def put_link(entry: Path, key: str, adapter: Path) -> None:
+    """Have iterates/N lead to an adapter, or be a copy of it where the file system has no links."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    if entry.is_symlink() and _key(entry) == key and entry.resolve() != adapter.resolve():
+        entry.unlink()  # the same policy's, in a store that was here before
+    if entry.is_symlink() or entry.exists():
+        return
+    try:
+        entry.symlink_to(os.path.relpath(adapter.resolve(), entry.parent.resolve()))
+    except FileExistsError:  # the same game in another process was first
+        return
+    except OSError:  # a file system without links
+        whole = entry.with_name(f".{entry.name}.{os.getpid()}")
+        shutil.copytree(adapter, whole)
+        whole.rename(entry)
