@@ -21,6 +21,7 @@ from lowmem_spin.common.keys import number
 from lowmem_spin.data.formats import Message
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.hf import HF, RowNoise
+from lowmem_spin.engines.model_files import context_limit
 from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy, machine_of
 
 WIDE = 100  # columns of a terminal in which two answers stand side by side
@@ -86,7 +87,7 @@ class Voice:
             prompt = torch.tensor([engine.renderer.prompt(conversation)], device=engine.device)
         except InputError as refusal:
             return str(refusal)
-        width, limit = prompt.shape[1], getattr(engine.model.config, "max_position_embeddings", None)
+        width, limit = prompt.shape[1], context_limit(engine.model.config.to_dict())
         if limit is not None and width + self.sampling.max_new_tokens > limit:
             return (
                 f"the conversation has {width} tokens and an answer may have {self.sampling.max_new_tokens}, of {limit}; /reset"

@@ -38,7 +38,7 @@ def export(run: RunFolder, policy: StoredPolicy, base: Source, to: Path, dtype: 
     try:
         tokenizer = load_tokenizer(base, run.recipe.model.trust_remote_code)
         renderer = Renderer.of(tokenizer, run.recipe)  # gives the tokenizer the template of the game
-        ends = end_tokens(base, renderer)
+        ends = end_tokens(base, renderer, run.recipe.model.trust_remote_code)
         if dtype is not None:
             _write_merged(run, policy.adapter, base, ends, dtype, temporary)
         elif policy.adapter is not None:

@@ -170,8 +170,10 @@ def plan(
 
 @app.command()
 def doctor(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Say first whether this one can be played.")] = None,
     store: Annotated[Path, path_option(help="The store: its disk is looked at, and verdicts are kept in it.")] = STORE,
     engine: Annotated[str | None, typer.Option(help="Test only this one: vllm or unsloth.")] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Say what this machine has and which engines a game would use, and test each for real."""
     from rich.console import Console
@@ -183,6 +185,16 @@ def doctor(
     display, place, names = Display(Console()), store, list(examine.self_tested())
     if engine is not None and engine not in names:
         raise InputError(f"--engine {engine!r}: no such engine to test; known here: {', '.join(names)}")
+    if recipe is not None:
+        from lowmem_spin.config import grid as points
+        from lowmem_spin.config.load import find_recipe
+        from lowmem_spin.runner.planning.plan import plan as planned
+
+        path = find_recipe(recipe)
+        made = planned(points.sweep_points(path, overrides or [], {}, 1), path.parent)
+        display.log(f"{'recipe':<20}{path.stem}: model, tokenizer and adapter belong together")
+        for note in made.notes:
+            display.log(note, "yellow")
     for what, found in examine.machine_facts(place):
         display.log(f"{what:<20}{found}")
     for tested, verdict in examine.self_tests([engine] if engine else names, place):

@@ -103,7 +103,8 @@ def _write_front(run: RunFolder, base: Source, folder: Path) -> None:
     sampling = sampling_params(run.recipe, run.inputs)
     settings = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
     given = {name: value for name, value in settings.items() if value is not None}
-    write_json(folder / "generation_config.json", {"eos_token_id": end_tokens(base, renderer), **given})
+    ends = end_tokens(base, renderer, run.recipe.model.trust_remote_code)
+    write_json(folder / "generation_config.json", {"eos_token_id": ends, **given})
 
 
 def line(environment: dict[str, str], command: list[str]) -> str:

@@ -9,6 +9,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import read_text, sha256, write_json
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.data.model_folders import check_model_folder, check_model_names
 
 UNRESOLVED = "unresolved"
 TEXT_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
@@ -63,11 +64,7 @@ class Sources:
             raise InputError(f"{field}: no folder {name!r}, neither beside the recipe nor from here")
         if folder is None:
             return self._hub(name, revision, field, "model")
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{field}: {name!r} is no model: it has no config.json")
-        if not list(folder.glob("*.safetensors")):
-            pickled = "; its .bin weights are pickles, which can run code: convert them" if list(folder.glob("*.bin")) else ""
-            raise InputError(f"{field}: {name!r} has no safetensors weights{pickled}")
+        check_model_folder(folder, name, field)
         files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md" and path.name[0] != ".")
         return Source(str(folder), None, digest({path.name: self._file(path) for path in files}))
 
@@ -137,8 +134,12 @@ def _commit(name: str, revision: str | None, field: str, kind: str) -> str:
 
     command = f"`hf download {name}{' --repo-type dataset' if kind == 'dataset' else ''}`"
     try:
-        commit = str(HfApi().repo_info(name, revision=revision, repo_type=kind).sha)
+        found = HfApi().repo_info(name, revision=revision, repo_type=kind)
+        commit = str(found.sha)
         if kind == "model":
+            files = getattr(found, "siblings", None)
+            if files and field == "model.name_or_path":  # what it is instead, before its config is asked for
+                check_model_names({file.rfilename for file in files}, name, field)
             hf_hub_download(name, "config.json", revision=commit)  # a gated model shows its page but not its files
         return commit
     except hub.GatedRepoError:
@@ -149,6 +150,8 @@ def _commit(name: str, revision: str | None, field: str, kind: str) -> str:
         raise InputError(
             f"{field}: {name!r} is neither a path beside the recipe or here nor on the hub; if it is private, set HF_TOKEN"
         ) from None
+    except hub.RemoteEntryNotFoundError:
+        raise InputError(f"{field}: {name!r} is no model: it has no config.json; see its hub page") from None
     except (hub.OfflineModeIsEnabled, hub.HfHubHTTPError, httpx.TransportError, OSError) as unreachable:
         try:
             return Path(snapshot_download(name, revision=revision, repo_type=kind, local_files_only=True)).name

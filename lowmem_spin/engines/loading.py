@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
@@ -14,6 +15,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.model_files import find_file, none_of_a_model
 
 # bitsandbytes warns that a CPU kernel is missing, the very one hf.py keeps it from using.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -27,14 +29,32 @@ def load_tokenizer(model: Source, trust_remote_code: bool) -> Any:
         return AutoTokenizer.from_pretrained(model.location, revision=model.revision, trust_remote_code=trust_remote_code)
 
 
-def end_tokens(model: Source, renderer: Renderer) -> list[int]:
+def end_tokens(model: Source, renderer: Renderer, trust_remote_code: bool = False) -> list[int]:
     """Tokens at which a completion ends: the template's end of turn, the tokenizer's end, and the model's own."""
-    try:
-        own = GenerationConfig.from_pretrained(model.location, revision=model.revision or "main").eos_token_id
-    except OSError:  # a model without generation_config.json
-        own = AutoConfig.from_pretrained(model.location, revision=model.revision or "main").eos_token_id
+    own = generation_settings(model, trust_remote_code).eos_token_id
     ends = {renderer.end_token, renderer.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
     return sorted(end for end in ends if end is not None)
+
+
+def generation_settings(model: Source, trust_remote_code: bool = False) -> GenerationConfig:
+    """What the model's files say of generating: generation_config.json, or config.json where there is none."""
+    with naming_the_model(model):
+        if find_file(model, "generation_config.json") is not None:
+            return GenerationConfig.from_pretrained(model.location, revision=model.revision or "main")
+        return GenerationConfig.from_model_config(_config(model, trust_remote_code))
+
+
+def _config(model: Source, trust_remote_code: bool) -> Any:
+    return AutoConfig.from_pretrained(model.location, revision=model.revision or "main", trust_remote_code=trust_remote_code)
+
+
+def matrices(model: Source, trust_remote_code: bool) -> dict[str, tuple[int, ...]]:
+    """(rows, columns) of every matrix by the name of its module, from a model without weights."""
+    with naming_the_model(model), torch.device("meta"):
+        config = _config(model, trust_remote_code)
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    found = ((name, getattr(module, "weight", None)) for name, module in skeleton.named_modules())
+    return {name: (len(weight), weight.shape[1]) for name, weight in found if weight is not None and weight.dim() == 2}
 
 
 def without_dropout(base: torch.nn.Module) -> None:
@@ -56,9 +76,13 @@ def naming_the_model(model: Source) -> Iterator[None]:
     """What transformers says of a folder that is no model, in one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise InputError(f"model.name_or_path: {model.location!r} does not load as a model: {why}") from error
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"model.trust_remote_code: false, but {model.location!r} comes with code of its own; read that code, then set "
+                "it to true"
+            ) from None
+        raise none_of_a_model(model, " ".join(str(error).split())[:300]) from error
 
 
 def load_base(model: Source, quantization: str, machine: Machine, trust_remote_code: bool = False) -> Any:
@@ -72,7 +96,7 @@ def load_base(model: Source, quantization: str, machine: Machine, trust_remote_c
             "runtime.device: the driver sees a GPU but this torch build does not; install a CUDA build, or use cpu"
         )
     with naming_the_model(model):
-        base = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model.location,
             revision=model.revision,
             dtype=dtype,
@@ -80,7 +104,12 @@ def load_base(model: Source, quantization: str, machine: Machine, trust_remote_c
             quantization_config=four_bit if quantization == "nf4" else None,
             use_safetensors=True,  # a pickle can run code
             trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
         )
+    base, found = loaded
+    _check_loaded(model, found)
+    set_compute_dtype(base, dtype)
     for module in base.modules():
         # On AVX512-BF16 processors bitsandbytes repacks these weights at the first no-grad forward, in place, for
         # a kernel without backward: every later gradient would be silently wrong.
@@ -92,3 +121,20 @@ def load_base(model: Source, quantization: str, machine: Machine, trust_remote_c
     base.generation_config = GenerationConfig()
     base.requires_grad_(False)
     return base.eval()
+
+
+def _check_loaded(model: Source, found: dict[str, Any]) -> None:
+    """Refuse weights that are not those of the config's model: transformers would make up what is missing, at random."""
+    for what, names in (("lacks", found["missing_keys"]), ("has another shape of", found["mismatched_keys"])):
+        if names:
+            name = min(names)
+            name = name if isinstance(name, str) else name[0]
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise none_of_a_model(model, f"its checkpoint {what} {name}{more}, by its config.json; take both from one model")
+
+
+def set_compute_dtype(base: Any, dtype: torch.dtype) -> None:
+    """Have 4-bit layers compute in `dtype`: those of a checkpoint that was stored in 4 bits keep the one it was stored with."""
+    for module in base.modules():
+        if hasattr(module, "compute_dtype") and hasattr(module, "quant_state"):
+            module.compute_dtype, module.compute_type_is_set = dtype, True

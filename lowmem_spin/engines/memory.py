@@ -5,15 +5,15 @@ what it counts; `tests/engines/test_memory.py`
 holds them against real models on a CPU. What a GPU adds (context, fragmentation) is an allowance, not yet measured.
 """
 
-import json
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
+from lowmem_spin.engines.model_files import EMBEDDINGS, EXPERTS, HEADS, POSITIONS, ROUTERS, ModelFiles
 
 GIB = 2**30
 CARDS = {"24 GB": 24e9, "16 GB": 16e9, "15 GB (T4)": 15e9}
@@ -24,6 +24,8 @@ GRAPHS = 0.5 * GIB  # vLLM's captured CUDA graphs; an allowance
 LOGITS_BYTES = 3 * 64 * 2**20  # a chunk of logits, their float32 copy and its gradient (logps.CHUNK_BYTES)
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 OPTIMISER_BYTES = 8  # AdamW: two float32 numbers a weight; the 8-bit ones take a quarter
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+GPT2_NAMES = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class Shape:
     head_dim: int
     vocabulary: int
     tied: bool
+    experts: int = 0  # parameters of all experts of a mixture that tokens are sent to
+    met: float = 1.0  # the part of them that one token meets; `intermediate` is the width of those
+    counted: tuple[int, int] | None = dataclasses.field(default=None, compare=False)  # (linear maps, the rest), not by formula
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Shape":
@@ -46,36 +51,51 @@ class Shape:
         Raises:
             InputError: the config lacks a size that decoders like these have.
         """
+        config = {new: config[old] for new, old in GPT2_NAMES.items() if old in config} | config
+        if "n_embd" in config:
+            config["intermediate_size"] = config.get("n_inner") or 4 * config["n_embd"]
+        mixture = _mixture(config)
         try:
             heads = config["num_attention_heads"]
-            return cls(
+            shape = cls(
                 layers=config["num_hidden_layers"],
                 hidden=config["hidden_size"],
-                intermediate=config["intermediate_size"],
+                intermediate=mixture["intermediate"] if mixture else config["intermediate_size"],
                 heads=heads,
                 kv_heads=config.get("num_key_value_heads") or heads,
                 head_dim=config.get("head_dim") or config["hidden_size"] // heads,
                 vocabulary=config["vocab_size"],
                 tied=config.get("tie_word_embeddings", config.get("model_type", "").startswith("gemma")),
+                experts=mixture.get("experts", 0),
+                met=mixture.get("met", 1.0),
             )
+            plain = shape.body + mixture.get("plain", 0)
+            return dataclasses.replace(shape, counted=(plain, shape.unquantized)) if mixture else shape
         except KeyError as missing:
             raise InputError(f"model.name_or_path: its config has no {missing}, so its memory cannot be planned") from None
 
     @property
     def linears(self) -> list[tuple[int, int]]:
-        """(inputs, outputs) of one layer's linear maps: q, k, v, o, gate, up, down."""
+        """(inputs, outputs) of one layer's linear maps: q, k, v, o, and gate, up, down where they are not experts'."""
         h, q, kv, i = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim, self.intermediate
-        return [(h, q), (h, kv), (h, kv), (q, h), (h, i), (h, i), (i, h)]
+        return [(h, q), (h, kv), (h, kv), (q, h), *([] if self.experts else [(h, i), (h, i), (i, h)])]
 
     @property
     def body(self) -> int:
         """Parameters of all linear maps: what is quantized."""
-        return self.layers * sum(a * b for a, b in self.linears)
+        return self.counted[0] if self.counted else self.layers * sum(a * b for a, b in self.linears)
 
     @property
     def unquantized(self) -> int:
-        """Parameters that stay in the compute type: embedding, head, norms."""
-        return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden * (2 * self.layers + 1)
+        """Parameters that stay in the compute type: embedding, head, norms, and experts, which bitsandbytes does not pack."""
+        if self.counted:
+            return self.counted[1]
+        return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden * (2 * self.layers + 1) + self.experts
+
+    @property
+    def active(self) -> int:
+        """Parameters that a token meets: all of them, but of a mixture's experts only those that it is sent to."""
+        return round(self.body + self.unquantized - self.experts * (1 - self.met))
 
     def lora(self, r: int) -> int:
         """Parameters of an adapter of rank r on all linear maps."""
@@ -104,19 +124,46 @@ class Shape:
 
 def read_shape(model: Source) -> Shape:
     """The shape of a local or hub model, without importing torch."""
-    return Shape.of(read_config(model))
+    files = ModelFiles(model)
+    shape, (packed, kept) = Shape.of(files.config), count_weights(files)
+    if not packed:
+        return shape
+    experts = sum(weight.size for name, weight in files.weights.items() if EXPERTS.search(name))
+    return dataclasses.replace(shape, counted=(packed, kept), experts=experts)
 
 
-def read_config(model: Source) -> dict[str, Any]:
-    """The part of config.json that is about the decoder."""
-    if model.local:
-        path = Path(model.location) / "config.json"
-    else:
-        from huggingface_hub import hf_hub_download
+def count_weights(files: ModelFiles) -> tuple[int, int]:
+    """(parameters of linear maps, which nf4 packs, all others), by the weights' headers; zeros where those are not known."""
+    packed = kept = 0
+    for name, weight in files.weights.items():
+        module, _, part = name.rpartition(".")
+        leaf = module.rpartition(".")[2]
+        if weight.dtype == "U8" and part == "weight":  # two to a byte, in a checkpoint that is stored in 4 bits
+            packed += 2 * weight.size
+        elif ".weight." in name:  # the scales of one
+            continue
+        elif part == "weight" and len(weight.shape) == 2 and not EXPERTS.search(name) and not module.endswith(ROUTERS):
+            plain = leaf in (*EMBEDDINGS, *HEADS, *POSITIONS)
+            packed, kept = packed + (0 if plain else weight.size), kept + (weight.size if plain else 0)
+        else:
+            kept += weight.size
+    return packed, kept
 
-        path = Path(hf_hub_download(model.location, "config.json", revision=model.revision))
-    config = json.loads(path.read_text(encoding="utf-8"))
-    return config.get("text_config", config)
+
+def _mixture(config: dict[str, Any]) -> dict[str, Any]:
+    """Of a mixture of experts: their parameters, those of its plain MLPs, and what one token meets of it; else nothing."""
+    count = next((config[name] for name in EXPERT_COUNTS if config.get(name)), 0)
+    wide, hidden = config.get("moe_intermediate_size") or config.get("intermediate_size"), config.get("hidden_size")
+    if count < 2 or not wide or not hidden:
+        return {}
+    layers, every = range(config.get("num_hidden_layers", 0)), config.get("decoder_sparse_step") or 1
+    first, dense = config.get("first_k_dense_replace") or 0, config.get("mlp_only_layers") or []
+    sparse = [n for n in layers if n >= first and n not in dense and (n + 1) % every == 0]
+    shared = config.get("shared_expert_intermediate_size") or (config.get("n_shared_experts") or 0) * wide
+    sent = int(config.get("num_experts_per_tok") or config.get("moe_k") or 1)
+    plain = len(sparse) * shared + (len(layers) - len(sparse)) * config.get("intermediate_size", 0)
+    experts = 3 * len(sparse) * hidden * count * wide
+    return {"experts": experts, "plain": 3 * hidden * plain, "met": sent / count, "intermediate": sent * wide + shared}
 
 
 Terms = dict[str, float]

@@ -23,7 +23,15 @@ from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.training.attention import attending_to_trees
 from lowmem_spin.engines.training.guards import finite, naming_memory
 from lowmem_spin.engines.training.layout import Layout, why_not_packed
-from lowmem_spin.engines.training.logps import States, autocast, collate, completion_logps, decoder_states
+from lowmem_spin.engines.training.logps import (
+    Batch,
+    States,
+    autocast,
+    collate,
+    completion_logps,
+    decoder_states,
+    telling_logits,
+)
 from lowmem_spin.engines.training.optimizer import check_names
 from lowmem_spin.engines.training.trainer import Pair, train
 from lowmem_spin.engines.training.trees import by_prompt
@@ -48,7 +56,7 @@ class PeftLearner:
             torch.cuda.set_per_process_memory_fraction(machine.limit / machine.total)
         self.tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
         self.renderer = Renderer.of(self.tokenizer, recipe)
-        self.ends = end_tokens(model, self.renderer)
+        self.ends = end_tokens(model, self.renderer, recipe.model.trust_remote_code)
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
         self.model = self._with_slot(self._quiet(self._load(model)))
         wrong = {parameter.dtype for parameter in self.model.parameters() if parameter.requires_grad} - {torch.float32}
@@ -94,12 +102,14 @@ class PeftLearner:
     def _check_head(self) -> None:
         """Refuse a model that does more to its logits than logps.py knows of: every score would be wrong."""
         row = ([self.pad, *self.ends[:1]], list(range(min(4, self.tokenizer.vocab_size))))
+        batch = collate([row], self.pad).to(self.device)
         with torch.no_grad(), self.playing(None) as policy:
-            batch = collate([row], self.pad).to(self.device)
-            ours = completion_logps(policy, batch, self.states)[0]
-            logits = policy(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits[0].float()
-        wanted = batch.input_ids[0, 2:, None]
-        theirs = logits[1:-1].log_softmax(-1).gather(-1, wanted).sum()
+            with telling_logits(policy.get_output_embeddings()) as calls:
+                ours = completion_logps(policy, batch, self.states)[0]
+                called, theirs = len(calls), self._own_logp(policy, batch)
+                around = len(calls) == called
+            if around:  # a fused forward takes the head's weights by itself
+                ours, theirs = completion_logps(policy, batch, self.states)[0], self._own_logp(policy, batch)
         if not torch.isclose(ours, theirs, rtol=1e-2, atol=1e-2):
             name = type(policy).__name__
             raise InputError(
@@ -117,6 +127,13 @@ class PeftLearner:
         if why is not None:
             notify(f"{type(policy).__name__}: rows are padded, as its attention cannot be packed ({why})")
         return Layout(packs=why is None, pad=self.pad, attending=self.attending)
+
+    @staticmethod
+    def _own_logp(policy: Any, batch: Batch) -> torch.Tensor:
+        """The summed log-prob of the one row's completion by the model's own logits."""
+        logits = policy(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits[0].float()
+        wanted, predicts = batch.input_ids[0, 1:, None], batch.completion_mask[0, 1:]
+        return (logits[:-1].log_softmax(-1).gather(-1, wanted)[:, 0] * predicts).sum()
 
     @contextmanager
     def playing(self, adapter: Path | None) -> Iterator[Any]:

@@ -19,8 +19,9 @@ import torch
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines.loading import naming_the_model
+from lowmem_spin.engines.loading import naming_the_model, set_compute_dtype
 from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.model_files import ModelFiles
 from lowmem_spin.engines.peft_learner import PeftLearner
 from lowmem_spin.engines.training.attention import attend
 from lowmem_spin.engines.training.logps import Rows
@@ -73,6 +74,7 @@ class Kernels(PeftLearner):
     def _load(self, model: Source) -> Any:
         recipe = self.recipe
         longest = recipe.data.max_prompt_length + max(recipe.generation.max_new_tokens, recipe.data.max_completion_length)
+        longest = min(longest, ModelFiles(model).context or longest)  # no row is longer: row_check.py
         with naming_the_model(model):
             base, _ = FastLanguageModel.from_pretrained(
                 model_name=model.location,
@@ -89,6 +91,7 @@ class Kernels(PeftLearner):
                 offload_embedding=False,  # else, on a tight card, it goes to RAM, where engines/memory.py does not expect it
                 use_safetensors=True,  # a pickle can run code
             )
+        set_compute_dtype(base, getattr(torch, self.machine.dtype))
         known = base.config.max_position_embeddings
         if longest > known:
             raise InputError(

@@ -16,6 +16,7 @@ from lowmem_spin.engines.base import Completion, Request
 from lowmem_spin.engines.dequantized import unpacked
 from lowmem_spin.engines.loading import end_tokens, load_tokenizer
 from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.model_files import ModelFiles
 from lowmem_spin.engines.registry import held_rank
 from lowmem_spin.engines.worker import Resident, Worker
 
@@ -94,7 +95,7 @@ class VLLM:
         self.recipe, self.model, self.machine, self.weights_dir = recipe, model, machine, weights_dir
         self.tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
         self.renderer = Renderer.of(self.tokenizer, recipe)
-        self.ends = end_tokens(model, self.renderer)
+        self.ends = end_tokens(model, self.renderer, recipe.model.trust_remote_code)
         folder, revision = model.location, model.revision
         if recipe.model.quantization != "none":
             quantization, trusted = recipe.model.quantization, recipe.model.trust_remote_code
@@ -103,7 +104,7 @@ class VLLM:
         self.worker = Resident(self._start, recipe, notify)
 
     def _start(self, recipe: Recipe) -> Worker:
-        machine = self.machine
+        machine, longest = self.machine, recipe.data.max_prompt_length + recipe.generation.max_new_tokens
         options: dict[str, Any] = {
             "model": self.folder,
             "revision": self.revision,
@@ -111,7 +112,7 @@ class VLLM:
             "generation_config": "vllm",  # the model's own settings are not the policy's
             "dtype": machine.dtype,
             "trust_remote_code": recipe.model.trust_remote_code,
-            "max_model_len": recipe.data.max_prompt_length + recipe.generation.max_new_tokens,
+            "max_model_len": min(longest, ModelFiles(self.model).context or longest),  # no row is longer: row_check.py
             "max_num_seqs": recipe.runtime.generation_batch_size,
             "enable_lora": True,
             "max_lora_rank": held_rank(recipe.training.lora.r),

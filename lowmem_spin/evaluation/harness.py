@@ -18,12 +18,11 @@ from lm_eval import evaluator, utils
 from lm_eval.api.instance import Instance
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.models import huggingface
-from transformers import GenerationConfig
 
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines.loading import load_tokenizer
+from lowmem_spin.engines.loading import generation_settings, load_tokenizer
 from lowmem_spin.engines.peft_learner import PeftLearner
 from lowmem_spin.evaluation.harness_tasks import Loaded, samples_hash, seed
 
@@ -53,7 +52,7 @@ class HarnessModel(HFLM):
         base, size = engine.model.get_base_model(), recipe.runtime.scoring_batch_size
         super().__init__(base, tokenizer=tokenizer, batch_size=size, trust_remote_code=recipe.model.trust_remote_code)
         self.engine, self.display, self.label = engine, display, ""
-        self.own_generation = _generation(model, base)
+        self.own_generation = generation_settings(model, recipe.model.trust_remote_code)
 
     @contextlib.contextmanager
     def playing(self, adapter: Path | None, label: str) -> Iterator[None]:
@@ -86,13 +85,6 @@ class HarnessModel(HFLM):
         """Answers."""
         with self._counted(requests):
             return super().generate_until(requests, disable_tqdm=True)
-
-
-def _generation(model: Source, base: Any) -> GenerationConfig:
-    try:
-        return GenerationConfig.from_pretrained(model.location, revision=model.revision or "main")
-    except OSError:  # a model without generation_config.json
-        return GenerationConfig.from_model_config(base.config)
 
 
 def measure_task(bench: HarnessModel, adapter: Path | None, loaded: Loaded, limit: int | None, name: str) -> dict[str, Any]:

@@ -15,8 +15,10 @@ from lowmem_spin.data.prepare import prepare, prepared_key
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.rows import Rows, fixed_sample, hold_out, shuffled, take
 from lowmem_spin.data.sources import Source, Sources, base_key
+from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
+from lowmem_spin.engines.row_check import check_rows
 from lowmem_spin.engines.training.trial import check_optimizer
 from lowmem_spin.runner.health import HeldOut, notices
 from lowmem_spin.store.memo import Tables
@@ -151,6 +153,7 @@ class SharedResources:
     tables: dict[str, dict[str, Table]] = field(default_factory=dict)  # by store
     orders: Orders = field(default_factory=Orders)
     splits: dict[tuple[Any, ...], tuple[list[int], HeldOut]] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)  # what the games of a sweep have in common is said once
 
     def split(self, resolved: ResolvedRecipe, train: Rows, held: Rows | None = None) -> GameRows:
         """As split_rows; each file's rows are split once."""
@@ -208,6 +211,10 @@ def open_game(recipe: Recipe, recipe_dir: Path, display: Display, shared: Shared
     store = shared.store(recipe.output.store, display)
     sources, choices = Sources(recipe_dir, store.root / "sources.json"), choose_engines(recipe, store.root, display)
     resolved = resolve(recipe, sources, choices, lambda line: display.log(line, "yellow"))
+    for line in check_base(recipe, resolved.model, resolved.adapter, choices.machine.dtype):
+        if line not in shared.said:
+            shared.said.add(line)
+            display.log(line, "yellow")
     rows = prepare_rows(resolved, display, shared)
     inputs, stages = name_stages(resolved, rows.set_aside)
     return assemble(resolved, rows, inputs, stages, display, shared)
@@ -241,7 +248,10 @@ def prepare_rows(resolved: ResolvedRecipe, display: Display, shared: SharedResou
     Raises:
         InputError: the data cannot be used; one line.
     """
-    train, *held = (_prepared(resolved, *data, display, shared) for data in resolved.data_sources())
+    prepared = [_prepared(resolved, *data, display, shared) for data in resolved.data_sources()]
+    for rows, (_, name, _) in zip(prepared, resolved.data_sources(), strict=True):
+        check_rows(resolved.recipe, resolved.model, rows, name)
+    train, *held = prepared
     known = len(shared.splits)
     rows = shared.split(resolved, train, *held)
     if len(shared.splits) > known:

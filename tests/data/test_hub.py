@@ -80,9 +80,10 @@ def test_offline_every_recipe_says_so(recipe: str, tmp_path: Path) -> None:
             ["is neither a path beside the recipe or here nor on the hub; if it is private"],
         ),
         (404, 404, "RevisionNotFound", ["has no revision"]),
+        (200, 404, "EntryNotFound", ["'google/gemma-2b' is no model: it has no config.json"]),
         (503, 503, "", ["the hub cannot be reached; connect, or run `hf download google/gemma-2b` first"]),
     ],
-    ids=["licence", "token", "unknown", "revision", "down"],
+    ids=["licence", "token", "unknown", "revision", "file", "down"],
 )
 def test_what_a_hub_refuses_is_named(tmp_path: Path, api: int, files: int, error: str, words: list[str]) -> None:
     with hub(api, files, error) as endpoint:

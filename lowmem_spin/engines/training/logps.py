@@ -4,7 +4,8 @@ Only the positions that predict a completion token go through the head, a chunk 
 pass recomputes each chunk: the peak is one chunk of logits, whatever the batch, the length or the vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +130,33 @@ def _predicted(model: Any, rows: Rows, labels: Tensor, states: States, chunk_tok
     hidden = rows.states_before(states(model, rows))
     softcap = getattr(model.config, "final_logit_softcapping", None)
     return token_logps(hidden, labels, model.get_output_embeddings(), softcap, chunk_tokens)
+
+
+@contextmanager
+def telling_logits(head: Any) -> Iterator[list[int]]:
+    """Have a head give logits of up to 50, whatever its weights are: what comes after it then shows, and what came before.
+
+    Logits near 0, as fresh weights give them, are hardly changed by a scale or a cap, nor are their log-probs.
+
+    Yields:
+        The number of the head's calls, as one entry each.
+    """
+    calls: list[int] = []
+    scale = torch.ones(())
+
+    def tell(_: Any, __: Any, logits: Tensor) -> Tensor:
+        nonlocal scale
+        if not calls:
+            largest = logits.abs().max().float()
+            scale = torch.where(largest > 0, 25 / largest, torch.ones_like(largest))
+        calls.append(len(calls))
+        return logits.float() * scale + torch.linspace(-25, 25, logits.shape[-1], device=logits.device)
+
+    handle = head.register_forward_hook(tell)
+    try:
+        yield calls
+    finally:
+        handle.remove()
 
 
 def token_logps(

@@ -16,7 +16,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.data.formats import Message
 from lowmem_spin.data.sources import Sources
-from lowmem_spin.engines.memory import read_config
+from lowmem_spin.engines.model_files import ModelFiles
 from lowmem_spin.engines.oracles.base import OracleContext
 from lowmem_spin.engines.oracles.endpoint import Endpoint
 from lowmem_spin.engines.oracles.judge import LLMJudge
@@ -115,8 +115,8 @@ def reach_judge(endpoint: Endpoint, game: EvaluationTarget, asks: Asks, judged: 
 
 def answer_room(game: EvaluationTarget, option: str, longest: int, wanted: int, turns: int = 1) -> int:
     """Tokens for each answer: those wanted, or as many as the model's context has beside what is asked."""
-    context = read_config(game.model).get("max_position_embeddings")
-    room = wanted if context is None else min(wanted, (int(context) - longest) // turns)
+    context = ModelFiles(game.model).context
+    room = wanted if context is None else min(wanted, (context - longest) // turns)
     if room < 1:
         raise InputError(
             f"{option}: a question of {longest} tokens leaves no room to answer in a context of {context}; remove it"

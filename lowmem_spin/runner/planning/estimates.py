@@ -125,7 +125,7 @@ class Clock:
         self.parameters: int | None = None
         if self.found.model.resolved:
             shape, recipe = read_shape(self.found.model), self.found.recipe
-            self.parameters = shape.body + shape.unquantized
+            self.parameters = shape.active
             dtype = choices.machine.dtype if choices.machine.device == "cuda" else "bfloat16"
             generator, learner = (ENGINES[name].memory(recipe, shape, dtype) for name in (choices.generator, choices.learner))
             terms = {**learner, "generate": generator["generate"]}

@@ -20,9 +20,11 @@ from lowmem_spin.data.formats import conversations
 from lowmem_spin.data.prepare import Counts, count_rows
 from lowmem_spin.data.rows import Rows, take
 from lowmem_spin.data.sources import Sources
+from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.pool import EngineChoices, choose_engines
 from lowmem_spin.engines.registry import gpu_engine
+from lowmem_spin.engines.row_check import check_rows, unread_rows_note
 from lowmem_spin.runner.open import ResolvedRecipe, SharedResources, name_stages, resolve
 from lowmem_spin.runner.planning.calibration import load_calibration
 from lowmem_spin.runner.planning.counting import GAME_KINDS, Unit, Work
@@ -155,6 +157,7 @@ class _Draft:
         _add(
             self.notes, [f"{name}: its revision is not resolved yet: the hub cannot be reached" for name in sources.unresolved]
         )
+        _add(self.notes, check_base(recipe, found.model, found.adapter, found.choices.machine.dtype))
         if found.oracle is not None:
             _add(self.notes, ["the time that game.oracle takes to judge is not counted"])
         if any(value is not None for value in recipe.game.stop_when.model_dump().values()):
@@ -207,6 +210,11 @@ class _Draft:
         self, resolved: ResolvedRecipe, loaded: Sequence[Rows | None], usable: int | None
     ) -> list[tuple[Stage, list[Touch]]]:
         recipe, present = resolved.recipe, [rows for rows in loaded if rows is not None]
+        for rows, (_, name, _) in zip(loaded, resolved.data_sources(), strict=True):
+            if rows is not None:
+                check_rows(recipe, resolved.model, rows, name)
+            elif resolved.model.resolved:
+                _add(self.notes, unread_rows_note(recipe, resolved.model))
         if len(present) == len(loaded):
             rows = self.shared.split(resolved, *present)
             inputs, stages = name_stages(resolved, rows.set_aside)
