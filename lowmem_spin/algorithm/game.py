@@ -29,7 +29,8 @@ from lowmem_spin.algorithm.stages import (
 from lowmem_spin.config.choices import GFlowNet
 from lowmem_spin.config.game_config import GameConfig
 from lowmem_spin.config.per_iteration import values_at
-from lowmem_spin.config.recipe import Recipe, WarmStart
+from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.config.training_config import WarmStart
 
 
 def mixture(weighted: Iterable[tuple[str, float]]) -> Mixture:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lowmem_spin.config.per_iteration import values_at
-from lowmem_spin.config.recipe import Training
+from lowmem_spin.config.training_config import Training
 
 # Not in keys: they say how the work is split.
 SPLIT = {"per_device_train_batch_size", "tokens_per_batch", "gradient_accumulation_steps", "gradient_checkpointing"}

@@ -5,12 +5,12 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lowmem_spin.config import game_config
-from lowmem_spin.config.choices import FunctionOracle, JudgeOracle, Option
+from lowmem_spin.config.choices import FunctionOracle, JudgeOracle
+from lowmem_spin.config.data_config import Data
 from lowmem_spin.config.paths import PathText
-from lowmem_spin.config.per_iteration import Count, Positive, check_lengths, value_at
+from lowmem_spin.config.per_iteration import check_lengths, value_at
 from lowmem_spin.config.section import Section
-
-OWN_ARGUMENTS = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")  # set when rendering
+from lowmem_spin.config.training_config import Training, WarmStart
 
 
 class Model(Section):
@@ -34,78 +34,6 @@ class Model(Section):
     it. Its rank, scale and layers must be those of training.lora."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run. Turn it on only for code that you have read."""
-
-
-class Columns(Section):
-    """What a file's columns are called, where they have none of the usual names; the others of it are then not read."""
-
-    prompt: str | None = None
-    """Name of the column with what is asked: a text or a list of messages. null: there is none, or the usual one."""
-    completion: str | None = None
-    """Name of the column with the answer: a text or a list of messages. null: there is none, or the usual one."""
-    messages: str | None = None
-    """Name of the column with whole conversations, as lists of {role, content} or {from, value}; instead of prompt and
-    completion."""
-    chosen: str | None = None
-    """Name of the column with the better answer, for game.algorithm offline."""
-    rejected: str | None = None
-    """Name of the column with the worse answer, for game.algorithm offline."""
-    system: str | None = None
-    """Name of the column with the system message of each row; use it with any of the others."""
-
-
-class Data(Section):
-    """The prompts and answers that the iterates learn from."""
-
-    path: PathText
-    """Hub data set, or a file: .jsonl, .ndjson, .json (by lines or one array), .csv, .tsv, each also .gz, or .parquet; a
-    relative path is looked up next to the recipe, then in the working directory. Columns: `messages`; `prompt` and
-    `completion` or `response`; SPIN's `real`; `chosen`, and `rejected` for an offline game; ShareGPT's `conversations`;
-    Alpaca's `instruction`, `input` and `output`; `question` and `answer` or `response`; `query` and `response`; `input` and
-    `output`; for others see data.columns. For game.algorithm sppo the prompts suffice."""
-    name: str | None = None
-    """Configuration of a hub data set that has several, for instance main for openai/gsm8k; null is its only one."""
-    columns: Columns = Columns()
-    """Names of the columns to read where they are none of the usual ones, for instance {prompt: Frage, completion: Antwort}.
-    They hold for evaluation.path as well."""
-    system_prompt: str | None = None
-    """System message that is put before every conversation without one, of held-out rows as well; null puts none. Set it to
-    train for the system prompt that the model will be used with."""
-
-    @field_validator("system_prompt")
-    @classmethod
-    def _says_something(cls, value: str | None) -> str | None:
-        if value is not None and not value.strip():
-            raise ValueError("it says nothing; use null for no system message")
-        return value
-
-    revision: str | None = None
-    """Branch, tag or commit of a hub data set; null is its main branch. Set a commit to pin it."""
-    split: str = "train"
-    """Split of a hub data set to learn from, for instance train_sft; local files have none."""
-    turns: Literal["first", "all"] = "first"
-    """Which answers of a conversation become rows. first: only the first, as in SPIN. all: every one, for
-    multi-turn data."""
-    resample: bool | Literal["split"] = True
-    """Which prompts an iteration draws. true: a new draw each time. false: the same ones every time. split: the iterations
-    share the data out, so that no two of them learn from the same prompt."""
-    chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """Arguments of the chat template, such as enable_thinking: false for a model whose prompts otherwise open a thought. Chats,
-    benchmarks, served and exported policies keep them. The template's text says which it knows."""
-    max_prompt_length: int = Field(default=512, ge=1)
-    """Longest prompt in tokens; rows with a longer one are left out and counted, never cut. Raise it if too many are left
-    out and memory allows."""
-    max_completion_length: int = Field(default=512, ge=1)
-    """Longest answer of the data in tokens; longer ones are counted and cut, without an end of turn. Raise it if too many are
-    cut and memory allows."""
-
-    @field_validator("chat_template_kwargs")
-    @classmethod
-    def _of_the_template(cls, value: dict[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:
-        for name in value:
-            if not name.isidentifier() or name in OWN_ARGUMENTS:
-                raise ValueError(f"{name!r} is not an argument that a recipe can set; give others, or none")
-        return value
 
 
 class Generation(Section):
@@ -134,89 +62,6 @@ class Generation(Section):
         if value != "dequantized":
             raise ValueError("not implemented yet; use dequantized")
         return value
-
-
-class Lora(Section):
-    """The shape of the LoRA adapters; all policies of a game share it."""
-
-    r: int = Field(default=16, ge=1)
-    """Rank of the adapters. A higher one can learn more and costs memory and disk space."""
-    lora_alpha: int = Field(default=32, ge=1)
-    """Scale of the adapters: the update to a layer is lora_alpha / r * B A. Scale it together with r."""
-    dropout: float = Field(default=0.05, ge=0, lt=1)
-    """Dropout probability on the adapters' input during training. Raise it if training overfits."""
-    target_modules: str | list[str] = "all-linear"
-    """Layers that get an adapter: all-linear, or a list of module names such as [q_proj, v_proj]. Name fewer to save memory."""
-
-
-class Training(Section):
-    """How iterates are trained and scored: the engine, the adapters and the optimiser."""
-
-    engine: Literal["auto", "hf", "unsloth"] = "auto"
-    """What scores and trains. hf: transformers and PEFT, on any device. unsloth: its faster kernels, on a GPU. auto: unsloth
-    on a GPU where its self-test passes (see `lowmem-spin doctor`), else hf."""
-    lora: Lora = Lora()
-    """Rank, scale, dropout and layers of the LoRA adapters that are trained."""
-    learning_rate: Positive | list[Positive] = 5e-5
-    """Peak learning rate of the adapter; a list has one number per iteration, as in SPIN's code, which lowers it later. Lower
-    it if the loss diverges or iterates drift too far."""
-    num_train_epochs: Count | list[Count] = 1
-    """Passes over an iteration's pairs; a list has one number per iteration. Raise it for small data sets."""
-    per_device_train_batch_size: int = Field(default=4, ge=1)
-    """Pairs of full length in one forward and backward pass; shorter ones are packed, as many as have no more tokens. Lower it
-    if memory runs out. Dropout's random draws aside, only its product with gradient_accumulation_steps affects the result."""
-    tokens_per_batch: int | None = Field(default=None, ge=1)
-    """Most tokens of pairs in one forward and backward pass, at least those of one pair of full length; null is as many as
-    per_device_train_batch_size such pairs have. Lower it if memory runs out; the result does not depend on it."""
-    gradient_accumulation_steps: int = Field(default=16, ge=1)
-    """How many times per_device_train_batch_size pairs make an optimiser step. Raise it as much as you lower that."""
-    optim: str = "adamw_torch"
-    """Optimiser, by its name in transformers. paged_adamw_8bit saves memory on a GPU."""
-    optim_args: dict[str, Option] = Field(default_factory=dict)
-    """Options of the optimiser that have no field here, by their names in transformers, for instance {momentum: 0.9} with sgd.
-    One that the optimiser does not read is refused."""
-    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of Adam's running mean of gradients, for optimisers that have one. Lower it for short trainings."""
-    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
-    """Decay of Adam's running mean of squared gradients, for optimisers that have one. Lower it if the loss has spikes."""
-    adam_epsilon: float = Field(default=1e-8, gt=0)
-    """What Adam adds to the root of that mean before it divides by it. Raise it if training is unstable."""
-    lr_scheduler_type: str = "linear"
-    """Learning-rate schedule, by its name in transformers, for instance linear, cosine or constant."""
-    lr_scheduler_kwargs: dict[str, Option] = Field(default_factory=dict)
-    """Options of the schedule, by their names in transformers: cosine_with_min_lr needs {min_lr_rate: 0.1} or min_lr,
-    warmup_stable_decay needs {num_decay_steps: 100}."""
-    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
-    """Share of the optimiser steps, from 0 to 1, in which the learning rate rises to its peak. Raise it if the first
-    steps are unstable."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Weight decay of the optimiser on the adapter's weights; 0 turns it off. Raise it if training overfits."""
-    max_grad_norm: float = Field(default=1.0, ge=0)
-    """Gradient norm above which gradients are scaled down; 0 turns clipping off. Lower it if the loss has spikes."""
-    disable_dropout: bool = False
-    """Whether the base's own dropout, which GPT-2 has, is off while adapters are trained; false trains with what its
-    config.json says. That of the adapters is training.lora.dropout; TRL's DPO has neither. Scoring never drops anything."""
-    gradient_checkpointing: bool = False
-    """Whether activations are recomputed in the backward pass: less memory and the same result, in about a third more time.
-    Turn it on if training runs out of memory."""
-
-    @field_validator("optim", "lr_scheduler_type")
-    @classmethod
-    def _plain_name(cls, value: str) -> str:
-        if not value.isidentifier():
-            raise ValueError("give a name that transformers knows, such as adamw_torch or linear")
-        return value
-
-
-class WarmStart(Section):
-    """Ordinary fine-tuning on the data's answers before the game; its adapter becomes the game's base policy."""
-
-    rows: int = Field(ge=1)
-    """Rows of the data to fine-tune on before the game."""
-    num_train_epochs: int = Field(default=1, ge=1)
-    """Passes over the warm start's rows."""
-    learning_rate: float = Field(default=2e-4, gt=0)
-    """Peak learning rate of the warm start; its other options are those of `training`."""
 
 
 class Evaluation(Section):

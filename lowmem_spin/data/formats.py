@@ -5,7 +5,7 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.recipe import Data
+from lowmem_spin.config.data_config import Data
 from lowmem_spin.data.layouts import (
     ALIKE,
     ANSWERED,

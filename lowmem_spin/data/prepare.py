@@ -12,7 +12,7 @@ import pyarrow as pa
 from lowmem_spin.algorithm.stages import VERSIONS
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.config.recipe import Data
+from lowmem_spin.config.data_config import Data
 from lowmem_spin.data.chat_templates import TEMPLATES
 from lowmem_spin.data.formats import Conversation, Unusable, conversations
 from lowmem_spin.data.render import Rendered, Renderer

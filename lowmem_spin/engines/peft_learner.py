@@ -15,7 +15,8 @@ from transformers import GenerationConfig
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Notice, Tokens
-from lowmem_spin.config.recipe import Lora, Recipe
+from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.config.training_config import Lora
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.loading import end_tokens, load_base, load_tokenizer, without_dropout

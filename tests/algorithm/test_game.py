@@ -26,7 +26,8 @@ from lowmem_spin.algorithm.stages import (
 from lowmem_spin.algorithm.touches import HeldOutPlaces, touches
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.config.recipe import Evaluation, Recipe, WarmStart
+from lowmem_spin.config.recipe import Evaluation, Recipe
+from lowmem_spin.config.training_config import WarmStart
 from lowmem_spin.data.rows import draw_rows
 from lowmem_spin.runner.planning.counting import GAME_KINDS, Work
 

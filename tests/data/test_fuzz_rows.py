@@ -19,7 +19,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.recipe import Data
+from lowmem_spin.config.data_config import Data
 from lowmem_spin.data.formats import Conversation, conversations
 from lowmem_spin.data.prepare import count_rows, prepare
 from lowmem_spin.data.render import Renderer

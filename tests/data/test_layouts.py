@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from lowmem_spin.algorithm.stages import VERSIONS
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.config.recipe import Data
+from lowmem_spin.config.data_config import Data
 from lowmem_spin.data.formats import conversations
 from lowmem_spin.data.prepare import prepare, prepared_key
 from lowmem_spin.data.render import Renderer

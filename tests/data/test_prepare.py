@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from lowmem_spin.algorithm.stages import Draw
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.recipe import Data
+from lowmem_spin.config.data_config import Data
 from lowmem_spin.data.formats import Conversation, Unusable, conversations
 from lowmem_spin.data.prepare import prepare
 from lowmem_spin.data.render import Renderer

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from helpers.tokenizers_built import FAMILIES, MISTRAL, ZEPHYR, byte_level, eating, prepending, prepending_once
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.config.data_config import Data
 from lowmem_spin.config.load import load_recipe
-from lowmem_spin.config.recipe import Data
 from lowmem_spin.data.chat_templates import TEMPLATES
 from lowmem_spin.data.prepare import prepare, prepared_key
 from lowmem_spin.data.render import Rendered, Renderer

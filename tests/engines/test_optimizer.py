@@ -14,7 +14,8 @@ from helpers.commands import assert_one_line, call
 from helpers.games import SETTINGS, open_hf, opened, some_pairs, tiny
 from lowmem_spin.algorithm.settings import training_settings
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.recipe import Recipe, Training
+from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.config.training_config import Training
 from lowmem_spin.engines.loading import without_dropout
 from lowmem_spin.engines.training.optimizer import check_names, try_optimizer
 from lowmem_spin.engines.training.trial import SURE_OPTIMIZERS, SURE_SCHEDULES, check_optimizer

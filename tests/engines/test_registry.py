@@ -13,7 +13,8 @@ from lowmem_spin.algorithm.stages import Evaluate, Generate, Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find_recipe, load_recipe
-from lowmem_spin.config.recipe import Generation, Recipe, Training
+from lowmem_spin.config.recipe import Generation, Recipe
+from lowmem_spin.config.training_config import Training
 from lowmem_spin.engines import pool
 from lowmem_spin.engines.base import Completion, Request
 from lowmem_spin.engines.memory import CONTEXT, Shape, idle_memory, peak, stage_memory

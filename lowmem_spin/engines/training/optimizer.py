@@ -16,7 +16,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.recipe import Training
+from lowmem_spin.config.training_config import Training
 
 ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
 
