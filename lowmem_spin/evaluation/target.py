@@ -21,8 +21,9 @@ from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, cho
 from lowmem_spin.engines.registry import PORTABLE
 from lowmem_spin.evaluation.benchmark_records import keep_results
 from lowmem_spin.runner import run_folder
+from lowmem_spin.runner.game_rows import split_rows
 from lowmem_spin.runner.health import HeldOut
-from lowmem_spin.runner.open import OpenGame, SharedResources, split_rows
+from lowmem_spin.runner.open import OpenGame, SharedResources
 from lowmem_spin.runner.run_folder import RunFolder
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store

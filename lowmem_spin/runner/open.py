@@ -1,6 +1,6 @@
 """From a recipe to a game that can be played on this machine: sources found, keys named, rows prepared."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,13 +13,14 @@ from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.prepare import prepare, prepared_key
 from lowmem_spin.data.render import Renderer
-from lowmem_spin.data.rows import Rows, fixed_sample, hold_out, shuffled, take
+from lowmem_spin.data.rows import Rows
 from lowmem_spin.data.sources import Source, Sources, base_key
 from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
 from lowmem_spin.engines.row_check import check_rows
 from lowmem_spin.engines.training.trial import check_optimizer
+from lowmem_spin.runner.game_rows import GameRows, Orders, split_rows
 from lowmem_spin.runner.health import HeldOut, notices
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store, Table
@@ -90,57 +91,6 @@ class ResolvedRecipe:
         if self.held is None:
             key = digest({"rows": key, "set aside": set_aside})
         return Inputs(self.base, key, *self.choices.specs(self.recipe), self.oracle_spec)
-
-
-def split_rows(recipe: Recipe, train: Rows, held: Rows | None = None) -> tuple[list[int], HeldOut]:
-    """(places that may be learned from, what policies are measured on). `held` are held-out rows of their own."""
-    if held is None:
-        health, pool = hold_out(train.ids, recipe.evaluation.health_prompts)
-        return pool, HeldOut(train, train.answered(health), health, exact_match=False)
-    health = fixed_sample(held.ids, recipe.evaluation.health_prompts)
-    scored = held.answered(range(len(held)))
-    return list(range(len(train))), HeldOut(held, scored, health, recipe.evaluation.metric == "exact_match")
-
-
-@dataclass
-class Orders:
-    """The shuffled orders that draws are heads of; each is sorted once for all games of a sweep."""
-
-    known: dict[tuple[str, int, int | None], list[int]] = field(default_factory=dict)
-
-    def of(self, draw: Draw, rows: Rows, pool: Sequence[int]) -> list[int]:
-        """Places of `rows`, those of `pool` shuffled."""
-        name = (draw.data, draw.seed, draw.round)
-        if name not in self.known:
-            order = shuffled([rows.ids[position] for position in pool], draw.seed, draw.round)
-            self.known[name] = [pool[position] for position in order]
-        return self.known[name]
-
-
-@dataclass(kw_only=True)
-class GameRows:
-    """Rows to learn from and rows to measure on."""
-
-    train: Rows
-    pool: list[int]  # places of `train` that may be learned from
-    held: HeldOut
-    orders: Orders
-    drawn: dict[Draw, list[int]] = field(default_factory=dict)
-
-    @property
-    def set_aside(self) -> int:
-        """How many of `train` are not learned from."""
-        return len(self.train) - len(self.pool)
-
-    def positions(self, draw: Draw) -> list[int]:
-        """Places of `train`: the rows of a draw, in its order.
-
-        Raises:
-            InputError: the pool has too few.
-        """
-        if draw not in self.drawn:
-            self.drawn[draw] = take(self.orders.of(draw, self.train, self.pool), draw)
-        return self.drawn[draw]
 
 
 @dataclass
