@@ -74,12 +74,7 @@ class Toy(NoWeights):
         ("from lowmem_spin.evaluation.target import", "from lowmem_spin.evaluation.toy import measure_toy"),
         ("SUITES: dict[", '    "toy": Suite(measure_toy),'),
     ],
-    "data/formats.py": [
-        (
-            "LAYOUTS: dict[",
-            '    ("asked", "said"): lambda row: [*_turn("user", row["asked"]), *_turn("assistant", row["said"])],',
-        )
-    ],
+    "data/layouts.py": [("ANSWERED = [", '    _pair("asked", "said"),')],
     "config/choices.py": [
         (
             "from lowmem_spin.config.section import Section",
