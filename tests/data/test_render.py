@@ -363,6 +363,6 @@ def test_what_was_done_to_rows_is_counted_with_the_place_of_the_first(tmp_path: 
     assert Rows(table).counts_line() == (
         "read as messages: 4 rows read, 1 answers that carried their end token, which is taken as the end (first: line 2), "
         "1 conversations with control tokens in their texts, taken as plain text (first: line 2), "
-        "1 with the role tool that the chat template refuses (it has no turn for tool there), left out (first: line 3), "
+        "1 with turns of tools or functions, left out (first: line 3), "
         "1 system texts put before the first user turn (first: line 4)"
     )

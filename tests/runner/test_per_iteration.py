@@ -97,8 +97,8 @@ def train_seconds(tmp_path: Path, *overrides: str) -> dict[str, float]:
 
 
 def test_a_plan_counts_the_epochs_of_each_iteration(tmp_path: Path) -> None:
-    many = ["game.pairs=90000", "generation.max_new_tokens=400"]  # seconds are rounded to a tenth
-    warm = ["warm_start={rows: 90000, num_train_epochs: 1}"]
+    many = ["game.pairs=900000"]  # seconds are rounded to a tenth
+    warm = ["warm_start={rows: 900000, num_train_epochs: 1}"]
     once, each = train_seconds(tmp_path, *many, *warm), train_seconds(tmp_path, *many, *warm, f"{EPOCHS}=[1, 3]")
     assert each["iterate 0"] == once["iterate 0"] == once["iterate 1"]
     assert each["iterate 1"] == pytest.approx(3 * once["iterate 1"], rel=1e-3)
