@@ -18,6 +18,19 @@ from lowmem_spin.engines.memory import WIDTH, count_weights
 from lowmem_spin.engines.model_files import EMBEDDINGS, VOCABULARIES, ModelFiles, find_file, none_of_a_model
 
 SPECIALS = {"eos_token": "end token", "pad_token": "padding token"}  # those that a game feeds to the model, whatever the rows
+PACKED = (
+    "BOOL",
+    "U8",
+    "I8",
+    "I16",
+    "U16",
+    "I32",
+    "U32",
+    "I64",
+    "U64",
+    "F8_E4M3",
+    "F8_E5M2",
+)  # not numbers to compute with as they are
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 OWN_TOKENIZER = "use the tokenizer that belongs to this model, or enlarge the embedding (model.resize_token_embeddings)"
 
@@ -92,6 +105,10 @@ def _check_weights(files: ModelFiles) -> None:
     """Hold the checkpoint's headers against the config: what is missing would be made up at random."""
     files.json("generation_config.json")
     whole = files.whole_config
+    packed = next((name for name, weight in files.weights.items() if name.endswith(".weight") and weight.dtype in PACKED), None)
+    if packed is not None and not (whole.get("quantization_config") or files.config.get("quantization_config")):
+        told = f"{shortened(packed)} is stored as {files.weights[packed].dtype}, but its config.json has no quantization_config"
+        raise none_of_a_model(files.model, f"{told}; fetch it again, or take the unquantized model")
     if "text_config" in whole or "auto_map" in whole:  # other towers' layers, or what only its own code knows
         return
     found = {int(number[1]) for name in files.weights if (number := LAYER.search(name))}

@@ -88,7 +88,9 @@ def played(game: Any, base: Path) -> None:
         assert logp <= 0
     for answer, logp in zip(answers, scored, strict=False):  # a token at a time and all at once: what comes later is not seen
         assert math.isclose(answer.logp, logp, rel_tol=1e-3, abs_tol=1e-2), (answer.logp, logp)
-    stored = [one.float() for path in base.glob("*.safetensors") for one in load_file(path).values()]
+    files = [load_file(path) for path in base.glob("*.safetensors")]
+    assert all(one.dtype.is_floating_point for file in files for name, one in file.items() if name.endswith(".weight"))
+    stored = [one.float() for file in files for one in file.values()]
     for name, weight in engine.model.named_parameters():
         if "lora_" not in name and weight.is_floating_point() and not hasattr(weight, "quant_state"):
             assert any(one.shape == weight.shape and torch.equal(one, weight.float()) for one in stored), f"made up: {name}"
@@ -126,7 +128,7 @@ def check(seed: int, folder: Path, adapter: Path, outcomes: Counter[str]) -> str
         except InputError as refusal:
             said.append(line(refusal, folder))
         except BaseException as error:
-            error.add_note(f"{name}: {told}; {asked}; plan said {said}")
+            error.add_note(ascii(f"{name}: {told}; {asked}; plan said {said}"))
             raise
     assert not list(folder.rglob("RAN")), (name, told)
     if said[0] and not said[0].endswith("cannot be planned"):
