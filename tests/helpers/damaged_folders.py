@@ -70,10 +70,10 @@ def spell(path: Path, content: Any) -> None:
 
 def disturb(r: random.Random, content: Any, known: list[str]) -> Any:
     """Drop, change, rename or add something, anywhere inside."""
-    holder = content
+    holder: Any = content
     while True:
         keys = list(holder if isinstance(holder, dict) else range(len(holder)))
-        key = r.choice(keys) if keys else "x"
+        key: Any = r.choice(keys) if keys else "x"
         inner = holder[key] if keys else None
         if not (isinstance(inner, dict | list) and inner and r.random() < 0.7):
             break
