@@ -27,6 +27,8 @@ def load_tokenizer(model: Source, trust_remote_code: bool) -> Any:
     """The tokenizer of a model, from the hub or a folder."""
     with naming_the_model(model):
         found = AutoTokenizer.from_pretrained(model.location, revision=model.revision, trust_remote_code=trust_remote_code)
+        if not isinstance(found.model_max_length, int | float):
+            raise ValueError("its tokenizer_config.json has a model_max_length that is no number; correct it")
         found.decode(found.all_special_ids)  # some special tokens only fail once they are looked up
         return found
 

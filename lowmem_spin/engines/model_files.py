@@ -23,6 +23,7 @@ HEADS = ("lm_head", "embed_out", "output")
 POSITIONS = ("wpe", "embed_positions", "positions_embed", "position_embeddings")
 EXPERTS = re.compile(r"(^|\.)experts(\.|$)|block_sparse_moe\.(input|output)_linear")
 ROUTERS = (".gate", ".router")
+LONGEST = 200  # characters of a weight's name
 SHARD = r"[^/\\]+\.safetensors"
 LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 STRETCHED = ("linear", "dynamic", "yarn")  # rotary positions reach `factor` times as far as the config's length says
@@ -245,9 +246,12 @@ def headers(model: Source, path: Path, field: str = "model.name_or_path") -> dic
     try:
         with safe_open(path, "np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-            return {name: Weight(tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
+            found = {name: Weight(tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
     except (SafetensorError, OSError) as error:
         raise none_of_a_model(model, f"{path.name} is damaged or cut short ({error}); fetch it again", field) from None
+    if longest := max((len(name) for name in found if len(name) > LONGEST), default=0):
+        raise none_of_a_model(model, f"{path.name} has a weight with a name of {longest} characters; fetch it again", field)
+    return found
 
 
 def _ask_the_hub(model: Source) -> dict[str, Weight]:
