@@ -375,7 +375,9 @@ def test_rows_that_occur_again_are_counted(tmp_path: Path, renderer: Renderer) -
     assert rows.counts == {"rows read": 4, **again}
     assert list(rows.first.values()) == ["line 1", "line 2", "line 3"]
     held = read(tmp_path, renderer, lines(*({"prompt": p, "completion": c} for p, c in ["pa", "qb", "ra"])))
-    assert overlap(rows, held) == (1, 2)
+    assert overlap(rows, range(4), held, range(3)) == (1, 2)
+    assert overlap(rows, [3], held, range(3)) == (0, 1)
+    assert overlap(rows, range(1, 4), rows, [0]) == (1, 1)  # set aside, and still there once more
 
 
 @pytest.mark.parametrize(
