@@ -1,8 +1,11 @@
 """Data sets as conversations, read row by row. The layouts of columns are in layouts.py, the kinds of files in readers.py."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
+
+import yaml
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.data_config import Data
@@ -118,16 +121,27 @@ def _layout(
     elif find_layout(rows, PROMPTS) is not None:
         why = f"no answers that are known as such, which {needs_answers} needs"
     elif len(columns) == 1 and any(sign in columns[0] for sign in ";\t|"):
-        why = "which is one; separate them by commas, or in a .tsv file by tabs"
+        raise InputError(f"{named} has one column, {_listed(columns)}; separate columns by commas, or in a .tsv file by tabs")
+    elif len(rows) == len(columns) == 1 and isinstance(rows[0][columns[0]], list):
+        raise InputError(f"{named} is one object with all rows in its {columns[0]!r}; save that list by itself")
     elif columns == ["text"]:
         why = "in which nothing says what is asked and what is answered"
     near = nearest(columns, layouts)
     similar = f"; the nearest layout is {' and '.join(near.columns)}" if near is not None else ""
-    said = ", ".join(f"{name}: {column}" for name, column in zip(names, _guessed(columns, names), strict=True))
+    said = ", ".join(f"{name}: {_yaml(column)}" for name, column in zip(names, _guessed(columns, names), strict=True))
     raise InputError(
         f"{named} has the columns {_listed(columns)}, {why}{similar}: rename the columns, or name them, for instance "
         f"data.columns={{{said}}}"
     )
+
+
+def _yaml(column: str) -> str:
+    """A name as it can be written in a recipe."""
+    try:
+        plain = yaml.safe_load(f"{{name: {column}}}") == {"name": column}
+    except yaml.YAMLError:
+        plain = False
+    return column if plain else json.dumps(column, ensure_ascii=False)
 
 
 def _guessed(columns: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -144,7 +158,8 @@ def _passed_over(head: Iterable[tuple[str, Any]], layout: Layout, read: set[str]
     columns = [column for column in _columns(given) if column not in read]
     left = columns if renamed else unread(columns, layout)
     more = f" and {len(left) - SAID} more" if len(left) > SAID else ""
-    return f" (its other columns are not read: {', '.join(column[:WIDTH] for column in left[:SAID])}{more})" if left else ""
+    named = ", ".join(column[:WIDTH] or "one without a name" for column in left[:SAID])
+    return f" (its other columns are not read: {named}{more})" if left else ""
 
 
 def _columns(head: Iterable[tuple[str, Any]]) -> list[str]:

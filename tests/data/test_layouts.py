@@ -283,7 +283,11 @@ def test_every_kind_of_file_gives_the_same_rows_as_text(tmp_path: Path, renderer
         ),
         ("d.jsonl", lines({"Frage": "p", "Antwort": "c"}), "for instance data.columns={prompt: Frage, completion: Antwort}"),
         ("d.jsonl", lines({"prompt": "p"}), "no answers that are known as such, which self-play needs"),
-        ("d.csv", b"prompt;completion\na;b\n", "which is one; separate them by commas, or in a .tsv file by tabs"),
+        ("d.csv", b"prompt;completion\na;b\n", "['prompt;completion']; separate columns by commas, or in a .tsv file by tabs"),
+        ("d.csv", b"a: b,null\nc,d\n", 'for instance data.columns={prompt: "a: b", completion: "null"}'),
+        ("d.csv", lines(*TWO), "has JSON where names of columns should be; name it .jsonl"),
+        ("d.json", lines({"data": TWO}), "is one object with all rows in its 'data'; save that list by itself"),
+        ("d.jsonl", lines({}), "has the columns [], no layout that is known"),
         ("d.csv", b"prompt,prompt\na,b\n", "has more than one column 'prompt'; rename one"),
         (
             "d.csv",
@@ -326,6 +330,14 @@ def test_faulty_rows_of_a_csv_cost_no_more_than_their_lines(tmp_path: Path, rend
     kinds = ("with more or fewer cells than the header", "with faulty quotes", "that are not UTF-8")
     places = [rows.first[f"{kind}, left out"] for kind in kinds]
     assert places == ["line 3", "line 4, ',' expected after '\"'", "line 5"]
+
+
+def test_a_cell_that_is_too_long_is_called_so_and_a_column_without_a_name_is_listed(tmp_path: Path, renderer: Renderer) -> None:
+    content = f",prompt,completion\n0,a,b\n1,{'c' * 140_000},d\n2,e,f\n".encode()
+    rows = read(tmp_path, renderer, content, "d.csv")
+    assert rows.completions == ["b", "f"]
+    assert rows.counts["with cells that are too long, or a quote that is not closed, left out"] == 1
+    assert rows.layouts == ["prompt and completion (its other columns are not read: one without a name)"]
 
 
 def test_text_of_a_parquet_file_that_is_not_utf8_is_left_out(tmp_path: Path, renderer: Renderer) -> None:
