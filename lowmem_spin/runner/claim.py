@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from lowmem_spin.algorithm.roles import Part, Role, part_in, parts_in
 from lowmem_spin.algorithm.stages import Stage, Train
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import read_text
+from lowmem_spin.common.files import check_folder_place, read_text
 from lowmem_spin.common.keys import digest, is_key
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.runner.run_folder import PICTURES
@@ -68,10 +68,7 @@ def check_owner(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: it is no folder, or has something that no game wrote and that one would overwrite.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"output.dir: {str(folder)!r} is a file; choose another folder")
-    if folder.is_symlink() and not folder.exists():
-        raise InputError(f"output.dir: {str(folder)!r} is a link that leads nowhere; make its folder, or choose another one")
+    check_folder_place(folder, "output.dir")
     return _record(folder, "run.json", "policies", WRITTEN)
 
 

@@ -108,13 +108,33 @@ def test_what_no_game_wrote_is_neither_overwritten_nor_deleted(name: str, home: 
     assert re.match(rf"a run is refused as it is: output\.dir: .* has {known} already", note)
 
 
+@pytest.mark.parametrize("field", ["output.dir", "output.store"])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("file", "is a file"),
+        ("file/run", "would be in .*file', which is a file"),
+        ("link", "is a link that leads nowhere"),
+        ("link/run", "would be in .*link', which is a link that leads nowhere"),
+    ],
+)
+def test_where_no_folder_can_be_made_is_refused(field: str, name: str, what: str, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    line = rf"^{re.escape(field)}: '.*{name}' {what}; "
+    with pytest.raises(InputError, match=line):
+        begin(home, f"{field}={tmp_path / name}")
+    try:
+        (note,) = (note for note in planned(home, f"{field}={tmp_path / name}") if field in note)
+    except InputError as error:
+        note = str(error)
+    assert re.search(line.removeprefix("^"), note)
+
+
 def test_a_plan_says_what_a_run_refuses(home: Path, tmp_path: Path) -> None:
     assert not any("output.dir" in note for note in planned(home))
     (note,) = (note for note in planned(home, OTHER) if "output.dir" in note)
     assert "has another game, whose iterate 0, iterate 1 would be lost" in note
-    (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(InputError, match=r"link' is a link that leads nowhere; make its folder, or"):
-        begin(home, f"output.dir={tmp_path / 'link'}")
 
 
 def test_other_files_of_the_user_are_left_alone(copy: Path, tmp_path: Path) -> None:

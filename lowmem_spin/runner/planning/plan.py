@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from lowmem_spin.algorithm.stages import Average, Draw, Stage, Train, TrainSampler
 from lowmem_spin.algorithm.touches import HeldOutPlaces, Places, Touch, touches
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import DamagedError, read_parquet
+from lowmem_spin.common.files import DamagedError, check_folder_place, read_parquet
 from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.formats import conversations
@@ -153,6 +153,7 @@ class _Draft:
 
     def add(self, point: SweepPoint) -> None:
         recipe, root = point.recipe, Path(point.recipe.output.store)
+        check_folder_place(root, "output.store")
         sources = Sources(self.recipe_dir, root / "sources.json", patient=True)
         found = resolve(recipe, sources, _choices(recipe, root, self.notes), lambda line: None)
         _add(
