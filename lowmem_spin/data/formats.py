@@ -17,6 +17,7 @@ from lowmem_spin.data.layouts import (
     REASONING,
     SYSTEM,
     UNREAD,
+    WEIGHTS,
     Layout,
     Message,
     Row,
@@ -242,6 +243,8 @@ def _answers(
         said = message(turn)
         if said["role"] == "assistant" and asked and place >= own:
             notes = tuple(f"with {name!r} beside the answer, which is not used" for name in REASONING if turn.get(name))
+            named = (name for name in WEIGHTS if turn.get(name) in (0, "0"))
+            notes += tuple(f"with {name!r} 0 beside the answer, which is learned from all the same" for name in named)
             yield list(context), said["content"], notes
             answered = True
             if turns == "first":

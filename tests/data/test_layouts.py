@@ -402,3 +402,12 @@ def test_a_key_has_no_option_that_was_not_given(change: dict[str, Any]) -> None:
     key: Callable[[Data], str] = lambda data: prepared_key(source, model, data, None, "train")  # noqa: E731
     assert key(Data(path="d.jsonl", name="main")) == digest({"kind": "data", "version": VERSIONS["data"], **named, **limits})
     assert key(Data(path="d.jsonl", **change)) != key(Data(path="d.jsonl"))
+
+
+def test_an_answer_that_other_trainers_leave_out_is_counted(tmp_path: Path, renderer: Renderer) -> None:
+    chats = [chat(ASKED, {**RIGHT, "weight": 0}), chat(ASKED, {**RIGHT, "train": False}), chat(ASKED, {**RIGHT, "weight": 1})]
+    rows = read(tmp_path, renderer, lines(*chats))
+    assert len(rows) == 3
+    assert [kind for kind in rows.counts if "learned from" in kind] == [
+        f"with {name!r} 0 beside the answer, which is learned from all the same" for name in ("weight", "train")
+    ]
