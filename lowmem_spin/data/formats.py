@@ -82,7 +82,8 @@ def conversations(
     layouts = PREFERENCES if with_rejected else ANSWERED if needs_answers else [*ANSWERED, *PROMPTS]
     renamed = {ours: theirs for ours, theirs in data.columns if theirs is not None and (ours != "rejected" or with_rejected)}
     layout = _layout(head, layouts, renamed, f"{field}: {source.location!r}", needs_answers)
-    read_as = layout.name + _passed_over(head, layout, {*renamed.values(), category} if renamed else {category}, bool(renamed))
+    named = {theirs for ours, theirs in renamed.items() if not unread([ours], layout)}
+    read_as = layout.name + _passed_over(head, layout, {*named, category}, bool(renamed))
     for place, row in chain(head, rows):
         try:
             yield from _row(place, row, layout, read_as, data, renamed, category, with_rejected, needs_answers is None)

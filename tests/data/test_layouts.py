@@ -411,3 +411,11 @@ def test_an_answer_that_other_trainers_leave_out_is_counted(tmp_path: Path, rend
     assert [kind for kind in rows.counts if "learned from" in kind] == [
         f"with {name!r} 0 beside the answer, which is learned from all the same" for name in ("weight", "train")
     ]
+
+
+def test_a_column_that_is_named_and_not_read_is_listed(tmp_path: Path, renderer: Renderer) -> None:
+    content = lines({"q": "p", "m": [ASKED, RIGHT], "s": "Be brief."})
+    rows = read(tmp_path, renderer, content, columns={"prompt": "q", "messages": "m", "system": "s"})
+    assert rows.layouts == ["messages (its other columns are not read: q)"]
+    rows = read(tmp_path, renderer, lines({"q": "p", "b": "c", "w": "d"}), columns={"prompt": "q", "chosen": "b"})
+    assert rows.layouts == ["chosen (its other columns are not read: w)"]
