@@ -14,11 +14,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lowmem_spin.common.errors import InputError
+
 # What a disk can answer; any other error of the system is a bug and keeps its traceback.
 DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR"}
 Notice = Callable[[str], None]
 Tokens = Sequence[int] | np.ndarray
 """Token ids of one prompt or completion."""
+
+
+def check_folder_place(folder: Path, field: str) -> None:
+    """Refuse a place where no folder can be made.
+
+    Args:
+        folder: to be made, or there already.
+        field: the recipe's that names it.
+
+    Raises:
+        InputError: it is a file, or would be in one, or is a link that leads nowhere.
+    """
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            where = "is a file" if place == folder else f"would be in {str(place)!r}, which is a file"
+            raise InputError(f"{field}: {str(folder)!r} {where}; choose another folder")
+        if place.is_symlink() and not place.exists():
+            where = "is" if place == folder else f"would be in {str(place)!r}, which is"
+            raise InputError(
+                f"{field}: {str(folder)!r} {where} a link that leads nowhere; make its folder, or choose another one"
+            )
 
 
 class DamagedError(ValueError):

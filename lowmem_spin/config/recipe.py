@@ -157,7 +157,7 @@ class Recipe(Section):
     """Device, batch sizes and memory; nothing here changes the result."""
     output: Output = Output()
     """Folders for results and shared computations, and the experiment tracker."""
-    seed: int = Field(default=42, ge=0)
+    seed: int = Field(default=42, ge=0, le=2**62)
     """Random seed of prompt draws, sampled completions, initial adapter weights and row order. Change it to repeat the game
     independently."""
 

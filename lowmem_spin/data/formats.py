@@ -1,8 +1,11 @@
 """Data sets as conversations, read row by row. The layouts of columns are in layouts.py, the kinds of files in readers.py."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
+
+import yaml
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.data_config import Data
@@ -14,6 +17,7 @@ from lowmem_spin.data.layouts import (
     REASONING,
     SYSTEM,
     UNREAD,
+    WEIGHTS,
     Layout,
     Message,
     Row,
@@ -78,7 +82,8 @@ def conversations(
     layouts = PREFERENCES if with_rejected else ANSWERED if needs_answers else [*ANSWERED, *PROMPTS]
     renamed = {ours: theirs for ours, theirs in data.columns if theirs is not None and (ours != "rejected" or with_rejected)}
     layout = _layout(head, layouts, renamed, f"{field}: {source.location!r}", needs_answers)
-    read_as = layout.name + _passed_over(head, layout, {*renamed.values(), category} if renamed else {category}, bool(renamed))
+    named = {theirs for ours, theirs in renamed.items() if not unread([ours], layout)}
+    read_as = layout.name + _passed_over(head, layout, {*named, category}, bool(renamed))
     for place, row in chain(head, rows):
         try:
             yield from _row(place, row, layout, read_as, data, renamed, category, with_rejected, needs_answers is None)
@@ -118,16 +123,27 @@ def _layout(
     elif find_layout(rows, PROMPTS) is not None:
         why = f"no answers that are known as such, which {needs_answers} needs"
     elif len(columns) == 1 and any(sign in columns[0] for sign in ";\t|"):
-        why = "which is one; separate them by commas, or in a .tsv file by tabs"
+        raise InputError(f"{named} has one column, {_listed(columns)}; separate columns by commas, or in a .tsv file by tabs")
+    elif len(rows) == len(columns) == 1 and isinstance(rows[0][columns[0]], list):
+        raise InputError(f"{named} is one object with all rows in its {columns[0]!r}; save that list by itself")
     elif columns == ["text"]:
         why = "in which nothing says what is asked and what is answered"
     near = nearest(columns, layouts)
     similar = f"; the nearest layout is {' and '.join(near.columns)}" if near is not None else ""
-    said = ", ".join(f"{name}: {column}" for name, column in zip(names, _guessed(columns, names), strict=True))
+    said = ", ".join(f"{name}: {_yaml(column)}" for name, column in zip(names, _guessed(columns, names), strict=True))
     raise InputError(
         f"{named} has the columns {_listed(columns)}, {why}{similar}: rename the columns, or name them, for instance "
         f"data.columns={{{said}}}"
     )
+
+
+def _yaml(column: str) -> str:
+    """A name as it can be written in a recipe."""
+    try:
+        plain = yaml.safe_load(f"{{name: {column}}}") == {"name": column}
+    except yaml.YAMLError:
+        plain = False
+    return column if plain else json.dumps(column, ensure_ascii=False)
 
 
 def _guessed(columns: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -144,7 +160,8 @@ def _passed_over(head: Iterable[tuple[str, Any]], layout: Layout, read: set[str]
     columns = [column for column in _columns(given) if column not in read]
     left = columns if renamed else unread(columns, layout)
     more = f" and {len(left) - SAID} more" if len(left) > SAID else ""
-    return f" (its other columns are not read: {', '.join(column[:WIDTH] for column in left[:SAID])}{more})" if left else ""
+    named = ", ".join(column[:WIDTH] or "one without a name" for column in left[:SAID])
+    return f" (its other columns are not read: {named}{more})" if left else ""
 
 
 def _columns(head: Iterable[tuple[str, Any]]) -> list[str]:
@@ -227,6 +244,8 @@ def _answers(
         said = message(turn)
         if said["role"] == "assistant" and asked and place >= own:
             notes = tuple(f"with {name!r} beside the answer, which is not used" for name in REASONING if turn.get(name))
+            named = (name for name in WEIGHTS if turn.get(name) in (0, "0"))
+            notes += tuple(f"with {name!r} 0 beside the answer, which is learned from all the same" for name in named)
             yield list(context), said["content"], notes
             answered = True
             if turns == "first":

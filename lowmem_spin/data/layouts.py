@@ -50,6 +50,7 @@ ROLES = {
 
 UNREAD = ("tools", "functions", "images", "videos", "audios")  # columns without which a conversation is another one
 REASONING = ("reasoning_content", "reasoning", "thinking")  # of an answer's message, beside its content
+WEIGHTS = ("weight", "train", "loss")  # of a message, by which other trainers leave it out: 0 or false
 CONVERSATIONS = ("conversations", "conversation", "messages")
 QUESTIONS = ("prompt", "question", "instruction", "query", "input")
 SYSTEM = ("system", "system_prompt")

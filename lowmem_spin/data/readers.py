@@ -178,13 +178,17 @@ def _read_csv(lines: Iterable[bytes], named: str, delimiter: str) -> Iterator[tu
             bad = Unusable(places[0], "that are not UTF-8", broken=True)
             yield places[0], dict(zip(header, cells, strict=True)) if whole else bad
             continue
-        reason = "with faulty quotes" if cells is None else "with more or fewer cells than the header"
+        reason = "with more or fewer cells than the header"
+        if cells is None:
+            reason = "with cells that are too long, or a quote that is not closed" if "limit" in fault else "with faulty quotes"
         yield from ((place, Unusable(place, reason, True, fault)) for place in places)
 
 
 def _header(cells: list[str] | None, named: str) -> list[str]:
     if cells is None:
         raise InputError(f"{named}: its first line is no header of columns: its quotes or line ends are faulty")
+    if cells[0].lstrip().startswith(("{", "[")):
+        raise InputError(f"{named} has JSON where names of columns should be; name it .jsonl")
     twice = sorted({name for name in cells if cells.count(name) > 1})
     if twice:
         raise InputError(f"{named} has more than one column {twice[0]!r}; rename one")

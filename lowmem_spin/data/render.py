@@ -23,6 +23,7 @@ TEXT = "conversations with control tokens in their texts, taken as plain text"
 APART = "answers that the tokenizer would merge with their prompts, tokenised apart"
 INEXACT = "answers that the tokenizer does not spell to the letter"
 FOLDED = "system texts put before the first user turn"
+ANOTHER_END = ", with which the chat template ends them, is no token of this tokenizer"
 CHANGED = "conversations whose earlier messages the chat template changes or shortens"
 
 
@@ -76,6 +77,11 @@ class Renderer:
             raise InputError(f"{FIELD}: it does not write what a question or an answer says; {OWN}")
         self.lead, _, self.end_text = whole[len(prompt) :].partition(ANSWER)
         self.end_token = self._end_of_turn()
+        end = tokenizer.convert_ids_to_tokens(self.end_token)
+        written = self.end_text.strip()
+        self._ended = (
+            [] if not written or written.startswith(end) else [f"answers ended by {end!r}: {written[:30]!r}{ANOTHER_END}"]
+        )
         self.spelling = Spelling(tokenizer, self._control())
         ends = {tokenizer.eos_token, tokenizer.pad_token, tokenizer.convert_ids_to_tokens(self.end_token)} - {None}
         self._ends = re.compile(f"(?:(?:{'|'.join(map(re.escape, ends))})\\s*)+$")
@@ -174,7 +180,9 @@ class Renderer:
             meant = self.spelling.plain(row.answer).removeprefix(self.lead)
             inexact = [INEXACT] if text.strip() != meant.strip() else []
             apart = [APART] if spelled.apart else []
-            yield Rendered(spelled.prompt, [*spelled.answer, self.end_token], text, (*row.notes, *apart, *inexact))
+            yield Rendered(
+                spelled.prompt, [*spelled.answer, self.end_token], text, (*row.notes, *self._ended, *apart, *inexact)
+            )
 
     def _write(self, context: list[Message], answer: str) -> _Written | str:
         """A conversation as the template writes it, or why it cannot be used."""

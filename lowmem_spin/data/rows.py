@@ -63,13 +63,14 @@ def counts_line(number: Mapping[str, int], first: Mapping[str, str], layouts: It
     return f"read as {read_as}: {counted}" if read_as else counted
 
 
-def overlap(train: Rows, held: Rows) -> tuple[int, int]:
-    """(held-out rows that are rows to learn from, those and others whose prompt is one to learn from)."""
-    asked = {held.prompt(place).tobytes(): set[bytes]() for place in range(len(held))}
-    for place in range(len(train)):
+def overlap(train: Rows, learned: Iterable[int], held: Rows, measured: Sequence[int]) -> tuple[int, int]:
+    """Of the places `measured` of `held`: (those that are a row among the places `learned` of `train`, those and others whose
+    prompt is one of theirs)."""
+    asked = {held.prompt(place).tobytes(): set[bytes]() for place in measured}
+    for place in learned:
         if (answers := asked.get(train.prompt(place).tobytes())) is not None:
             answers.add(train.chosen(place).tobytes())
-    known = [(asked[held.prompt(place).tobytes()], held.chosen(place).tobytes()) for place in range(len(held))]
+    known = [(asked[held.prompt(place).tobytes()], held.chosen(place).tobytes()) for place in measured]
     return sum(answer in answers for answers, answer in known), sum(bool(answers) for answers, _ in known)
 
 

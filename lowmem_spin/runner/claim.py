@@ -3,16 +3,16 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lowmem_spin.algorithm.roles import Part, Role, part_in, parts_in
-from lowmem_spin.algorithm.stages import Train
+from lowmem_spin.algorithm.stages import Stage, Train
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import read_text
+from lowmem_spin.common.files import check_folder_place, read_text
 from lowmem_spin.common.keys import digest, is_key
-from lowmem_spin.runner.open import OpenGame
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.runner.run_folder import PICTURES
 
 METRICS, ITERATES = "metrics.jsonl", "iterates"
@@ -23,7 +23,18 @@ DAMAGE = (KeyError, TypeError, ValueError, AttributeError)
 OF_SWEEPS = ("report.html", "report.md", "report_*.png")
 
 
-def check_folder(game: OpenGame, replace: bool = False) -> None:
+class Claimant(Protocol):
+    """A game that is to have a folder: one that is open, or one that is planned."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def stages(self) -> Sequence[Stage]: ...
+    @property
+    def folder(self) -> Path: ...
+
+
+def check_folder(game: Claimant, replace: bool = False) -> None:
     """Refuse a folder in which this game would overwrite anything that is not of it: it may only go on there.
 
     Args:
@@ -34,9 +45,7 @@ def check_folder(game: OpenGame, replace: bool = False) -> None:
         InputError: one line.
     """
     folder = game.folder
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"output.dir: {str(folder)!r} is a file; choose another folder")
-    earlier = _record(folder, "run.json", "policies", WRITTEN)
+    earlier = check_owner(folder)
     lost, new = _lost(game, earlier), _iterates(game)
     if lost and not replace:
         names, remedy = ", ".join(lost.values()), "choose another output.dir, or add --replace"
@@ -53,7 +62,17 @@ def check_folder(game: OpenGame, replace: bool = False) -> None:
             raise InputError(f"output.dir: {str(entry)!r} is no iterate of a game in this folder; move it away")
 
 
-def clear_folder(game: OpenGame) -> None:
+def check_owner(folder: Path) -> dict[str, Any]:
+    """The record of the game in a folder, empty if there is none.
+
+    Raises:
+        InputError: it is no folder, or has something that no game wrote and that one would overwrite.
+    """
+    check_folder_place(folder, "output.dir")
+    return _record(folder, "run.json", "policies", WRITTEN)
+
+
+def clear_folder(game: Claimant) -> None:
     """Remove an earlier game's iterates and numbers, as its record names them; nothing where it goes on."""
     earlier = _record(game.folder, "run.json", "policies", WRITTEN)
     if not _lost(game, earlier):
@@ -100,13 +119,13 @@ def _is_empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _lost(game: OpenGame, earlier: Mapping[str, Any]) -> dict[str, str]:
+def _lost(game: Claimant, earlier: Mapping[str, Any]) -> dict[str, str]:
     """{key: name} of the policies that the folder has and this game does not play. A baseline is a measurement."""
     kept = {stage.policy for stage in game.stages if isinstance(stage, Train)}
     made = {key: f"iterate {number}" for number, key in _made(game.folder).items()}
     for name, part in _parts(earlier).items():
         key = earlier["policies"][name]
-        if part.role is Role.WARM_START and (game.store.root / "adapters" / key).exists():
+        if part.role is Role.WARM_START and (Path(game.recipe.output.store) / "adapters" / key).exists():
             made[key] = name
     made = {**_measured(game.folder / METRICS), **made}
     return {key: name for key, name in made.items() if key not in kept}
@@ -132,7 +151,7 @@ def _measured(path: Path) -> dict[str, str]:
     return found
 
 
-def _iterates(game: OpenGame) -> dict[int, str]:
+def _iterates(game: Claimant) -> dict[int, str]:
     """{number: key} of the iterates that the game trains."""
     trained = (stage for stage in game.stages if isinstance(stage, Train) and stage.role is Role.ITERATE)
     return {stage.iteration: stage.policy for stage in trained if stage.iteration is not None}

@@ -48,12 +48,14 @@ class HeldOut:
     oracle: dict[str, Any] | None = None  # identity of what judges samples, if anything does
 
 
-def notices(train: Rows, held: HeldOut, field: str) -> Iterator[str]:
+def notices(train: Rows, pool: Sequence[int], held: HeldOut, field: str) -> Iterator[str]:
     """What a person should know of rows that can be used: held-out rows that are learned from, or have no answers."""
-    same, asked = overlap(train, held.rows) if held.rows is not train else (0, 0)
+    measured = sorted({*held.scored, *held.health})
+    same, asked = overlap(train, pool, held.rows, measured)
     if asked:
+        learned = "rows to learn from" if field == "data.path" else "rows of data.path"
         yield (
-            f"{field}: of {len(held.rows):,} held-out rows {same:,} are rows of data.path, and {asked - same:,} more ask what "
+            f"{field}: of {len(measured):,} held-out rows {same:,} are {learned}, and {asked - same:,} more ask what "
             "one of them asks: there, policies are measured on what they learn from"
         )
     alone = len(held.health) - len(held.rows.answered(held.health))

@@ -205,7 +205,7 @@ def prepare_rows(resolved: ResolvedRecipe, display: Display, shared: SharedResou
     known = len(shared.splits)
     rows = shared.split(resolved, train, *held)
     if len(shared.splits) > known:
-        for line in notices(rows.train, rows.held, "evaluation.path" if held else "data.path"):
+        for line in notices(rows.train, rows.pool, rows.held, "evaluation.path" if held else "data.path"):
             display.log(line, "yellow")
     return rows
 

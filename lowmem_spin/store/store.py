@@ -29,6 +29,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import (
     DamagedError,
     Notice,
+    check_folder_place,
     read_parquet,
     read_text,
     reading,
@@ -161,6 +162,7 @@ class Store:
     def __init__(self, root: Path, notice: Notice) -> None:
         self.root, self.notice = root, notice
         self._verified: dict[str, str] = {}
+        check_folder_place(root, "output.store")
         root.mkdir(parents=True, exist_ok=True)
         stamp = root / "FORMAT"
         if not stamp.exists():

@@ -56,6 +56,7 @@ def test_the_papers_recipe_is_the_papers() -> None:
         ("game.alpha=lots", "game.alpha: 'lots' cannot be used: Input should be a valid number"),
         ("game.pairs=[1, 2]", "game.pairs: 2 numbers for 3 iterations; give one per iteration"),
         ("game.loss.beta=.nan", "game.loss.beta: nan cannot be used: Input should be a finite number"),
+        ("seed=99999999999999999999", "seed: 99999999999999999999 cannot be used: Input should be less than or equal to"),
         ("model=null", "model: None cannot be used"),
         (
             "generation.weights=shared",

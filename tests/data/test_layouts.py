@@ -283,7 +283,11 @@ def test_every_kind_of_file_gives_the_same_rows_as_text(tmp_path: Path, renderer
         ),
         ("d.jsonl", lines({"Frage": "p", "Antwort": "c"}), "for instance data.columns={prompt: Frage, completion: Antwort}"),
         ("d.jsonl", lines({"prompt": "p"}), "no answers that are known as such, which self-play needs"),
-        ("d.csv", b"prompt;completion\na;b\n", "which is one; separate them by commas, or in a .tsv file by tabs"),
+        ("d.csv", b"prompt;completion\na;b\n", "['prompt;completion']; separate columns by commas, or in a .tsv file by tabs"),
+        ("d.csv", b"a: b,null\nc,d\n", 'for instance data.columns={prompt: "a: b", completion: "null"}'),
+        ("d.csv", lines(*TWO), "has JSON where names of columns should be; name it .jsonl"),
+        ("d.json", lines({"data": TWO}), "is one object with all rows in its 'data'; save that list by itself"),
+        ("d.jsonl", lines({}), "has the columns [], no layout that is known"),
         ("d.csv", b"prompt,prompt\na,b\n", "has more than one column 'prompt'; rename one"),
         (
             "d.csv",
@@ -326,6 +330,14 @@ def test_faulty_rows_of_a_csv_cost_no_more_than_their_lines(tmp_path: Path, rend
     kinds = ("with more or fewer cells than the header", "with faulty quotes", "that are not UTF-8")
     places = [rows.first[f"{kind}, left out"] for kind in kinds]
     assert places == ["line 3", "line 4, ',' expected after '\"'", "line 5"]
+
+
+def test_a_cell_that_is_too_long_is_called_so_and_a_column_without_a_name_is_listed(tmp_path: Path, renderer: Renderer) -> None:
+    content = f",prompt,completion\n0,a,b\n1,{'c' * 140_000},d\n2,e,f\n".encode()
+    rows = read(tmp_path, renderer, content, "d.csv")
+    assert rows.completions == ["b", "f"]
+    assert rows.counts["with cells that are too long, or a quote that is not closed, left out"] == 1
+    assert rows.layouts == ["prompt and completion (its other columns are not read: one without a name)"]
 
 
 def test_text_of_a_parquet_file_that_is_not_utf8_is_left_out(tmp_path: Path, renderer: Renderer) -> None:
@@ -375,7 +387,9 @@ def test_rows_that_occur_again_are_counted(tmp_path: Path, renderer: Renderer) -
     assert rows.counts == {"rows read": 4, **again}
     assert list(rows.first.values()) == ["line 1", "line 2", "line 3"]
     held = read(tmp_path, renderer, lines(*({"prompt": p, "completion": c} for p, c in ["pa", "qb", "ra"])))
-    assert overlap(rows, held) == (1, 2)
+    assert overlap(rows, range(4), held, range(3)) == (1, 2)
+    assert overlap(rows, [3], held, range(3)) == (0, 1)
+    assert overlap(rows, range(1, 4), rows, [0]) == (1, 1)  # set aside, and still there once more
 
 
 @pytest.mark.parametrize(
@@ -388,3 +402,20 @@ def test_a_key_has_no_option_that_was_not_given(change: dict[str, Any]) -> None:
     key: Callable[[Data], str] = lambda data: prepared_key(source, model, data, None, "train")  # noqa: E731
     assert key(Data(path="d.jsonl", name="main")) == digest({"kind": "data", "version": VERSIONS["data"], **named, **limits})
     assert key(Data(path="d.jsonl", **change)) != key(Data(path="d.jsonl"))
+
+
+def test_an_answer_that_other_trainers_leave_out_is_counted(tmp_path: Path, renderer: Renderer) -> None:
+    chats = [chat(ASKED, {**RIGHT, "weight": 0}), chat(ASKED, {**RIGHT, "train": False}), chat(ASKED, {**RIGHT, "weight": 1})]
+    rows = read(tmp_path, renderer, lines(*chats))
+    assert len(rows) == 3
+    assert [kind for kind in rows.counts if "learned from" in kind] == [
+        f"with {name!r} 0 beside the answer, which is learned from all the same" for name in ("weight", "train")
+    ]
+
+
+def test_a_column_that_is_named_and_not_read_is_listed(tmp_path: Path, renderer: Renderer) -> None:
+    content = lines({"q": "p", "m": [ASKED, RIGHT], "s": "Be brief."})
+    rows = read(tmp_path, renderer, content, columns={"prompt": "q", "messages": "m", "system": "s"})
+    assert rows.layouts == ["messages (its other columns are not read: q)"]
+    rows = read(tmp_path, renderer, lines({"q": "p", "b": "c", "w": "d"}), columns={"prompt": "q", "chosen": "b"})
+    assert rows.layouts == ["chosen (its other columns are not read: w)"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from helpers.tokenizers_built import FAMILIES, MISTRAL, ZEPHYR, byte_level, eating, prepending, prepending_once
+from helpers.tokenizers_built import FAMILIES, MISTRAL, TURNS, ZEPHYR, byte_level, eating, prepending, prepending_once
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.data_config import Data
 from lowmem_spin.config.load import load_recipe
@@ -94,6 +94,15 @@ def test_an_end_token_at_an_answers_end_is_the_end_itself(name: str, answer: str
     assert row.notes[0] == "answers that carried their end token, which is taken as the end"
     later = RENDERERS[name].prompt([user("a"), assistant(answer), user("b")])  # and so in what comes before
     assert later == RENDERERS[name].prompt([user("a"), assistant(text), user("b")])
+
+
+def test_another_end_than_the_templates_is_counted() -> None:
+    """A template for another tokenizer: what it ends turns with is no token here, so that the tokenizer's own end is taken."""
+    row = rendered(Renderer(prepending(TURNS), None), "a", "Hello there")
+    said = "answers ended by '</s>': '<|end|>', with which the chat template ends them, is no token of this tokenizer"
+    assert row.notes == (said,)
+    for tokenizer in (eating(), prepending(ZEPHYR), prepending(ZEPHYR.replace("eos_token + ", ""))):
+        assert rendered(Renderer(tokenizer, None), "a", "Hello there").notes == ()
 
 
 def test_an_answer_that_is_an_end_token_alone_is_empty() -> None:

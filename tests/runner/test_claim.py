@@ -21,11 +21,12 @@ from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.cli import play
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.grid import sweep_axes, sweep_folder, sweep_points
+from lowmem_spin.config.grid import SweepPoint, sweep_axes, sweep_folder, sweep_points
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.runner import gc, run_folder
 from lowmem_spin.runner import sweep as sweeps
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
+from lowmem_spin.runner.planning.plan import plan
 from lowmem_spin.runner.record import link_iterate
 from lowmem_spin.runner.run import Player
 from lowmem_spin.store.store import Store
@@ -83,6 +84,12 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({name: value for name, value in {**known, **changes}.items() if value is not None}))
 
 
+def planned(home: Path, *options: str) -> list[str]:
+    overrides = tiny(home, f"model.name_or_path={home / 'base'}", *options)
+    recipe = load_recipe(find_recipe("quickstart"), overrides)
+    return plan([SweepPoint("game", {}, recipe)], home).notes
+
+
 @pytest.mark.parametrize(
     "name", ["iterates/my_notes.txt", "recipe.yaml", "report.html", "report_score.png", "serve/a", "run.json"]
 )
@@ -97,6 +104,37 @@ def test_what_no_game_wrote_is_neither_overwritten_nor_deleted(name: str, home: 
         ):
             begin(home, f"output.dir={tmp_path / 'run'}", replace=replace)
     assert content(tmp_path) == {f"run/{name}": b"{}"}
+    (note,) = (note for note in planned(home, f"output.dir={tmp_path / 'run'}") if "output.dir" in note)
+    assert re.match(rf"a run is refused as it is: output\.dir: .* has {known} already", note)
+
+
+@pytest.mark.parametrize("field", ["output.dir", "output.store"])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("file", "is a file"),
+        ("file/run", "would be in .*file', which is a file"),
+        ("link", "is a link that leads nowhere"),
+        ("link/run", "would be in .*link', which is a link that leads nowhere"),
+    ],
+)
+def test_where_no_folder_can_be_made_is_refused(field: str, name: str, what: str, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    line = rf"^{re.escape(field)}: '.*{name}' {what}; "
+    with pytest.raises(InputError, match=line):
+        begin(home, f"{field}={tmp_path / name}")
+    try:
+        (note,) = (note for note in planned(home, f"{field}={tmp_path / name}") if field in note)
+    except InputError as error:
+        note = str(error)
+    assert re.search(line.removeprefix("^"), note)
+
+
+def test_a_plan_says_what_a_run_refuses(home: Path, tmp_path: Path) -> None:
+    assert not any("output.dir" in note for note in planned(home))
+    (note,) = (note for note in planned(home, OTHER) if "output.dir" in note)
+    assert "has another game, whose iterate 0, iterate 1 would be lost" in note
 
 
 def test_other_files_of_the_user_are_left_alone(copy: Path, tmp_path: Path) -> None:

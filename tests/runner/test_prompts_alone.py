@@ -88,6 +88,18 @@ def test_held_out_rows_that_are_learned_from_are_named(tmp_path: Path) -> None:
     line = "evaluation.path: of 3 held-out rows 1 are rows of data.path, and 1 more ask what one of them asks"
     assert line in said(tmp_path, f"evaluation.path={held}")
     assert "held-out rows" not in said(tmp_path, f"evaluation.path={QUICKSTART / 'heldout.jsonl'}", "data.turns=all")
+    data = write(tmp_path / "data.jsonl", TRAIN[:8])
+    assert "of 8 held-out rows 8 are rows of data.path" in said(
+        tmp_path, f"data.path={data}", f"evaluation.path={data}", "game.pairs=4"
+    )
+
+
+def test_rows_set_aside_that_occur_again_among_those_to_learn_from_are_named(tmp_path: Path) -> None:
+    alone = ["evaluation.path=null", "evaluation.metric=none"]
+    twice = write(tmp_path / "twice.jsonl", TRAIN[:40] * 2)
+    assert "data.path: of 4 held-out rows 2 are rows to learn from" in said(tmp_path, f"data.path={twice}", *alone)
+    once = write(tmp_path / "once.jsonl", TRAIN[:80])
+    assert "held-out rows" not in said(tmp_path, f"data.path={once}", *alone)
 
 
 @pytest.mark.parametrize(

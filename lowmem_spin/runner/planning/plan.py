@@ -8,12 +8,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lowmem_spin.algorithm.stages import Average, Draw, Stage, Train, TrainSampler
 from lowmem_spin.algorithm.touches import HeldOutPlaces, Places, Touch, touches
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import DamagedError, read_parquet
+from lowmem_spin.common.files import DamagedError, check_folder_place, read_parquet
 from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.formats import conversations
@@ -25,6 +25,7 @@ from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.pool import EngineChoices, choose_engines
 from lowmem_spin.engines.registry import gpu_engine
 from lowmem_spin.engines.row_check import check_rows, unread_rows_note
+from lowmem_spin.runner.claim import check_folder, check_owner
 from lowmem_spin.runner.open import ResolvedRecipe, SharedResources, name_stages, resolve
 from lowmem_spin.runner.planning.calibration import load_calibration
 from lowmem_spin.runner.planning.counting import GAME_KINDS, Unit, Work
@@ -152,6 +153,7 @@ class _Draft:
 
     def add(self, point: SweepPoint) -> None:
         recipe, root = point.recipe, Path(point.recipe.output.store)
+        check_folder_place(root, "output.store")
         sources = Sources(self.recipe_dir, root / "sources.json", patient=True)
         found = resolve(recipe, sources, _choices(recipe, root, self.notes), lambda line: None)
         _add(
@@ -234,6 +236,8 @@ class _Draft:
                     take(range(usable), draw)  # too few rows are refused as a run does
                 return self.ids.block((draw.data, draw.seed, draw.round), draw.start + draw.prompts)[draw.start :]
 
+        known = len(present) == len(loaded) or resolved.held is not None  # else the keys depend on how many rows are usable
+        _add(self.notes, _refused(recipe, stages if known else None))
         held = HeldOutPlaces(scored, health)
         return [(stage, list(touches(stage, recipe, inputs, places, held))) for stage in stages]
 
@@ -260,6 +264,22 @@ class _Draft:
         if path not in self.lengths:
             self.lengths[path] = Lengths.of(found.recipe, self.files[path])
         return replace(self.lengths[path], generated=float(found.recipe.generation.max_new_tokens))
+
+
+class _Planned(NamedTuple):
+    recipe: Recipe
+    stages: list[Stage]
+    folder: Path
+
+
+def _refused(recipe: Recipe, stages: list[Stage] | None) -> list[str]:
+    """A line if a run would refuse the folder; None: which policies it makes is not known yet, only whose the folder is."""
+    folder = Path(recipe.output.dir or "runs/game")
+    try:
+        check_owner(folder) if stages is None else check_folder(_Planned(recipe, stages, folder))
+    except InputError as error:
+        return [f"a run is refused as it is: {error}"]
+    return []
 
 
 def _files(found: ResolvedRecipe) -> list[Path]:
