@@ -6,6 +6,11 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+def shortened(text: str) -> str:
+    """As much of what a stranger's file says as belongs on one line."""
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
 class InputError(Exception):
     """Something the user gave cannot be used. The message is one line: the field, the value, the remedy."""
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, shortened
 
 CONVERTED = (
     "from_pretrained(folder, gguf_file={file!r}, quantization_config=GgufConfig(dequantize=True)).save_pretrained(new), the "
@@ -56,6 +56,6 @@ def _base_of(folder: Path | None) -> str:
         return ""
     try:
         named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return ""
-    return f" ({named})" if named else ""
+    return f" ({shortened(named)})" if isinstance(named, str) and named else ""

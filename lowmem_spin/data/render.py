@@ -70,7 +70,7 @@ class Renderer:
         try:
             prompt, whole = self._texts(question, ANSWER)
         except jinja2.TemplateError as error:
-            raise InputError(f"{FIELD}: it fails on a conversation of user, assistant: {error}") from None
+            raise InputError(f"{FIELD}: it fails on a conversation of user, assistant: {_short(error)}") from None
         if not whole.startswith(prompt):
             raise InputError(self._what_differs(prompt, whole))
         if ANSWER not in whole[len(prompt) :] or QUESTION not in prompt:
@@ -103,9 +103,21 @@ class Renderer:
 
     def _texts(self, context: list[Message], answer: str, **arguments: Any) -> tuple[str, str]:
         """The prompt as the template writes it, and the whole conversation with its answer."""
-        render, whole = self.tokenizer.apply_chat_template, [*context, {"role": "assistant", "content": answer}]
-        prompt = render(context, tokenize=False, add_generation_prompt=True, **arguments)
-        return prompt, render(whole, tokenize=False, **arguments)
+        whole: list[Message] = [*context, {"role": "assistant", "content": answer}]
+        return self._written(context, add_generation_prompt=True, **arguments), self._written(whole, **arguments)
+
+    def _written(self, conversation: list[Message], **arguments: Any) -> str:
+        """A conversation as the template writes it.
+
+        Raises:
+            jinja2.TemplateError: it fails. A template is a program, which may also divide by zero.
+        """
+        try:
+            return self.tokenizer.apply_chat_template(conversation, tokenize=False, **arguments)
+        except jinja2.TemplateError:
+            raise
+        except Exception as error:
+            raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
 
     def _what_differs(self, prompt: str, whole: str) -> str:
         """Why a template cannot be used that writes an answer's conversation differently from its prompt."""
@@ -138,7 +150,7 @@ class Renderer:
         added = self.tokenizer.added_tokens_decoder
         turns = [{"role": role, "content": text} for role, text in (("user", QUESTION), ("assistant", ANSWER)) * 2][:3]
         try:
-            around = self.tokenizer.apply_chat_template(turns, tokenize=False)
+            around = self._written(turns)
         except jinja2.TemplateError:  # a template for single turns
             around = self._texts(turns[:1], ANSWER)[1]
         around = around.replace(QUESTION, "").replace(ANSWER, "")
@@ -190,7 +202,7 @@ class Renderer:
         except jinja2.TemplateError as error:
             roles = sorted({message["role"] for message in context} - {"user", "assistant"})
             which = f"with the role{'s' * (len(roles) > 1)} {', '.join(roles)} " if roles else ""
-            return f"{which}that the chat template refuses ({' '.join(str(error).split())[:100]})"
+            return f"{which}that the chat template refuses ({_short(error)})"
         if dropped:
             return f"with a {dropped} message that the chat template drops"
         if not whole.startswith(prompt) or not whole.endswith(self.end_text):
@@ -217,7 +229,7 @@ class Renderer:
         if roles not in self._treatments:
             texts = [f"\u2063message {place}\u2063" for place in range(len(roles))]
             probes = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
-            prompt = self.tokenizer.apply_chat_template(probes, tokenize=False, add_generation_prompt=True)
+            prompt = self._written(probes, add_generation_prompt=True)
             dropped = next((role for role, text in zip(roles, texts, strict=True) if text not in prompt), None)
             folds = roles[:2] == ("system", "user") and dropped is None
             between = prompt.partition(texts[0])[2].partition(texts[1])[0] if folds else "turn"
@@ -234,6 +246,10 @@ class Renderer:
         if isinstance(rendered, str):
             raise InputError(f"a conversation {rendered} cannot be answered")
         return rendered.prompt
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:100]
 
 
 def _says(written: str, content: str) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from lowmem_spin.common.errors import InputError
+
 HIDDEN, STAND_IN = 0xF0000, 0x100000  # the private planes: one character for each control token
 MARK = "\ufdd0"  # before a hidden one; Unicode promises that no text has this character
 ANCHORS = ("", "\n", ":", "a")  # what an answer is tokenised after, where its own prompt would merge with it
@@ -84,9 +86,17 @@ class Spelling:
         return [self._literal(text) if MARK in text else self._checked(next(tokenised), text) for text in texts]
 
     def _tokenised(self, texts: list[str]) -> list[list[int]]:
-        if self._backend is None:
-            return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        if not texts:
+            return []
+        try:
+            if self._backend is None:
+                return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        except Exception as error:  # tokenizers raises nothing more precise
+            told = " ".join(str(error).split())[:150]
+            raise InputError(
+                f"model.name_or_path: its tokenizer fails on a text ({told}); use the tokenizer that belongs to this model"
+            ) from error
 
     def texts(self, completions: Sequence[Sequence[int]]) -> list[str]:
         """Each completion's ids as text, to the letter."""

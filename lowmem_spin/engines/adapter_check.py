@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, shortened
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.model_files import EMBEDDINGS, EXPERTS, HEADS, POSITIONS, ROUTERS, ModelFiles, Weight, headers
@@ -15,8 +15,9 @@ IN_LAYER = re.compile(r"(?:^|\.)((?:layers|h|blocks|block)\.\d+\..+)$")
 FIELD = "training.lora.target_modules"
 SPECIAL = (
     *("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save", "target_parameters"),
-    "trainable_token_indices",
+    *("trainable_token_indices", "alora_invocation_tokens", "arrow_config", "lora_bias"),
 )
+CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to start that change the base's own weights
 EMBEDDED = (*EMBEDDINGS, *HEADS)
 
 
@@ -140,17 +141,25 @@ def check_adapter(recipe: Recipe, files: ModelFiles, adapter: Source) -> Iterato
     lora, name = recipe.training.lora, repr(adapter.location)
     own = ModelFiles(adapter, "model.adapter").json("adapter_config.json")
     if own.get("peft_type", "LORA") != "LORA":
-        raise InputError(f"model.adapter: {name} is of type {own['peft_type']}; only plain LoRA can be played")
+        raise InputError(f"model.adapter: {name} is of type {shortened(str(own['peft_type']))}; only plain LoRA can be played")
     if special := [field for field in SPECIAL if own.get(field)]:
         raise InputError(f"model.adapter: {name} uses {special[0]}; only plain LoRA can be played")
+    started = own.get("init_lora_weights", True)
+    if isinstance(started, str) and started.startswith(CHANGING):
+        raise InputError(
+            f"model.adapter: {name} was started with init_lora_weights {shortened(started)}, which changes the base; save it "
+            "again converted to plain LoRA (PEFT's path_initial_model_for_weight_conversion)"
+        )
     if own.get("bias", "none") != "none":
-        raise InputError(f"model.adapter: {name} has biases ({own['bias']}); only plain LoRA can be played")
+        raise InputError(f"model.adapter: {name} has biases ({shortened(str(own['bias']))}); only plain LoRA can be played")
     given = _pairs(headers(adapter, Path(adapter.location) / "adapter_model.safetensors", "model.adapter"))
     misfit = f"model.adapter: {name} was made for another base or other layers"
-    if own.get("r") != lora.r:
-        raise InputError(f"{misfit}: its rank is {own.get('r')}, but training.lora.r is {lora.r}; set it to {own.get('r')}")
-    if own.get("lora_alpha") != lora.lora_alpha:
-        raise InputError(f"training.lora.lora_alpha: {lora.lora_alpha}, but {name} has {own.get('lora_alpha')}; use that")
+    rank, alpha = own.get("r"), own.get("lora_alpha")
+    if rank != lora.r:
+        its = shortened(repr(rank))
+        raise InputError(f"{misfit}: its rank is {its}, but training.lora.r is {lora.r}; set it to {its}")
+    if alpha != lora.lora_alpha:
+        raise InputError(f"training.lora.lora_alpha: {lora.lora_alpha}, but {name} has {shortened(repr(alpha))}; use that")
     known: dict[str, tuple[int, ...]] = {part: weight.shape for part, weight in layers(files).items()}
     if not known:
         return
@@ -175,8 +184,8 @@ def check_adapter(recipe: Recipe, files: ModelFiles, adapter: Source) -> Iterato
             )
     named = own.get("base_model_name_or_path")
     places = (recipe.model.name_or_path, files.model.location)
-    if named and Path(named).name not in {Path(place).name for place in places}:
-        yield f"model.adapter: {name} names {named!r} as its base and is played on {places[0]!r}; all its shapes fit"
+    if isinstance(named, str) and Path(named).name not in {Path(place).name for place in places}:
+        yield f"model.adapter: {name} names {shortened(named)!r} as its base and is played on {places[0]!r}; all its shapes fit"
 
 
 def _adapted(asked: str | list[str], known: Iterable[str]) -> list[str]:

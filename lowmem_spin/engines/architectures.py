@@ -67,7 +67,8 @@ def _check_known(files: ModelFiles, kind: Any) -> None:
     if loaded is None:
         raise InputError(f"{what}, which transformers {version('transformers')} does not load as a language model; {TAKE}")
     both_ways = kind in OTHERS or (kind in ENCODERS and not config.get("is_decoder"))
-    if both_ways or files.config.get("use_bidirectional_attention") is True:
+    told = files.config.get("use_bidirectional_attention") in (True, "all") or files.config.get("is_causal") is False
+    if both_ways or told:
         raise InputError(f"{what}, which reads in both directions and cannot generate; {TAKE}")
     if named not in (None, loaded) and not _has_a_head(named, config):
         raise InputError(f"{what}: its weights are those of a {named}, without the head of a {loaded}; {TAKE}")

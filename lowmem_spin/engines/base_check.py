@@ -8,17 +8,30 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, shortened
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.adapter_check import check_adapter, check_targets, is_mixture
 from lowmem_spin.engines.architectures import check_architecture
+from lowmem_spin.engines.config_check import DEPTHS, check_config, check_shapes
 from lowmem_spin.engines.memory import WIDTH, count_weights
 from lowmem_spin.engines.model_files import EMBEDDINGS, VOCABULARIES, ModelFiles, find_file, none_of_a_model
 
 SPECIALS = {"eos_token": "end token", "pad_token": "padding token"}  # those that a game feeds to the model, whatever the rows
+PACKED = (
+    "BOOL",
+    "U8",
+    "I8",
+    "I16",
+    "U16",
+    "I32",
+    "U32",
+    "I64",
+    "U64",
+    "F8_E4M3",
+    "F8_E5M2",
+)  # not numbers to compute with as they are
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
-DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 OWN_TOKENIZER = "use the tokenizer that belongs to this model, or enlarge the embedding (model.resize_token_embeddings)"
 
 
@@ -40,6 +53,7 @@ def check_base(recipe: Recipe, model: Source, adapter: Source | None, dtype: str
     if not model.resolved:
         return []
     files = ModelFiles(model)
+    check_config(files)
     check_architecture(files, recipe.model.trust_remote_code)
     notes = [*_stored_form(recipe, files, dtype)]
     _check_weights(files)
@@ -68,10 +82,11 @@ def _stored_form(recipe: Recipe, files: ModelFiles, dtype: str) -> Iterator[str]
     unquantized = "take the unquantized model that it was made from, which model.quantization nf4 packs as it is loaded"
     if method != "bitsandbytes" or bits is None:
         raise InputError(
-            f"model.name_or_path: {files.name} is quantized already ({method}), and only nf4 is trained on; {unquantized}"
+            f"model.name_or_path: {files.name} is quantized already ({shortened(str(method))}), and only nf4 is trained on; "
+            f"{unquantized}"
         )
     if bits == 8 or kind != "nf4":
-        form = "in 8 bits" if bits == 8 else f"as {kind}"
+        form = "in 8 bits" if bits == 8 else f"as {shortened(str(kind))}"
         raise InputError(
             f"model.name_or_path: {files.name} is stored {form} by bitsandbytes, and only nf4 is trained on; {unquantized}"
         )
@@ -90,6 +105,10 @@ def _check_weights(files: ModelFiles) -> None:
     """Hold the checkpoint's headers against the config: what is missing would be made up at random."""
     files.json("generation_config.json")
     whole = files.whole_config
+    packed = next((name for name, weight in files.weights.items() if name.endswith(".weight") and weight.dtype in PACKED), None)
+    if packed is not None and not (whole.get("quantization_config") or files.config.get("quantization_config")):
+        told = f"{shortened(packed)} is stored as {files.weights[packed].dtype}, but its config.json has no quantization_config"
+        raise none_of_a_model(files.model, f"{told}; fetch it again, or take the unquantized model")
     if "text_config" in whole or "auto_map" in whole:  # other towers' layers, or what only its own code knows
         return
     found = {int(number[1]) for name in files.weights if (number := LAYER.search(name))}
@@ -105,6 +124,7 @@ def _check_weights(files: ModelFiles) -> None:
             files.model,
             f"its config.json has vocab_size {stated} and its embedding {rows[0].shape[0]} rows; take both from one model",
         )
+    check_shapes(files)
 
 
 def _check_room(recipe: Recipe, files: ModelFiles) -> None:
@@ -117,7 +137,8 @@ def _check_room(recipe: Recipe, files: ModelFiles) -> None:
 
 def _check_tokenizer(recipe: Recipe, files: ModelFiles) -> Iterator[str]:
     """A tokenizer that is there and whose special tokens the model knows."""
-    own = (files.tokenizer_config.get("auto_map") or {}).get("AutoTokenizer")
+    mapped = files.tokenizer_config.get("auto_map") or {}  # older ones are a list
+    own = mapped.get("AutoTokenizer") if isinstance(mapped, dict) else mapped
     vocabulary = next((name for name in VOCABULARIES if find_file(files.model, name) is not None), None)
     if own and vocabulary != "tokenizer.json":
         if not recipe.model.trust_remote_code:
@@ -136,6 +157,9 @@ def _check_tokenizer(recipe: Recipe, files: ModelFiles) -> Iterator[str]:
     for field, what in SPECIALS.items():
         token = files.tokenizer_config.get(field)
         text = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(text, str | None):
+            told = f"its tokenizer_config.json has {field} {shortened(repr(token))}, which is no token; correct it"
+            raise none_of_a_model(files.model, told)
         if text in ids and ids[text] >= known:
             raise InputError(
                 f"model.name_or_path: the {what} {text!r} of {files.name} is token {ids[text]}, but its embedding has {known} "
@@ -143,10 +167,10 @@ def _check_tokenizer(recipe: Recipe, files: ModelFiles) -> Iterator[str]:
             )
     ends = files.json("generation_config.json").get("eos_token_id", files.config.get("eos_token_id"))
     for end in ends if isinstance(ends, list) else [ends]:
-        if isinstance(end, int) and end >= known:
+        if end is not None and not (isinstance(end, int) and 0 <= end < known):
             raise InputError(
-                f"model.name_or_path: eos_token_id {end} of {files.name} is no token of its embedding of {known} rows; correct "
-                "it in generation_config.json or config.json"
+                f"model.name_or_path: eos_token_id {shortened(repr(end))} of {files.name} is no token of its embedding of "
+                f"{known} rows; correct it in generation_config.json or config.json"
             )
     if (largest := max(ids.values(), default=0)) >= known:
         yield (
@@ -159,4 +183,9 @@ def _loaded_ids(files: ModelFiles) -> dict[str, int]:
     from tokenizers import Tokenizer
 
     path = find_file(files.model, "tokenizer.json")
-    return {} if path is None else Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    if path is None:
+        return {}
+    try:
+        return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises nothing more precise
+        raise none_of_a_model(files.model, f"tokenizer.json is no tokenizer ({str(error)[:150]}); fetch it again") from error

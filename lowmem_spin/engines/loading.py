@@ -8,14 +8,14 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
-from lowmem_spin.engines.model_files import find_file, none_of_a_model
+from lowmem_spin.engines.memory import count_weights
+from lowmem_spin.engines.model_files import ModelFiles, find_file, none_of_a_model
 
 # bitsandbytes warns that a CPU kernel is missing, the very one hf.py keeps it from using.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -26,7 +26,11 @@ transformers.utils.logging.set_verbosity_error()
 def load_tokenizer(model: Source, trust_remote_code: bool) -> Any:
     """The tokenizer of a model, from the hub or a folder."""
     with naming_the_model(model):
-        return AutoTokenizer.from_pretrained(model.location, revision=model.revision, trust_remote_code=trust_remote_code)
+        found = AutoTokenizer.from_pretrained(model.location, revision=model.revision, trust_remote_code=trust_remote_code)
+        if not isinstance(found.model_max_length, int | float):
+            raise ValueError("its tokenizer_config.json has a model_max_length that is no number; correct it")
+        found.decode(found.all_special_ids)  # some special tokens only fail once they are looked up
+        return found
 
 
 def end_tokens(model: Source, renderer: Renderer, trust_remote_code: bool = False) -> list[int]:
@@ -76,13 +80,16 @@ def naming_the_model(model: Source) -> Iterator[None]:
     """What transformers says of a folder that is no model, in one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError) as error:
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what a stranger's files can raise in there is without end; tokenizers has nothing but this
         if "trust_remote_code" in str(error):
             raise InputError(
                 f"model.trust_remote_code: false, but {model.location!r} comes with code of its own; read that code, then set "
                 "it to true"
             ) from None
-        raise none_of_a_model(model, " ".join(str(error).split())[:300]) from error
+        kind = "" if isinstance(error, OSError | ValueError | StrictDataclassError) else f"{type(error).__name__}: "
+        raise none_of_a_model(model, (kind + " ".join(str(error).split()))[:300]) from error
 
 
 def load_base(model: Source, quantization: str, machine: Machine, trust_remote_code: bool = False) -> Any:
@@ -95,6 +102,7 @@ def load_base(model: Source, quantization: str, machine: Machine, trust_remote_c
         raise InputError(
             "runtime.device: the driver sees a GPU but this torch build does not; install a CUDA build, or use cpu"
         )
+    _check_size(model, trust_remote_code)
     with naming_the_model(model):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             model.location,
@@ -121,6 +129,17 @@ def load_base(model: Source, quantization: str, machine: Machine, trust_remote_c
     base.generation_config = GenerationConfig()
     base.requires_grad_(False)
     return base.eval()
+
+
+def _check_size(model: Source, trust_remote_code: bool) -> None:
+    """Refuse a config that asks for far more than the checkpoint has: its memory would be taken before that is found out."""
+    stored = sum(count_weights(ModelFiles(model)))
+    if not stored:
+        return
+    asked = sum(rows * columns for rows, columns in matrices(model, trust_remote_code).values())
+    if asked > 2 * stored:  # a head that is tied is counted twice
+        told = f"its config.json asks for {asked:,} parameters and its checkpoint has {stored:,}; take both from one model"
+        raise none_of_a_model(model, told)
 
 
 def _check_loaded(model: Source, found: dict[str, Any]) -> None:

@@ -54,8 +54,8 @@ class Shape:
         config = {new: config[old] for new, old in GPT2_NAMES.items() if old in config} | config
         if "n_embd" in config:
             config["intermediate_size"] = config.get("n_inner") or 4 * config["n_embd"]
-        mixture = _mixture(config)
         try:
+            mixture = _mixture(config)
             heads = config["num_attention_heads"]
             shape = cls(
                 layers=config["num_hidden_layers"],
@@ -73,6 +73,10 @@ class Shape:
             return dataclasses.replace(shape, counted=(plain, shape.unquantized)) if mixture else shape
         except KeyError as missing:
             raise InputError(f"model.name_or_path: its config has no {missing}, so its memory cannot be planned") from None
+        except (TypeError, ZeroDivisionError):
+            raise InputError(
+                "model.name_or_path: its config has no one size for all layers, so its memory cannot be planned"
+            ) from None
 
     @property
     def linears(self) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, shortened
 from lowmem_spin.data.sources import Source
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -23,6 +23,8 @@ HEADS = ("lm_head", "embed_out", "output")
 POSITIONS = ("wpe", "embed_positions", "positions_embed", "position_embeddings")
 EXPERTS = re.compile(r"(^|\.)experts(\.|$)|block_sparse_moe\.(input|output)_linear")
 ROUTERS = (".gate", ".router")
+LONGEST = 200  # characters of a weight's name
+SHARD = r"[^/\\]+\.safetensors"
 LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 STRETCHED = ("linear", "dynamic", "yarn")  # rotary positions reach `factor` times as far as the config's length says
 
@@ -101,7 +103,7 @@ class ModelFiles:
             return {}
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and lists in lists in lists
             raise none_of_a_model(self.model, f"{name} is not JSON ({error}); fetch it again", self.field) from None
         except OSError as error:
             why = f"{name} cannot be read ({error.strerror}); see to its rights"
@@ -132,7 +134,11 @@ class ModelFiles:
         status = path.stat()
         name = (str(path.resolve()), status.st_size, status.st_mtime_ns)
         if name not in _vocabularies:
-            _vocabularies[name] = Vocabulary.of(self.json("tokenizer.json"))
+            try:
+                _vocabularies[name] = Vocabulary.of(self.json("tokenizer.json"))
+            except (AttributeError, LookupError, TypeError) as error:
+                why = f"tokenizer.json is no tokenizer ({str(error)[:150]}); fetch it again"
+                raise none_of_a_model(self.model, why, self.field) from None
         return _vocabularies[name]
 
     @cached_property
@@ -144,7 +150,7 @@ class ModelFiles:
         """
         model, index = self.model, self.json(INDEX)
         single = None if index else self._cached(WEIGHTS)
-        files = sorted(set(index.get("weight_map", {}).values())) if index else [WEIGHTS] if single else []
+        files = self._shards(index) if index else [WEIGHTS] if single else []
         if model.local:
             if not files:
                 raise none_of_a_model(model, f"it has neither {WEIGHTS} nor {INDEX}; give its weights the name {WEIGHTS}")
@@ -156,6 +162,18 @@ class ModelFiles:
         if not files or None in paths:
             return _ask_the_hub(model)
         return {name: weight for path in paths if path is not None for name, weight in headers(model, path).items()}
+
+    def _shards(self, index: dict[str, Any]) -> list[str]:
+        """The files that an index names, which are beside it."""
+        listed, totals = index.get("weight_map"), index.get("metadata", {})
+        if not (isinstance(listed, dict) and listed and isinstance(totals, dict)):
+            raise none_of_a_model(self.model, f"{INDEX} does not say which file a weight is in; fetch it again")
+        wrong = [name for name in listed.values() if not (isinstance(name, str) and re.fullmatch(SHARD, name))]
+        if wrong:
+            raise none_of_a_model(
+                self.model, f"{INDEX} names {shortened(repr(wrong[0]))}, which is no safetensors file beside it; fetch it again"
+            )
+        return sorted(set(listed.values()))
 
     def _cached(self, name: str) -> Path | None:
         """A weights file that is on this machine; large, so it is not fetched to be looked at."""
@@ -228,9 +246,12 @@ def headers(model: Source, path: Path, field: str = "model.name_or_path") -> dic
     try:
         with safe_open(path, "np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-            return {name: Weight(tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
+            found = {name: Weight(tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
     except (SafetensorError, OSError) as error:
         raise none_of_a_model(model, f"{path.name} is damaged or cut short ({error}); fetch it again", field) from None
+    if longest := max((len(name) for name in found if len(name) > LONGEST), default=0):
+        raise none_of_a_model(model, f"{path.name} has a weight with a name of {longest} characters; fetch it again", field)
+    return found
 
 
 def _ask_the_hub(model: Source) -> dict[str, Weight]:

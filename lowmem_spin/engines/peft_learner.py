@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
 from transformers import GenerationConfig
 
@@ -111,6 +111,7 @@ class PeftLearner:
                 around = len(calls) == called
             if around:  # a fused forward takes the head's weights by itself
                 ours, theirs = completion_logps(policy, batch, self.states)[0], self._own_logp(policy, batch)
+        finite(torch.stack([ours, theirs]), self.machine)
         if not torch.isclose(ours, theirs, rtol=1e-2, atol=1e-2):
             name = type(policy).__name__
             raise InputError(
@@ -151,7 +152,7 @@ class PeftLearner:
     def _fill_slot(self, adapter: Path) -> None:
         self.in_slot = None
         weights = load_peft_weights(str(adapter), device="cpu")
-        config = PeftConfig.from_pretrained(str(adapter)).to_dict()
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         average = self._is_average(adapter)
         rank, alpha = (config["r"], config["lora_alpha"]) if average else (self.lora.r, self.lora.lora_alpha)
         self._resize(rank, alpha / rank)

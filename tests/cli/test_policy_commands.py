@@ -213,7 +213,7 @@ def test_an_exported_adapter_is_the_learners_policy_to_plain_peft(home: Path, en
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     expected = scores(engine, linked(home, "1"))
     torch.testing.assert_close(logps(model, tokenizer), expected, atol=1e-4, rtol=0)
-    assert (alone - expected).abs().min() > 0.1
+    assert (alone - expected).abs().min() > 0.02
     chat = [{"role": "user", "content": QUESTIONS[0]}]
     assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == written(QUESTIONS[0])
     card = (tmp_path / "out" / "README.md").read_text()

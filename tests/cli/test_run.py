@@ -35,7 +35,8 @@ def generating(folder: Path) -> bool:
 
 
 def scoring(folder: Path) -> bool:
-    return len(list((folder / "store" / "logps").glob("*/shard-*"))) >= 2
+    """The first iterate is being measured, and then scores the second one's pairs."""
+    return len(list((folder / "store" / "logps").glob("*/manifest.json"))) >= 2
 
 
 def training_second(folder: Path) -> bool:

@@ -512,7 +512,10 @@ def test_models_that_are_no_decoders(tmp_path: Path, model: Any, config: Any, li
         ({"model_type": "nonesuch"}, "is a nonesuch"),
         ({"architectures": ["LlamaModel"]}, "its weights are those of a LlamaModel, without the head of a LlamaForCausalLM"),
         ({"use_bidirectional_attention": True}, "reads in both directions"),
+        ({"is_causal": False}, "reads in both directions"),
         ({"model_type": None}, "names no model_type"),
+        ({"hidden_size": "64"}, "has hidden_size '64', which is no whole number from 1"),
+        ({"intermediate_size": 10**9}, "by its config.json model.layers.0.mlp.down_proj is 64 x 1000000000, in its checkpoint"),
     ],
 )
 def test_configs_of_what_is_no_decoder(tmp_path: Path, llama: Path, config: dict[str, Any], line: str) -> None:
@@ -566,6 +569,7 @@ LORA = {"r": 8, "lora_alpha": 16}
         ({}, {"modules_to_save": ["lm_head"]}, "uses modules_to_save"),
         ({}, {"peft_type": "IA3"}, "is of type IA3; only plain LoRA can be played"),
         ({}, {"bias": "all"}, "has biases (all)"),
+        ({}, {"init_lora_weights": "pissa_niter_4"}, "init_lora_weights pissa_niter_4, which changes the base"),
     ],
 )
 def test_an_adapter_of_another_kind(tmp_path: Path, adapter: Path, lora: Any, changes: dict[str, Any], line: str) -> None:

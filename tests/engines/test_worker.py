@@ -1,6 +1,5 @@
 """Worker processes and what happens when they die; residency; which engine auto stands for. Real processes, no GPU."""
 
-import json
 import os
 import signal
 import time
@@ -172,7 +171,7 @@ def test_two_tenants_of_one_gpu_settle_once(residency: str, tmp_path: Path, monk
     """RAM that the sleeping generator itself takes is no reason to think again. The GPU is pretended, the memory is not."""
     shape = {"num_hidden_layers": 18, "hidden_size": 2048, "intermediate_size": 16384, "num_attention_heads": 8}
     config = shape | {"num_key_value_heads": 1, "head_dim": 256, "vocab_size": 256000, "tie_word_embeddings": True}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(pool, "read_shape", lambda model: Shape.of(config))
     said: list[str] = []
     free = iter([64e9, 1e9, 1e9, 1e9, 1e9])
     monkeypatch.setattr(pool.psutil, "virtual_memory", lambda: SimpleNamespace(available=next(free)))

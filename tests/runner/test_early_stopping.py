@@ -202,6 +202,7 @@ def test_a_warm_start_does_not_end_a_game(tmp_path: Path) -> None:
     assert [one["name"] for one in found] == ["base", "warm start", "iterate 0"]
     assert "stopped" not in record(game.folder)
     moved = [*options, "training.learning_rate=5e-2", "game.iterations=1", "game.stop_when.kl_to_base=1e-9"]
+    (tmp_path / "moved").mkdir()
     keep = played(tmp_path / "moved", *moved)
     assert record(keep.folder)["stopped"]["keep"] == "warm start"
     one = run_folder.read_run(keep.folder)

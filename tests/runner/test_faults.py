@@ -163,5 +163,5 @@ def test_a_read_only_store_shows_a_finished_game_and_refuses_a_new_one_in_one_li
         finished = play(copy)
         assert finished.returncode == 0, finished.stderr
         assert "Held-out results" in finished.stdout
-        assert_one_line(play(copy, "seed=1"), "Read-only file system")
+        assert_one_line(play(copy, "seed=1", f"output.dir={copy / 'other'}"), "Read-only file system")
     assert adapters(copy)

@@ -17,6 +17,7 @@ from lowmem_spin.config.grid import sweep_axes, sweep_points
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.report.results import plain_value
 from lowmem_spin.runner.open import OpenGame
+from lowmem_spin.runner.planning import plan as planning
 
 QUICKSTART = find_recipe("quickstart")
 INPUTS = Inputs("b", "data", {"engine": "hf", "dtype": "float32"}, {"engine": "hf", "dtype": "float32"})
@@ -91,15 +92,15 @@ def test_a_sweep_over_lists_has_a_point_for_each() -> None:
 
 
 def train_seconds(tmp_path: Path, *overrides: str) -> dict[str, float]:
-    result = call("plan", "quickstart", "--json", *(f"--set={change}" for change in tiny(tmp_path, *overrides)))
-    stages = json.loads(result.stdout)["stages"]
-    return {stage["label"]: stage["seconds"] for stage in stages if stage["side"] == "pairs"}
+    path = find_recipe("quickstart")
+    (point,) = sweep_points(path, tiny(tmp_path, *overrides), {}, 1)
+    lines = planning.plan([point], tmp_path).lines
+    return {line.label: line.seconds for line in lines if line.unit.side == "pairs"}
 
 
 def test_a_plan_counts_the_epochs_of_each_iteration(tmp_path: Path) -> None:
-    many = ["game.pairs=90000", "generation.max_new_tokens=400"]  # seconds are rounded to a tenth
-    warm = ["warm_start={rows: 90000, num_train_epochs: 1}"]
-    once, each = train_seconds(tmp_path, *many, *warm), train_seconds(tmp_path, *many, *warm, f"{EPOCHS}=[1, 3]")
+    warm = "warm_start={rows: 12, num_train_epochs: 1}"
+    once, each = train_seconds(tmp_path, warm), train_seconds(tmp_path, warm, f"{EPOCHS}=[1, 3]")
     assert each["iterate 0"] == once["iterate 0"] == once["iterate 1"]
     assert each["iterate 1"] == pytest.approx(3 * once["iterate 1"], rel=1e-3)
     assert each["warm start"] == once["warm start"]

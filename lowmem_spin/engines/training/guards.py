@@ -12,7 +12,10 @@ from lowmem_spin.engines.machine import Machine
 def finite(logps: torch.Tensor, machine: Machine) -> list[float]:
     """Refuse to keep what is not a number, as an overflow in half precision gives."""
     if not torch.isfinite(logps).all():
-        raise InputError(f"model.dtype: {machine.dtype} gives log-probs that are not finite on this model; use another dtype")
+        remedy = "use another dtype"
+        if machine.dtype == "float32":  # which no other dtype helps
+            remedy = "fetch it again if its weights are damaged, or lower training.learning_rate if a training diverged"
+        raise InputError(f"model.dtype: {machine.dtype} gives log-probs that are not finite on this model; {remedy}")
     return logps.tolist()
 
 
