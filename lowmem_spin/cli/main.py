@@ -147,7 +147,7 @@ def plan(
 
     path = find_recipe(recipe)
     varied = points.sweep_axes(path, alpha, history, grid or [])
-    asked = points.sweep_points(path, overrides or [], varied, seeds)
+    asked = points.planned_points(path, overrides or [], varied, seeds)
     made = planning.plan(asked, path.parent)
     if as_json:
         print(json.dumps(made.record(), indent=2))
@@ -191,7 +191,7 @@ def doctor(
         from lowmem_spin.runner.planning.plan import plan as planned
 
         path = find_recipe(recipe)
-        made = planned(points.sweep_points(path, overrides or [], {}, 1), path.parent)
+        made = planned(points.planned_points(path, overrides or [], {}, 1), path.parent)
         display.log(f"{'recipe':<20}{path.stem}: model, tokenizer and adapter belong together")
         for note in made.notes:
             display.log(note, "yellow")

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,12 @@ def sweep_points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int)
         output = recipe.output.model_copy(update={"dir": str(folder / "points" / name)})
         found[name] = SweepPoint(name, values, recipe.model_copy(update={"output": output}))
     return list(found.values())
+
+
+def planned_points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int) -> list[SweepPoint]:
+    """As sweep_points; where there is but one game it is that of `run`, in a folder of its own."""
+    points = sweep_points(path, overrides, varied, seeds)
+    return points if varied or seeds > 1 else [replace(points[0], recipe=load_recipe(path, overrides))]
 
 
 def first_recipe(path: Path, overrides: Sequence[str]) -> Recipe:

@@ -21,7 +21,7 @@ from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.cli import play
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.grid import SweepPoint, sweep_axes, sweep_folder, sweep_points
+from lowmem_spin.config.grid import planned_points, sweep_axes, sweep_folder, sweep_points
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.runner import gc, run_folder
 from lowmem_spin.runner import sweep as sweeps
@@ -86,8 +86,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 def planned(home: Path, *options: str) -> list[str]:
     overrides = tiny(home, f"model.name_or_path={home / 'base'}", *options)
-    recipe = load_recipe(find_recipe("quickstart"), overrides)
-    return plan([SweepPoint("game", {}, recipe)], home).notes
+    return plan(planned_points(find_recipe("quickstart"), overrides, {}, 1), home).notes
 
 
 @pytest.mark.parametrize(
