@@ -199,11 +199,11 @@ def _train(recipe: Recipe, inputs: Inputs, t: int, pair_source: PairSource, refe
 
 def _train_samplers(recipe: Recipe, inputs: Inputs, t: int, policies: Sequence[str], base: str) -> list[TrainSampler]:
     """An adapter that answers as its mixture with the base for each of these policies, if such are to play."""
-    asked, alpha = recipe.game.sampler, recipe.game.alpha
-    if not isinstance(asked, GFlowNet) or alpha == 1:
+    sampler, alpha = recipe.game.sampler, recipe.game.alpha
+    if not isinstance(sampler, GFlowNet) or alpha == 1:
         return []
-    draw = Draw(inputs.data, recipe.seed, t if recipe.data.resample is True else None, asked.prompts)
-    settings = {**asked.model_dump(exclude={"name", "prompts"}), "seed": recipe.seed, "generator": inputs.generator}
+    draw = Draw(inputs.data, recipe.seed, t if recipe.data.resample is True else None, sampler.prompts)
+    settings = {**sampler.model_dump(exclude={"name", "prompts"}), "seed": recipe.seed, "generator": inputs.generator}
     own = sampling_params(recipe, inputs)
     return [TrainSampler(f"sampler {t}", draw, policy, base, alpha, own, settings) for policy in policies]
 
@@ -213,12 +213,12 @@ def sampling_params(recipe: Recipe, inputs: Inputs, greedy: bool = False, mixed_
 
     Opponents may answer from their mixtures with the base, `mixed_with`.
     """
-    asked, game = recipe.generation, recipe.game
-    temperature = 0.0 if greedy else asked.temperature
+    generation, game = recipe.generation, recipe.game
+    temperature = 0.0 if greedy else generation.temperature
     mixed = mixed_with is not None and game.sampler.name not in ("none", "gflownet") and game.alpha < 1
     mixture = {"base": mixed_with, "alpha": game.alpha, "sampler": game.sampler.model_dump()} if mixed else None
     seed, generator = recipe.seed, inputs.generator
-    return Sampling(temperature, asked.top_p, asked.top_k, asked.max_new_tokens, seed, generator, mixture)
+    return Sampling(temperature, generation.top_p, generation.top_k, generation.max_new_tokens, seed, generator, mixture)
 
 
 def _settings(recipe: Recipe, inputs: Inputs, t: int) -> dict[str, Any]:
@@ -226,10 +226,10 @@ def _settings(recipe: Recipe, inputs: Inputs, t: int) -> dict[str, Any]:
     return {**training_settings(recipe.training, t), **own}
 
 
-def _warm_start(asked: WarmStart, recipe: Recipe, inputs: Inputs) -> Train:
+def _warm_start(warm_start: WarmStart, recipe: Recipe, inputs: Inputs) -> Train:
     """Ordinary fine-tuning before the game; the game's base is what comes of it."""
-    draw = Draw(inputs.data, recipe.seed, -1 if recipe.data.resample is True else None, asked.rows)
-    settings = _settings(recipe, inputs, -1) | asked.model_dump(exclude={"rows"})  # which has no fields with a list
+    draw = Draw(inputs.data, recipe.seed, -1 if recipe.data.resample is True else None, warm_start.rows)
+    settings = _settings(recipe, inputs, -1) | warm_start.model_dump(exclude={"rows"})  # which has no fields with a list
     pairs = DatasetPairs(draw)
     return Train("warm start", Role.WARM_START, None, pairs, {}, inputs.base, {"name": "sft"}, settings)
 

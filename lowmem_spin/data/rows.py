@@ -66,21 +66,21 @@ def counts_line(number: Mapping[str, int], first: Mapping[str, str], layouts: It
 def overlap(train: Rows, learned: Iterable[int], held: Rows, measured: Sequence[int]) -> tuple[int, int]:
     """Of the places `measured` of `held`: (those that are a row among the places `learned` of `train`, those and others whose
     prompt is one of theirs)."""
-    asked = {held.prompt(place).tobytes(): set[bytes]() for place in measured}
+    answers_to = {held.prompt(place).tobytes(): set[bytes]() for place in measured}
     for place in learned:
-        if (answers := asked.get(train.prompt(place).tobytes())) is not None:
+        if (answers := answers_to.get(train.prompt(place).tobytes())) is not None:
             answers.add(train.chosen(place).tobytes())
-    known = [(asked[held.prompt(place).tobytes()], held.chosen(place).tobytes()) for place in measured]
+    known = [(answers_to[held.prompt(place).tobytes()], held.chosen(place).tobytes()) for place in measured]
     return sum(answer in answers for answers, answer in known), sum(bool(answers) for answers, _ in known)
 
 
-def draw_rows(ids: Sequence[str], asked: Draw) -> list[int]:
-    """The places of `asked.prompts` rows, without replacement, in their shuffled order.
+def draw_rows(ids: Sequence[str], draw: Draw) -> list[int]:
+    """The places of `draw.prompts` rows, without replacement, in their shuffled order.
 
     Each row's place in the order is a hash of (seed, round, its id), so the draw does not depend on the
     order of the file, on alpha or on the history, and a smaller draw is the head of a larger one.
     """
-    return take(shuffled(ids, asked.seed, asked.round), asked)
+    return take(shuffled(ids, draw.seed, draw.round), draw)
 
 
 def shuffled(ids: Sequence[str], seed: int, turn: int | None) -> list[int]:
@@ -88,19 +88,19 @@ def shuffled(ids: Sequence[str], seed: int, turn: int | None) -> list[int]:
     return sorted(range(len(ids)), key=lambda position: (number(seed, turn, ids[position]), ids[position]))
 
 
-def take(shuffled: Sequence[int], asked: Draw) -> list[int]:
+def take(shuffled: Sequence[int], draw: Draw) -> list[int]:
     """The part of an order that a draw takes.
 
     Raises:
         InputError: there are too few rows.
     """
-    if asked.start + asked.prompts > len(shuffled):
-        others = f", {asked.start} of them for earlier iterations (data.resample split)," if asked.start else ""
+    if draw.start + draw.prompts > len(shuffled):
+        others = f", {draw.start} of them for earlier iterations (data.resample split)," if draw.start else ""
         raise InputError(
-            f"game.pairs: {asked.start + asked.prompts} prompts{others} asked of {len(shuffled)} usable rows; "
+            f"game.pairs: {draw.start + draw.prompts} prompts{others} asked of {len(shuffled)} usable rows; "
             "lower it or give more data"
         )
-    return list(shuffled[asked.start : asked.start + asked.prompts])
+    return list(shuffled[draw.start : draw.start + draw.prompts])
 
 
 def hold_out(ids: Sequence[str], count: int) -> tuple[list[int], list[int]]:

@@ -73,29 +73,29 @@ def open_store(run: RunFolder, notice: Notice) -> Store:
     )
 
 
-def find_policy(run: RunFolder, store: Store, asked: str | None, option: str = "--iterate") -> StoredPolicy:
-    """The policy called `asked`: an iterate's number, base, or another name in run.json; None is the last trained iterate,
+def find_policy(run: RunFolder, store: Store, policy: str | None, option: str = "--iterate") -> StoredPolicy:
+    """The policy called `policy`: an iterate's number, base, or another name in run.json; None is the last trained iterate,
     or the one to keep of a game that was stopped early.
 
     Raises:
         InputError: the game has no such policy, or it is not trained yet.
     """
     iterates = {part.iteration: name for name, part in run.parts.items() if part.is_iterate}
-    if asked is None and "stopped" in run.record:
-        asked = str(run.record["stopped"]["keep"])
-    if asked is None:
-        asked = next(iter(reversed(trained_iterates(run, store))), "0")
-    name = iterates.get(int(asked), asked) if asked.isdecimal() else asked
+    if policy is None and "stopped" in run.record:
+        policy = str(run.record["stopped"]["keep"])
+    if policy is None:
+        policy = next(iter(reversed(trained_iterates(run, store))), "0")
+    name = iterates.get(int(policy), policy) if policy.isdecimal() else policy
     if name not in run.policies:
         known = ", ".join(str(part.iteration) if part.is_iterate else other for other, part in run.parts.items())
-        raise InputError(f"{option} {asked!r}: {str(run.folder)!r} has no such policy; it has {known}")
+        raise InputError(f"{option} {policy!r}: {str(run.folder)!r} has no such policy; it has {known}")
     if run.parts[name].role is Role.BASE:
         given = run.recipe.model.adapter
         return StoredPolicy(name, run.inputs.base, Path(given) if given else None)
     adapter = store.adapter(run.policies[name])
     if adapter is None:
         again = f"`lowmem-spin run {run.folder / 'recipe.yaml'}` goes on"
-        raise InputError(f"{option} {asked!r}: {name} of {str(run.folder)!r} is not trained yet; {again}")
+        raise InputError(f"{option} {policy!r}: {name} of {str(run.folder)!r} is not trained yet; {again}")
     return StoredPolicy(name, run.policies[name], adapter)
 
 
@@ -123,13 +123,13 @@ def find_base(run: RunFolder, store: Store) -> Source:
     Raises:
         InputError: what is there now is another base, on which the adapters would mean something else.
     """
-    asked = run.recipe.model
+    base = run.recipe.model
     sources = Sources(run.folder, store.root / "sources.json")
-    found = sources.model(asked.name_or_path, asked.revision)
-    adapter = sources.adapter(asked.adapter) if asked.adapter else None
+    found = sources.model(base.name_or_path, base.revision)
+    adapter = sources.adapter(base.adapter) if base.adapter else None
     if base_key(run.recipe, found, adapter) != run.inputs.base:
         raise InputError(
-            f"model.name_or_path: {asked.name_or_path!r} is no longer the base that {str(run.folder)!r} was played on; "
+            f"model.name_or_path: {base.name_or_path!r} is no longer the base that {str(run.folder)!r} was played on; "
             "put the old files back, or play again"
         )
     return found
