@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from helpers.games import SETTINGS, open_hf, shake_slot, some_pairs
-from lowmem_spin.engines.training import attention
+from lowmem_spin.engines.training import attention, packing
 from lowmem_spin.engines.training.layout import Layout, why_not_packed
 from lowmem_spin.engines.training.logps import completion_logps, decoder_states
 from lowmem_spin.engines.training.packing import pack
@@ -73,8 +73,11 @@ def logps_and_gradients(model: Any, packs: bool, some: list[Tree]) -> tuple[Tens
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_packed_rows_are_the_padded_ones(name: str, checkpointing: bool) -> None:
+@pytest.mark.parametrize(("checkpointing", "short"), [(False, 128), (False, 0), (False, 20), (True, 128), (True, 20)])
+def test_packed_rows_are_the_padded_ones(name: str, checkpointing: bool, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether segments are attended to together, one by one, or some so and some so."""
+    monkeypatch.setattr(packing, "SHORT", short)
+    monkeypatch.setattr(packing, "TOGETHER", 3)
     torch.manual_seed(0)
     model = MODELS[name]().train()
     for module in model.modules():

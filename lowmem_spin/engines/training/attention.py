@@ -47,13 +47,23 @@ def attend(
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     attended = []
-    for segment in row.segments:
+    for segment in row.long:
         own, prompt = slice(segment.start, segment.end), slice(segment.prompt_start, segment.prompt_end)
         keys, values = key[:, :, own], value[:, :, own]
         if segment.prompt_end > segment.prompt_start:
             keys, values = torch.cat([key[:, :, prompt], keys], 2), torch.cat([value[:, :, prompt], values], 2)
-        attended.append(_causal(query[:, :, own], keys, values, scaling, dropout, window, softcap))
-    return torch.cat(attended, 2).transpose(1, 2).contiguous()
+        attended.append(_causal(query[:, :, own], keys, values, scaling, dropout, window, softcap)[0].transpose(0, 1))
+    positions = row.position_ids[0]
+    for group in row.groups:
+        queries = query[0].transpose(0, 1)[group.queries].transpose(1, 2)  # (N, heads, longest, dim)
+        keys, values = (tensor[0].transpose(0, 1)[group.keys].transpose(1, 2) for tensor in (key, value))
+        before = positions[group.queries][:, :, None] - positions[group.keys][:, None]
+        seen = (before >= 0) & group.held[:, None]
+        if window is not None:
+            seen &= before < window
+        together = _masked(queries, keys, values, seen[:, None], scaling, dropout, softcap)
+        attended.append(together.transpose(1, 2)[group.asked])
+    return torch.cat(attended)[row.order][None]
 
 
 def _has_kernel(query: Tensor) -> bool:
@@ -99,7 +109,13 @@ def _causal(
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling, is_causal=True)
     places = torch.arange(keys, device=query.device)
     before = places[keys - queries :, None] - places  # how far each key is behind each query
-    seen = (before >= 0) & (before < window)
+    return _masked(query, key, value, (before >= 0) & (before < window), scaling, dropout, softcap)
+
+
+def _masked(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling: float | None, dropout: float, softcap: float | None
+) -> Tensor:
+    """Attention to the keys that are seen."""
     if softcap is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling)
     scores = query @ key.transpose(2, 3) * (scaling if scaling is not None else query.shape[-1] ** -0.5)

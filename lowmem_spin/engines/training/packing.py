@@ -15,6 +15,8 @@ from torch import Tensor
 
 from lowmem_spin.engines.training.trees import Tree
 
+SHORT, TOGETHER = 128, 64  # keys of a segment that is attended to together with others, and how many of these there are
+
 
 class Segment(NamedTuple):
     """Queries that follow each other in the row, and their keys: those of `prompt` and then their own, causally.
@@ -33,6 +35,15 @@ class Segment(NamedTuple):
         return np.r_[self.prompt_start : self.prompt_end, self.start : self.end]
 
 
+class Group(NamedTuple):
+    """N short segments whose attention is computed together: queries and keys are padded, but nothing else is."""
+
+    queries: Tensor  # (N, longest): places in the row
+    keys: Tensor  # (N, longest): places in the row
+    asked: Tensor  # (N, longest queries), bool: whether a query is one of the segment's own
+    held: Tensor  # (N, longest keys), bool: whether a key is
+
+
 @dataclass
 class PackedRow:
     """Trees in one row of T tokens, with A answers of P tokens in all; a segment for each answer."""
@@ -46,10 +57,14 @@ class PackedRow:
     query_ends: Tensor  # (A + 1,), int32: where the segments' queries end in the row; 0 comes first
     key_ends: Tensor  # (A + 1,), int32: where their keys end in `keys`
     segments: list[Segment]
+    long: list[Segment]  # those that are attended to one by one
+    groups: list[Group]  # the others
+    order: Tensor  # (T,): where each of the row's tokens is among the queries of `long` and then of `groups`
 
     def to(self, device: torch.device) -> "PackedRow":
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return PackedRow(**moved, segments=self.segments)
+        groups = [Group(*(tensor.to(device) for tensor in group)) for group in self.groups]
+        return PackedRow(**moved, segments=self.segments, long=self.long, groups=groups)
 
     def states_before(self, hidden: Tensor) -> Tensor:
         """The states (P, width) that predict the answers' tokens, of all states (1, T, width)."""
@@ -77,6 +92,14 @@ def pack(trees: Sequence[Tree]) -> PackedRow:
             place = end
     answers = [answer for tree in trees for answer in tree.answers]
     keys = [segment.keys for segment in segments]
+    long = [segment for segment in segments if len(segment.keys) > SHORT]
+    groups = [
+        _group(some)
+        for alike in (True, False)  # queries that are all of a segment's keys, and the few last ones of them
+        for some in _runs([s for s in segments if len(s.keys) <= SHORT and (s.prompt_start == s.prompt_end) == alike])
+    ]
+    queries = [np.arange(segment.start, segment.end) for segment in long]
+    queries += [group.queries[group.asked].numpy() for group in groups]
     return PackedRow(
         input_ids=_row(ids)[None],
         position_ids=_row(positions)[None],
@@ -87,7 +110,31 @@ def pack(trees: Sequence[Tree]) -> PackedRow:
         query_ends=torch.tensor([0, *(segment.end for segment in segments)], dtype=torch.int32),
         key_ends=torch.from_numpy(np.cumsum([0, *map(len, keys)]).astype(np.int32)),
         segments=segments,
+        long=long,
+        groups=groups,
+        order=torch.from_numpy(np.argsort(np.concatenate(queries))),
     )
+
+
+def _runs(segments: list[Segment]) -> list[list[Segment]]:
+    """Segments of like length, side by side."""
+    ordered = sorted(segments, key=lambda segment: (len(segment.keys), segment.end - segment.start, segment.start))
+    return [ordered[start : start + TOGETHER] for start in range(0, len(ordered), TOGETHER)]
+
+
+def _group(segments: Sequence[Segment]) -> Group:
+    queries, asked = _padded([np.arange(segment.start, segment.end) for segment in segments])
+    keys, held = _padded([segment.keys for segment in segments])
+    return Group(queries, keys, asked, held)
+
+
+def _padded(places: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """(N, longest) places, the first one of each for padding, and which of them are not padding."""
+    lengths = np.array([len(some) for some in places])
+    inside = np.arange(lengths.max()) < lengths[:, None]
+    filled = np.repeat(np.array([some[0] for some in places])[:, None], lengths.max(), 1)
+    filled[inside] = np.concatenate(places)
+    return torch.from_numpy(filled.astype(np.int64)), torch.from_numpy(inside)
 
 
 def _row(pieces: Sequence[Any]) -> Tensor:
