@@ -12,6 +12,8 @@ from lowmem_spin.config.per_iteration import check_lengths, value_at
 from lowmem_spin.config.section import Section
 from lowmem_spin.config.training_config import Training, WarmStart
 
+ENOUGH = 4096  # tokens in one pass: more of them at once take memory and, on a CPU, more time
+
 
 class Model(Section):
     """The frozen base model that every policy is an adapter on."""
@@ -107,7 +109,7 @@ class Runtime(Section):
     Lower it if scoring runs out of memory."""
     scoring_tokens_per_batch: int | None = Field(default=None, ge=1)
     """Most tokens that are scored in one forward pass, at least those of a prompt and an answer of full length; null is as many
-    as scoring_batch_size of these have. Lower it if scoring runs out of memory."""
+    as scoring_batch_size of these have, but not over 4096. Lower it if scoring runs out of memory."""
     layout: Literal["auto", "padded"] = "auto"
     """How prompts and answers go through the model when they are scored or trained on. auto: packed in one row without
     padding, every prompt once; padded where a model's attention does not allow it. padded: always, to compare with."""
@@ -222,13 +224,13 @@ class Recipe(Section):
     def training_tokens(self) -> int:
         """Most tokens of pairs in one forward and backward pass."""
         pair = self.data.max_prompt_length + 2 * self.longest_answer
-        return self.training.tokens_per_batch or self.training.per_device_train_batch_size * pair
+        return self.training.tokens_per_batch or max(pair, min(self.training.per_device_train_batch_size * pair, ENOUGH))
 
     @property
     def scoring_tokens(self) -> int:
         """Most tokens of prompts and completions that are scored in one forward pass."""
         row = self.data.max_prompt_length + self.longest_answer
-        return self.runtime.scoring_tokens_per_batch or self.runtime.scoring_batch_size * row
+        return self.runtime.scoring_tokens_per_batch or max(row, min(self.runtime.scoring_batch_size * row, ENOUGH))
 
     def needs_answers(self, held_out: bool) -> str | None:
         """What needs the data's answers, of rows to learn from or of held-out ones; None: prompts alone suffice."""

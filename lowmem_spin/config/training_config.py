@@ -40,7 +40,7 @@ class Training(Section):
     if memory runs out. Dropout's random draws aside, only its product with gradient_accumulation_steps affects the result."""
     tokens_per_batch: int | None = Field(default=None, ge=1)
     """Most tokens of pairs in one forward and backward pass, at least those of one pair of full length; null is as many as
-    per_device_train_batch_size such pairs have. Lower it if memory runs out; the result does not depend on it."""
+    per_device_train_batch_size such pairs have, but not over 4096. Lower it if memory runs out; no result depends on it."""
     gradient_accumulation_steps: int = Field(default=16, ge=1)
     """How many times per_device_train_batch_size pairs make an optimiser step. Raise it as much as you lower that."""
     optim: str = "adamw_torch"

@@ -88,14 +88,14 @@ def test_gemma_2b_fits_in_24_gb_and_what_does_not_gets_advice_that_works() -> No
     recipe = plan()
     assert max(peak(terms) for terms in stage_memory(recipe, GEMMA_2B, "bfloat16").values()) < CARDS["24 GB"]
     assert list(advice(recipe, GEMMA_2B, "bfloat16", CARDS["24 GB"])) == []
-    large = plan(training__per_device_train_batch_size=64, runtime__generation_batch_size=2000)
+    large = plan(training__tokens_per_batch=200000, runtime__generation_batch_size=2000)
     lines = list(advice(large, GEMMA_2B, "bfloat16", CARDS["24 GB"]))
     assert [line.split(" to ")[0] for line in lines] == [
         "generate: set runtime.generation_batch_size",
-        "train: set training.per_device_train_batch_size",
+        "train: set training.tokens_per_batch",
     ]
     generate, train = (int(line.rsplit(" ", 1)[1]) for line in lines)
-    advised = plan(training__per_device_train_batch_size=train, runtime__generation_batch_size=generate)
+    advised = plan(training__tokens_per_batch=train, runtime__generation_batch_size=generate)
     assert list(advice(advised, GEMMA_2B, "bfloat16", CARDS["24 GB"])) == []
     tight = plan(training__per_device_train_batch_size=1, training__gradient_checkpointing="false")
     assert "train: set training.gradient_checkpointing to true" in advice(tight, GEMMA_2B, "bfloat16", 8e9)
