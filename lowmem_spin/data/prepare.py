@@ -47,7 +47,17 @@ def prepared_key(
 ) -> str:
     """Key of the prepared rows: what they are read from and everything that shapes their token ids.
 
-    The category labels are not in it: they change no row. `worse` is whether the data's worse answers are rows' too.
+    The category labels are not in it: they change no row.
+
+    Args:
+        source: the data.
+        model: whose tokenizer and, without `template`, whose chat template make token ids of it.
+        data: limits, columns and what is added.
+        template: the recipe's chat template.
+        split: of a hub data set.
+        with_rejected: whether rows have the data's worse answers too.
+        prompts_alone: whether rows without an answer are rows.
+        name: configuration of a hub data set.
     """
     limits = data.model_dump(include={"turns", "max_prompt_length", "max_completion_length"})
     asked = {"source": source.identity, "split": None if source.local else split}
@@ -64,7 +74,7 @@ def prepared_key(
     return digest({"kind": "data", "version": VERSIONS["data"], **asked, **rendered, **limits, **chosen})
 
 
-class Counts:
+class RowCounts:
     """How many rows there were of each kind, and where the first of them was."""
 
     def __init__(self) -> None:
@@ -125,9 +135,9 @@ class Counts:
         }
 
 
-def count_rows(rows: Iterable[Conversation | Unusable], named: str, data: Data) -> Counts:
+def count_rows(rows: Iterable[Conversation | Unusable], named: str, data: Data) -> RowCounts:
     """What a file has before it is rendered: what a plan can say of it. Raises as `prepare` does."""
-    counts = Counts()
+    counts = RowCounts()
     for row in rows:
         counts.read(row, data.turns)
     counts.refuse_if_useless(named, data)
@@ -154,7 +164,7 @@ def prepare(
     Raises:
         InputError: no row can be used, or most are broken.
     """
-    counts, seen = Counts(), Counter[str]()
+    counts, seen = RowCounts(), Counter[str]()
     schema = PREFERENCES if with_rejected else SCHEMA
     columns: dict[str, list[Any]] = {column: [] for column in schema.names}
     rows = conversations(source, data, field, split, category, with_rejected, needs_answers, name)
@@ -197,7 +207,7 @@ def _rendered(
             yield row, [next(chosen), *([next(rejected)] if row.rejected is not None else [])]
 
 
-def _limited(row: Any, rendered: list[Rendered | str], data: Data, counts: Counts) -> dict[str, Any] | None:
+def _limited(row: Any, rendered: list[Rendered | str], data: Data, counts: RowCounts) -> dict[str, Any] | None:
     """The columns of a row that is within the limits, else None; counted either way."""
     answers: list[Rendered] = []
     for answer in rendered:

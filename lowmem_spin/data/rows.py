@@ -74,17 +74,12 @@ def overlap(train: Rows, learned: Iterable[int], held: Rows, measured: Sequence[
     return sum(answer in answers for answers, answer in known), sum(bool(answers) for answers, _ in known)
 
 
-def draw_rows(ids: Sequence[str], draw: Draw) -> list[int]:
-    """The places of `draw.prompts` rows, without replacement, in their shuffled order.
-
-    Each row's place in the order is a hash of (seed, round, its id), so the draw does not depend on the
-    order of the file, on alpha or on the history, and a smaller draw is the head of a larger one.
-    """
-    return take(shuffled(ids, draw.seed, draw.round), draw)
-
-
 def shuffled(ids: Sequence[str], seed: int, turn: int | None) -> list[int]:
-    """All places in the order of this seed and round (`turn`), which every draw is the head of."""
+    """All places in the order of this seed and round (`turn`), which every draw is the head of.
+
+    Each row's place in it is a hash of (seed, round, its id), so a draw does not depend on the order of the file, on alpha or
+    on the history, and a smaller draw is the head of a larger one.
+    """
     return sorted(range(len(ids)), key=lambda position: (number(seed, turn, ids[position]), ids[position]))
 
 

@@ -18,19 +18,8 @@ from lowmem_spin.engines.memory import WIDTH, count_weights
 from lowmem_spin.engines.model_files import EMBEDDINGS, VOCABULARIES, ModelFiles, find_file, none_of_a_model
 
 SPECIALS = {"eos_token": "end token", "pad_token": "padding token"}  # those that a game feeds to the model, whatever the rows
-PACKED = (
-    "BOOL",
-    "U8",
-    "I8",
-    "I16",
-    "U16",
-    "I32",
-    "U32",
-    "I64",
-    "U64",
-    "F8_E4M3",
-    "F8_E5M2",
-)  # not numbers to compute with as they are
+# Types that are no numbers to compute with as they are.
+PACKED = ("BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64", "F8_E4M3", "F8_E5M2")
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 OWN_TOKENIZER = "use the tokenizer that belongs to this model, or enlarge the embedding (model.resize_token_embeddings)"
 

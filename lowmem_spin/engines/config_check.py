@@ -10,22 +10,15 @@ from lowmem_spin.engines.model_files import LENGTHS, ModelFiles, none_of_a_model
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 SIZES = (*DEPTHS, *LENGTHS, "vocab_size", "hidden_size", "n_embd")
 COUNTS = (  # 0 is none
-    *(
-        "num_attention_heads",
-        "n_head",
-        "intermediate_size",
-        "num_key_value_heads",
-        "head_dim",
-        "n_inner",
-        "num_local_experts",
-        "num_experts",
-    ),
+    *("num_attention_heads", "n_head", "intermediate_size", "num_key_value_heads", "head_dim", "n_inner"),
+    *("num_local_experts", "num_experts"),
     *("n_routed_experts", "moe_num_experts", "moe_intermediate_size", "shared_expert_intermediate_size", "n_shared_experts"),
     *("num_experts_per_tok", "moe_k", "decoder_sparse_step", "first_k_dense_replace", "num_nextn_predict_layers"),
 )
 OBJECTS = ("text_config", "auto_map", "quantization_config", "rope_scaling", "rope_parameters", "attn_config")
 FLAGS = ("is_causal", "is_decoder", "is_encoder_decoder", "tie_word_embeddings")
 DEEPEST, LARGEST = 10_000, 2**31 - 1  # of layers, and of any other size: there is no larger model
+START = "original_max_position_embeddings"  # of stretched rotary positions
 LLAMAS = {"llama", "gemma", "gemma2", "gemma3_text", "mistral", "qwen2", "qwen3"}
 """Model types whose layers have these shapes, all alike."""
 
@@ -90,9 +83,6 @@ def _wrong(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for part in (rope, *rope.values()):
             if isinstance(part, dict) and not all(map(_is_factor, (part.get("factor"), part.get(START)))):
                 yield name, "scaling: its factors are positive numbers"
-
-
-START = "original_max_position_embeddings"
 
 
 def _is_factor(value: Any) -> bool:

@@ -23,7 +23,7 @@ from lowmem_spin.engines.loading import end_tokens, load_base, load_tokenizer, w
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.training.attention import attending_to_trees
 from lowmem_spin.engines.training.guards import finite, naming_memory
-from lowmem_spin.engines.training.layout import Layout, why_not_packed
+from lowmem_spin.engines.training.layout import RowLayout, why_not_packed
 from lowmem_spin.engines.training.logps import (
     Batch,
     States,
@@ -119,16 +119,16 @@ class PeftLearner:
                 f"(log-prob {ours.item():.3f} without, {theirs.item():.3f} with); use another architecture"
             )
 
-    def _layout(self, notify: Notice) -> Layout:
+    def _layout(self, notify: Notice) -> RowLayout:
         """Packed rows if this model's attention allows them; that it does not is said."""
         if self.recipe.runtime.layout == "padded":
-            return Layout(packs=False, pad=self.pad)
+            return RowLayout(packs=False, pad=self.pad)
         ordinary = [token for token in range(self.tokenizer.vocab_size) if token not in (self.pad, *self.ends)]
         with torch.no_grad(), self.playing(None) as policy, autocast(self.device, self.machine.dtype):
             why = why_not_packed(policy, self.states, ordinary, self.pad, self.device, self.machine.dtype)
         if why is not None:
             notify(f"{type(policy).__name__}: rows are padded, as its attention cannot be packed ({why})")
-        return Layout(packs=why is None, pad=self.pad, attending=self.attending)
+        return RowLayout(packs=why is None, pad=self.pad, attending=self.attending)
 
     @staticmethod
     def _own_logp(policy: Any, batch: Batch) -> torch.Tensor:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.draws import draw_rows
 from lowmem_spin.algorithm.game import mixture, opponents, play, reference, sampling_params
 from lowmem_spin.algorithm.stages import (
     VERSIONS,
@@ -28,7 +29,6 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Evaluation, Recipe
 from lowmem_spin.config.training_config import WarmStart
-from lowmem_spin.data.rows import draw_rows
 from lowmem_spin.runner.planning.counting import GAME_KINDS, Work
 
 B, T0, T1, T2 = "b", "th0", "th1", "th2"

@@ -1,6 +1,7 @@
 """The benchmark: models in their real shapes, counts that the store confirms, and rates that carry over by FLOP."""
 
 import json
+import shutil
 import sys
 from io import StringIO
 from pathlib import Path
@@ -23,14 +24,17 @@ from lowmem_spin.cli.bench.layouts import check_layouts, compare_layouts
 from lowmem_spin.cli.bench.measure import Card, Cost, Peak
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.config.grid import sweep_points
 from lowmem_spin.config.load import load_recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.memory import Shape, read_shape
 from lowmem_spin.runner.planning import calibration
+from lowmem_spin.runner.planning import plan as planning
 from lowmem_spin.runner.planning.calibration import Calibration, Measurement
 
 PROMPT, COMPLETION, PAIRS = 24, 10, 12
+EPOCHS = {"score": 1, "train": 2}  # in a row that a plan counts
 KNOWN = {"gemma-2b": 2_506_172_416, "llama-8b": 8_030_261_248}  # of google/gemma-2b and meta-llama/Meta-Llama-3-8B
 SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "head_dim": 32}
 
@@ -132,6 +136,24 @@ def test_a_rival_that_is_not_here_or_fails_is_a_sentence(tmp_path: Path, monkeyp
 
     monkeypatch.setitem(rivals.RIVALS, "trl", failing)
     assert rivals.run_rival("trl", bout) == "trl: the trl worker was killed by SIGKILL"
+
+
+def test_a_plan_of_the_same_game_takes_the_time_that_was_measured(played: tuple[BenchResult, Path]) -> None:
+    """Every length is its cap here, so the plan's tokens are those that went through the model."""
+    found, folder = played
+    base = next((folder / "store" / "bench").glob("tiny*"))
+    elsewhere = [f"model.name_or_path={base}", f"output.store={folder / 'planned'}", "training.num_train_epochs=2"]
+    elsewhere += ["training.gradient_accumulation_steps=2", "runtime.device=cpu", "evaluation.health_prompts=1"]
+    (folder / "planned").mkdir()
+    shutil.copy(folder / "store" / "bench.json", folder / "planned")
+    recipe = folder / "work" / "recipe.yaml"
+    (point,) = sweep_points(recipe, elsewhere, {}, 1)
+    lines = planning.plan([point], recipe.parent).lines
+    measured = {cost.work: cost for cost in found.ours}
+    for kind in ("score", "train"):
+        mine = [line for line in lines if line.unit.kind == kind]
+        rows, rate = EPOCHS[kind] * sum(line.to_do for line in mine), measured[kind].seconds / measured[kind].rows
+        assert sum(line.seconds for line in mine) == pytest.approx(rate * rows, rel=0.02), kind
 
 
 def test_both_layouts_do_the_same_work_on_a_spread_of_lengths(played: tuple[BenchResult, Path]) -> None:

@@ -63,6 +63,15 @@ def test_the_papers_recipe_is_the_papers() -> None:
             "generation.weights: 'shared' cannot be used: not implemented yet; use dequantized",
         ),
         ("evaluation.path=null", "evaluation.metric: exact_match needs held-out rows; set evaluation.path, or use none"),
+        (
+            "training.tokens_per_batch=1500",  # 512 for the prompt and twice 512 for its answers
+            "training.tokens_per_batch: 1500, but a pair may have 1536 tokens (data.max_prompt_length 512, answers of 512); "
+            "use at least 1536, or shorten data.max_prompt_length or data.max_completion_length",
+        ),
+        (
+            "runtime.scoring_tokens_per_batch=1023",
+            "runtime.scoring_tokens_per_batch: 1023, but a prompt with its answer may have 1024 tokens",
+        ),
         ("data.columns={promt: q}", "data.columns.promt: unknown field; did you mean prompt?"),
         ("data.columns={prompt: 3}", "data.columns.prompt: 3 cannot be used: Input should be a valid string"),
         ("data.system_prompt=' '", "data.system_prompt: ' ' cannot be used: it says nothing; use null for no system message"),
@@ -76,6 +85,29 @@ def test_wrong_values_get_one_line(override: str, line: str) -> None:
         load_recipe(QUICKSTART, ["seed=1", override])
     assert line in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_what_goes_through_the_model_at_once() -> None:
+    """By hand: prompts of 100 tokens, answers of 50. Not over 4,096 unless it is said, and never less than one pair."""
+    lengths = ["data.max_prompt_length=100", "data.max_completion_length=50", "generation.max_new_tokens=20"]
+
+    def tokens(*more: str) -> tuple[int, int]:
+        recipe = load_recipe(QUICKSTART, [*lengths, *more])
+        return recipe.training_tokens, recipe.scoring_tokens
+
+    def sizes(pairs: int, rows: int) -> list[str]:
+        return [f"training.per_device_train_batch_size={pairs}", f"runtime.scoring_batch_size={rows}"]
+
+    assert tokens(*sizes(3, 2)) == (3 * 200, 2 * 150)
+    assert tokens(*sizes(100, 100)) == (4096, 4096)
+    long = ["data.max_prompt_length=5000", *sizes(1, 1)]
+    assert tokens(*long) == (5100, 5050)
+    given = ["training.tokens_per_batch=9000", "runtime.scoring_tokens_per_batch=299"]
+    assert tokens(*given) == (9000, 299)
+    half = load_recipe(QUICKSTART, [*lengths, *given]).with_half_batches()
+    assert (half.training_tokens, half.scoring_tokens) == (4500, 150)  # one prompt with its answer is the least
+    half = load_recipe(QUICKSTART, [*lengths, *sizes(4, 6)]).with_half_batches()
+    assert (half.training_tokens, half.scoring_tokens) == (2 * 200, 3 * 150)
 
 
 SPPO = ["game.algorithm=sppo", "game.alpha=1", "game.history=1", "game.oracle=function"]

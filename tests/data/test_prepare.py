@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from helpers.draws import draw_rows
 from lowmem_spin.algorithm.stages import Draw
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.data_config import Data
 from lowmem_spin.data.formats import Conversation, Unusable, conversations
 from lowmem_spin.data.prepare import prepare
 from lowmem_spin.data.render import Renderer
-from lowmem_spin.data.rows import Rows, draw_rows, hold_out
+from lowmem_spin.data.rows import Rows, hold_out
 from lowmem_spin.data.sources import Source
 
 QUESTION, ANSWER = {"role": "user", "content": "sort: cab"}, {"role": "assistant", "content": "abc"}

@@ -1,6 +1,7 @@
 """Packed rows against padded ones: log-probs, gradients, what an answer may depend on, and how lists are cut."""
 
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from helpers.games import SETTINGS, open_hf, shake_slot, some_pairs
+from helpers.games import SETTINGS, open_hf, recipe_on, shake_slot, some_pairs
+from lowmem_spin.data.sources import Source
+from lowmem_spin.engines.hf import HF
+from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.training import attention, packing
-from lowmem_spin.engines.training.layout import Layout, why_not_packed
+from lowmem_spin.engines.training.layout import RowLayout, why_not_packed
 from lowmem_spin.engines.training.logps import completion_logps, decoder_states
 from lowmem_spin.engines.training.packing import pack
 from lowmem_spin.engines.training.trees import Tree, by_prompt, cuts
@@ -65,7 +69,7 @@ def trees() -> list[Tree]:
 
 def logps_and_gradients(model: Any, packs: bool, some: list[Tree]) -> tuple[Tensor, dict[str, Tensor]]:
     model.zero_grad()
-    layout = Layout(packs=packs, pad=0)
+    layout = RowLayout(packs=packs, pad=0)
     with layout.training(model):
         logps = completion_logps(model, layout.rows(some))
         (logps * torch.linspace(-1, 1, len(logps))).sum().backward()
@@ -167,6 +171,44 @@ def test_a_model_that_cannot_be_packed_is_padded_and_says_so(quickstart: Path, m
     assert engine.score(None, rows) == pytest.approx(packed.score(None, rows), abs=1e-4)
 
 
+@torch.no_grad()
+def test_a_kernel_that_refuses_means_padding_and_a_full_memory_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS["llama"]().eval()
+    monkeypatch.setattr(attention, "_has_kernel", lambda query: True)
+
+    def answering(error: RuntimeError) -> None:
+        def kernel(*_: Any, **__: Any) -> Tensor:
+            raise error
+
+        monkeypatch.setattr(attention, "varlen_attn", kernel)
+
+    answering(RuntimeError("no kernel for\nthis head"))
+    assert why_not_packed(model, decoder_states, range(3, 190), 0, CPU, "float32") == "RuntimeError: no kernel for this head"
+    answering(torch.OutOfMemoryError("full"))
+    with pytest.raises(torch.OutOfMemoryError):
+        why_not_packed(model, decoder_states, range(3, 190), 0, CPU, "float32")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["auto", "padded"])
+def test_gemma_2_is_scored_with_its_cap(layout: str, quickstart: Path, tmp_path: Path) -> None:
+    """Against transformers' own attention of this model, which torch's leaves out: in either layout."""
+    torch.manual_seed(0)
+    shape = {**SHAPE, "vocab_size": 300}
+    model = Gemma2ForCausalLM(Gemma2Config(**shape, **CAPPED)).eval()
+    model.save_pretrained(tmp_path)
+    for file in (*quickstart.glob("base/*token*"), *quickstart.glob("base/*.jinja")):
+        shutil.copy(file, tmp_path)
+    recipe = recipe_on(tmp_path, "none")
+    recipe = recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"layout": layout})})
+    engine = HF(recipe, Source(str(tmp_path), None, "test"), Machine("cpu", "float32"))
+    assert engine.layout.packs == (layout == "auto")
+    rows = [([1, 70, 71, 5, 4, 60, 61], [80, 81, 5]), ([1, 70, 71, 5, 4, 60, 61], [82, 90, 91, 92, 5])]
+    for (prompt, answer), logp in zip(rows, engine.score(None, rows), strict=True):
+        logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+        assert logp == pytest.approx(logits[range(len(answer)), answer].sum().item(), abs=1e-3)
+
+
 def test_training_is_the_same_however_it_is_cut_or_laid_out(quickstart: Path, tmp_path: Path) -> None:
     pairs, plain = some_pairs(14), {"optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.05, "num_train_epochs": 1}
     found = []
@@ -174,7 +216,7 @@ def test_training_is_the_same_however_it_is_cut_or_laid_out(quickstart: Path, tm
         engine = open_hf(quickstart / "base", per_device_train_batch_size=4)
         training = engine.recipe.training.model_copy(update={"tokens_per_batch": tokens})
         engine.recipe = engine.recipe.model_copy(update={"training": training})
-        engine.layout = Layout(packs=packs, pad=engine.pad)
+        engine.layout = RowLayout(packs=packs, pad=engine.pad)
         loss = {"name": "dpo", "beta": 0.3}
         folder, _ = engine.train(None, pairs, loss, SETTINGS | plain, tmp_path / f"{tokens} {packs}", lambda rows: None)
         engine._fill_slot(folder)

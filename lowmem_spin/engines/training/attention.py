@@ -84,8 +84,8 @@ def _attend_by_kernel(
         values[row.keys],
         row.query_ends,
         row.key_ends,
-        max(segment.end - segment.start for segment in row.segments),
-        max(len(segment.keys) for segment in row.segments),
+        max(segment.queries for segment in row.segments),
+        max(segment.length for segment in row.segments),
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),  # keys before a query's own
         enable_gqa=query.shape[1] != key.shape[1],

@@ -30,6 +30,15 @@ class Segment(NamedTuple):
     prompt_end: int
 
     @property
+    def queries(self) -> int:
+        return self.end - self.start
+
+    @property
+    def length(self) -> int:
+        """Of its keys."""
+        return self.prompt_end - self.prompt_start + self.queries
+
+    @property
     def keys(self) -> np.ndarray:
         """Places of the keys in the row."""
         return np.r_[self.prompt_start : self.prompt_end, self.start : self.end]
@@ -92,11 +101,11 @@ def pack(trees: Sequence[Tree]) -> PackedRow:
             place = end
     answers = [answer for tree in trees for answer in tree.answers]
     keys = [segment.keys for segment in segments]
-    long = [segment for segment in segments if len(segment.keys) > SHORT]
+    long = [segment for segment in segments if segment.length > SHORT]
     groups = [
         _group(some)
-        for alike in (True, False)  # queries that are all of a segment's keys, and the few last ones of them
-        for some in _runs([s for s in segments if len(s.keys) <= SHORT and (s.prompt_start == s.prompt_end) == alike])
+        for whole in (True, False)  # segments that ask at every key, and those that ask at the last ones only
+        for some in _runs([one for one in segments if one.length <= SHORT and (one.queries == one.length) == whole])
     ]
     queries = [np.arange(segment.start, segment.end) for segment in long]
     queries += [group.queries[group.asked].numpy() for group in groups]
@@ -118,7 +127,7 @@ def pack(trees: Sequence[Tree]) -> PackedRow:
 
 def _runs(segments: list[Segment]) -> list[list[Segment]]:
     """Segments of like length, side by side."""
-    ordered = sorted(segments, key=lambda segment: (len(segment.keys), segment.end - segment.start, segment.start))
+    ordered = sorted(segments, key=lambda segment: (segment.length, segment.queries, segment.start))
     return [ordered[start : start + TOGETHER] for start in range(0, len(ordered), TOGETHER)]
 
 

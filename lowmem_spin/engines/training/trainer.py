@@ -20,7 +20,7 @@ from lowmem_spin.algorithm.losses import LOSSES, Sides
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens, read_text, share
 from lowmem_spin.common.keys import number
-from lowmem_spin.engines.training.layout import Layout
+from lowmem_spin.engines.training.layout import RowLayout
 from lowmem_spin.engines.training.logps import States, autocast, completion_logps, decoder_states
 from lowmem_spin.engines.training.optimizer import optimizer_arguments, optimizer_steps
 from lowmem_spin.engines.training.trees import Tree
@@ -86,7 +86,7 @@ class PairTrainer(Trainer):
         pairs: Sequence[Pair],
         loss: dict[str, Any],
         batches: Callable[[Sequence[Tree]], list[range]],
-        layout: Layout,
+        layout: RowLayout,
         states: States,
         dtype: str,
         **kwargs: Any,
@@ -233,7 +233,7 @@ def train(
     work: Path,
     *,
     device: torch.device,
-    layout: Layout,
+    layout: RowLayout,
     tokens: int,
     device_batch: int,
     checkpoint_steps: int,

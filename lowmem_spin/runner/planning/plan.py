@@ -17,7 +17,7 @@ from lowmem_spin.common.files import DamagedError, check_folder_place, read_parq
 from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.formats import conversations
-from lowmem_spin.data.prepare import Counts, count_rows
+from lowmem_spin.data.prepare import RowCounts, count_rows
 from lowmem_spin.data.rows import Rows, take
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.base_check import check_base
@@ -145,7 +145,7 @@ class _Draft:
     files: dict[Path, Rows | None] = field(default_factory=dict)
     shared: SharedResources = field(default_factory=SharedResources)  # of which only orders and splits are used
     drawn: dict[Draw, Places] = field(default_factory=dict)
-    counted: dict[Path, Counts] = field(default_factory=dict)  # of files that are not prepared yet
+    counted: dict[Path, RowCounts] = field(default_factory=dict)  # of files that are not prepared yet
     lengths: dict[Path, Lengths] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)  # of every training
