@@ -98,7 +98,7 @@ print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_t
 ```
 
 Give `eos_token_id` as here: these tokens end an answer, and the base's own settings need not name all of them
-(`generation_config.json` beside the adapter does). The code loads it, and {TOKENIZER}."""
+(`generation_config.json` beside the adapter does). This code loads the adapter on its base; {TOKENIZER}."""
 
 
 def _results(metrics: Path, mine: str) -> str:

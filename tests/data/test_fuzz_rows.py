@@ -185,7 +185,7 @@ def written(r: random.Random, folder: Path, rows: list[Any]) -> tuple[Path, bool
         content = b"\xef\xbb\xbf" * (kind != "parquet") + content
     if r.random() < 0.3:
         content, tidy = damage(r, content), False
-    path.write_bytes(gzip.compress(content) if kind == "jsonl.gz" else content)
+    path.write_bytes(gzip.compress(content, mtime=0) if kind == "jsonl.gz" else content)
     return path, tidy
 
 
