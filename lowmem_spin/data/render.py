@@ -188,9 +188,9 @@ class Renderer:
         """A conversation as the template writes it, or why it cannot be used."""
         if any(MARK in message["content"] for message in context) or MARK in answer:
             return "with U+FDD0 in a text, which is no character"
-        taken = [self._without_end(message) for message in (*context, {"role": "assistant", "content": answer})]
-        notes = [END] if any(mine["content"] != theirs["content"] for mine, theirs in zip(taken, context, strict=False)) else []
-        notes = [END] if notes or taken[-1]["content"] != answer else []
+        given = [*context, {"role": "assistant", "content": answer}]
+        taken = [self._without_end(message) for message in given]
+        notes = [END] if taken != given else []
         hidden = [{**message, "content": self.spelling.hide(message["content"])} for message in taken]
         notes += [TEXT] if any(MARK in message["content"] for message in hidden) else []
         *before, last = hidden
