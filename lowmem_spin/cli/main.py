@@ -205,7 +205,7 @@ def doctor(
 
 @app.command()
 def bench(
-    model: Annotated[str | None, typer.Option(help="gemma-2b, llama-8b or tiny; by default tiny without a GPU.")] = None,
+    model: Annotated[str | None, typer.Option(help="gemma-2b, llama-8b, smollm2-135m or tiny; by default tiny without a GPU.")] = None,
     vram: Annotated[float | None, typer.Option(help="Gigabytes of the card to keep to.")] = None,
     pairs: Annotated[int, typer.Option(help="Rows to train on per iteration.")] = 128,
     prompt_length: Annotated[int, typer.Option(help="Tokens of every prompt.")] = 256,
