@@ -7,18 +7,33 @@ import typer
 
 from lowmem_spin.cli.options import path_argument, path_option
 from lowmem_spin.cli.policy_commands import app as living
+from lowmem_spin.cli.recipe_commands import app as copying
+from lowmem_spin.cli.run_commands import app as comparing
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Self-play fine-tuning of language models on one consumer GPU.",
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 STORE = Path("runs/store")
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that comes along.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a recipe value, e.g. game.alpha=0.9.")
 ]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from lowmem_spin import __version__
+
+        print(f"lowmem-spin {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Self-play fine-tuning of language models on one consumer GPU."""
+
 
 Replace = Annotated[bool, typer.Option("--replace", help="Replace the results of another game in the same folder.")]
 
@@ -253,6 +268,8 @@ def report(folder: Annotated[Path, path_argument(metavar="RUN_OR_SWEEP", help="T
 
 
 app.add_typer(living)
+app.add_typer(comparing)
+app.add_typer(copying)
 
 
 def main() -> None:
