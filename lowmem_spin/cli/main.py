@@ -48,8 +48,9 @@ def run(recipe: RecipeName = "quickstart", overrides: Overrides = None, replace:
     from lowmem_spin.cli.play import run as play
     from lowmem_spin.common.display import Display
     from lowmem_spin.config.load import find_recipe, load_recipe
+    from lowmem_spin.engines.machine import memory_gauge
 
-    display = Display(Console())
+    display = Display(Console(), memory_gauge())
     signal.signal(signal.SIGINT, display.interrupt)
     path = find_recipe(recipe)
     try:
@@ -92,11 +93,12 @@ def sweep(
     from lowmem_spin.common.errors import InputError
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find_recipe
+    from lowmem_spin.engines.machine import memory_gauge
     from lowmem_spin.runner.sweep import Entry, Sweep
 
     if max_hours is not None and not (math.isfinite(max_hours) and max_hours > 0):
         raise InputError(f"--max-hours {max_hours}: cannot be used; give the hours to play, for instance 11.5")
-    display = Display(Console())
+    display = Display(Console(), memory_gauge())
     signal.signal(signal.SIGINT, display.interrupt)
     display.deadline = None if max_hours is None else time.perf_counter() + 3600 * max_hours
     path = find_recipe(recipe)

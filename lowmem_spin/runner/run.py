@@ -15,6 +15,7 @@ from lowmem_spin.runner.early_stopping import EarlyStop, stops_early
 from lowmem_spin.runner.health import Health, evaluate_policy, sample_policy, summary_line
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.pairs import judged_win_rates, opponent_answers, score_pairs, summarize_sampling, training_pairs
+from lowmem_spin.runner.planning.forecast import steps_ahead
 from lowmem_spin.runner.record import add_seconds, link_iterate, note_stop, write_record
 from lowmem_spin.runner.run_folder import PICTURES
 from lowmem_spin.runner.trackers import Tracker
@@ -92,7 +93,9 @@ class Player:
         display.log(
             f"results in {game.folder}, shared work in {game.store.root}; interrupt whenever you like, run again to go on"
         )
+        display.expect(steps_ahead([(game, stage) for stage in game.stages]))
         for index, stage in enumerate(game.stages):
+            display.begin_step(index)
             display.title = f"[{index + 1}/{len(game.stages)}] "
             self.play(stage)
         with display.timed("report"):

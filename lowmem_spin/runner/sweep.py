@@ -16,6 +16,7 @@ from lowmem_spin.common.files import DISK, UnreadableError, read_text, write_jso
 from lowmem_spin.config.grid import Axes, SweepPoint
 from lowmem_spin.runner.claim import check_folder, check_sweep_folder
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
+from lowmem_spin.runner.planning.forecast import steps_ahead
 from lowmem_spin.runner.record import is_recorded
 from lowmem_spin.runner.run import Player
 
@@ -158,7 +159,10 @@ def play_sweep(
         display.log(f"not of this sweep, but of an earlier one in this folder: {', '.join(left)}; {stay}", "yellow")
     sweep.write()
     steps = in_step([entry.stages for entry in opened], [entry.player.game.signature for entry in opened if entry.player])
+    games_of = [entry.player.game for entry in opened if entry.player]
+    display.expect(steps_ahead([(games_of[step.game], None if step.samples_only else step.stage) for step in steps]))
     for place, step in enumerate(steps):
+        display.begin_step(place)
         entry = opened[step.game]
         if entry.status == "failed" or entry.player is None:
             continue
