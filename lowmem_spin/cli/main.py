@@ -38,23 +38,31 @@ def about(
 Replace = Annotated[bool, typer.Option("--replace", help="Replace the results of another game in the same folder.")]
 
 
+MaxHours = Annotated[float | None, typer.Option(help="Stop then, with what is finished stored; run again to go on.")]
+
+
 @app.command()
-def run(recipe: RecipeName = "quickstart", overrides: Overrides = None, replace: Replace = False) -> None:
+def run(
+    recipe: RecipeName = "quickstart", overrides: Overrides = None, replace: Replace = False, max_hours: MaxHours = None
+) -> None:
     """Play a game. Interrupting is safe: running again goes on where it stopped."""
     import signal
 
     from rich.console import Console
 
     from lowmem_spin.cli.play import run as play
-    from lowmem_spin.common.display import Display
+    from lowmem_spin.common.display import Display, TimeIsUpError
     from lowmem_spin.config.load import find_recipe, load_recipe
     from lowmem_spin.engines.machine import memory_gauge
 
     display = Display(Console(), memory_gauge())
     signal.signal(signal.SIGINT, display.interrupt)
+    display.stop_after(max_hours)
     path = find_recipe(recipe)
     try:
         play(load_recipe(path, overrides or []), path.parent, display, replace)
+    except TimeIsUpError:
+        display.log(f"{max_hours:g} hours are over; what is finished is stored, run the same command again to go on", "yellow")
     except KeyboardInterrupt:
         display.log("interrupted; what is finished is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None
@@ -76,31 +84,24 @@ def sweep(
     seeds: Seeds = 1,
     overrides: Overrides = None,
     replace: Replace = False,
-    max_hours: Annotated[
-        float | None, typer.Option(help="Stop then, with what is finished stored; run again to go on.")
-    ] = None,
+    max_hours: MaxHours = None,
 ) -> None:
     """Play a recipe with some of its values varied. What the games have in common is computed once."""
-    import math
     import signal
-    import time
 
     from rich.console import Console
 
     from lowmem_spin.cli.play import sweep as play
     from lowmem_spin.cli.results import show_sweep
     from lowmem_spin.common.display import Display, TimeIsUpError
-    from lowmem_spin.common.errors import InputError
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find_recipe
     from lowmem_spin.engines.machine import memory_gauge
     from lowmem_spin.runner.sweep import Entry, Sweep
 
-    if max_hours is not None and not (math.isfinite(max_hours) and max_hours > 0):
-        raise InputError(f"--max-hours {max_hours}: cannot be used; give the hours to play, for instance 11.5")
     display = Display(Console(), memory_gauge())
     signal.signal(signal.SIGINT, display.interrupt)
-    display.deadline = None if max_hours is None else time.perf_counter() + 3600 * max_hours
+    display.stop_after(max_hours)
     path = find_recipe(recipe)
     varied = points.sweep_axes(path, alpha, history, grid or [])
     base = points.first_recipe(path, overrides or [])

@@ -1,5 +1,6 @@
 """What a person watches: how far each stage is, and the game; and where the time went."""
 
+import math
 import threading
 import time
 from collections import defaultdict
@@ -13,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
-from lowmem_spin.common.errors import printable
+from lowmem_spin.common.errors import InputError, printable
 
 EVERY = 30.0  # seconds between two lines on a stage where no bar can be drawn
 
@@ -24,7 +25,7 @@ class TimeIsUpError(KeyboardInterrupt):
 
 def clock(seconds: float | None) -> str:
     """A duration to two figures or so; None is one that is not known."""
-    if seconds is None or seconds != seconds:
+    if seconds is None or math.isnan(seconds):
         return "?"
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -149,6 +150,18 @@ class Display:
         """Raise the interrupt that was dropped, if one was."""
         if self.interrupted:
             raise KeyboardInterrupt
+
+    def stop_after(self, hours: float | None) -> None:
+        """Set the deadline, from now; None: there is none.
+
+        Raises:
+            InputError: these are no hours.
+        """
+        if hours is None:
+            return
+        if not (math.isfinite(hours) and hours > 0):
+            raise InputError(f"--max-hours {hours}: cannot be used; give the hours to play, for instance 11.5")
+        self.deadline = time.perf_counter() + 3600 * hours
 
     def stop_if_late(self) -> None:
         """Raise that the time is up, if it is; called where nothing would be lost."""
