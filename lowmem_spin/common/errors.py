@@ -1,5 +1,9 @@
 """How something that a user gave is refused."""
 
+import re
+
+LOGIN = re.compile(r"(?<=://)[^\s'\"]*@")  # a user's name and password in an address
+
 
 def printable(text: str) -> str:
     """`text` on one line: what would steer a terminal shows as its escape instead."""
@@ -15,4 +19,4 @@ class InputError(Exception):
     """Something the user gave cannot be used. The message is one line: the field, the value, the remedy."""
 
     def __init__(self, line: str) -> None:
-        super().__init__(printable(line))
+        super().__init__(printable(LOGIN.sub("***@", line)))
