@@ -705,9 +705,9 @@ def test_what_cannot_be_judged_is_one_line(
     ("given", "line"),
     [
         ((None, "m", None), "--judge-model 'm': where? add --judge-base-url"),
-        (("http://h/v1", None, None), "--judge-base-url 'http://h/v1': which of its models? add --judge-model"),
-        ((None, None, "KEY"), "--judge-api-key-env 'KEY': of which judge?"),
-        ((None, None, None), "--judge-max-tokens 7: of which judge?"),
+        (("http://h/v1", None, None), "--judge-base-url: which of its models? add --judge-model"),
+        ((None, None, "KEY"), "--judge-api-key-env: of which judge?"),
+        ((None, None, None), "--judge-max-tokens: of which judge?"),
     ],
 )
 def test_half_a_judge_is_refused(given: tuple[str | None, str | None, str | None], line: str) -> None:
@@ -728,7 +728,7 @@ def test_a_judges_further_fields_are_checked(given: str, line: str) -> None:
     with pytest.raises(InputError, match=re.escape(f"--judge-extra-body {given!r}: ")) as error:
         judge_from_options("http://h/v1", "m", None, 1, None, given)
     assert line in str(error.value)
-    with pytest.raises(InputError, match=re.escape("--judge-extra-body '{}': of which judge?")):
+    with pytest.raises(InputError, match=re.escape("--judge-extra-body: of which judge?")):
         judge_from_options(None, None, None, 1, None, "{}")
 
 

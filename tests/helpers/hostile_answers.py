@@ -60,9 +60,7 @@ def honest(rng: random.Random, text: str) -> Answer:
 
 
 def odd_type(rng: random.Random, text: str) -> Answer:
-    kind = rng.choice(
-        ["a/json; charset=utf-99", "text/html; charset=base64", "a/b; charset=utf-16", "x" * 5000, ";;;="]
-    )
+    kind = rng.choice(["a/json; charset=utf-99", "text/html; charset=base64", "a/b; charset=utf-16", "x" * 5000, ";;;="])
     return Answer(plain(completion(text), rng.choice(["200 OK", "201", "206 Some"]), f"Content-Type: {kind}"), text)
 
 
@@ -287,5 +285,3 @@ REPLIES = [
 ]
 FAILURES = [refused, elsewhere, no_content, switched, other_json, no_json, cut, garbled, dripping, flooding, mute]
 WAYS: dict[Behaviour, int] = {**dict.fromkeys([*REPLIES, *FAILURES], 1), refused: 5, garbled: 2, no_json: 2, dripping: 2}
-
-
