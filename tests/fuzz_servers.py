@@ -37,7 +37,7 @@ NEVER = 20.0  # seconds after which a request counts as one that does not end
 class Handler(socketserver.BaseRequestHandler):
     """One connection, and requests on it for as long as both sides want."""
 
-    server: "Server"
+    server: "Server"  # pyright: ignore[reportIncompatibleVariableOverride] - socketserver has it so
 
     def handle(self) -> None:
         self.request.settimeout(NEVER)

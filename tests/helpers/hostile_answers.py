@@ -36,7 +36,7 @@ def head(status: object = "200 OK", *lines: str, version: str = "HTTP/1.1") -> b
     return "\r\n".join([f"{version} {status}", *lines, "", ""]).encode("utf-8", "surrogateescape")
 
 
-def plain(body: bytes, status: object = "200 OK", *lines: str) -> list[bytes | float]:
+def plain(body: bytes, status: object = "200 OK", *lines: str) -> list[bytes]:
     return [head(status, *lines, f"Content-Length: {len(body)}"), body]
 
 
@@ -87,7 +87,7 @@ def to_the_end(rng: random.Random, text: str) -> Answer:
 
 
 def in_pieces(rng: random.Random, text: str) -> Answer:
-    whole = b"".join(piece for piece in plain(completion(text)) if isinstance(piece, bytes))
+    whole = b"".join(plain(completion(text)))
     middle = rng.randint(1, len(whole) - 1)
     return Answer([whole[:middle], 0.05, whole[middle:]], text)
 
@@ -111,6 +111,11 @@ def silent(rng: random.Random, text: str) -> Answer:
 def long(rng: random.Random, text: str) -> Answer:
     longer = text + "Ж[[B]]" * rng.randint(1, 60_000)
     return Answer(plain(completion(longer)), longer)
+
+
+def twice(rng: random.Random, text: str) -> Answer:
+    """With an answer to a question that nobody asked, which is not that of the next."""
+    return Answer([b"".join([*plain(completion(text)), *plain(completion("of another"))])], text)
 
 
 # What is none.
@@ -282,6 +287,7 @@ REPLIES = [
     with_more,
     silent,
     long,
+    twice,
 ]
 FAILURES = [refused, elsewhere, no_content, switched, other_json, no_json, cut, garbled, dripping, flooding, mute]
 WAYS: dict[Behaviour, int] = {**dict.fromkeys([*REPLIES, *FAILURES], 1), refused: 5, garbled: 2, no_json: 2, dripping: 2}

@@ -15,7 +15,8 @@ class Exchange(httpx2.BaseTransport):
 
     httpx2 limits each read by itself, so that a server which sends a byte a second, or one interim answer after another,
     would keep it for ever. Here an exchange happens in an event loop, which can end it as a whole. Of an answer's headers
-    only those that say when to try again are passed on: no cookie, and no character set, for JSON is in Unicode.
+    only those that say when to try again are passed on: no cookie, and no character set, for JSON is in Unicode. Each exchange
+    has its own connection: on one that is used again, a server that answers twice would have answered the next request, too.
 
     Args:
         seconds: for all of an exchange, from connecting to the last byte.
@@ -28,7 +29,7 @@ class Exchange(httpx2.BaseTransport):
     def __init__(self, seconds: float, connections: int, proxies: bool) -> None:
         self._seconds, self._loop = seconds, asyncio.new_event_loop()
         self._client = httpx2.AsyncClient(
-            limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
+            limits=httpx2.Limits(max_connections=connections),
             timeout=httpx2.Timeout(seconds, connect=min(seconds, 5.0)),
             trust_env=proxies,
         )
@@ -60,7 +61,8 @@ class Exchange(httpx2.BaseTransport):
             raise httpx2.ReadTimeout(f"no whole answer within {self._seconds:g} seconds", request=request) from None
 
     async def _answer(self, request: httpx2.Request) -> httpx2.Response:
-        mine = self._client.build_request(request.method, request.url, headers=request.headers, content=request.read())
+        headers = {**request.headers, "connection": "close"}
+        mine = self._client.build_request(request.method, request.url, headers=headers, content=request.read())
         answer = await self._client.send(mine, stream=True)
         try:
             content = bytearray()
@@ -70,8 +72,8 @@ class Exchange(httpx2.BaseTransport):
                     raise httpx2.DecodingError(f"an answer of more than {LARGEST >> 20} MiB", request=request)
         finally:
             await answer.aclose()
-        headers = {name: answer.headers[name] for name in KEPT if name in answer.headers}
-        return httpx2.Response(answer.status_code, headers=headers, content=bytes(content))
+        kept = {name: answer.headers[name] for name in KEPT if name in answer.headers}
+        return httpx2.Response(answer.status_code, headers=kept, content=bytes(content))
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
