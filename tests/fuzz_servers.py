@@ -146,11 +146,10 @@ def campaign(folder: Path, count: int, seed: int, timeout: float = 1.0) -> Found
     for question, (outcome, seconds), again in zip(questions, first, second, strict=True):
         look(found, question, tried[question], outcome, seconds)
         look_again(found, question, server.given.get(question), outcome, again)
-    for path in folder.rglob("*"):
-        if KEY.lower().encode() in path.read_bytes().lower():
-            found.problems.append(f"the key is in {path}")
-        if len(path.read_text().splitlines()) != count:
-            found.problems.append(f"{path} has {len(path.read_text().splitlines())} replies")
+    found.problems += [f"the key is in {path}" for path in folder.rglob("*") if KEY.lower() in path.read_text().lower()]
+    (kept,) = folder.glob("*.jsonl")
+    if len(kept.read_text().splitlines()) != count:
+        found.problems.append(f"{len(kept.read_text().splitlines())} replies are kept")
     return found
 
 

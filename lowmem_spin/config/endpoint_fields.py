@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from lowmem_spin.common.keys import canonical
 
 OWN = ("model", "messages", "stream", "n")  # fields that the endpoint sets itself
+DEEPEST = 50  # lists and mappings in one another; a JSON schema that is to be kept to has some
 SECRETS = ("api_key", "apikey", "authorization", "password", "secret", "token")
 
 
@@ -72,5 +73,15 @@ def check_extra_body(fields: Mapping[str, Any]) -> None:
         raise SecretError(f"{secret[0]} would be written into the run; put it into the variable that api_key_env names")
     try:
         json.dumps(canonical(fields), ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError):
+        deep = _depth(fields)
+    except RecursionError:
+        deep = DEEPEST + 1
+    except (TypeError, ValueError):
         raise ValueError("give what JSON has: text, numbers, true, false, null, lists and mappings") from None
+    if deep > DEEPEST:
+        raise ValueError(f"more than {DEEPEST} lists and mappings in one another are no request")
+
+
+def _depth(value: Any) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if parts is None else 1 + max(map(_depth, parts), default=0)

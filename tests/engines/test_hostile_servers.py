@@ -309,7 +309,8 @@ def test_other_names_are_taken(name: str) -> None:
             for text in ("{a: .nan}", "{a: -.inf}", "{a: 2020-01-01}", "{a: !!binary aGk=}", "{a: !!set {b}}")
         ),
         ('{a: "\\uD800"}', "give what JSON has"),
-        ("{a: " + "[" * 400 + "]" * 400 + "}", ""),
+        ("{a: " + "[" * 50 + "]" * 50 + "}", "more than 50 lists and mappings in one another"),
+        ("[" * 400, "not valid YAML"),
         ("{a: &b [*b]}", "has an alias"),
         ("{1: 2}", "Input should be a valid string"),
         ("{messages: []}", "messages cannot be set here"),
@@ -377,3 +378,18 @@ def test_an_odd_status_before_and_after_a_reply(server: Server, tmp_path: Path, 
     with pytest.raises(NoReplyError):
         endpoint.ask(ASK)
     assert endpoint.counts.failed == 1 + (kind is NoReplyError)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("'https://me:pw@h/v1' no", "'https://***@h/v1' no"),
+        ("'https://me:12...'", "'https://***'"),  # as a long value is quoted
+        ("'https://token@h/v1': no", "'https://***@h/v1': no"),
+        ("'http://h:99999/v1': no", "'http://h:99999/v1': no"),
+        ("http://[::1]:80/v1, http://h:8. So", "http://[::1]:80/v1, http://h:8. So"),
+        ("a://b c@d", "a://b c@d"),
+    ],
+)
+def test_a_refusal_has_no_login_in_it(said: str, shown: str) -> None:
+    assert str(InputError(said)) == shown
