@@ -163,12 +163,14 @@ class JudgeOracle(Section):
     name: Literal["judge"] = "judge"
     """Selects a language model as the judge; it compares every two answers in both orders."""
     base_url: str
-    """Address of the OpenAI-compatible endpoint, for instance http://localhost:8000/v1."""
+    """Address of the OpenAI-compatible endpoint, for instance http://localhost:8000/v1. It is shown in the report, so no name,
+    password or query is taken in it."""
     model: str
     """Name under which the endpoint serves the judge model. It is part of every result: scores of different judges are
     not comparable."""
     api_key_env: str | None = None
-    """Name of the environment variable that holds the API key; null sends no key, which is enough for most local servers."""
+    """Name of the environment variable that holds the API key; null sends no key, which is enough for most local servers. The
+    key itself is written nowhere."""
     concurrency: int = Field(default=8, ge=1)
     """Requests in flight at the same time. No result depends on it; lower it if the endpoint limits your rate."""
     max_tokens: int | None = Field(default=None, ge=1)

@@ -18,9 +18,9 @@ import yaml
 from pydantic import ValidationError
 
 import fuzz_servers
-from helpers.commands import assert_one_line, call
+from helpers.commands import assert_one_line, call, play
 from helpers.hostile_answers import KEY
-from helpers.server import Body, Handler, Server, send, serving
+from helpers.server import Body, Handler, Server, send, serving, shown
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.config.load import find_recipe
@@ -393,3 +393,42 @@ def test_an_odd_status_before_and_after_a_reply(server: Server, tmp_path: Path, 
 )
 def test_a_refusal_has_no_login_in_it(said: str, shown: str) -> None:
     assert str(InputError(said)) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "line"), [(None, "is not set; export it"), (f"{KEY}\n{KEY}", "has a character that no header can carry")]
+)
+def test_a_game_is_not_begun_without_its_judges_key(
+    value: str | None, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judge would be asked after hours."""
+    monkeypatch.delenv("A_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("A_KEY", value)
+    refused = play(tmp_path, "game.oracle={name: judge, base_url: 'http://h/v1', model: m, api_key_env: A_KEY}")
+    assert_one_line(refused, "error: game.oracle.api_key_env: ", "'A_KEY'", line)
+    assert KEY not in refused.stderr and not (tmp_path / "run").exists()
+
+
+def test_a_game_asks_its_judge_with_the_key_and_keeps_it_to_itself(server: Server, tmp_path: Path, key: str) -> None:
+    """A whole game that learns from a judge which repeats the key beside each verdict; played again, it needs none."""
+
+    def behave(body: Body, number: int) -> str:
+        first, second = map(len, shown(body))
+        return f"Bearer {KEY}\ud800\x1b[31m [[{'A' if first < second else 'B'}]]"
+
+    server.behave = behave
+    oracle = {"name": "judge", "base_url": server.url, "model": "m", "api_key_env": key, "extra_body": {"seed": 7}}
+    changes = [f"game.oracle={json.dumps(oracle)}", "game.iterations=1", "game.algorithm=sppo", "game.pairs=8"]
+    done = play(tmp_path, *changes)
+    assert done.returncode == 0, done.stderr
+    assert server.asked and all(json.loads(text)["seed"] == 7 for _, text in server.asked)
+    assert {headers["Authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
+    asked = len(server.asked)
+    os.environ.pop("A_KEY")
+    again = play(tmp_path, *changes)
+    assert again.returncode == 0 and len(server.asked) == asked
+    assert KEY not in "".join([done.stdout, done.stderr, again.stdout, again.stderr])
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in kept if KEY.encode() in path.read_bytes()]
+    assert [path for path in kept if path.parent.name == "judge" and b"Bearer ***" in path.read_bytes()]
