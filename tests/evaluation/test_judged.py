@@ -746,7 +746,7 @@ def test_an_arena_and_suites_with_a_judge_that_refuses_max_tokens(copy: Path, se
     server.asked.clear()
     for _ in range(2):
         assert call("evaluate", copy / "game", *files, *options, "--judge-extra-body", body).returncode == 0
-        sent = [json.loads(text) for _, text in server.asked]
+    sent = [json.loads(text) for _, text in server.asked]
     assert all(one.keys() == {"model", "messages", "max_completion_tokens"} for one in sent)
     assert set(server.requests.values()) == {1}  # what was asked so is not asked again
     roles = [[message["role"] for message in one["messages"]] for one in sent]
@@ -764,7 +764,7 @@ def test_no_key_is_anywhere(copy: Path, server: Server, monkeypatch: pytest.Monk
         text = json.dumps(body["messages"])
         if "upper: word" in text or "upper: abab1" in text:
             return send(400, json.dumps({"error": {"message": said}}), retry_after=said)
-        return f"{said}\n{longer(body, number) if 'answer_A' in text else grade(body, number)}"
+        return f"{said}\ud800\x1b[31m\n{longer(body, number) if 'answer_A' in text else grade(body, number)}"
 
     server.behave = behave
     instructions(copy)
