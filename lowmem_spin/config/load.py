@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import Loss
+from lowmem_spin.config.endpoint_fields import SecretError
 from lowmem_spin.config.naming import of_settings, with_suffix
 from lowmem_spin.config.paths import expanded
 from lowmem_spin.config.places import RECIPE, put_in_place
@@ -153,6 +154,8 @@ def explain(error: ValidationError) -> str:
         line = f"{field}.name: {first['input']['name']!r} is unknown; known: {known}"
     elif not places:
         line = first["msg"].removeprefix("Value error, ")
+    elif isinstance(first.get("ctx", {}).get("error"), SecretError):
+        line = f"{field}: {first['msg'].removeprefix('Value error, ')}"
     else:
         line = f"{field}: {first['input']!r} cannot be used: {first['msg'].removeprefix('Value error, ')}"
     others = len({problem["loc"][:2] for problem in problems}) - 1

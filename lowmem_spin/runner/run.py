@@ -10,6 +10,7 @@ from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Score, Stage, Train, TrainSampler, is_baseline
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.keys import digest
+from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.runner.claim import check_folder, clear_folder
 from lowmem_spin.runner.early_stopping import EarlyStop, stops_early
 from lowmem_spin.runner.health import Health, evaluate_policy, sample_policy, summary_line
@@ -31,7 +32,7 @@ class Player:
         replace: whether another game's results in the folder may go.
 
     Raises:
-        InputError: the folder is another game's, or somebody's.
+        InputError: the folder is another game's, or somebody's; or a judge that is still needed has no key.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Player:
         self.game, self.display, self.counted = game, display, counted
         self.healths: list[Health] = []
         self.stopped: EarlyStop | None = None
+        _check_judge(game)
         check_folder(game, replace)
         clear_folder(game)
         write_record(game, benchmark_files or {})
@@ -126,6 +128,16 @@ class Player:
 def _lines(records: Sequence[dict[str, Any]], without: Sequence[str] = ()) -> str:
     """metrics.jsonl; earlier versions wrote it without some fields."""
     return "".join(json.dumps({name: v for name, v in one.items() if name not in without}) + "\n" for one in records)
+
+
+def _check_judge(game: OpenGame) -> None:
+    """Refuse before anything is computed what the first question to a judge would be refused for; a game that is played to
+    its end asks it nothing."""
+    judge, trained = game.recipe.game.oracle, [stage.policy for stage in game.stages if isinstance(stage, Train)]
+    if isinstance(judge, JudgeOracle) and judge.api_key_env is not None and not all(map(game.store.adapter, trained)):
+        from lowmem_spin.engines.oracles.endpoint import check_key
+
+        check_key("game.oracle", judge.api_key_env)
 
 
 def step(game: OpenGame, stage: Stage) -> None:
