@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lowmem_spin.cli.options import path_argument, path_option
+from lowmem_spin.cli.options import TrustCode, path_argument, path_option
 from lowmem_spin.cli.policy_commands import app as living
 
 app = typer.Typer(
@@ -24,7 +24,9 @@ Replace = Annotated[bool, typer.Option("--replace", help="Replace the results of
 
 
 @app.command()
-def run(recipe: RecipeName = "quickstart", overrides: Overrides = None, replace: Replace = False) -> None:
+def run(
+    recipe: RecipeName = "quickstart", overrides: Overrides = None, replace: Replace = False, trust: TrustCode = False
+) -> None:
     """Play a game. Interrupting is safe: running again goes on where it stopped."""
     import signal
 
@@ -38,7 +40,7 @@ def run(recipe: RecipeName = "quickstart", overrides: Overrides = None, replace:
     signal.signal(signal.SIGINT, display.interrupt)
     path = find_recipe(recipe)
     try:
-        play(load_recipe(path, overrides or []), path.parent, display, replace)
+        play(load_recipe(path, overrides or []), path.parent, display, replace, trust)
     except KeyboardInterrupt:
         display.log("interrupted; what is finished is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None
@@ -60,6 +62,7 @@ def sweep(
     seeds: Seeds = 1,
     overrides: Overrides = None,
     replace: Replace = False,
+    trust: TrustCode = False,
     max_hours: Annotated[
         float | None, typer.Option(help="Stop then, with what is finished stored; run again to go on.")
     ] = None,
@@ -91,7 +94,7 @@ def sweep(
     game = Sweep(path.stem, points.sweep_folder(base), varied, list(range(base.seed, base.seed + seeds)), entries)
     display.log(f"{len(entries)} games, results in {game.folder}; interrupt whenever you like, run again to go on")
     try:
-        play(game, path.parent, display, replace)
+        play(game, path.parent, display, replace, trust)
     except TimeIsUpError:
         display.log(f"{max_hours:g} hours are over; what is finished is stored, run the same command again to go on", "yellow")
     except KeyboardInterrupt:

@@ -159,7 +159,7 @@ class _Draft:
         _add(
             self.notes, [f"{name}: its revision is not resolved yet: the hub cannot be reached" for name in sources.unresolved]
         )
-        _add(self.notes, check_base(recipe, found.model, found.adapter, found.choices.machine.dtype))
+        _add(self.notes, check_base(recipe, found.model, found.adapter, found.choices.machine.dtype, runs_code=False))
         if found.oracle is not None:
             _add(self.notes, ["the time that game.oracle takes to judge is not counted"])
         if any(value is not None for value in recipe.game.stop_when.model_dump().values()):
