@@ -73,7 +73,7 @@ def show_unused(root: Path, top: Path, delete: bool, aside: bool, grace_hours: f
 def _table(items: list[gc.Unused]) -> Table:
     table = Table(title="Used by no run", box=box.SIMPLE_HEAD)
     table.add_column("kind", no_wrap=True)
-    table.add_column("name", no_wrap=True)
+    table.add_column("name", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
     for item in items[:LONGEST]:
         table.add_row(item.kind, escape(printable(item.path.name)), _bytes(item.size))

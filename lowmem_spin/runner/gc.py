@@ -89,18 +89,19 @@ def used_by(folders: Iterable[Path]) -> Used:
 def keys_of(run: RunFolder, stages: Sequence[Stage] | None = None) -> dict[str, set[str]]:
     """{kind: keys} of what a run uses, as far as it says so: a version that did not name its data used any."""
     stages = list(play(run.recipe, run.inputs)) if stages is None else stages
-    data, model = run.record.get("data", []), run.record.get("model")
+    base, identity = run.recipe.model, run.record.get("model")
+    weights = None if identity is None else weights_key(identity, base.quantization, base.dtype)
     used = Used()
-    used.add(keys_of_game(run.recipe, run.inputs, stages, data, model))
+    used.add(keys_of_game(run.recipe, run.inputs, stages, run.record.get("data", []), weights))
     used.add(run_folder.tables_in_use(run.folder))
     used.add({"results": run.policies.values()})
     return used.keys
 
 
 def keys_of_game(
-    recipe: Recipe, inputs: Inputs, stages: Sequence[Stage], data: Iterable[str], model: str | None
+    recipe: Recipe, inputs: Inputs, stages: Sequence[Stage], data: Iterable[str], weights: str | None
 ) -> dict[str, set[str]]:
-    """{kind: keys} of what a game makes, reads, and leaves for its benchmarks; `model` is the identity of its base."""
+    """{kind: keys} of what a game makes, reads, and leaves for its benchmarks."""
     keys: dict[str, set[str]] = {kind: set() for kind in KINDS}
     for stage in stages:
         for touch in touches(stage, recipe, inputs):
@@ -108,8 +109,7 @@ def keys_of_game(
     keys["work"] |= keys["adapters"]  # what is not yet trained has its checkpoints there
     keys["results"] |= {inputs.base, *(stage.policy for stage in stages if isinstance(stage, Train))}
     keys["data"].update(data)
-    if model is not None:
-        keys["weights"].add(weights_key(model, recipe.model.quantization, recipe.model.dtype))
+    keys["weights"] |= set() if weights is None else {weights}
     return keys
 
 

@@ -59,7 +59,9 @@ def read_run(folder: Path) -> RunFolder:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         inputs, policies, parts = Inputs(**record["inputs"]), dict(record["policies"]), parts_in(record)
-        digest([vars(inputs), record.get("model"), record.get("stopped", {}).get("keep")])  # whether keys can be made of it
+        digest(vars(inputs))  # whether keys can be made of it
+        if not isinstance(record.get("model", ""), str) or not isinstance(record.get("stopped", {}), dict):
+            raise TypeError("model, or stopped")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: does not read ({type(error).__name__}: {error}); run the recipe again to write it") from None
     keys = {"inputs.base": [inputs.base], "inputs.data": [inputs.data], "data": record.get("data", [])}

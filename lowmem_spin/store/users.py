@@ -9,7 +9,6 @@ A run's own record says the same; this is for runs that nobody names, on a drive
 import contextlib
 import errno
 import json
-import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -149,9 +148,7 @@ def _state(folder: Path, device: Any) -> State:
     try:
         if (folder / "run.json").is_file():
             return State.HERE
-        mounted = os.stat(folder.parent).st_dev == device
-    except (FileNotFoundError, NotADirectoryError):
-        return State.AWAY
+        mounted = folder.parent.is_dir() and folder.parent.stat().st_dev == device
     except OSError as error:
         raise InputError(f"{str(folder)!r} cannot be read ({error.strerror}): the run in it may use anything") from None
     return State.GONE if mounted else State.AWAY

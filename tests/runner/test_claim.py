@@ -303,7 +303,7 @@ def test_gc_frees_nothing_that_no_store_wrote(copy: Path) -> None:
         (copy / "store" / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / "store" / name).write_text("mine")
     (copy / "store" / "data" / f"{'a' * 20}.parquet").write_text("ours, of a run that is gone")
-    result = call("gc", "--store", copy / "store", "--runs", copy / "run", "--delete")
+    result = call("gc", "--store", copy / "store", "--runs", copy / "run", "--grace-hours", 0, "--delete")
     assert result.returncode == 0 and "a" * 20 in result.stdout, result.stderr
     assert not (copy / "store" / "data" / f"{'a' * 20}.parquet").exists()
     assert (copy / "store" / "data" / "train.jsonl").read_text() == (copy / "store" / "work/thesis/text").read_text() == "mine"

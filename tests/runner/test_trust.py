@@ -13,19 +13,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rich.console import Console
 
 from helpers.commands import SMALL, assert_one_line, call
 from helpers.games import QUICKSTART, opened
 from lowmem_spin.algorithm.preferences import Comparison
-from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.trust import Code, Trust, UntrustedError
 from lowmem_spin.config.load import load_recipe
 from lowmem_spin.data.sources import Sources, base_key
 from lowmem_spin.engines.foreign_code import code_of_model
 from lowmem_spin.engines.oracles.function import Function
-from lowmem_spin.runner.open import SharedResources, open_game
 
 HOSTILE = "import os\nopen(os.environ['RAN'], 'w').close()\n"
 ORACLE = f"{HOSTILE}def judge(messages, answers, reference):\n    return [len(answer) for answer in answers]\n"
@@ -191,7 +188,8 @@ def bringing(copy: Path) -> Path:
     recipe.write_text(yaml.safe_dump(content))
     before = json.loads(record.read_text())["inputs"]["base"]
     model = Sources(copy, copy / "sources.json").model(str(copy / "base"), None)
-    record.write_text(record.read_text().replace(before, base_key(load_recipe(recipe), model, None)))
+    for path in (record, copy / "run" / "metrics.jsonl"):
+        path.write_text(path.read_text().replace(before, base_key(load_recipe(recipe), model, None)))
     return copy
 
 
