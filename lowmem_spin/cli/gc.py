@@ -32,7 +32,7 @@ def show_unused(root: Path, top: Path, delete: bool, aside: bool, grace_hours: f
             why = f"though the store knows of one at {str(user.folder)!r}; give the folder with your runs"
         raise InputError(f"--runs: no run below {str(top)!r}, {why}")
     try:
-        others = gc.known_runs(store, folders)
+        others = gc.known_runs(store, folders, top)
         used = gc.used_by([*folders, *others.folders])
     except InputError as error:
         raise InputError(f"{error}; until it reads, nothing is freed") from None

@@ -72,11 +72,11 @@ def read_run(folder: Path) -> RunResults:
     record = _json(folder / "run.json")
     if not isinstance(record, dict) or not _texts(record.get("policies")):
         raise InputError(f"{folder / 'run.json'}: it names no policies; run the recipe again to write it anew")
-    check_keys(folder / "run.json", {f"policies.{name}": [key] for name, key in record["policies"].items()})
     try:
         parts = parts_in(record)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{folder / 'run.json'}: its roles do not read back; run the recipe again to write it anew") from None
+    check_keys(folder / "run.json", {f"policies.{name}": [key] for name, key in record["policies"].items()})
     text = _text(folder / "recipe.yaml")
     try:
         recipe = yaml.safe_load(text)

@@ -165,15 +165,22 @@ class KnownRuns:
             yield f"{user.folder} is gone and keeps nothing; if you have moved it, give --runs a folder that it is in now"
 
 
-def known_runs(store: Store, named: Iterable[Path]) -> KnownRuns:
-    """The store's users that are not among the named folders."""
+def known_runs(store: Store, named: Iterable[Path], top: Path) -> KnownRuns:
+    """The store's users that are not among the named folders, which are all that there are below `top`."""
     own, users = {folder.resolve() for folder in named}, store.users.known()
     played = [user for user in users if user.state is State.PLAYED]
     rest = [user for user in users if user.folder not in own and user.state is not State.PLAYED]
     here = [user.folder for user in rest if user.state is State.HERE]
     here += [user.folder for user in played if user.folder not in own and (user.folder / "run.json").is_file()]
-    away = [user for user in rest if user.state is State.AWAY]
-    return KnownRuns(here, [*played, *away], [user for user in rest if user.state is State.GONE])
+    gone = [user for user in rest if user.state is State.GONE or (user.state is State.AWAY and _deleted(user, top.resolve()))]
+    away = [user for user in rest if user.state is State.AWAY and user not in gone]
+    return KnownRuns(here, [*played, *away], gone)
+
+
+def _deleted(user: User, top: Path) -> bool:
+    """Whether a run that is away was below `top`, on a drive that is here: it went with its sweep, for instance."""
+    nearest = next(folder for folder in user.folder.parents if folder.exists())
+    return user.folder.is_relative_to(top) and nearest.stat().st_dev == user.device
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -44,6 +44,7 @@ class User:
     folder: Path
     keys: dict[str, set[str]]
     when: str  # it was last played or measured
+    device: int  # of the drive that it was on
     state: State
 
 
@@ -140,10 +141,10 @@ def _read(path: Path) -> User:
         raise InputError(
             f"{path}: does not read, and the run that it is of may use anything; play that run again, or delete the file"
         ) from None
-    return User(path, folder, keys, when, State.PLAYED if held else _state(folder, device))
+    return User(path, folder, keys, when, device, State.PLAYED if held else _state(folder, device))
 
 
-def _state(folder: Path, device: Any) -> State:
+def _state(folder: Path, device: int) -> State:
     """Where its parent is missing, or is on another drive than it was, the drive itself may only not be mounted."""
     try:
         if (folder / "run.json").is_file():

@@ -178,17 +178,19 @@ def test_another_game_is_refused_and_replaces_only_when_asked(copy: Path) -> Non
 
 
 @pytest.mark.parametrize("command", ["run", "sweep"])
-def test_the_command_line_replaces_only_when_asked(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_command_line_replaces_and_trusts_only_when_asked(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked = []
 
     def played(*given: Any) -> None:
-        asked.append(given[-1])
+        asked.append(given[-2:])
         raise InputError("not now")
 
     monkeypatch.setattr(play, command, played)
-    for options in ([], ["--replace"]):
+    for options in ([], ["--replace"], ["--trust"]):
         assert call(command, "quickstart", f"--set=output.dir={tmp_path / 'run'}", *options).returncode == 2
-    assert asked == [False, True]
+    assert asked == [(False, False), (True, False), (False, True)]
 
 
 def test_the_same_game_goes_on(copy: Path) -> None:

@@ -188,6 +188,8 @@ def test_gc_keeps_what_a_run_elsewhere_uses(shared: Path) -> None:
     shown = call("gc", "--store", shared / "store", "--runs", shared / "runs", "--grace-hours", 0)
     assert f"{shared / 'run'} is gone and keeps nothing; if you have moved it, give --runs" in shown.stdout.replace("\n", "")
     assert stored(shared / "store") == before and len(list((shared / "store" / "users").glob("*.json"))) == 2
+    register(shared, Path(shutil.copytree(shared / "moved", shared / "runs" / "sweep" / "points" / "a", symlinks=True)))
+    shutil.rmtree(shared / "runs" / "sweep")  # below --runs, what is not there was deleted, however much went with it
     free(shared)
     used = gc.used_by([shared / "runs" / "begun"])
     assert {path for path in before if used.has(path.parent.name, path.stem)} == stored(shared / "store") < before
