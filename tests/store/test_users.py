@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -113,7 +114,7 @@ def test_this_process_plays_from_begin_to_end(users: Users, folder: Path) -> Non
     "damage",
     ["{", "[]", '{"folder": "/elsewhere"}', lambda text: text.replace(KEY, "../.."), lambda text: text.replace("run", "x")],
 )
-def test_a_record_that_does_not_read_may_be_of_anything(damage: object, users: Users, folder: Path) -> None:
+def test_a_record_that_does_not_read_may_be_of_anything(damage: Any, users: Users, folder: Path) -> None:
     users.note(folder, {"adapters": {KEY}})
     (user,) = users.known()
     user.record.write_text(damage(user.record.read_text()) if callable(damage) else str(damage))
