@@ -180,3 +180,19 @@ def test_gc_counts_and_frees_a_link_and_not_what_it_leads_to(copy: Path, mine: P
     result = call(*command("gc", copy))
     assert result.returncode == 0 and KEY in result.stdout, result
     assert not link.is_symlink() and content(mine) == before
+
+
+def test_remove_deletes_nothing_behind_a_link(copy: Path, tmp_path: Path) -> None:
+    """Folders with numbers for names, as of years, and a run of one's own."""
+    photos, theirs = tmp_path / "photos", copy / "run"
+    (photos / "2025").mkdir(parents=True)
+    (photos / "2025" / "party.jpg").write_text("mine")
+    own = tmp_path / "points" / "a"
+    own.mkdir(parents=True)
+    (own / "run.json").write_text("{}")
+    before = content(tmp_path / "points") | content(photos)
+    (theirs / "iterates").rename(copy / "away")
+    (theirs / "iterates").symlink_to(photos)
+    (theirs / "points").symlink_to(own.parent)
+    assert call("remove", theirs, "--yes").returncode == 0
+    assert not theirs.exists() and content(tmp_path / "points") | content(photos) == before
