@@ -20,9 +20,10 @@ from lowmem_spin.algorithm.preferences import Comparison
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.trust import Code, Trust, UntrustedError
 from lowmem_spin.config.load import load_recipe
-from lowmem_spin.data.sources import Sources, base_key
+from lowmem_spin.data.sources import Source, Sources, base_key
 from lowmem_spin.engines.foreign_code import code_of_model
 from lowmem_spin.engines.oracles.function import Function
+from lowmem_spin.engines.oracles.reward_model import RewardModel
 
 HOSTILE = "import os\nopen(os.environ['RAN'], 'w').close()\n"
 ORACLE = f"{HOSTILE}def judge(messages, answers, reference):\n    return [len(answer) for answer in answers]\n"
@@ -71,7 +72,9 @@ def test_a_look_at_a_recipe_runs_nothing_of_it(words: list[str], tmp_path: Path)
 def test_code_is_trusted_by_its_content_once(command: str, words: list[str], tmp_path: Path, state: Path) -> None:
     refusal = ["game.oracle.function: the code in '", "evil.py:judge' (", ") would be run here; read it, then add --trust"]
     for _ in range(2):  # a refusal is not remembered
-        assert_one_line(call(command, *words), *refusal)
+        refused = call(command, *words)
+        assert_one_line(refused, *refusal)
+        assert refused.stderr.startswith(f"error: {refusal[0]}") and "failed" not in refused.stdout  # no point of a sweep did
     assert not (tmp_path / "run").exists() and not list(tmp_path.glob("store/*/*"))
     pairs = "game.pairs: 1000000 prompts asked of"
     for option in (["--trust"], []):  # now it is, and the same command gets further
@@ -252,4 +255,21 @@ def test_a_plan_of_a_model_with_layers_that_only_its_code_knows_runs_none_of_it(
     result = call("plan", "quickstart", *(word for name, value in changes.items() for word in ("--set", f"{name}={value}")))
     assert result.returncode == 0, result.stderr
     assert "are known only to the code that comes with it, which is not run here" in " ".join(result.stdout.split())
+    assert not ran()
+
+
+@pytest.mark.parametrize("part", ["config", "tokenizer"])
+def test_a_reward_model_runs_no_code_that_comes_with_it_whatever_a_pipe_says(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers asks on the terminal, where nothing is said: what comes through a pipe would be the answer."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+    base = Path(shutil.copytree(QUICKSTART / "base", tmp_path / "base"))
+    (base / "evil.py").write_text(f"{HOSTILE}{TOKENIZER}")
+    name = {"config": "config.json", "tokenizer": "tokenizer_config.json"}[part]
+    auto = {"config": {"AutoConfig": "evil.Own"}, "tokenizer": {"AutoTokenizer": [None, "evil.Own"]}}[part]
+    changed = json.loads((base / name).read_text()) | {"auto_map": auto, "model_type": "own", "tokenizer_class": "Own"}
+    (base / name).write_text(json.dumps(changed))
+    with pytest.raises(InputError, match=r"^game\.oracle\.model: "):
+        RewardModel(Source(str(base), None, "own"), "cpu", "float32", 4, 64).prefer([QUESTION])
     assert not ran()
