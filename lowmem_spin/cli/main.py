@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lowmem_spin.cli.options import path_argument, path_option
+from lowmem_spin.cli.options import TrustCode, path_argument, path_option
 from lowmem_spin.cli.policy_commands import app as living
 from lowmem_spin.cli.recipe_commands import app as copying
 from lowmem_spin.cli.run_commands import app as comparing
@@ -43,7 +43,11 @@ MaxHours = Annotated[float | None, typer.Option(help="Stop then, with what is fi
 
 @app.command()
 def run(
-    recipe: RecipeName = "quickstart", overrides: Overrides = None, replace: Replace = False, max_hours: MaxHours = None
+    recipe: RecipeName = "quickstart",
+    overrides: Overrides = None,
+    replace: Replace = False,
+    trust: TrustCode = False,
+    max_hours: MaxHours = None,
 ) -> None:
     """Play a game. Interrupting is safe: running again goes on where it stopped."""
     import signal
@@ -60,7 +64,7 @@ def run(
     display.stop_after(max_hours)
     path = find_recipe(recipe)
     try:
-        play(load_recipe(path, overrides or []), path.parent, display, replace)
+        play(load_recipe(path, overrides or []), path.parent, display, replace, trust)
     except TimeIsUpError:
         display.log(f"{max_hours:g} hours are over; what is finished is stored, run the same command again to go on", "yellow")
     except KeyboardInterrupt:
@@ -84,6 +88,7 @@ def sweep(
     seeds: Seeds = 1,
     overrides: Overrides = None,
     replace: Replace = False,
+    trust: TrustCode = False,
     max_hours: MaxHours = None,
 ) -> None:
     """Play a recipe with some of its values varied. What the games have in common is computed once."""
@@ -109,7 +114,7 @@ def sweep(
     game = Sweep(path.stem, points.sweep_folder(base), varied, list(range(base.seed, base.seed + seeds)), entries)
     display.log(f"{len(entries)} games, results in {game.folder}; interrupt whenever you like, run again to go on")
     try:
-        play(game, path.parent, display, replace)
+        play(game, path.parent, display, replace, trust)
     except TimeIsUpError:
         display.log(f"{max_hours:g} hours are over; what is finished is stored, run the same command again to go on", "yellow")
     except KeyboardInterrupt:

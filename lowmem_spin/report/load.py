@@ -11,14 +11,14 @@ import yaml
 from pydantic import ValidationError
 
 from lowmem_spin.algorithm.roles import PLAIN_SFT, Part, Role, part_in, parts_in
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, shortened
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.places import put_in_place
 from lowmem_spin.evaluation.arena import FILE as ARENA
 from lowmem_spin.report.intervals import Value
 from lowmem_spin.report.measures import MATCH
 from lowmem_spin.report.results import Benchmark, PolicyResults, RunResults, SweepFile, SweepResults, recipe_field
-from lowmem_spin.runner.run_folder import as_far_as_played
+from lowmem_spin.runner.run_folder import as_far_as_played, check_keys
 
 SAMPLED = ("prompts", "proposals", "rejected", "acceptance", "ess", "log_z")
 MEASURED = ("kl_to_base", "kl_to_previous", "kl_from_base", "length", "truncated")
@@ -54,6 +54,12 @@ def read_sweep(folder: Path) -> SweepResults:
         place = ".".join(map(str, first["loc"]))
         raise InputError(f"{path}: {place}: {first['msg']}; run the sweep again to write it anew") from None
     finished = [point for point in file.points if point.status == "finished"]
+    for point in finished:
+        if not (folder / point.dir).resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"{path}: dir {shortened(repr(point.dir))} of {shortened(point.name)} is not in the sweep's folder; no sweep "
+                "writes that: leave the folder alone, or sweep anew"
+            )
     return SweepResults(folder, file, {point.name: read_run(folder / point.dir) for point in finished})
 
 
@@ -70,6 +76,7 @@ def read_run(folder: Path) -> RunResults:
         parts = parts_in(record)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{folder / 'run.json'}: its roles do not read back; run the recipe again to write it anew") from None
+    check_keys(folder / "run.json", {f"policies.{name}": [key] for name, key in record["policies"].items()})
     text = _text(folder / "recipe.yaml")
     try:
         recipe = yaml.safe_load(text)

@@ -125,7 +125,7 @@ def _lost(game: Claimant, earlier: Mapping[str, Any]) -> dict[str, str]:
     made = {key: f"iterate {number}" for number, key in _made(game.folder).items()}
     for name, part in _parts(earlier).items():
         key = earlier["policies"][name]
-        if part.role is Role.WARM_START and (Path(game.recipe.output.store) / "adapters" / key).exists():
+        if part.role is Role.WARM_START and is_key(key) and (Path(game.recipe.output.store) / "adapters" / key).exists():
             made[key] = name
     made = {**_measured(game.folder / METRICS), **made}
     return {key: name for key, name in made.items() if key not in kept}

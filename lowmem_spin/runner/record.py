@@ -14,6 +14,8 @@ from lowmem_spin.algorithm.roles import Part, Role
 from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.common.files import read_text, write_atomically, write_json
 from lowmem_spin.config.places import DIR, STORE, ways
+from lowmem_spin.engines.dequantized import weights_key
+from lowmem_spin.runner import gc
 from lowmem_spin.runner.claim import put_link
 from lowmem_spin.runner.open import OpenGame
 
@@ -50,6 +52,15 @@ def write_record(game: OpenGame, benchmark_files: Mapping[str, Path]) -> None:
     write_json(game.folder / "run.json", {**record, **ended, "seconds": earlier.get("seconds", {})})
     text = yaml.safe_dump(written, sort_keys=False)
     write_atomically(game.folder / "recipe.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def note_user(game: OpenGame) -> None:
+    """Have the store know that this folder uses what the game has there."""
+    resolved = game.resolved
+    weights = weights_key(resolved.model.identity, game.recipe.model.quantization, resolved.choices.machine.dtype)
+    keys = gc.keys_of_game(game.recipe, game.inputs, game.stages, resolved.data_files(), weights)
+    game.folder.mkdir(parents=True, exist_ok=True)
+    game.store.users.note(game.folder, keys, more=is_recorded(game))
 
 
 def _files(game: OpenGame, benchmark_files: Mapping[str, Path]) -> dict[str, str]:

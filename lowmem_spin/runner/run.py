@@ -17,7 +17,7 @@ from lowmem_spin.runner.health import Health, evaluate_policy, sample_policy, su
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.pairs import judged_win_rates, opponent_answers, score_pairs, summarize_sampling, training_pairs
 from lowmem_spin.runner.planning.forecast import steps_ahead
-from lowmem_spin.runner.record import add_seconds, link_iterate, note_stop, write_record
+from lowmem_spin.runner.record import add_seconds, link_iterate, note_stop, note_user, write_record
 from lowmem_spin.runner.run_folder import PICTURES
 from lowmem_spin.runner.trackers import Tracker
 from lowmem_spin.store import adapters
@@ -49,6 +49,7 @@ class Player:
         _check_judge(game)
         check_folder(game, replace)
         clear_folder(game)
+        note_user(game)
         write_record(game, benchmark_files or {})
         trained = [stage.policy for stage in game.stages if isinstance(stage, Train)]
         recipe = game.recipe
@@ -109,6 +110,7 @@ class Player:
 
     def finish(self) -> None:
         """Write the numbers; pictures of other numbers go."""
+        note_user(self.game)
         self.tracker.close()
         note_stop(self.game, None if self.stopped is None else vars(self.stopped))
         base = self.healths[0]

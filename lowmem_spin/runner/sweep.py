@@ -13,6 +13,7 @@ from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Sco
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, printable
 from lowmem_spin.common.files import DISK, UnreadableError, read_text, write_json
+from lowmem_spin.common.trust import UntrustedError
 from lowmem_spin.config.grid import Axes, SweepPoint
 from lowmem_spin.runner.claim import check_folder, check_sweep_folder
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
@@ -148,6 +149,7 @@ def play_sweep(
     for _, game in games:  # all of them, before the first folder is written to
         check_folder(game, replace)
     for entry, game in games:
+        game.store.users.begin()
         with _surviving(entry, shared, display):
             _begin(entry, game, display, counted, finished, check, replace)
     opened = [entry for entry in sweep.entries if entry.player]
@@ -204,8 +206,8 @@ def _surviving(entry: Entry, shared: SharedResources, display: Display, sweep: S
         yield
     except Exception as error:  # whatever it is, hours of other points must not be lost to it
         disk = isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in DISK
-        if disk or isinstance(error, UnreadableError):
-            raise  # a full or closed disk, or one that does not answer, is every point's
+        if disk or isinstance(error, UnreadableError | UntrustedError):
+            raise  # a full or closed disk, or one that does not answer, is every point's, and trust is asked for beforehand
         entry.status, entry.error = "failed", printable(" ".join(str(error).split()) or type(error).__name__)
         if not isinstance(error, InputError):
             place = Path(str(entry.point.recipe.output.dir)) / ERROR

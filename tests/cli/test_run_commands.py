@@ -30,10 +30,10 @@ def runs(copy: Path) -> Path:
         shutil.copytree(copy / "run", top / name, symlinks=False)
     lines = [json.loads(line) for line in (top / "better" / "metrics.jsonl").read_text().splitlines()]
     lines[-1]["chosen_logp"] += 1
-    lines[-1]["policy"] = "another"
+    lines[-1]["policy"] = "a" * 20
     (top / "better" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     record = json.loads((top / "better" / "run.json").read_text())
-    record["policies"][lines[-1]["name"]] = "another"
+    record["policies"][lines[-1]["name"]] = "a" * 20
     (top / "better" / "run.json").write_text(json.dumps(record))
     (top / "stopped" / "metrics.jsonl").unlink()
     shutil.rmtree(top / "stopped" / "iterates" / "1")

@@ -22,6 +22,7 @@ from lowmem_spin.algorithm.roles import role_of_name
 from lowmem_spin.cli.play import run
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.report.intervals import Value, difference, over, quantile, within_noise
 from lowmem_spin.report.load import read_results, read_run, read_sweep
@@ -81,10 +82,10 @@ def sweep(folder: Path, game: Path, scores: dict[tuple[float, Any, int], float |
             shutil.copytree(game, folder / "points" / name, symlinks=False)
             lines = records(folder / "points" / name)
             lines[2]["exact_match"] = score
-            lines[2]["policy"] = f"key of {name}"
+            lines[2]["policy"] = digest(name)
             rewrite(folder / "points" / name, lines)
             record = json.loads((folder / "points" / name / "run.json").read_text())
-            record["policies"]["iterate 1"] = f"key of {name}"
+            record["policies"]["iterate 1"] = digest(name)
             (folder / "points" / name / "run.json").write_text(json.dumps(record))
     axes = {"game.alpha": sorted({a for a, _, _ in scores}), "game.history": list(dict.fromkeys(h for _, h, _ in scores))}
     seeds = sorted({seed for _, _, seed in scores})

@@ -169,7 +169,7 @@ class _Draft:
         )
         if not found.model.resolved and found.model.location in CONFIGS:
             _add(self.notes, [f"{found.model.location}: memory and times are by its published shape"])
-        _add(self.notes, check_base(recipe, found.model, found.adapter, found.choices.machine.dtype))
+        _add(self.notes, check_base(recipe, found.model, found.adapter, found.choices.machine.dtype, runs_code=False))
         if found.oracle is not None:
             _add(self.notes, ["the time that game.oracle takes to judge is not counted"])
         if any(value is not None for value in recipe.game.stop_when.model_dump().values()):
