@@ -7,9 +7,9 @@ import numpy as np
 
 from lowmem_spin.algorithm.preferences import Comparison
 from lowmem_spin.algorithm.stages import judgement_spec
+from lowmem_spin.common.checked import write_checked
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import write_json
 from lowmem_spin.common.keys import digest
 from lowmem_spin.data.formats import Message
 from lowmem_spin.engines.oracles.base import Oracle, open_oracle
@@ -55,7 +55,7 @@ def arena(folder: Path, prompts: Path | None, limit: int, judged: Judged, displa
     finally:
         shared.engines.close()
     record["from"] = "held-out rows" if prompts is None else prompts.name
-    write_json(folder / FILE, record)
+    write_checked(folder / FILE, record)
     return record
 
 
