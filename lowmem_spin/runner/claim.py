@@ -105,13 +105,14 @@ def _record(folder: Path, name: str, part: str, written: tuple[str, ...]) -> dic
         InputError: there is none, or somebody else's, and something would be overwritten.
     """
     try:
-        record = read_checked(folder / name)
+        if isinstance(record := json.loads(read_text(folder / name)), dict):
+            record = read_checked(folder / name)
     except FileNotFoundError:
         foreign = [path.name for pattern in written for path in sorted(folder.glob(pattern)) if not _is_empty(path)]
     except ValueError:  # somebody has damaged it: it is written anew
         return {}
     else:
-        if part in record:
+        if isinstance(record, dict) and part in record:
             return record if isinstance(record[part], dict | list) else {}
         foreign = [name]
     if foreign:

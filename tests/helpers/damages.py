@@ -32,7 +32,8 @@ from lowmem_spin.cli.play import run
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.config.load import find_recipe, load_recipe
 
-GAME = [*SHORT, "evaluation.benchmarks=[diversity]", "output.report_to=tensorboard"]
+GAME = [*SHORT, "runtime.checkpoint_steps=1", "output.report_to=tensorboard"]
+MEASURED = "evaluation.benchmarks=[diversity]"  # what the finished game has, and the stopped one does not come to
 SECONDS = 120  # that a game may take; one that hangs takes longer
 RIGHT = ("same, and said", "same, silently", "one line")
 SAID = ("moved to", "written again", "missing")
@@ -91,15 +92,15 @@ def forked(folder: Path, do: Callable[[], None]) -> Ended:
     return code, output, errors
 
 
-def asked(folder: Path) -> list[str]:
-    return [*GAME, f"output.store={folder / 'store'}", f"output.dir={folder / 'run'}"]
+def asked(folder: Path, *more: str) -> list[str]:
+    return [*GAME, *more, f"output.store={folder / 'store'}", f"output.dir={folder / 'run'}"]
 
 
-def play(folder: Path) -> Ended:
+def play(folder: Path, *more: str) -> Ended:
     """The game in a folder, as a user plays it."""
 
     def command() -> None:
-        sys.argv = ["lowmem-spin", "run", "quickstart", *(f"--set={change}" for change in asked(folder))]
+        sys.argv = ["lowmem-spin", "run", "quickstart", *(f"--set={change}" for change in asked(folder, *more))]
         command_line()
 
     return forked(folder, command)
@@ -200,24 +201,30 @@ def verdict(expected: dict[str, Any], game: Path, ended: Ended) -> str:
     return "same, and said" if any(word in output for word in SAID) else "same, silently"
 
 
-def prepare(folder: Path) -> dict[str, Any]:
-    """Play the two games that are damaged, in folder/whole and folder/stopped; what they come to."""
-    for name, go in (("whole", play), ("stopped", stop)):
+def prepare(folder: Path) -> dict[str, dict[str, Any]]:
+    """Play the two games that are damaged, in folder/whole and folder/stopped; what each comes to, by its name."""
+    for name in ("whole", "stopped"):
         (folder / name).mkdir(parents=True)
-        code, output, errors = go(folder / name)
+        code, output, errors = play(folder / name, MEASURED) if name == "whole" else stop(folder / name)
         assert code == 0, output + errors
     assert list((folder / "stopped" / "store" / "work").glob("*/checkpoint-*/manifest.json"))
-    return result(folder / "whole")
+    shutil.copytree(folder / "stopped", folder / "case", symlinks=True)
+    code, output, errors = play(folder / "case")
+    assert code == 0, output + errors
+    found = {"whole": result(folder / "whole"), "stopped": result(folder / "case")}
+    assert found["whole"]["adapters"] == found["stopped"]["adapters"]
+    return found
 
 
-def damage_once(folder: Path, expected: dict[str, Any], seed: object) -> tuple[str, str, str]:
+def damage_once(folder: Path, expected: dict[str, dict[str, Any]], seed: object) -> tuple[str, str, str]:
     """One damage to one copy: (what was harmed, how, what came of it). What went wrong is shown, and stays in folder/bad."""
     r, case = random.Random(repr(seed)), folder / "case"
     shutil.rmtree(case, ignore_errors=True)
-    shutil.copytree(folder / r.choice(["whole", "whole", "stopped"]), case, symlinks=True)
+    origin = r.choice(["whole", "whole", "whole", "stopped"])
+    shutil.copytree(folder / origin, case, symlinks=True)
     what, how, path = harm(r, case)
-    ended = play(case)
-    came = verdict(expected, case, ended)
+    ended = play(case, *([MEASURED] if origin == "whole" else []))
+    came = verdict(expected[origin], case, ended)
     if came not in RIGHT:
         kept = folder / "bad" / repr(seed)
         shutil.rmtree(kept, ignore_errors=True)
