@@ -36,7 +36,7 @@ def read_checked(path: Path) -> dict[str, Any]:
     except DamagedError:
         raise
     except (ValueError, RecursionError) as error:
-        raise DamagedError("is not JSON", path) from error
+        raise DamagedError("is not valid JSON", path) from error
     if not isinstance(record, dict):
         raise DamagedError("is no JSON object", path)
     expected = record.pop(CHECKSUM, None)

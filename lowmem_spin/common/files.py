@@ -45,7 +45,7 @@ def check_folder_place(folder: Path, field: str) -> None:
 
 
 class DamagedError(ValueError):
-    """A file has other bytes than were written. The message is what one says after its name: "is not JSON"."""
+    """A file has other bytes than were written. The message is what one says after its name: "is not valid JSON"."""
 
     def __init__(self, why: str, path: Path | None = None) -> None:
         super().__init__(why)
@@ -89,7 +89,7 @@ def read_text(path: Path) -> str:
         try:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise DamagedError("is not text in UTF-8", path) from error
+            raise DamagedError("is not UTF-8 text", path) from error
 
 
 def write_json(path: Path, value: Any) -> None:

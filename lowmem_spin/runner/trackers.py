@@ -134,7 +134,7 @@ def _logged(memory: Path) -> list[str]:
     try:
         found = json.loads(text) if text.startswith("[") else read_checked(memory).get("logged")
     except json.JSONDecodeError as error:
-        raise DamagedError("is not JSON", memory) from error
+        raise DamagedError("is not valid JSON", memory) from error
     if not isinstance(found, list) or not all(isinstance(entry, str) for entry in found):
         raise DamagedError("is no list of names", memory)
     return found

@@ -376,7 +376,7 @@ def test_intervals_against_scipy() -> None:
     [
         (shutil.rmtree, "is no folder"),
         (lambda run: (run / "run.json").unlink(), "is neither a run nor a sweep"),
-        (lambda run: (run / "run.json").write_text("{"), "run.json: not valid JSON"),
+        (lambda run: (run / "run.json").write_text("{"), "run.json: is not valid JSON"),
         (
             lambda run: (run / "run.json").write_text('{"policies": {"base": "k"}, "roles": {"base": 1}}'),
             "its roles do not read back",
