@@ -286,7 +286,7 @@ def test_an_export_is_whole_or_absent(home: Path, game: run_folder.RunFolder, st
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes"]
     torn = Path(shutil.copytree(home / "runs" / "game", tmp_path / "torn", symlinks=True))
     (torn / "metrics.jsonl").write_text("{")
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: does not read back"):
         export(
             run_folder.read_run(torn),
             run_folder.find_policy(game, store, "1"),
