@@ -31,6 +31,7 @@ from lowmem_spin.cli.export import export
 from lowmem_spin.cli.play import run
 from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.display import Display
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.hf import HF
