@@ -147,18 +147,18 @@ def test_a_resumed_training_ends_in_the_same_adapter(quickstart: Path, tmp_path:
         assert_equal(train(engine, work, pairs), whole, 0.0)
     said: list[str] = []
     store = Store(tmp_path / "store", said.append)
+    work = store.work("key")
     for number, (name, damage) in enumerate(DAMAGES):
-        shutil.copytree(tmp_path / "whole", store.work(f"{number}"), ignore=shutil.ignore_patterns("adapter"))
-        victim = store.work(f"{number}") / "checkpoint-12" / name
-        damage(victim)
-        work = training_folder(store, f"{number}")
-        assert [path.name for path in checkpoints(work)] == ["checkpoint-9"], victim
-        assert len(said) == number + 1 and Path(name).name in said[-1] and said[-1].endswith("goes on from checkpoint-9")
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", work, ignore=shutil.ignore_patterns("adapter"))
+        damage(work / "checkpoint-12" / name)
+        assert [path.name for path in checkpoints(training_folder(store, "key"))] == ["checkpoint-9"], name
+        assert len(said) == number + 1 and name in said[-1] and said[-1].endswith("goes on from checkpoint-9")
     assert_equal(train(engine, work, pairs), whole, 0.0)
     for folder in checkpoints(work):
         (folder / "manifest.json").unlink()  # as earlier versions wrote them
-    assert checkpoints(training_folder(store, f"{number}")) == []
-    assert len(said) == number + 3 and all(line.endswith("and training starts again") for line in said[-2:])
+    assert checkpoints(training_folder(store, "key")) == []
+    assert len(said) == len(DAMAGES) + 2 and all(line.endswith("and training starts again") for line in said[-2:])
     assert_equal(train(engine, work, pairs), whole, 0.0)
 
 

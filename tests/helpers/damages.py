@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,8 +77,8 @@ def forked(folder: Path, do: Callable[[], None]) -> Ended:
             code = 0
         except SystemExit as ended:
             code = int(ended.code or 0)
-        except BaseException:  # noqa: BLE001 - it is shown, and the child ends
-            sys.excepthook(*sys.exc_info())
+        except BaseException as error:  # noqa: BLE001 - it is shown, and the child ends
+            traceback.print_exception(error)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

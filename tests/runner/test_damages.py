@@ -1,5 +1,6 @@
 """Whatever file of a game is harmed, it ends as it would have, or in one line; what was harmed is named."""
 
+import random
 import re
 import subprocess
 import sys
@@ -10,7 +11,11 @@ from typing import Any
 import pytest
 
 from helpers.commands import assert_one_line, play
+from helpers.damages import HARMS
 from helpers.faults import adapters, distance, rows
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.report.load import read_results
+from lowmem_spin.runner import run_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,3 +84,26 @@ def test_a_folder_where_a_file_is_to_be_written_is_one_line(copy: Path, name: st
     victim.unlink()
     victim.mkdir()
     assert_one_line(play(copy), "output.dir", f"{str(victim)!r} is a folder, where a file is to be written; move it away")
+
+
+def test_commands_on_a_harmed_run_folder_have_one_line_to_say(copy: Path) -> None:
+    """200 damages to what reports, chats and exports read."""
+    r, refused = random.Random(4), 0
+    names = ["run.json", "run.json", "metrics.jsonl", "recipe.yaml", "iterates/0/manifest.json"]
+    for _ in range(200):
+        victim, how = copy / "run" / r.choice(names), r.choice(sorted(HARMS))
+        content, do = victim.read_bytes(), HARMS[how]
+        victim.unlink()
+        if how == "folder":
+            victim.mkdir()
+        elif do is not None:
+            victim.write_bytes(do(r, content))
+        for read in (read_results, run_folder.read_run):
+            try:
+                read(copy / "run")
+            except InputError:
+                refused += 1
+        if victim.is_dir():
+            victim.rmdir()
+        victim.write_bytes(content)
+    assert refused > 100

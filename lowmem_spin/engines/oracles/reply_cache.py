@@ -39,7 +39,10 @@ class Replies:
 
     def _alone(self) -> FileLock:
         """Held while the file is written to."""
-        return FileLock(self.path.with_suffix(".lock"))
+        place = self.path.with_suffix(".lock")
+        if place.is_dir():
+            set_aside(place, self.path.parents[1], "is a folder", "made again", self.notice)
+        return FileLock(place)
 
     def _read(self) -> dict[str, str]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
