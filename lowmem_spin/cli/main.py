@@ -295,9 +295,15 @@ def main() -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        from lowmem_spin.common.files import DISK, UnreadableError
+    except (OSError, ValueError) as error:
+        from lowmem_spin.common.files import DISK, DamagedError, UnreadableError
 
+        if isinstance(error, DamagedError):
+            where = "a file" if error.path is None else error.path
+            print(printable(f"error: {where} {error}; move it away, and run again to go on"), file=sys.stderr)
+            sys.exit(2)
+        if not isinstance(error, OSError):
+            raise
         if isinstance(error, UnreadableError):
             what, remedy = "read", "see that its drive answers and lets it be read"
         elif errno.errorcode.get(error.errno or 0) in DISK:

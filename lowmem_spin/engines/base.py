@@ -111,6 +111,7 @@ class Learner(Protocol):
     ) -> tuple[Path, list[dict[str, float]]]:
         """Train from `init`; the folder of the new adapter and the metrics of its logged steps.
 
+        It goes on from the last finished checkpoint in `work`; damaged ones have to be moved away before, see checkpoints.py.
         `advance` is told of every optimiser step and every checkpoint.
         """
         ...

@@ -11,7 +11,9 @@ import yaml
 from pydantic import ValidationError
 
 from lowmem_spin.algorithm.roles import PLAIN_SFT, Part, Role, part_in, parts_in
+from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.errors import InputError, shortened
+from lowmem_spin.common.files import DamagedError, read_text
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.places import put_in_place
 from lowmem_spin.evaluation.arena import FILE as ARENA
@@ -136,7 +138,7 @@ def _arena(folder: Path, keys: dict[str, str]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_checked(path)
         if [keys.get(name) for name in record["names"]] != record["policies"]:
             return None  # of iterates that were played anew since
         count = len(record["names"])
@@ -225,9 +227,9 @@ def _trainings(
 def _manifest(path: Path, key: str) -> dict[str, Any] | None:
     """A training's manifest, if it is there and is the one of this key."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_checked(path)
         return manifest if digest(manifest["asked"]) == key and _curves(manifest["metrics"]) else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -245,15 +247,17 @@ def _texts(value: Any) -> bool:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(_text(path))
-    except ValueError:
-        raise InputError(f"{path}: not valid JSON; run again to write it anew") from None
+        return read_checked(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; run again to write it") from None
+    except DamagedError as error:
+        raise InputError(f"{path}: {error}; run again to write it anew") from None
 
 
 def _text(path: Path, remedy: str = "run again to write it") -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
+        return read_text(path)
+    except FileNotFoundError:
         raise InputError(f"{path}: missing; {remedy}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; {remedy}") from None
+    except DamagedError as error:
+        raise InputError(f"{path}: {error}; {remedy}") from None

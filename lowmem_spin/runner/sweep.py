@@ -1,7 +1,6 @@
 """Plays many games in step: every stage of an iteration for all of them, so that engines switch seldom and work is shared."""
 
 import errno
-import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,9 +9,10 @@ from pathlib import Path
 
 from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Score, Stage, Train, TrainSampler
+from lowmem_spin.common.checked import read_checked, write_checked
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, printable
-from lowmem_spin.common.files import DISK, UnreadableError, read_text, write_json
+from lowmem_spin.common.files import DISK, DamagedError, UnreadableError
 from lowmem_spin.common.trust import UntrustedError
 from lowmem_spin.config.grid import Axes, SweepPoint
 from lowmem_spin.runner.claim import check_folder, check_sweep_folder
@@ -48,12 +48,16 @@ class Sweep:
     seeds: list[int]
     entries: list[Entry]
 
-    def finished_before(self) -> set[str]:
-        """Names of the points that an earlier run has finished."""
+    def finished_before(self, display: Display) -> set[str]:
+        """Names of the points that an earlier run has finished; a record that somebody has damaged names none."""
+        path = self.folder / "sweep.json"
         try:
-            earlier = json.loads(read_text(self.folder / "sweep.json"))
-            return {point["name"] for point in earlier["points"] if point["status"] == "finished"}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):  # a first run, or a record that somebody has damaged
+            return {point["name"] for point in read_checked(path)["points"] if point["status"] == "finished"}
+        except FileNotFoundError:
+            return set()
+        except (DamagedError, KeyError, TypeError) as error:
+            why = error if isinstance(error, DamagedError) else "does not read back"
+            display.log(f"{path} {why}; written again", "yellow")
             return set()
 
     def write(self) -> None:
@@ -68,7 +72,9 @@ class Sweep:
             for entry in self.entries
         ]
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "sweep.json", {"recipe": self.name, "axes": self.axes, "seeds": self.seeds, "points": points})
+        write_checked(
+            self.folder / "sweep.json", {"recipe": self.name, "axes": self.axes, "seeds": self.seeds, "points": points}
+        )
 
 
 def numbered(stages: Sequence[Stage]) -> list[tuple[int, Stage]]:
@@ -141,7 +147,7 @@ def play_sweep(
         TimeIsUpError: the display's deadline has passed; what is finished is stored.
     """
     check_sweep_folder(sweep.folder)
-    counted, finished = dict(display.seconds), sweep.finished_before()
+    counted, finished = dict(display.seconds), sweep.finished_before(display)
     games: list[tuple[Entry, OpenGame]] = []
     for entry in sweep.entries:
         with _surviving(entry, shared, display):

@@ -29,7 +29,9 @@ from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.cli.chat import Voice, open_voices, talk
 from lowmem_spin.cli.export import export
 from lowmem_spin.cli.play import run
+from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.display import Display
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.hf import HF
@@ -285,7 +287,7 @@ def test_an_export_is_whole_or_absent(home: Path, game: run_folder.RunFolder, st
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes"]
     torn = Path(shutil.copytree(home / "runs" / "game", tmp_path / "torn", symlinks=True))
     (torn / "metrics.jsonl").write_text("{")
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: does not read back"):
         export(
             run_folder.read_run(torn),
             run_folder.find_policy(game, store, "1"),
@@ -406,7 +408,7 @@ def test_gc_keeps_data_and_weights_of_a_run_that_does_not_name_them(home: Path, 
         (tmp_path / "store" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "store" / name).write_bytes(b"x")
     path = tmp_path / "runs" / "game" / "run.json"
-    record = json.loads(path.read_text())
+    record = read_checked(path)
     path.write_text(json.dumps({name: value for name, value in record.items() if name not in ("data", "model")}))
     old = call("gc", "--store", tmp_path / "store", "--runs", tmp_path / "runs", "--grace-hours", 0)
     assert "nothing is unused" in old.stdout

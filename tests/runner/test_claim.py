@@ -19,6 +19,7 @@ from helpers.commands import assert_one_line, call
 from helpers.games import QUICKSTART, opened, played, tiny
 from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.cli import play
+from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.grid import planned_points, sweep_axes, sweep_folder, sweep_points
@@ -80,7 +81,7 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def edit(path: Path, **changes: Any) -> None:
-    known = json.loads(path.read_text())
+    known = read_checked(path)
     path.write_text(json.dumps({name: value for name, value in {**known, **changes}.items() if value is not None}))
 
 

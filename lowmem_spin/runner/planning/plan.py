@@ -162,7 +162,7 @@ class _Draft:
     def add(self, point: SweepPoint) -> None:
         recipe, root = point.recipe, Path(point.recipe.output.store)
         check_folder_place(root, "output.store")
-        sources = Sources(self.recipe_dir, root / "sources.json", patient=True)
+        sources = Sources(self.recipe_dir, root / "sources.json", patient=True, notice=lambda line: _add(self.notes, [line]))
         found = resolve(recipe, sources, _choices(recipe, root, self.gpu, self.notes), lambda line: None)
         _add(
             self.notes, [f"{name}: its revision is not resolved yet: the hub cannot be reached" for name in sources.unresolved]
