@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from pydantic import ValidationError
 
 from lowmem_spin.algorithm.roles import PLAIN_SFT, Part, Role, part_in, parts_in
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.places import put_in_place
+from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
 from lowmem_spin.evaluation.arena import FILE as ARENA
 from lowmem_spin.report.intervals import Value
 from lowmem_spin.report.measures import MATCH
@@ -72,8 +72,8 @@ def read_run(folder: Path) -> RunResults:
         raise InputError(f"{folder / 'run.json'}: its roles do not read back; run the recipe again to write it anew") from None
     text = _text(folder / "recipe.yaml")
     try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError:
+        recipe = read_yaml(text)
+    except YAMLTextError:
         recipe = None
     if not isinstance(recipe, dict):
         raise InputError(f"{folder / 'recipe.yaml'}: not a recipe; run the recipe again to write it anew")
@@ -106,9 +106,9 @@ def _benchmark(record: Any) -> Benchmark:
     values, gains = {}, {}
     for metric, number in record["numbers"].items():
         if number["value"] is not None:
-            values[metric] = Value(float(number["value"]), _error(number["stderr"]))
+            values[metric] = Value.read(number["value"], number["stderr"])
         if number.get("gain") is not None:
-            gains[metric] = Value(float(number["gain"]), _error(number["gain_stderr"]))
+            gains[metric] = Value.read(number["gain"], number["gain_stderr"])
     names = record["name"], record["policy"], record["suite"], record["task"]
     if not all(isinstance(name, str) for name in names) or not _texts(record["recorded"]["versions"]):
         raise TypeError("names")
@@ -145,10 +145,6 @@ def _arena(folder: Path, keys: dict[str, str]) -> dict[str, Any] | None:
     return record
 
 
-def _error(value: Any) -> float:
-    return math.nan if value is None else float(value)
-
-
 def _policies(path: Path, keys: dict[str, str], parts: dict[str, Part]) -> list[PolicyResults]:
     """The records of metrics.jsonl, which have to be those of the game in run.json, all of them."""
     again = "run the recipe again to finish the game"
@@ -177,7 +173,7 @@ def _policies(path: Path, keys: dict[str, str], parts: dict[str, Part]) -> list[
 def _policy(record: Any) -> PolicyResults:
     """One record; raises KeyError, TypeError or ValueError if it is not whole."""
     names = [name for name in record if f"{name}_se" in record]
-    values = {name: Value(float(record[name]), float(record[f"{name}_se"])) for name in names}
+    values = {name: Value.read(record[name], record[f"{name}_se"]) for name in names}
     categories = {name.partition("/")[2]: values.pop(name) for name in names if name.startswith(f"{MATCH}/")}
     of_answers = OF_ANSWERS if any(name in record for name in OF_ANSWERS) else ()
     for name in (*MEASURED, *of_answers):
@@ -220,14 +216,16 @@ def _manifest(path: Path, key: str) -> dict[str, Any] | None:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         return manifest if digest(manifest["asked"]) == key and _curves(manifest["metrics"]) else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):  # also a link that goes round in a circle
         return None
 
 
 def _curves(metrics: Any) -> bool:
     """Whether these are training records: dicts of numbers with a step."""
     return isinstance(metrics, list) and all(
-        isinstance(record, dict) and "step" in record and all(isinstance(v, int | float) for v in record.values())
+        isinstance(record, dict)
+        and isinstance(record.get("step"), int | float)
+        and all(isinstance(v, int | float | None) for v in record.values())
         for record in metrics
     )
 

@@ -8,12 +8,12 @@ from operator import getitem
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lowmem_spin.algorithm.roles import Part, Role
 from lowmem_spin.algorithm.stages import Train
-from lowmem_spin.common.files import read_text, write_atomically, write_json
+from lowmem_spin.common.errors import shortened
+from lowmem_spin.common.files import read_text, write_json, write_text
 from lowmem_spin.config.places import DIR, STORE, ways
+from lowmem_spin.config.yaml_text import write_yaml
 from lowmem_spin.runner.claim import put_link
 from lowmem_spin.runner.open import OpenGame
 
@@ -48,8 +48,8 @@ def write_record(game: OpenGame, benchmark_files: Mapping[str, Path]) -> None:
     # How this game has ended stays with its results while it is looked through again.
     ended = {"stopped": earlier["stopped"]} if "stopped" in earlier and is_recorded(game) else {}
     write_json(game.folder / "run.json", {**record, **ended, "seconds": earlier.get("seconds", {})})
-    text = yaml.safe_dump(written, sort_keys=False)
-    write_atomically(game.folder / "recipe.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    text = write_yaml(written, sort_keys=False)
+    write_text(game.folder / "recipe.yaml", text)
 
 
 def _files(game: OpenGame, benchmark_files: Mapping[str, Path]) -> dict[str, str]:
@@ -118,4 +118,6 @@ def note_stop(game: OpenGame, stopped: dict[str, str] | None) -> None:
 def link_iterate(game: OpenGame, stage: Train, adapter: Path) -> None:
     """Put an iterate where people and other tools find it: iterates/0, iterates/1, ..."""
     if stage.role is Role.ITERATE:
-        put_link(game.folder / "iterates" / str(stage.iteration), stage.policy, adapter)
+        entry = game.folder / "iterates" / str(stage.iteration)
+        if (astray := put_link(entry, stage.policy, adapter)) is not None:
+            game.store.notice(f"{entry} led to {shortened(astray)}; it leads to its adapter again")

@@ -1,6 +1,5 @@
 """Plays a game: each stage of game.py through the store's tables, computing only what is not there."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -9,6 +8,7 @@ from lowmem_spin.algorithm.game import sampling_params
 from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Score, Stage, Train, TrainSampler, is_baseline
 from lowmem_spin.common.display import Display
+from lowmem_spin.common.files import json_text, write_text
 from lowmem_spin.common.keys import digest
 from lowmem_spin.runner.claim import check_folder, clear_folder
 from lowmem_spin.runner.early_stopping import EarlyStop, stops_early
@@ -117,12 +117,12 @@ class Player:
         if not (metrics.exists() and metrics.read_text(encoding="utf-8") in (records, earlier)):
             for stale in PICTURES:
                 (self.game.folder / stale).unlink(missing_ok=True)
-            metrics.write_text(records, encoding="utf-8")
+            write_text(metrics, records)
 
 
 def _lines(records: Sequence[dict[str, Any]], without: Sequence[str] = ()) -> str:
     """metrics.jsonl; earlier versions wrote it without some fields."""
-    return "".join(json.dumps({name: v for name, v in one.items() if name not in without}) + "\n" for one in records)
+    return "".join(json_text({name: v for name, v in one.items() if name not in without}) + "\n" for one in records)
 
 
 def step(game: OpenGame, stage: Stage) -> None:

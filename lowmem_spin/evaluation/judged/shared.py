@@ -1,19 +1,19 @@
 """What is to be judged and by whom, and what MT-Bench and AlpacaEval have in common."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, quoted
+from lowmem_spin.common.files import json_text, write_text
 from lowmem_spin.config.choices import JudgeOracle
+from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
 from lowmem_spin.data.formats import Message
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.model_files import ModelFiles
@@ -90,13 +90,13 @@ def judge_from_options(
         raise InputError(f"--judge-base-url {base_url!r}: which of its models? add --judge-model")
     known = {"concurrency": concurrency, "max_tokens": max_tokens}
     try:
-        extra = {} if extra_body is None else {"extra_body": yaml.safe_load(extra_body)}
+        extra = {} if extra_body is None else {"extra_body": read_yaml(extra_body)}
         return JudgeOracle.model_validate({"base_url": base_url, "model": model, "api_key_env": api_key_env, **known, **extra})
-    except yaml.YAMLError:
-        raise InputError(f"{EXTRA_BODY} {extra_body!r}: not valid YAML; quote it: '{{max_tokens: null}}'") from None
+    except YAMLTextError:
+        raise InputError(f"{EXTRA_BODY} {quoted(extra_body)}: not valid YAML; quote it: '{{max_tokens: null}}'") from None
     except ValidationError as error:
         why = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-        raise InputError(f"{EXTRA_BODY} {extra_body!r}: {why}; write it as '{{field: value}}'") from None
+        raise InputError(f"{EXTRA_BODY} {quoted(extra_body)}: {why}; write it as '{{field: value}}'") from None
 
 
 def with_recipe_defaults(given: Judged, recipes: Judged) -> Judged:
@@ -152,11 +152,9 @@ def file_name(name: str) -> str:
 
 def write_json_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """As FastChat has them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    write_text(path, "".join(json_text(record) + "\n" for record in records))
 
 
 def write_json_list(path: Path, records: Sequence[Any]) -> None:
     """As AlpacaEval has them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(records, indent=1), encoding="utf-8")
+    write_text(path, json_text(records, indent=1))
