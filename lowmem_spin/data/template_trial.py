@@ -20,7 +20,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-SECONDS, PATIENCE = 5, 120  # of computing; until an answer, on a machine that is busy with other things
+SECONDS, PATIENCE = 3, 120  # of computing; until an answer, on a machine that is busy with other things
 BYTES, CHARACTERS = 1 << 30, 1_000_000  # of memory; of text
 MEMORY, LONG = 3, 4  # exit codes
 WORDS = "word " * 400
@@ -40,7 +40,7 @@ def excess(template: str, variables: Mapping[str, str]) -> str | None:
 
 @lru_cache
 def _excess(template: str, variables: tuple[tuple[str, str], ...]) -> str | None:
-    asked = json.dumps({"template": template, "variables": dict(variables)})
+    asked = json.dumps({"template": template, "variables": dict(variables), "seconds": SECONDS})
     command = [sys.executable, "-P", __file__]
     try:
         ended = subprocess.run(command, input=asked, text=True, capture_output=True, timeout=PATIENCE, check=False)
@@ -67,13 +67,13 @@ class _Generation(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _limit() -> None:
+def _limit(seconds: int) -> None:
     """Have this process end by itself, where the system can do that."""
     try:
         import resource
     except ImportError:  # Windows: the parent ends it
         return
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS + 1, SECONDS + 2))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
 
 
@@ -108,5 +108,5 @@ def _refuse(said: str) -> None:
 
 if __name__ == "__main__":
     given = json.load(sys.stdin)
-    _limit()
+    _limit(given["seconds"])
     sys.exit(_render(given["template"], given["variables"]))
