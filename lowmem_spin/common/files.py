@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from lowmem_spin.common.errors import InputError
 
 # What a disk can answer; any other error of the system is a bug and keeps its traceback.
-DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR"}
+DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR", "ENAMETOOLONG"}
 Notice = Callable[[str], None]
 Tokens = Sequence[int] | np.ndarray
 """Token ids of one prompt or completion."""
@@ -43,6 +43,20 @@ def check_folder_place(folder: Path, field: str) -> None:
             raise InputError(
                 f"{field}: {str(folder)!r} {where} a link that leads nowhere; make its folder, or choose another one"
             )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, if it is not there, and those that it is in.
+
+    Raises:
+        InputError: it would be in one in which the system makes none, such as /proc.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:
+        raise InputError(
+            f"{str(folder)!r}: the system makes no folder there; choose another output.store or output.dir"
+        ) from None
 
 
 class DamagedError(ValueError):
@@ -108,7 +122,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Have `write` write to a temporary file beside `path`, and rename it when it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         write(temporary)

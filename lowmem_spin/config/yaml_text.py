@@ -7,7 +7,7 @@ would take `no` for true. Where a text of these letters is meant, the field refu
 
 import re
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -62,7 +62,7 @@ def write_yaml(value: Any, **options: Any) -> str:
 class _Loader(yaml.SafeLoader):
     """Only tells what a scalar is; what it stands for is _Values' matter."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str | None, list[Any]]] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - as PyYAML has it
 
 
 class _Dumper(yaml.SafeDumper):

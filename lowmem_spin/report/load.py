@@ -93,7 +93,7 @@ def read_benchmarks(folder: Path, keys: dict[str, str]) -> list[Benchmark]:
     for number, line in enumerate(_text(path).splitlines(), 1):
         try:
             found.append(_benchmark(json.loads(line)))
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
             again = "delete the file and evaluate again: its numbers are in the store"
             raise InputError(f"{path}: line {number} is not a whole record of a benchmark; {again}") from None
     order = list(keys)
@@ -140,7 +140,7 @@ def _arena(folder: Path, keys: dict[str, str]) -> dict[str, Any] | None:
             isinstance(record[name], kind) for name, kind in (("judge", str), ("how", str), ("from", str), ("prompts", int))
         ):
             raise TypeError("judge")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path}: does not read back; delete it, `lowmem-spin arena` writes it again") from None
     return record
 
@@ -152,7 +152,7 @@ def _policies(path: Path, keys: dict[str, str], parts: dict[str, Part]) -> list[
     for number, line in enumerate(_text(path, again).removesuffix("\n").split("\n"), 1):
         try:
             policies.append(_policy(json.loads(line)))
-        except (KeyError, TypeError, ValueError, OverflowError):
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             raise InputError(f"{path}: line {number} is not a whole record of a policy; {again}") from None
     expected = [PLAIN_SFT if parts[name].role is Role.BASELINE else name for name in keys]
     if [policy.name for policy in policies] != list(dict.fromkeys(expected)):
@@ -216,7 +216,7 @@ def _manifest(path: Path, key: str) -> dict[str, Any] | None:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         return manifest if digest(manifest["asked"]) == key and _curves(manifest["metrics"]) else None
-    except (OSError, ValueError, KeyError, TypeError):  # also a link that goes round in a circle
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # also a link that goes round in a circle
         return None
 
 
@@ -237,7 +237,7 @@ def _texts(value: Any) -> bool:
 def _json(path: Path) -> Any:
     try:
         return json.loads(_text(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{path}: not valid JSON; run again to write it anew") from None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lowmem_spin.algorithm.roles import Part, Role, parts_in
 from lowmem_spin.algorithm.stages import Inputs
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, quoted
 from lowmem_spin.common.files import Notice, write_json
 from lowmem_spin.config.load import load_recipe
 from lowmem_spin.config.places import STAMP
@@ -85,10 +85,10 @@ def find_policy(run: RunFolder, store: Store, policy: str | None, option: str = 
         policy = str(run.record["stopped"]["keep"])
     if policy is None:
         policy = next(iter(reversed(trained_iterates(run, store))), "0")
-    name = iterates.get(int(policy), policy) if policy.isdecimal() else policy
+    name = iterates.get(int(policy), policy) if policy.isdecimal() and len(policy) < 10 else policy
     if name not in run.policies:
         known = ", ".join(str(part.iteration) if part.is_iterate else other for other, part in run.parts.items())
-        raise InputError(f"{option} {policy!r}: {str(run.folder)!r} has no such policy; it has {known}")
+        raise InputError(f"{option} {quoted(policy)}: {str(run.folder)!r} has no such policy; it has {known}")
     if run.parts[name].role is Role.BASE:
         given = run.recipe.model.adapter
         return StoredPolicy(name, run.inputs.base, Path(given) if given else None)

@@ -127,18 +127,20 @@ def places(content: Any) -> Iterator[Place]:
 
 def mutate(r: random.Random, content: Any) -> Any:
     """Change, drop, add or rename something, anywhere."""
-    holder, key = r.choice([*places(content), (content, "x")])
+    place: Place = r.choice([*places(content), (content, "x")])
+    holder, key = place
+    known = holder.get(key) if isinstance(holder, dict) else holder[key]
     match r.randrange(10):
         case 0 | 8:
-            holder.pop(key, None) if isinstance(holder, dict) else holder.pop(key)
-        case 1 if isinstance(holder, dict) and key in holder:
-            holder[r.choice([*NAMES, key + "x"])] = holder.pop(key)
+            holder.pop(*[key, None][: 1 + isinstance(holder, dict)])
+        case 1 if isinstance(holder, dict):
+            holder[r.choice([*NAMES, f"{key}x"])] = holder.pop(key, known)
         case 2 if isinstance(holder, dict):
             holder[r.choice(NAMES)] = value(r)
-        case 3 | 9 if isinstance(holder, dict) and isinstance(holder.get(key), int | float):
-            holder[key] = holder[key] * r.choice([-1, 0, 1, 1, 2, 2, 3, 10, 10**9, 10.0**40, 1e-40])
+        case 3 | 9 if isinstance(known, int | float):
+            holder[key] = known * r.choice([-1, 0, 1, 1, 2, 2, 3, 10, 10**9, 10.0**40, 1e-40])
         case 4:
-            holder[key] = [holder[key]] if key in holder or isinstance(holder, list) else [value(r)]
+            holder[key] = [known]
         case 5:
             holder[key] = {"name": r.choice(WORDS), r.choice(NAMES): value(r)}
         case _:
