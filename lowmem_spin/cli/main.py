@@ -7,18 +7,33 @@ import typer
 
 from lowmem_spin.cli.options import path_argument, path_option
 from lowmem_spin.cli.policy_commands import app as living
+from lowmem_spin.cli.recipe_commands import app as copying
+from lowmem_spin.cli.run_commands import app as comparing
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Self-play fine-tuning of language models on one consumer GPU.",
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 STORE = Path("runs/store")
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that comes along.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a recipe value, e.g. game.alpha=0.9.")
 ]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from lowmem_spin import __version__
+
+        print(f"lowmem-spin {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Self-play fine-tuning of language models on one consumer GPU."""
+
 
 Replace = Annotated[bool, typer.Option("--replace", help="Replace the results of another game in the same folder.")]
 
@@ -130,6 +145,7 @@ def plan(
     grid: Grid = None,
     seeds: Seeds = 1,
     overrides: Overrides = None,
+    gpu: Annotated[str | None, typer.Option(help="Plan for this card instead: 4090, 3090, T4, A100, H100 or H200.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON and nothing else.")] = False,
 ) -> None:
     """Say what a recipe or a sweep of it would compute, what is stored already, and the memory it needs. Runs nothing."""
@@ -140,22 +156,24 @@ def plan(
     from lowmem_spin.common.files import json_text
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find_recipe
-    from lowmem_spin.engines.memory import read_shape
+    from lowmem_spin.engines.memory import planned_shape
     from lowmem_spin.runner.planning import plan as planning
+    from lowmem_spin.runner.planning.calibration import check_gpu
 
+    if gpu is not None:
+        check_gpu(gpu)
     path = find_recipe(recipe)
     varied = points.sweep_axes(path, alpha, history, grid or [])
     asked = points.planned_points(path, overrides or [], varied, seeds)
-    made = planning.plan(asked, path.parent)
+    made = planning.plan(asked, path.parent, gpu)
     if as_json:
         print(json_text(made.record(), indent=2))
         return
     display, first = Display(Console()), made.found.recipe
     display.console.print(tables.rows(made))
     display.console.print(tables.stages_left(made))
-    if made.found.model.resolved:
+    if (shape := planned_shape(made.found.model)) is not None:
         dtype = made.found.choices.machine.dtype if made.found.choices.machine.device == "cuda" else "bfloat16"
-        shape = read_shape(made.found.model)
         display.console.print(tables.memory(first, shape, dtype))
         for line in tables.verdicts(first, shape, dtype):
             display.log(line)
@@ -203,7 +221,7 @@ def doctor(
 
 @app.command()
 def bench(
-    model: Annotated[str | None, typer.Option(help="gemma-2b, llama-8b or tiny; by default tiny without a GPU.")] = None,
+    model: Annotated[str | None, typer.Option(help="gemma-2b, llama-8b, smollm2-135m or tiny; without a GPU tiny.")] = None,
     vram: Annotated[float | None, typer.Option(help="Gigabytes of the card to keep to.")] = None,
     pairs: Annotated[int, typer.Option(help="Rows to train on per iteration.")] = 128,
     prompt_length: Annotated[int, typer.Option(help="Tokens of every prompt.")] = 256,
@@ -248,6 +266,8 @@ def report(folder: Annotated[Path, path_argument(metavar="RUN_OR_SWEEP", help="T
 
 
 app.add_typer(living)
+app.add_typer(comparing)
+app.add_typer(copying)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import read_text, sha256, write_json
 from lowmem_spin.common.keys import digest
+from lowmem_spin.config.load import BUNDLED
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.model_folders import check_model_folder, check_model_names
 
@@ -92,7 +93,8 @@ class Sources:
         return Source(str(file), None, self._file(file))
 
     def _local(self, name: str) -> Path | None:
-        for candidate in (self.recipe_dir / name, Path(name)):
+        shipped = [folder / name for folder in BUNDLED]  # so that a copy of a shipped recipe finds its files from anywhere
+        for candidate in (self.recipe_dir / name, Path(name), *shipped):
             if candidate.exists():
                 return candidate
         return None

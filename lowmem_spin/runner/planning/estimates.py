@@ -13,7 +13,7 @@ from lowmem_spin.algorithm.touches import SAMPLE, Places
 from lowmem_spin.common.files import DamagedError, read_parquet
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import Rows
-from lowmem_spin.engines.memory import peak, read_shape
+from lowmem_spin.engines.memory import peak, planned_shape
 from lowmem_spin.engines.registry import ENGINES
 from lowmem_spin.runner.open import ResolvedRecipe
 from lowmem_spin.runner.planning.calibration import Calibration, Kind, device_name
@@ -117,14 +117,15 @@ class Clock:
 
     found: ResolvedRecipe
     calibration: Calibration
+    gpu: str | None = None  # another device than this machine's
 
     def __post_init__(self) -> None:
-        choices = self.found.choices
-        self.device = device_name(choices.machine.device)
+        choices, shape = self.found.choices, planned_shape(self.found.model)
+        self.device = self.gpu or device_name(choices.machine.device)
         self.peaks: dict[str, float] = {}
         self.parameters: int | None = None
-        if self.found.model.resolved:
-            shape, recipe = read_shape(self.found.model), self.found.recipe
+        if shape is not None:
+            recipe = self.found.recipe
             self.parameters = shape.active
             dtype = choices.machine.dtype if choices.machine.device == "cuda" else "bfloat16"
             generator, learner = (ENGINES[name].memory(recipe, shape, dtype) for name in (choices.generator, choices.learner))
