@@ -59,6 +59,18 @@ def make_folder(folder: Path) -> None:
         ) from None
 
 
+def check_inside(top: Path, *names: str) -> None:
+    """Refuse folders in a run's folder that are links out of it: what is written there would be somewhere else.
+
+    Raises:
+        InputError: one leads out.
+    """
+    home = os.path.realpath(top)
+    for name in names:
+        if not Path(os.path.realpath(top / name)).is_relative_to(home):
+            raise InputError(f"{str(top / name)!r} is a link that leads out of {str(top)!r}; remove it")
+
+
 class DamagedError(ValueError):
     """A file has other bytes than were written."""
 

@@ -25,7 +25,7 @@ def named(default: str) -> Callable[[Any], Any]:
 
 
 def _option(value: Any) -> Any:
-    """YAML reads 1e-4 as text."""
+    """A number in quotes is one, too."""
     if not isinstance(value, bool | int | float | str):
         raise ValueError("give a number, a text, true or false")
     try:

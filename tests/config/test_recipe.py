@@ -308,7 +308,13 @@ def test_overrides_reach_nested_fields_and_yaml_reads_infinity_either_way() -> N
         QUICKSTART, ["game.alpha=0.5", "game.history=.inf", "training.lora.r=4", "training.learning_rate=1e-4"]
     )
     assert (changed.game.alpha, changed.game.window, changed.training.lora.r) == (0.5, None, 4)
-    assert changed.training.learning_rate == 1e-4  # which YAML 1.1 reads as text
+    assert changed.training.learning_rate == 1e-4
+    assert (
+        changed.output.dir
+        == load_recipe(
+            QUICKSTART, ["game.alpha=0.5", "game.history=.inf", "training.lora.r=4", "training.learning_rate=0.0001"]
+        ).output.dir
+    )
     assert load_recipe(QUICKSTART, ["game.history=inf"]).game == load_recipe(QUICKSTART, ["game.history=.inf"]).game
 
 

@@ -21,6 +21,7 @@ from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.cli import play
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import check_inside
 from lowmem_spin.config.grid import planned_points, sweep_axes, sweep_folder, sweep_points
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.runner import gc, run_folder
@@ -263,6 +264,18 @@ def test_copies_of_iterates_are_known_where_a_file_system_has_no_links(copy: Pat
         begin(copy, OTHER)
     begin(copy, OTHER, replace=True)
     assert list((copy / "run" / "iterates").iterdir()) == []
+
+
+def test_a_folder_in_a_runs_folder_that_leads_out_of_it_is_not_written_to(tmp_path: Path) -> None:
+    for name in ("run/serve", "run/alpaca", "mine"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "linked").symlink_to("run")  # the folder itself may be anywhere
+    (tmp_path / "run" / "inside").symlink_to("alpaca")
+    (tmp_path / "run" / "mtbench").symlink_to("../mine")
+    check_inside(tmp_path / "linked", "serve", "alpaca", "inside", "not/yet/there")
+    for name in ("mtbench", "mtbench/model_answer", ".."):
+        with pytest.raises(InputError, match=r"' is a link that leads out of '.*linked'; remove it$"):
+            check_inside(tmp_path / "linked", "serve", name)
 
 
 def test_links_that_lead_elsewhere_are_put_right(copy: Path, tmp_path: Path) -> None:
