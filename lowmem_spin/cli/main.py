@@ -38,9 +38,16 @@ def about(
 Replace = Annotated[bool, typer.Option("--replace", help="Replace the results of another game in the same folder.")]
 
 
+MaxHours = Annotated[float | None, typer.Option(help="Stop then, with what is finished stored; run again to go on.")]
+
+
 @app.command()
 def run(
-    recipe: RecipeName = "quickstart", overrides: Overrides = None, replace: Replace = False, trust: TrustCode = False
+    recipe: RecipeName = "quickstart",
+    overrides: Overrides = None,
+    replace: Replace = False,
+    trust: TrustCode = False,
+    max_hours: MaxHours = None,
 ) -> None:
     """Play a game. Interrupting is safe: running again goes on where it stopped."""
     import signal
@@ -48,14 +55,18 @@ def run(
     from rich.console import Console
 
     from lowmem_spin.cli.play import run as play
-    from lowmem_spin.common.display import Display
+    from lowmem_spin.common.display import Display, TimeIsUpError
     from lowmem_spin.config.load import find_recipe, load_recipe
+    from lowmem_spin.engines.machine import memory_gauge
 
-    display = Display(Console())
+    display = Display(Console(), memory_gauge())
     signal.signal(signal.SIGINT, display.interrupt)
+    display.stop_after(max_hours)
     path = find_recipe(recipe)
     try:
         play(load_recipe(path, overrides or []), path.parent, display, replace, trust)
+    except TimeIsUpError:
+        display.log(f"{max_hours:g} hours are over; what is finished is stored, run the same command again to go on", "yellow")
     except KeyboardInterrupt:
         display.log("interrupted; what is finished is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None
@@ -78,30 +89,24 @@ def sweep(
     overrides: Overrides = None,
     replace: Replace = False,
     trust: TrustCode = False,
-    max_hours: Annotated[
-        float | None, typer.Option(help="Stop then, with what is finished stored; run again to go on.")
-    ] = None,
+    max_hours: MaxHours = None,
 ) -> None:
     """Play a recipe with some of its values varied. What the games have in common is computed once."""
-    import math
     import signal
-    import time
 
     from rich.console import Console
 
     from lowmem_spin.cli.play import sweep as play
     from lowmem_spin.cli.results import show_sweep
     from lowmem_spin.common.display import Display, TimeIsUpError
-    from lowmem_spin.common.errors import InputError
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find_recipe
+    from lowmem_spin.engines.machine import memory_gauge
     from lowmem_spin.runner.sweep import Entry, Sweep
 
-    if max_hours is not None and not (math.isfinite(max_hours) and max_hours > 0):
-        raise InputError(f"--max-hours {max_hours}: cannot be used; give the hours to play, for instance 11.5")
-    display = Display(Console())
+    display = Display(Console(), memory_gauge())
     signal.signal(signal.SIGINT, display.interrupt)
-    display.deadline = None if max_hours is None else time.perf_counter() + 3600 * max_hours
+    display.stop_after(max_hours)
     path = find_recipe(recipe)
     varied = points.sweep_axes(path, alpha, history, grid or [])
     base = points.first_recipe(path, overrides or [])
@@ -130,15 +135,14 @@ def recipe(
     """Check a recipe and print it with every default filled in."""
     import json
 
-    import yaml
-
     from lowmem_spin.config.load import find_recipe, load_recipe
     from lowmem_spin.config.recipe import Recipe
+    from lowmem_spin.config.yaml_text import write_yaml
 
     if schema:
         print(json.dumps(Recipe.model_json_schema(), indent=2))
     else:
-        print(yaml.safe_dump(load_recipe(find_recipe(name), overrides or []).model_dump(mode="json"), sort_keys=False), end="")
+        print(write_yaml(load_recipe(find_recipe(name), overrides or []).model_dump(mode="json"), sort_keys=False), end="")
 
 
 @app.command()
@@ -153,12 +157,11 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON and nothing else.")] = False,
 ) -> None:
     """Say what a recipe or a sweep of it would compute, what is stored already, and the memory it needs. Runs nothing."""
-    import json
-
     from rich.console import Console
 
     from lowmem_spin.cli import plan as tables
     from lowmem_spin.common.display import Display
+    from lowmem_spin.common.files import json_text
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find_recipe
     from lowmem_spin.engines.memory import planned_shape
@@ -172,7 +175,7 @@ def plan(
     asked = points.planned_points(path, overrides or [], varied, seeds)
     made = planning.plan(asked, path.parent, gpu)
     if as_json:
-        print(json.dumps(made.record(), indent=2))
+        print(json_text(made.record(), indent=2))
         return
     display, first = Display(Console()), made.found.recipe
     display.console.print(tables.rows(made))
@@ -290,9 +293,15 @@ def main() -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        from lowmem_spin.common.files import DISK, UnreadableError
+    except (OSError, ValueError) as error:
+        from lowmem_spin.common.files import DISK, DamagedError, UnreadableError
 
+        if isinstance(error, DamagedError):
+            where = "a file" if error.path is None else error.path
+            print(printable(f"error: {where} {error}; move it away, and run again to go on"), file=sys.stderr)
+            sys.exit(2)
+        if not isinstance(error, OSError):
+            raise
         if isinstance(error, UnreadableError):
             what, remedy = "read", "see that its drive answers and lets it be read"
         elif errno.errorcode.get(error.errno or 0) in DISK:

@@ -7,9 +7,9 @@ import numpy as np
 
 from lowmem_spin.algorithm.preferences import Comparison
 from lowmem_spin.algorithm.stages import judgement_spec
+from lowmem_spin.common.checked import write_checked
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import write_json
 from lowmem_spin.common.keys import digest
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.data.formats import Message
@@ -61,7 +61,7 @@ def arena(
     finally:
         shared.engines.close()
     record["from"] = "held-out rows" if prompts is None else prompts.name
-    write_json(folder / FILE, record)
+    write_checked(folder / FILE, record)
     return record
 
 

@@ -3,19 +3,21 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from lowmem_spin.algorithm.roles import Part, Role, part_in, parts_in
 from lowmem_spin.algorithm.stages import Stage, Train
+from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import check_folder_place, read_text
+from lowmem_spin.common.files import DamagedError, check_folder_place, read_text
 from lowmem_spin.common.keys import digest, is_key
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.runner.run_folder import PICTURES
 
 METRICS, ITERATES = "metrics.jsonl", "iterates"
+FILES = ("run.json", "recipe.yaml", METRICS, *PICTURES)  # that a game writes into its folder
 # What commands write into a run's or a sweep's folder. Where no record says that it is one, such a name is somebody else's.
 WRITTEN = ("recipe.yaml", METRICS, ITERATES, *PICTURES, "report.md", "report_*.png", "benchmarks.jsonl", "arena.json")
 WRITTEN += ("mtbench", "alpaca", "serve")
@@ -46,6 +48,7 @@ def check_folder(game: Claimant, replace: bool = False) -> None:
     """
     folder = game.folder
     earlier = check_owner(folder)
+    known = set(_policies(earlier).values())
     lost, new = _lost(game, earlier), _iterates(game)
     if lost and not replace:
         names, remedy = ", ".join(lost.values()), "choose another output.dir, or add --replace"
@@ -56,9 +59,9 @@ def check_folder(game: Claimant, replace: bool = False) -> None:
                 f"{count}; leave it as it was, {remedy}"
             )
         raise InputError(f"output.dir: {str(folder)!r} has another game, whose {names} would be lost; {remedy}")
-    ours = {*_policies(earlier).values(), *new.values()}
+    ours = {*known, *new.values()}
     for number, entry in _entries(folder).items():
-        if number in new and _key(entry) not in ours:
+        if number in new and _key(entry) not in ours and not _strays(entry, known):
             raise InputError(f"output.dir: {str(entry)!r} is no iterate of a game in this folder; move it away")
 
 
@@ -69,6 +72,9 @@ def check_owner(folder: Path) -> dict[str, Any]:
         InputError: it is no folder, or has something that no game wrote and that one would overwrite.
     """
     check_folder_place(folder, "output.dir")
+    for name in FILES:
+        if (folder / name).is_dir():
+            raise InputError(f"output.dir: {str(folder / name)!r} is a folder, where a file is to be written; move it away")
     return _record(folder, "run.json", "policies", WRITTEN)
 
 
@@ -100,7 +106,8 @@ def _record(folder: Path, name: str, part: str, written: tuple[str, ...]) -> dic
         InputError: there is none, or somebody else's, and something would be overwritten.
     """
     try:
-        record = json.loads(read_text(folder / name))
+        if isinstance(record := json.loads(read_text(folder / name)), dict):
+            record = read_checked(folder / name)
     except FileNotFoundError:
         foreign = [path.name for pattern in written for path in sorted(folder.glob(pattern)) if not _is_empty(path)]
     except ValueError:  # somebody has damaged it: it is written anew
@@ -122,12 +129,16 @@ def _is_empty(path: Path) -> bool:
 def _lost(game: Claimant, earlier: Mapping[str, Any]) -> dict[str, str]:
     """{key: name} of the policies that the folder has and this game does not play. A baseline is a measurement."""
     kept = {stage.policy for stage in game.stages if isinstance(stage, Train)}
-    made = {key: f"iterate {number}" for number, key in _made(game.folder).items()}
+    stray = {number for number, entry in _entries(game.folder).items() if _strays(entry, set(_policies(earlier).values()))}
+    made = {key: f"iterate {number}" for number, key in _made(game.folder).items() if number not in stray}
     for name, part in _parts(earlier).items():
         key = earlier["policies"][name]
         if part.role is Role.WARM_START and is_key(key) and (Path(game.recipe.output.store) / "adapters" / key).exists():
             made[key] = name
-    made = {**_measured(game.folder / METRICS), **made}
+    adapters = Path(game.recipe.output.store) / "adapters"
+    known = {*_policies(earlier).values(), *(path.name for path in adapters.glob("*"))}
+    measured = {key: name for key, name in _measured(game.folder / METRICS).items() if key in known}
+    made = {**measured, **made}  # a key that nothing else knows is a damaged one
     return {key: name for key, name in made.items() if key not in kept}
 
 
@@ -141,7 +152,11 @@ def _parts(earlier: Mapping[str, Any]) -> dict[str, Part]:
 def _measured(path: Path) -> dict[str, str]:
     """{key: name} of the policies in metrics.jsonl that were trained; a line that does not read back is no result."""
     found = {}
-    for line in read_text(path).splitlines() if path.exists() else ():
+    try:
+        lines = read_text(path).splitlines()
+    except (FileNotFoundError, DamagedError):
+        return found
+    for line in lines:
         try:
             record = json.loads(line)
             if part_in(record, record["name"]).role in (Role.ITERATE, Role.WARM_START):
@@ -182,18 +197,30 @@ def _key(entry: Path) -> str | None:
         return None
 
 
-def put_link(entry: Path, key: str, adapter: Path) -> None:
-    """Have iterates/N lead to an adapter, or be a copy of it where the file system has no links."""
+def _strays(entry: Path, known: Collection[str]) -> bool:
+    """Whether a link leads to none of the policies that the folder's record knows: nothing is lost when it is put right."""
+    return bool(known) and entry.is_symlink() and _key(entry) not in known
+
+
+def put_link(entry: Path, key: str, adapter: Path) -> str | None:
+    """Have iterates/N lead to an adapter, or be a copy of it where the file system has no links.
+
+    Returns:
+        Where a link led that was no link to this policy; None otherwise, also of one into a store that was here before.
+    """
     entry.parent.mkdir(parents=True, exist_ok=True)
-    if entry.is_symlink() and _key(entry) == key and entry.resolve() != adapter.resolve():
-        entry.unlink()  # the same policy's, in a store that was here before
+    astray = None
+    if entry.is_symlink() and os.path.realpath(entry) != os.path.realpath(adapter):
+        astray = os.readlink(entry) if _key(entry) != key else None
+        entry.unlink(missing_ok=True)
     if entry.is_symlink() or entry.exists():
-        return
+        return astray
     try:
         entry.symlink_to(os.path.relpath(adapter.resolve(), entry.parent.resolve()))
     except FileExistsError:  # the same game in another process was first
-        return
+        return astray
     except OSError:  # a file system without links
         whole = entry.with_name(f".{entry.name}.{os.getpid()}")
         shutil.copytree(adapter, whole)
         whole.rename(entry)
+    return astray

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from lowmem_spin.algorithm.game import play
 from lowmem_spin.algorithm.stages import Average, Draw, Inputs, Stage, Train, TrainSampler
 from lowmem_spin.common.display import Display
-from lowmem_spin.common.files import write_parquet
+from lowmem_spin.common.files import DamagedError, write_parquet
 from lowmem_spin.common.keys import digest
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.recipe import Recipe
@@ -162,7 +162,8 @@ class OpenGame:
 def open_game(recipe: Recipe, recipe_dir: Path, display: Display, shared: SharedResources) -> OpenGame:
     """Find model and data, prepare the rows, and name every stage; no model is loaded."""
     store = shared.store(recipe.output.store, display)
-    sources, choices = Sources(recipe_dir, store.root / "sources.json"), choose_engines(recipe, store.root, display)
+    sources = Sources(recipe_dir, store.root / "sources.json", notice=store.notice)
+    choices = choose_engines(recipe, store.root, display)
     resolved = resolve(recipe, sources, choices, lambda line: display.log(line, "yellow"))
     code = [*code_of_oracle(resolved.oracle), *code_of_model(recipe, resolved.model)]
     shared.trust.check(code, lambda line: display.log(line, "yellow"))
@@ -223,8 +224,8 @@ def _prepared(
     path = store.data(resolved.file(source, split))
     if path in shared.rows:
         return shared.rows[path]
-    table = store.read(path)
-    if table is None:
+    rows = read_rows(store, path)
+    if rows is None:
         with display.start_up(f"reading {source.location}"):
             from lowmem_spin.engines.loading import load_tokenizer
 
@@ -232,9 +233,20 @@ def _prepared(
             renderer, asked = Renderer.of(tokenizer, recipe), resolved.asked_of(source)
             table = prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer, **asked)
             write_parquet(path, table)
-    rows = shared.rows[path] = Rows(table)
+            rows = Rows(table)
+    shared.rows[path] = rows
     display.log(f"{name}: {source.location}: {rows.counts_line()}")
     return rows
+
+
+def read_rows(store: Store, path: Path) -> Rows | None:
+    """Prepared rows that the store has; damaged ones are set aside and count as missing."""
+    table = store.read(path)
+    try:
+        return None if table is None else Rows(table)
+    except DamagedError as error:
+        store.set_aside(path, str(error))
+        return None
 
 
 def name_stages(resolved: ResolvedRecipe, set_aside: int | str) -> tuple[Inputs, list[Stage]]:

@@ -1,6 +1,5 @@
 """A run folder: which game it holds, where its store is, and which adapter each of its policies has."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Any
 
 from lowmem_spin.algorithm.roles import Part, Role, parts_in
 from lowmem_spin.algorithm.stages import Inputs
-from lowmem_spin.common.errors import InputError, shortened
-from lowmem_spin.common.files import Notice, write_json
+from lowmem_spin.common.checked import read_checked, write_checked
+from lowmem_spin.common.errors import InputError, quoted, shortened
+from lowmem_spin.common.files import DamagedError, Notice
 from lowmem_spin.common.keys import digest, is_key
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.load import load_recipe
@@ -57,11 +57,13 @@ def read_run(folder: Path) -> RunFolder:
         what = "has no run.json" if folder.is_dir() else "no such folder"
         raise InputError(f"run {str(folder)!r}: {what}; give a folder that `lowmem-spin run` wrote, such as runs/quickstart")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_checked(path)
         inputs, policies, parts = Inputs(**record["inputs"]), dict(record["policies"]), parts_in(record)
         digest(vars(inputs))  # whether keys can be made of it
         if not isinstance(record.get("model", ""), str) or not isinstance(record.get("stopped", {}), dict):
             raise TypeError("model, or stopped")
+    except DamagedError as error:
+        raise InputError(f"{path}: {error}; run the recipe again to write it") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: does not read ({type(error).__name__}: {error}); run the recipe again to write it") from None
     keys = {"inputs.base": [inputs.base], "inputs.data": [inputs.data], "data": record.get("data", [])}
@@ -113,10 +115,10 @@ def find_policy(run: RunFolder, store: Store, policy: str | None, option: str = 
         policy = str(run.record["stopped"]["keep"])
     if policy is None:
         policy = next(iter(reversed(trained_iterates(run, store))), "0")
-    name = iterates.get(int(policy), policy) if policy.isdecimal() else policy
+    name = iterates.get(int(policy), policy) if policy.isdecimal() and len(policy) < 10 else policy
     if name not in run.policies:
         known = ", ".join(str(part.iteration) if part.is_iterate else other for other, part in run.parts.items())
-        raise InputError(f"{option} {policy!r}: {str(run.folder)!r} has no such policy; it has {known}")
+        raise InputError(f"{option} {quoted(policy)}: {str(run.folder)!r} has no such policy; it has {known}")
     if run.parts[name].role is Role.BASE:
         given = run.recipe.model.adapter
         return StoredPolicy(name, run.inputs.base, Path(given) if given else None)
@@ -152,7 +154,7 @@ def find_base(run: RunFolder, store: Store) -> Source:
         InputError: what is there now is another base, on which the adapters would mean something else.
     """
     base = run.recipe.model
-    sources = Sources(run.folder, store.root / "sources.json")
+    sources = Sources(run.folder, store.root / "sources.json", notice=store.notice)
     found = sources.model(base.name_or_path, base.revision)
     adapter = sources.adapter(base.adapter) if base.adapter else None
     if base_key(run.recipe, found, adapter) != run.inputs.base:
@@ -183,14 +185,14 @@ def note_used(store: Store, folder: Path, kind: str, keys: Iterable[str]) -> Non
     known = tables_in_use(folder)
     every = {**known, kind: sorted({*known.get(kind, []), *keys})}
     if every != known:
-        write_json(folder / USED, every)
+        write_checked(folder / USED, every)
 
 
 def tables_in_use(folder: Path) -> dict[str, list[str]]:
     """{kind: keys} of the tables of the store that a run's benchmarks are made from."""
     path = folder / USED
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_checked(path)
         if found.keys() - set(KINDS):
             raise ValueError("kinds")
     except FileNotFoundError:

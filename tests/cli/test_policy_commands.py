@@ -29,7 +29,9 @@ from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.cli.chat import Voice, open_voices, talk
 from lowmem_spin.cli.export import export
 from lowmem_spin.cli.play import run
+from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.display import Display
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.hf import HF
@@ -285,7 +287,7 @@ def test_an_export_is_whole_or_absent(home: Path, game: run_folder.RunFolder, st
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes"]
     torn = Path(shutil.copytree(home / "runs" / "game", tmp_path / "torn", symlinks=True))
     (torn / "metrics.jsonl").write_text("{")
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: does not read back"):
         export(
             run_folder.read_run(torn),
             run_folder.find_policy(game, store, "1"),
@@ -302,6 +304,9 @@ def test_an_export_is_whole_or_absent(home: Path, game: run_folder.RunFolder, st
         ("chat nowhere", "run 'nowhere': no such folder"),
         ("chat {home}", "has no run.json; give a folder that"),
         ("chat {home}/runs/game --iterate 2", "--iterate '2': "),
+        (f"chat {{home}}/runs/game --iterate {'9' * 5000}", "has no such policy; it has base, 0, 1"),
+        ("chat {home}/runs/game --temperature inf", "--temperature inf: cannot be used; give 0, which is greedy, or"),
+        (f"export {{home}}/runs/game --to {'x' * 300}", "it has a name of 300 bytes, and paths have at most 3,800"),
         ("export {home}/runs/game --to {to} --iterate second", "it has base, 0, 1"),
         ("export {home}/runs/game --to {to} --iterate base", "--iterate base: it has no adapter of its own"),
         ("export {home}/runs/game --to {to} --dtype float16", "--dtype float16: an adapter keeps its own"),
@@ -406,7 +411,7 @@ def test_gc_keeps_data_and_weights_of_a_run_that_does_not_name_them(home: Path, 
         (tmp_path / "store" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "store" / name).write_bytes(b"x")
     path = tmp_path / "runs" / "game" / "run.json"
-    record = json.loads(path.read_text())
+    record = read_checked(path)
     path.write_text(json.dumps({name: value for name, value in record.items() if name not in ("data", "model")}))
     old = call("gc", "--store", tmp_path / "store", "--runs", tmp_path / "runs", "--grace-hours", 0)
     assert "nothing is unused" in old.stdout

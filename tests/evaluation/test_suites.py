@@ -18,7 +18,7 @@ from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from helpers.commands import SMALL
-from helpers.games import open_hf, save_slot, shake_slot
+from helpers.games import open_hf, save_slot, shake_slot, unchecked
 from helpers.page import Page, cells, check_offline
 from lowmem_spin.cli.evaluate import evaluate
 from lowmem_spin.cli.play import run as play
@@ -237,7 +237,7 @@ def test_nothing_is_measured_twice(measured: Path, tmp_path: Path) -> None:
     assert added(home, first, asked(home), "base") == 0
     damaged = sorted(path for path in stored(home) if path.parent.name == run_folder.read_run(first).policies["iterate 0"])
     damaged[0].write_text("{")
-    damaged[1].write_text(damaged[1].read_text().replace('"maker": "', '"maker": "other'))
+    damaged[1].write_text(unchecked(damaged[1].read_text().replace('"maker": "', '"maker": "other')))
     good = {path: path.read_bytes() for path in stored(measured)}
     measure_run(first, asked(home, suites=("diversity",)), "all", quiet())
     again = {path: path.read_bytes() for path in damaged}
@@ -483,7 +483,7 @@ def seeds(home: Path, tmp_path: Path) -> Iterator[Path]:
         (folder / "benchmarks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
         for file in ("run.json", "metrics.jsonl"):
             key = run_folder.read_run(points(home)[0]).policies["iterate 0"]
-            (folder / file).write_text((folder / file).read_text().replace(key, digest(seed)))
+            (folder / file).write_text(unchecked((folder / file).read_text().replace(key, digest(seed))))
         listed.append({"name": name, "values": {"seed": seed}, "dir": f"points/{name}", "status": "finished", "error": None})
     (tmp_path / "sweep.json").write_text(json.dumps({"recipe": "q", "axes": {}, "seeds": [0, 1, 2], "points": listed}))
     yield tmp_path
