@@ -25,28 +25,10 @@ def show_unused(root: Path, top: Path, delete: bool, aside: bool, grace_hours: f
     if not (root / "FORMAT").is_file():
         raise InputError(f"--store: {str(root)!r} is no store; give the output.store of your recipes")
     store = Store(root, display.log)
-    folders = gc.run_folders(top, root)
-    if not folders:
-        why = f"so all of {str(root)!r} is unused; delete that folder if you mean it"
-        for user in store.users.known():
-            why = f"though the store knows of one at {str(user.folder)!r}; give the folder with your runs"
-        raise InputError(f"--runs: no run below {str(top)!r}, {why}")
-    try:
-        others = gc.known_runs(store, folders, top)
-        used = gc.used_by([*folders, *others.folders])
-    except InputError as error:
-        raise InputError(f"{error}; until it reads, nothing is freed") from None
-    for user in others.kept:
-        used.add(user.keys)
-    for line in others.lines():
-        display.log(line, "yellow")
-    found = gc.unused(root, used)
-    found += gc.leftovers(store, found)
+    found, used_by = _unused(store, top, delete, display)
     young = [item for item in found if grace_hours and item.written > time.time() - 3600 * grace_hours]
     items = sorted((item for item in found if item not in young), key=lambda item: (-item.size, item.path))
-    elsewhere = f" and {len(others.folders)} elsewhere" if others.folders else ""
-    size = gc.size_of(root) - sum(item.size for item in found)
-    display.log(f"{len(folders)} runs below {top}{elsewhere} use {_bytes(size)} of {root}")
+    display.log(f"{used_by} use {_bytes(gc.size_of(root) - sum(item.size for item in found))} of {root}")
     if young:
         size = _bytes(sum(item.size for item in young))
         display.log(f"{size} that no run uses is left alone: it was written in the last {grace_hours:g} hours (--grace-hours)")
@@ -64,10 +46,32 @@ def show_unused(root: Path, top: Path, delete: bool, aside: bool, grace_hours: f
         if not gone:
             display.log(f"kept {item.path}: a process is computing it", "yellow")
     display.log(f"freed {_bytes(freed)}" if delete else "nothing is freed without --delete")
-    for user in others.gone if delete else ():
-        user.record.unlink(missing_ok=True)
     if delete and not aside and any(item.kind == "aside" for item in items):
         display.log("what was set aside is kept without --aside")
+
+
+def _unused(store: Store, top: Path, delete: bool, display: Display) -> tuple[list[gc.Unused], str]:
+    """What no run uses, young or old, and which runs were asked; with `delete`, runs that are gone are forgotten."""
+    folders = gc.run_folders(top, store.root)
+    if not folders:
+        why = f"so all of {str(store.root)!r} is unused; delete that folder if you mean it"
+        for user in store.users.known():
+            why = f"though the store knows of one at {str(user.folder)!r}; give the folder with your runs"
+        raise InputError(f"--runs: no run below {str(top)!r}, {why}")
+    try:
+        others = gc.known_runs(store, folders, top)
+        used = gc.used_by([*folders, *others.folders])
+    except InputError as error:
+        raise InputError(f"{error}; until it reads, nothing is freed") from None
+    for user in others.kept:
+        used.add(user.keys)
+    for line in others.lines():
+        display.log(line, "yellow")
+    for user in others.gone if delete else ():
+        user.record.unlink(missing_ok=True)
+    found = gc.unused(store.root, used)
+    elsewhere = f" and {len(others.folders)} elsewhere" if others.folders else ""
+    return [*found, *gc.leftovers(store, found)], f"{len(folders)} runs below {top}{elsewhere}"
 
 
 def _table(items: list[gc.Unused]) -> Table:

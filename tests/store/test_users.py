@@ -117,7 +117,7 @@ def test_this_process_plays_from_begin_to_end(users: Users, folder: Path) -> Non
 def test_a_record_that_does_not_read_may_be_of_anything(damage: Any, users: Users, folder: Path) -> None:
     users.note(folder, {"adapters": {KEY}})
     (user,) = users.known()
-    user.record.write_text(damage(user.record.read_text()) if callable(damage) else str(damage))
+    user.record.write_text(damage if isinstance(damage, str) else damage(user.record.read_text()))
     with pytest.raises(
         InputError, match=r"users/[0-9a-f]{20}\.json: does not read, .* play that run again, or delete the file"
     ):
