@@ -78,7 +78,7 @@ class Display:
     @contextmanager
     def start_up(self, label: str) -> Iterator[None]:
         """Imports and model loading, reported apart from the stages."""
-        with self.timed("start-up"), self.console.status(escape(label)):
+        with self.timed("start-up"), self.console.status(escape(printable(label))):
             yield
 
     @contextmanager
@@ -96,7 +96,7 @@ class Display:
         columns = [TextColumn("{task.description}"), BarColumn(10), MofNCompleteColumn(), TokensPerSecond(Column(no_wrap=True))]
         left = [TimeRemainingColumn(compact=True, elapsed_when_finished=True)]
         self.stop_if_interrupted()
-        description = f"{self.title}{kind} {label}"
+        description = printable(f"{self.title}{kind} {label}")
         with (
             self.timed(kind),
             Progress(*columns, *left, console=self.console, transient=self.console.is_terminal) as progress,

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, shortened
+from lowmem_spin.common.keys import digest
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.config.endpoint_fields import SecretError
 from lowmem_spin.data.formats import Message
@@ -158,7 +159,8 @@ def ungraded(place: Path, judged: Judged) -> str:
 
 def file_name(name: str) -> str:
     """A name as a file and as other programs take it."""
-    return re.sub(r"[^\w.-]+", "_", name)
+    clean = re.sub(r"[^\w.-]+", "_", name)
+    return clean if len(clean.encode()) <= 150 else f"{clean.encode()[:139].decode(errors='ignore')}_{digest(name)[:10]}"
 
 
 def write_json_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
