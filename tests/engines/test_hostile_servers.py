@@ -202,6 +202,18 @@ def test_what_openais_variables_say_goes_to_no_other_host(
     assert server.headers[0]["Authorization"] == "Bearer none" and server.headers[1]["Authorization"] == f"Bearer {KEY}"
 
 
+@pytest.mark.parametrize("proxy", [f"nonsense://me:{HIDDEN}@h:80", f"socks5://me:{HIDDEN}@h:1", f"http://me:{HIDDEN}@h:99999x"])
+def test_a_proxy_that_is_none_is_one_line(proxy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the environment may have one; its password is not repeated."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.setenv("all_proxy", proxy)
+    with pytest.raises(InputError, match=r"^game\.oracle\.base_url: .*; look at HTTPS_PROXY, ALL_PROXY and") as error:
+        Endpoint("http://h/v1", "m", tmp_path, "game.oracle", retries=0).ask(ASK)
+    assert HIDDEN not in str(error.value)
+
+
 SECRET_ADDRESSES = [
     f"https://user:{HIDDEN}@host/v1",
     f"https://{HIDDEN}@host/v1",
