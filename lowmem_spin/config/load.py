@@ -33,7 +33,10 @@ def find_recipe(name: str) -> Path:
     for candidate in [path, *(shipped if path.name == name else [])]:
         if candidate.is_file():
             return candidate
-    raise InputError(f"recipe {name!r}: no such file or shipped recipe; `lowmem-spin recipe` prints one to start from")
+    known = [file.stem for folder in BUNDLED for file in folder.glob("*.yaml")]
+    near = difflib.get_close_matches(path.name.removesuffix(".yaml"), known, n=1)
+    remedy = f"did you mean {near[0]}?" if near else "`lowmem-spin recipes` lists those that come along"
+    raise InputError(f"recipe {name!r}: no such file or shipped recipe; {remedy}")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), variant: str | None = None) -> Recipe:

@@ -39,15 +39,20 @@ SWEEP_LEGEND = (
 )
 
 
-def write_picture(run: RunResults, path: Path) -> None:
+def write_picture(results: RunResults | SweepResults, path: Path) -> None:
     """Scores, drift and categories side by side, as they stand in the report."""
     with style():
-        panels = [panel for panel in run_panels(run) if panel.name in ("score", "kl", "radar")]
+        if isinstance(results, RunResults):
+            panels = [panel for panel in run_panels(results) if panel.name in ("score", "kl", "radar")]
+            title = f"{results.folder.resolve().name}: {_game(results.recipe)}"
+        else:
+            panels = [panel for panel in sweep_panels(results) if panel.name in (results.score, "kl_to_base", "radar")]
+            title = f"{results.file.recipe}. {panels[0].caption}"
         figure = Figure(figsize=(WIDTH * len(panels), TALL), layout="constrained")
-        figure.suptitle(printable(f"{run.folder.resolve().name}: {_game(run.recipe)}"))
+        figure.suptitle(printable(title))
         for panel, part in zip(panels, figure.subfigures(1, len(panels), squeeze=False)[0], strict=True):
             panel.draw(part)
-            part.suptitle(panel.caption, fontsize="medium")
+            part.suptitle("" if panel.caption in title else panel.caption, fontsize="medium")
         figure.savefig(path, dpi=140, facecolor="white")
 
 

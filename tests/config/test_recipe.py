@@ -38,10 +38,16 @@ def test_the_table_of_recipes_has_every_one_once_with_a_command_for_it() -> None
 
 
 def test_the_papers_recipe_is_the_papers() -> None:
-    recipe = load_recipe(find_recipe("gemma2b_alpha"))
+    recipe = load_recipe(find_recipe("gemma2b_paper"))
     game, training = recipe.game, recipe.training
     assert (game.alpha, game.history, game.iterations, game.pairs) == (0.95, 2, 3, [50000, 100000, 100000])
     assert (training.lora.r, training.lora.dropout, training.num_train_epochs) == (16, 0.05, 4)
+
+
+def test_the_nights_recipe_is_the_papers_with_fewer_pairs_and_epochs() -> None:
+    paper, night = (load_recipe(find_recipe(name)).model_dump() for name in ("gemma2b_paper", "gemma2b_alpha"))
+    night["game"]["pairs"], night["training"]["num_train_epochs"] = paper["game"]["pairs"], 4
+    assert night | {"output": None} == paper | {"output": None}
 
 
 @pytest.mark.parametrize(

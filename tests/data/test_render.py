@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers
 from transformers import AutoTokenizer
 
 from helpers.tokenizers_built import FAMILIES, MISTRAL, TURNS, ZEPHYR, byte_level, eating, prepending, prepending_once
@@ -53,6 +54,17 @@ def test_an_answer_begins_with_the_token_that_follows_its_prompt(make: Any) -> N
     assert (row.text, row.notes) == ("Hello there friend", ())
     apart = tokenizer("Hello there friend", add_special_tokens=False)["input_ids"]
     assert (row.completion[0] == apart[0]) == (make is byte_level)  # by itself it begins with a blank, which nobody says here
+
+
+def test_a_control_token_that_only_the_normalizer_makes_is_found_out() -> None:
+    """In lower case "</S>" is the end token: the row is left out, for the answer would end in its middle."""
+    tokenizer = byte_level()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.backend_tokenizer.add_special_tokens([AddedToken("</s>", normalized=True)])
+    assert tokenizer.eos_token_id in tokenizer("a </S> b")["input_ids"][1:-1]
+    bad, good = Renderer(tokenizer, None)([([user("q")], "A </S> b"), ([user("q")], "A b")])
+    assert bad == "with a control token in a text that this tokenizer cannot take as plain text"
+    assert isinstance(good, Rendered) and good.completion.count(tokenizer.eos_token_id) == 1
 
 
 @pytest.mark.parametrize("make", [prepending, prepending_once, byte_level])

@@ -256,7 +256,7 @@ def test_replies_of_earlier_versions_are_found(server: Server, tmp_path: Path) -
     assert endpoint.ask(ASK) == "7 ☃" and endpoint.ask(ASK, None, None) == "[[A]]"
     assert server.asked == [] and endpoint.counts.kept == 2
     assert endpoint.ask(ASK, 1.0) == "new" and file.read_text().startswith("".join(earlier))
-    assert json.loads(file.read_text().splitlines()[2])["text"] == "new" and list(tmp_path.iterdir()) == [file]
+    assert json.loads(file.read_text().splitlines()[2])["text"] == "new" and list(tmp_path.glob("*.jsonl")) == [file]
 
 
 def test_no_proxy_comes_between_this_machine_and_itself(

@@ -29,12 +29,14 @@ from scipy import optimize, stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.commands import SMALL, assert_one_line, call
+from helpers.games import unchecked
 from helpers.page import Page, check_offline
 from helpers.server import Body, Handler, Server, reasoner, send, serving, shown, wait
 from lowmem_spin.cli.evaluate import evaluate
 from lowmem_spin.cli.play import run as play
 from lowmem_spin.cli.play import sweep as play_sweep
 from lowmem_spin.cli.results import show_arena
+from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
@@ -136,7 +138,7 @@ def copy(home: Path, tmp_path: Path) -> Path:
     """The home, to do with as one likes."""
     folder = Path(shutil.copytree(home, tmp_path / "home", symlinks=True))
     for path in (folder / "game" / "recipe.yaml", folder / "game" / "run.json"):
-        path.write_text(path.read_text().replace(str(home), str(folder)))
+        path.write_text(unchecked(path.read_text().replace(str(home), str(folder))))
     for link in (folder / "game" / "iterates").iterdir():
         target = folder / "store" / "adapters" / link.resolve().name
         link.unlink()
@@ -967,7 +969,7 @@ def test_another_baseline_is_judged_anew(copy: Path, server: Server) -> None:
 def test_policies_go_by_the_names_of_their_game(copy: Path, server: Server) -> None:
     """The same adapter under a second name; and what lies behind an early stop is no policy of the game."""
     path = copy / "game" / "run.json"
-    record = json.loads(path.read_text())
+    record = read_checked(path)
     record["policies"]["iterate 1"] = record["policies"]["iterate 0"]
     record["roles"]["iterate 1"] = {"role": "iterate", "iteration": 1}
     path.write_text(json.dumps(record))

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 import httpx2
 import openai
 
+from lowmem_spin.common.checked import warn
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import Notice
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.endpoint_fields import SecretError, check_address
 from lowmem_spin.engines.oracles.exchange import Client, Exchange
@@ -81,6 +83,7 @@ class Endpoint:
         timeout: seconds that a try may take, from connecting to the reply's last byte.
         retries: tries after the first, with exponential backoff, or after the time that the server asks for if that is at
             most two minutes; see openai.OpenAI.
+        notify: told, in a line, that kept replies are damaged.
 
     Nothing is read, written or sent before it is asked for the first time.
 
@@ -99,11 +102,12 @@ class Endpoint:
         concurrency: int = 8,
         timeout: float = 120.0,
         retries: int = 5,
+        notify: Notice = warn,
     ) -> None:
         self.base_url, self.model, self.field, self.api_key_env = base_url, model, field, api_key_env
         self.extra, self.concurrency, self.timeout, self.counts = dict(extra or {}), concurrency, timeout, Counts()
         self.retries, self._host = retries, self._checked_host()
-        self._replies = Replies(cache / f"{digest({'model': model})}.jsonl")
+        self._replies = Replies(cache / f"{digest({'model': model})}.jsonl", notify)
         self._client: Client | None = None
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._agreed = False  # whether the server ever gave a reply

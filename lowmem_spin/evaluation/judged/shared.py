@@ -60,7 +60,7 @@ class Judged:
 
     def context(self, game: EvaluationTarget, display: Display) -> OracleContext:
         """What an oracle that judges this game's policies is opened with."""
-        sources = Sources(game.folder, game.store.root / "sources.json")
+        sources = Sources(game.folder, game.store.root / "sources.json", notice=game.store.notice)
         return OracleContext(sources, game.machine, self.cache(game), lambda line: display.log(line, "yellow"))
 
 

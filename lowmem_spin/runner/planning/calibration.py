@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import write_json
+from lowmem_spin.common.files import DamagedError, read_text, write_json
 from lowmem_spin.config.load import explain
 from lowmem_spin.engines.machine import driver
 
@@ -30,6 +30,7 @@ PEAK = {  # dense half-precision FLOP/s with float32 accumulation, by a part of 
     "H100": 989e12,
     "H200": 989e12,
 }
+WITHOUT_BFLOAT16 = ("T4",)
 UNKNOWN_GPU = PEAK["3090"]
 CPU_CORE = 5e10  # float32 FLOP/s of one core with AVX2, rough
 
@@ -88,6 +89,16 @@ def flop(kind: Kind, parameters: int, gradient_checkpointing: bool = False) -> f
     return (6.0 if gradient_checkpointing else 4.0) * parameters
 
 
+def check_gpu(name: str) -> None:
+    """Refuse a GPU whose speed is not known.
+
+    Raises:
+        InputError: naming those that are.
+    """
+    if name not in PEAK:
+        raise InputError(f"--gpu: {name!r} is not known; known: {', '.join(PEAK)}")
+
+
 def peak_flops(device: str) -> float:
     """FLOP/s that the maker of a device promises; a rough guess for a CPU or an unknown card."""
     if device.endswith("cores"):
@@ -112,12 +123,13 @@ def load_calibration(store: Path) -> Calibration:
         InputError: bench.json is there but is not what `record` writes.
     """
     path = store / "bench.json"
-    if not path.exists():
-        return Calibration()
     try:
-        return Calibration(tuple(_RECORDS.validate_json(path.read_bytes())))
-    except ValidationError as error:
-        raise InputError(f"{path}: {explain(error)}; delete it and run `lowmem-spin bench` again") from None
+        return Calibration(tuple(_RECORDS.validate_json(read_text(path))))
+    except FileNotFoundError:
+        return Calibration()
+    except (DamagedError, ValidationError) as error:
+        why = explain(error) if isinstance(error, ValidationError) else str(error)
+        raise InputError(f"{path}: {why}; delete it and run `lowmem-spin bench` again") from None
 
 
 def record_measurements(store: Path, *records: Measurement) -> None:
