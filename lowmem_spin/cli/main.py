@@ -135,15 +135,14 @@ def recipe(
     """Check a recipe and print it with every default filled in."""
     import json
 
-    import yaml
-
     from lowmem_spin.config.load import find_recipe, load_recipe
     from lowmem_spin.config.recipe import Recipe
+    from lowmem_spin.config.yaml_text import write_yaml
 
     if schema:
         print(json.dumps(Recipe.model_json_schema(), indent=2))
     else:
-        print(yaml.safe_dump(load_recipe(find_recipe(name), overrides or []).model_dump(mode="json"), sort_keys=False), end="")
+        print(write_yaml(load_recipe(find_recipe(name), overrides or []).model_dump(mode="json"), sort_keys=False), end="")
 
 
 @app.command()
@@ -158,12 +157,11 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON and nothing else.")] = False,
 ) -> None:
     """Say what a recipe or a sweep of it would compute, what is stored already, and the memory it needs. Runs nothing."""
-    import json
-
     from rich.console import Console
 
     from lowmem_spin.cli import plan as tables
     from lowmem_spin.common.display import Display
+    from lowmem_spin.common.files import json_text
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find_recipe
     from lowmem_spin.engines.memory import planned_shape
@@ -177,7 +175,7 @@ def plan(
     asked = points.planned_points(path, overrides or [], varied, seeds)
     made = planning.plan(asked, path.parent, gpu)
     if as_json:
-        print(json.dumps(made.record(), indent=2))
+        print(json_text(made.record(), indent=2))
         return
     display, first = Display(Console()), made.found.recipe
     display.console.print(tables.rows(made))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lowmem_spin.algorithm.game import sampling_params
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import write_json
+from lowmem_spin.common.files import check_inside, write_json
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.dequantized import unpacked
 from lowmem_spin.engines.registry import held_rank
@@ -54,6 +54,7 @@ def serve_command(
 ) -> tuple[dict[str, str], list[str]]:
     """(environment, command), with every file that the command names in place."""
     machine, base_model = run_folder.machine_of(run), run.recipe.model
+    check_inside(run.folder, "serve")
     front = (run.folder / "serve").resolve()
     _write_front(run, base, front)
     model, revision = base.location, base.revision

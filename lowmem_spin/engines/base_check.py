@@ -6,6 +6,7 @@ is too short or a token without an embedding, by row_check.py.
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lowmem_spin.common.errors import InputError, shortened
@@ -143,6 +144,7 @@ def _check_tokenizer(recipe: Recipe, files: ModelFiles) -> Iterator[str]:
     if vocabulary is None:
         remedy = "copy tokenizer.json and tokenizer_config.json into it" if files.model.local else "take a model that has them"
         raise InputError(f"model.name_or_path: {files.name} has no tokenizer files; {remedy}")
+    _check_beside_tokenizer(files)
     known = files.embedding_rows
     if known is None:
         return
@@ -169,6 +171,20 @@ def _check_tokenizer(recipe: Recipe, files: ModelFiles) -> Iterator[str]:
         yield (
             f"{files.name}: its tokenizer has tokens up to {largest}, its embedding {known} rows; rows with others are refused"
         )
+
+
+def _check_beside_tokenizer(files: ModelFiles) -> None:
+    """Files that transformers reads with a tokenizer, and of which it does not say what is wrong with which."""
+    if not files.model.local:
+        return
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        files.json(name)
+    template = Path(files.model.location) / "chat_template.jinja"
+    try:
+        if template.is_file():
+            template.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise none_of_a_model(files.model, f"{template.name} is not text in UTF-8; save it as such") from None
 
 
 def _loaded_ids(files: ModelFiles) -> dict[str, int]:

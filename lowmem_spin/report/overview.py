@@ -62,7 +62,7 @@ def _unfinished(record: Path) -> str:
     """How many iterates there are of those that the game is to have, if its record says so."""
     try:
         asked = sum(name.startswith("iterate ") for name in json.loads(record.read_text(encoding="utf-8"))["policies"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "does not read back"
     done = [path for path in (record.parent / "iterates").glob("*") if path.name.isdecimal() and path.exists()]
     return f"{len(done)} of {asked} iterates"

@@ -9,7 +9,7 @@ from lowmem_spin.algorithm.game import sampling_params
 from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Score, Stage, Train, TrainSampler, is_baseline
 from lowmem_spin.common.display import Display
-from lowmem_spin.common.files import DamagedError, read_text, write_atomically
+from lowmem_spin.common.files import DamagedError, json_text, read_text, write_text
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.runner.claim import METRICS, check_folder, clear_folder
@@ -145,22 +145,22 @@ class Player:
             self._warn(f"{metrics} has other numbers of this game's policies than the store gives; written again")
         for stale in PICTURES:
             (self.game.folder / stale).unlink(missing_ok=True)
-        write_atomically(metrics, lambda temporary: temporary.write_text(records, encoding="utf-8"))
+        write_text(metrics, records)
 
 
 def _contradicts(before: str, found: Sequence[dict[str, Any]]) -> bool:
     """Whether lines of an earlier metrics.jsonl do not read, or have other numbers of the same policies."""
-    known = {(record["name"], record["policy"]): json.loads(json.dumps(record)) for record in found}
+    known = {(record["name"], record["policy"]): json.loads(json_text(record)) for record in found}
     try:
-        earlier = [json.loads(line) for line in before.splitlines()]
+        earlier = [json.loads(json_text(json.loads(line))) for line in before.splitlines()]  # some had NaN
         return any(known.get((one["name"], one["policy"]), one) != one for one in earlier)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return True
 
 
 def _lines(records: Sequence[dict[str, Any]], without: Sequence[str] = ()) -> str:
     """metrics.jsonl; earlier versions wrote it without some fields."""
-    return "".join(json.dumps({name: v for name, v in one.items() if name not in without}) + "\n" for one in records)
+    return "".join(json_text({name: v for name, v in one.items() if name not in without}) + "\n" for one in records)
 
 
 def _check_judge(game: OpenGame) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from lowmem_spin.algorithm.roles import Part, Role, parts_in
 from lowmem_spin.algorithm.stages import Inputs
 from lowmem_spin.common.checked import read_checked, write_checked
-from lowmem_spin.common.errors import InputError, shortened
+from lowmem_spin.common.errors import InputError, quoted, shortened
 from lowmem_spin.common.files import DamagedError, Notice
 from lowmem_spin.common.keys import digest, is_key
 from lowmem_spin.common.trust import Trust
@@ -115,10 +115,10 @@ def find_policy(run: RunFolder, store: Store, policy: str | None, option: str = 
         policy = str(run.record["stopped"]["keep"])
     if policy is None:
         policy = next(iter(reversed(trained_iterates(run, store))), "0")
-    name = iterates.get(int(policy), policy) if policy.isdecimal() else policy
+    name = iterates.get(int(policy), policy) if policy.isdecimal() and len(policy) < 10 else policy
     if name not in run.policies:
         known = ", ".join(str(part.iteration) if part.is_iterate else other for other, part in run.parts.items())
-        raise InputError(f"{option} {policy!r}: {str(run.folder)!r} has no such policy; it has {known}")
+        raise InputError(f"{option} {quoted(policy)}: {str(run.folder)!r} has no such policy; it has {known}")
     if run.parts[name].role is Role.BASE:
         given = run.recipe.model.adapter
         return StoredPolicy(name, run.inputs.base, Path(given) if given else None)

@@ -12,7 +12,7 @@ from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Sco
 from lowmem_spin.common.checked import read_checked, write_checked
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, printable
-from lowmem_spin.common.files import DISK, DamagedError, UnreadableError
+from lowmem_spin.common.files import DISK, DamagedError, UnreadableError, write_text
 from lowmem_spin.common.trust import UntrustedError
 from lowmem_spin.config.grid import Axes, SweepPoint
 from lowmem_spin.runner.claim import check_folder, check_sweep_folder
@@ -217,8 +217,7 @@ def _surviving(entry: Entry, shared: SharedResources, display: Display, sweep: S
         entry.status, entry.error = "failed", printable(" ".join(str(error).split()) or type(error).__name__)
         if not isinstance(error, InputError):
             place = Path(str(entry.point.recipe.output.dir)) / ERROR
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            write_text(place, "".join(traceback.format_exception(error)))
             entry.error += f"; the traceback is in {place}"
         display.log(f"{entry.point.name} failed: {entry.error}", "red")
         shared.engines.close()  # in whatever state it has left them

@@ -31,6 +31,7 @@ from lowmem_spin.common.files import (
     DamagedError,
     Notice,
     check_folder_place,
+    make_folder,
     read_parquet,
     read_text,
     reading,
@@ -184,7 +185,7 @@ class Store:
         self.users = Users(root, notice)
         self._verified: set[str] = set()
         check_folder_place(root, "output.store")
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         stamp = root / "FORMAT"
         if not stamp.exists():
             write_atomically(stamp, lambda temporary: temporary.write_text(FORMAT))

@@ -14,6 +14,7 @@ from helpers.tokenizers_built import FAMILIES, MISTRAL, TURNS, ZEPHYR, byte_leve
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.data_config import Data
 from lowmem_spin.config.load import load_recipe
+from lowmem_spin.data import template_trial
 from lowmem_spin.data.chat_templates import TEMPLATES
 from lowmem_spin.data.prepare import prepare, prepared_key
 from lowmem_spin.data.render import Rendered, Renderer
@@ -359,6 +360,50 @@ def test_a_template_may_be_a_file_beside_the_recipe_and_its_text_is_the_recipes(
         load_recipe(tmp_path / "r.yaml")
     with pytest.raises(InputError, match="'messages' is not an argument that a recipe can set"):
         load_recipe(tmp_path / "r.yaml", ["model.chat_template=null", "data.chat_template_kwargs={messages: x}"])
+
+
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "line"),
+    [
+        (
+            "{{ 'a' * 10 ** 10 }}",
+            "its chat template takes more than 1 GB of memory for a short conversation; copy the template",
+        ),
+        ("{{ 'a' * 10 ** 7 }}", "its chat template makes more than 1,000,000 characters for a short conversation; copy the"),
+        (LOOPS, "its chat template takes more than 1 s for a short conversation; copy the template to a file, correct that"),
+        ("{% generation %}" + LOOPS + "{% endgeneration %}", "takes more than 1 s"),
+        ("{{ 2 ** (10 ** 10) }}", "takes more than 1 s"),  # in C, which no signal and no thread of this process could stop
+        ("{% if messages | length > 4 %}" + LOOPS + "{% endif %}", "takes more than 1 s"),
+        ("{{ 1 / 0 }}", "it fails on a conversation of user, assistant: ZeroDivisionError: division by zero"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it fails on a conversation of user, assistant: RecursionError: "),
+        ("{{ messages[9].content }}", "it fails on a conversation of user, assistant: "),
+        ("{{ 'a' + 1 }}", "it fails on a conversation of user, assistant: TypeError: "),
+        ("{{ ''.__class__.__mro__ }}", "it fails on a conversation of user, assistant: "),
+        ("{% for i in range(10 ** 12) %}{% endfor %}", "it fails on a conversation of user, assistant: OverflowError: Range"),
+        ("{{ raise_exception('no\n\x1b[2Jnever') }}", "it fails on a conversation of user, assistant: no \\x1b[2Jnever"),
+    ],
+)
+def test_a_template_that_fails_or_does_not_end_is_one_line(
+    quickstart: Path, monkeypatch: pytest.MonkeyPatch, template: str, line: str
+) -> None:
+    monkeypatch.setattr(template_trial, "SECONDS", 1)
+    with pytest.raises(InputError) as error:
+        Renderer(AutoTokenizer.from_pretrained(quickstart / "base"), template)
+    assert str(error.value).startswith("model.chat_template: ") and line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_template_makes_of_one_row_has_an_end_too(quickstart: Path) -> None:
+    """Where a text, which no trial knows, sets it off: the row is left out, with the reason."""
+    written = OPENS.replace("OPENED", "")
+    bomb = "{% if 'boom' in messages[0].content %}{{ 'a' * 10 ** 7 }}{% endif %}" + written
+    renderer = Renderer(AutoTokenizer.from_pretrained(quickstart / "base"), bomb)
+    fine, left_out = renderer([([user("a")], "b"), ([user("boom")], "b")])
+    assert isinstance(fine, Rendered) and fine.text == "b"
+    assert left_out == "that the chat template refuses (it makes 10,000,030 characters of 4)"
 
 
 def test_a_tokenizer_without_template_needs_one(quickstart: Path) -> None:

@@ -722,7 +722,7 @@ def test_half_a_judge_is_refused(given: tuple[str | None, str | None, str | None
     [
         ("{max_tokens: null", "not valid YAML; quote it"),
         ("max_tokens", "Input should be a valid dictionary; write it as '{field: value}'"),
-        ("{since: 2020-01-01}", "give what JSON has: text, numbers"),
+        ("{since: .nan}", "give what JSON has: text, numbers"),
         ("{stream: true}", "stream cannot be set here"),
     ],
 )

@@ -22,6 +22,7 @@ from lowmem_spin.cli import play
 from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import check_inside
 from lowmem_spin.config.grid import planned_points, sweep_axes, sweep_folder, sweep_points
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.runner import gc, run_folder
@@ -266,6 +267,42 @@ def test_copies_of_iterates_are_known_where_a_file_system_has_no_links(copy: Pat
         begin(copy, OTHER)
     begin(copy, OTHER, replace=True)
     assert list((copy / "run" / "iterates").iterdir()) == []
+
+
+def test_a_folder_in_a_runs_folder_that_leads_out_of_it_is_not_written_to(tmp_path: Path) -> None:
+    for name in ("run/serve", "run/alpaca", "mine"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "linked").symlink_to("run")  # the folder itself may be anywhere
+    (tmp_path / "run" / "inside").symlink_to("alpaca")
+    (tmp_path / "run" / "mtbench").symlink_to("../mine")
+    check_inside(tmp_path / "linked", "serve", "alpaca", "inside", "not/yet/there")
+    for name in ("mtbench", "mtbench/model_answer", ".."):
+        with pytest.raises(InputError, match=r"' is a link that leads out of '.*linked'; remove it$"):
+            check_inside(tmp_path / "linked", "serve", name)
+
+
+def test_links_that_lead_elsewhere_are_put_right(copy: Path, tmp_path: Path) -> None:
+    trained = [stage for stage in game(copy).stages if isinstance(stage, Train)]
+    places = [(copy / "store" / "adapters" / stage.policy).resolve() for stage in trained]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("mine")
+    for name, target, said in (
+        ("0", "nowhere", True),
+        ("1", str(tmp_path / "mine"), True),
+        ("0", f"../../store/adapters/{trained[1].policy}", True),
+        ("1", f"../../gone/{'a' * 20}", True),
+        ("0", "0", True),  # round in a circle
+        ("0", f"../../gone/{trained[0].policy}", False),  # a store that was here before
+    ):
+        (copy / "run" / "iterates" / name).unlink()
+        (copy / "run" / "iterates" / name).symlink_to(target)
+        going_on, notices = begin(copy).game, list[str]()
+        going_on.store.notice = notices.append
+        for stage, place in zip(trained, places, strict=True):
+            link_iterate(going_on, stage, place)
+        assert [(copy / "run" / "iterates" / number).resolve() for number in "01"] == places
+        assert [notice.partition(" led to ")[0] for notice in notices] == [str(copy / "run" / "iterates" / name)] * said
+    assert content(tmp_path / "mine") == {"notes": b"mine"}
 
 
 def test_a_sweep_in_the_folder_of_another_is_refused_whole(tmp_path: Path) -> None:

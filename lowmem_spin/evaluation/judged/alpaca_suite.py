@@ -6,6 +6,7 @@ from typing import Any
 from lowmem_spin.algorithm.preferences import Comparison
 from lowmem_spin.algorithm.stages import judgement_spec
 from lowmem_spin.common.display import Display
+from lowmem_spin.common.files import check_inside
 from lowmem_spin.common.keys import digest
 from lowmem_spin.engines.oracles.judge import LLMJudge
 from lowmem_spin.evaluation.judged import alpaca
@@ -29,6 +30,7 @@ TEMPERATURE = 0.7  # of answers, as most of AlpacaEval's own entries of open mod
 
 def measure_alpaca(game: EvaluationTarget, judged: Judged, limit: int | None, display: Display) -> None:
     """Have the wanted policies answer, the answers judged, and both written to the game's folder."""
+    check_inside(game.folder, "alpaca")
     option, judge = judged.option("alpaca"), judged.judge
     instructions = alpaca.read_alpaca(judged.alpaca, limit, option)
     with display.start_up("loading the tokenizer"):

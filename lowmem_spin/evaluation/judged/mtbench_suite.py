@@ -5,6 +5,7 @@ from typing import Any
 
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
+from lowmem_spin.common.files import check_inside
 from lowmem_spin.common.keys import digest
 from lowmem_spin.data.formats import Message
 from lowmem_spin.data.render import Renderer
@@ -27,6 +28,7 @@ from lowmem_spin.store.rows import Answer
 
 def measure_mtbench(game: EvaluationTarget, judged: Judged, limit: int | None, display: Display) -> None:
     """Have the wanted policies answer, the answers judged, and both written to the game's folder."""
+    check_inside(game.folder, "mtbench", "mtbench/model_answer", "mtbench/model_judgment")
     option, folder = judged.option("mtbench"), judged.mtbench or game.store.root / "mtbench"
     if judged.download:
         mtbench.download(folder)

@@ -1,21 +1,21 @@
 """What is to be judged and by whom, and what MT-Bench and AlpacaEval have in common."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
-from lowmem_spin.common.errors import InputError, shortened
+from lowmem_spin.common.errors import InputError, quoted
+from lowmem_spin.common.files import json_text, write_text
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.config.endpoint_fields import SecretError
+from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
 from lowmem_spin.data.formats import Message
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.model_files import ModelFiles
@@ -96,19 +96,16 @@ def judge_from_options(
         if isinstance(problem.get("ctx", {}).get("error"), SecretError):
             raise InputError(f"{option}: {why}") from None
         if option == EXTRA_BODY:
-            raise InputError(f"{option} {shortened(str(extra_body))!r}: {why}; write it as '{{field: value}}'") from None
-        raise InputError(f"{option} {problem['input']!r}: {why}") from None
+            raise InputError(f"{option} {quoted(extra_body)}: {why}; write it as '{{field: value}}'") from None
+        raise InputError(f"{option} {quoted(problem['input'])}: {why}") from None
 
 
 def _fields(text: str) -> Any:
     """Fields of a request as YAML has them, and so JSON."""
-    said = f"{EXTRA_BODY} {shortened(text)!r}"
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise InputError(f"{said}: has an alias, which JSON has not; write its value")
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):  # as !!int abc and 2024-02-30 are
-        raise InputError(f"{said}: not valid YAML; quote it: '{{max_tokens: null}}'") from None
+        return read_yaml(text)
+    except YAMLTextError:
+        raise InputError(f"{EXTRA_BODY} {quoted(text)}: not valid YAML; quote it: '{{max_tokens: null}}'") from None
 
 
 def with_recipe_defaults(given: Judged, recipes: Judged) -> Judged:
@@ -165,11 +162,9 @@ def file_name(name: str) -> str:
 
 def write_json_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """As FastChat has them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    write_text(path, "".join(json_text(record) + "\n" for record in records))
 
 
 def write_json_list(path: Path, records: Sequence[Any]) -> None:
     """As AlpacaEval has them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(records, indent=1), encoding="utf-8")
+    write_text(path, json_text(records, indent=1))
