@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lowmem_spin.cli.options import path_argument, path_option
+from lowmem_spin.cli.options import TrustCode, path_argument, path_option
 from lowmem_spin.cli.policy_commands import app as living
 from lowmem_spin.cli.recipe_commands import app as copying
 from lowmem_spin.cli.run_commands import app as comparing
@@ -38,22 +38,35 @@ def about(
 Replace = Annotated[bool, typer.Option("--replace", help="Replace the results of another game in the same folder.")]
 
 
+MaxHours = Annotated[float | None, typer.Option(help="Stop then, with what is finished stored; run again to go on.")]
+
+
 @app.command()
-def run(recipe: RecipeName = "quickstart", overrides: Overrides = None, replace: Replace = False) -> None:
+def run(
+    recipe: RecipeName = "quickstart",
+    overrides: Overrides = None,
+    replace: Replace = False,
+    trust: TrustCode = False,
+    max_hours: MaxHours = None,
+) -> None:
     """Play a game. Interrupting is safe: running again goes on where it stopped."""
     import signal
 
     from rich.console import Console
 
     from lowmem_spin.cli.play import run as play
-    from lowmem_spin.common.display import Display
+    from lowmem_spin.common.display import Display, TimeIsUpError
     from lowmem_spin.config.load import find_recipe, load_recipe
+    from lowmem_spin.engines.machine import memory_gauge
 
-    display = Display(Console())
+    display = Display(Console(), memory_gauge())
     signal.signal(signal.SIGINT, display.interrupt)
+    display.stop_after(max_hours)
     path = find_recipe(recipe)
     try:
-        play(load_recipe(path, overrides or []), path.parent, display, replace)
+        play(load_recipe(path, overrides or []), path.parent, display, replace, trust)
+    except TimeIsUpError:
+        display.log(f"{max_hours:g} hours are over; what is finished is stored, run the same command again to go on", "yellow")
     except KeyboardInterrupt:
         display.log("interrupted; what is finished is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None
@@ -75,30 +88,25 @@ def sweep(
     seeds: Seeds = 1,
     overrides: Overrides = None,
     replace: Replace = False,
-    max_hours: Annotated[
-        float | None, typer.Option(help="Stop then, with what is finished stored; run again to go on.")
-    ] = None,
+    trust: TrustCode = False,
+    max_hours: MaxHours = None,
 ) -> None:
     """Play a recipe with some of its values varied. What the games have in common is computed once."""
-    import math
     import signal
-    import time
 
     from rich.console import Console
 
     from lowmem_spin.cli.play import sweep as play
     from lowmem_spin.cli.results import show_sweep
     from lowmem_spin.common.display import Display, TimeIsUpError
-    from lowmem_spin.common.errors import InputError
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find_recipe
+    from lowmem_spin.engines.machine import memory_gauge
     from lowmem_spin.runner.sweep import Entry, Sweep
 
-    if max_hours is not None and not (math.isfinite(max_hours) and max_hours > 0):
-        raise InputError(f"--max-hours {max_hours}: cannot be used; give the hours to play, for instance 11.5")
-    display = Display(Console())
+    display = Display(Console(), memory_gauge())
     signal.signal(signal.SIGINT, display.interrupt)
-    display.deadline = None if max_hours is None else time.perf_counter() + 3600 * max_hours
+    display.stop_after(max_hours)
     path = find_recipe(recipe)
     varied = points.sweep_axes(path, alpha, history, grid or [])
     base = points.first_recipe(path, overrides or [])
@@ -106,7 +114,7 @@ def sweep(
     game = Sweep(path.stem, points.sweep_folder(base), varied, list(range(base.seed, base.seed + seeds)), entries)
     display.log(f"{len(entries)} games, results in {game.folder}; interrupt whenever you like, run again to go on")
     try:
-        play(game, path.parent, display, replace)
+        play(game, path.parent, display, replace, trust)
     except TimeIsUpError:
         display.log(f"{max_hours:g} hours are over; what is finished is stored, run the same command again to go on", "yellow")
     except KeyboardInterrupt:
@@ -285,9 +293,15 @@ def main() -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        from lowmem_spin.common.files import DISK, UnreadableError
+    except (OSError, ValueError) as error:
+        from lowmem_spin.common.files import DISK, DamagedError, UnreadableError
 
+        if isinstance(error, DamagedError):
+            where = "a file" if error.path is None else error.path
+            print(printable(f"error: {where} {error}; move it away, and run again to go on"), file=sys.stderr)
+            sys.exit(2)
+        if not isinstance(error, OSError):
+            raise
         if isinstance(error, UnreadableError):
             what, remedy = "read", "see that its drive answers and lets it be read"
         elif errno.errorcode.get(error.errno or 0) in DISK:

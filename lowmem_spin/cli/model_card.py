@@ -8,7 +8,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
 from lowmem_spin import __version__
-from lowmem_spin.common.errors import printable
+from lowmem_spin.common.errors import InputError, printable
+from lowmem_spin.common.files import read_text
 from lowmem_spin.config.choices import in_words
 from lowmem_spin.config.yaml_text import write_yaml
 from lowmem_spin.data.sources import Source
@@ -105,7 +106,10 @@ def _results(metrics: Path, mine: str) -> str:
     """Every policy of the game as a Markdown table, this one in bold."""
     if not metrics.is_file():
         return "The game was not finished when this was exported: nothing was measured yet."
-    records: list[dict[str, Any]] = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    try:
+        records: list[dict[str, Any]] = [json.loads(line) for line in read_text(metrics).splitlines()]
+    except ValueError:
+        raise InputError(f"{metrics}: does not read back; run the recipe again to write it") from None
     columns = {name: MEASURES[name] for name in SHOWN if name in records[0]}
     lines = ["| policy | " + " | ".join(one.heading for one in columns.values()) + " |", "|---|" + "---:|" * len(columns)]
     for record in records:

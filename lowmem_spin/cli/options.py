@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -23,3 +24,6 @@ def user_path(given: str | Path) -> Path:
 
 path_option = partial(typer.Option, metavar="PATH", parser=user_path)
 path_argument = partial(typer.Argument, parser=user_path)
+TrustCode = Annotated[
+    bool, typer.Option("--trust", help="Let code run that comes with the recipe or model; remembered until the code changes.")
+]

@@ -50,10 +50,11 @@ def _installed(package: str) -> bool:
     return any(True for _ in distributions(name=package))
 
 
-def serve_command(run: RunFolder, store: Store, host: str, port: int, extra: list[str]) -> tuple[dict[str, str], list[str]]:
+def serve_command(
+    run: RunFolder, store: Store, base: Source, host: str, port: int, extra: list[str]
+) -> tuple[dict[str, str], list[str]]:
     """(environment, command), with every file that the command names in place."""
     machine, base_model = run_folder.machine_of(run), run.recipe.model
-    base = run_folder.find_base(run, store)
     check_inside(run.folder, "serve")
     front = (run.folder / "serve").resolve()
     _write_front(run, base, front)

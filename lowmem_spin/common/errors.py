@@ -1,8 +1,11 @@
 """How something that a user gave is refused."""
 
+import re
 from typing import Any
 
 LONGEST_LINE, LONGEST_QUOTE = 600, 80  # characters of a refusal, and of one value in it
+# A user's name and password in an address, or as much of them as is quoted of one: what follows a host's name is a number.
+LOGIN = re.compile(r"(?<=://)(?:[^\s'\"]*(?=@)|[^\s'\"/@\[]*:(?!\d*(?:[^\w.]|\.\s|$))[^\s'\"]*)")
 
 
 def printable(text: str) -> str:
@@ -28,5 +31,5 @@ class InputError(Exception):
     """
 
     def __init__(self, line: str) -> None:
-        line, half = printable(line), LONGEST_LINE // 2
+        line, half = printable(LOGIN.sub("***", line)), LONGEST_LINE // 2
         super().__init__(line if len(line) <= LONGEST_LINE else f"{line[: half - 3]} ... {line[2 - half :]}")

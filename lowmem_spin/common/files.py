@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from lowmem_spin.common.errors import InputError
 
 # What a disk can answer; any other error of the system is a bug and keeps its traceback.
-DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR", "ENAMETOOLONG"}
+DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR", "ENAMETOOLONG", "EISDIR"}
 Notice = Callable[[str], None]
 Tokens = Sequence[int] | np.ndarray
 """Token ids of one prompt or completion."""
@@ -72,7 +72,11 @@ def check_inside(top: Path, *names: str) -> None:
 
 
 class DamagedError(ValueError):
-    """A file has other bytes than were written."""
+    """A file has other bytes than were written. The message is what one says after its name: "is not valid JSON"."""
+
+    def __init__(self, why: str, path: Path | None = None) -> None:
+        super().__init__(why)
+        self.path = path
 
 
 class UnreadableError(OSError):
@@ -85,12 +89,15 @@ def reading(path: Path) -> Iterator[None]:
 
     Raises:
         FileNotFoundError: it is not there.
+        DamagedError: a folder is in its place, or a file in the place of its folder.
         UnreadableError: any other error of the system.
     """
     try:
         yield
     except (FileNotFoundError, UnreadableError):
         raise
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise DamagedError("is a folder" if isinstance(error, IsADirectoryError) else "is in a file", path) from error
     except OSError as error:
         if error.errno is None:
             raise
@@ -104,9 +111,12 @@ def sha256(path: Path) -> str:
 
 
 def read_text(path: Path) -> str:
-    """A file in UTF-8; raises as `reading` does."""
+    """A file in UTF-8; raises as `reading` does, and DamagedError if it is no text."""
     with reading(path):
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DamagedError("is not UTF-8 text", path) from error
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
@@ -133,7 +143,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Have `write` write to a temporary file beside `path`, and rename it when it is on the disk."""
+    """Have `write` write to a temporary file beside `path`, and rename it when it is on the disk.
+
+    Raises:
+        InputError: a folder is in its place.
+    """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -141,6 +155,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder is where this file is to be written; move it away") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -157,9 +173,28 @@ def share(folder: Path) -> None:
             path.chmod(mode)
 
 
+SEAL, DIGITS = b"sha256 of all else: ", 64  # in a Parquet file's metadata, and the hex digits after it
+
+
 def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write a checksummed Parquet file that is whole or absent."""
-    write_atomically(path, lambda temporary: pq.write_table(table, temporary, write_page_checksum=True))
+    """Write a Parquet file that is whole or absent. Its pages have checksums, which other tools check too, and its
+    metadata have one of all other bytes: a footer has none of its own."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema, write_page_checksum=True) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"sha256": f"{SEAL.decode()}{'0' * DIGITS}"})
+    content = bytearray(sink.getvalue())
+    start = content.rindex(SEAL) + len(SEAL)
+    content[start : start + DIGITS] = _sha256_around(content, start).encode()
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def _sha256_around(content: bytes | bytearray, start: int) -> str:
+    """Of all bytes but the digits that begin there."""
+    found, view = hashlib.sha256(), memoryview(content)
+    found.update(view[:start])
+    found.update(view[start + DIGITS :])
+    return found.hexdigest()
 
 
 @contextlib.contextmanager
@@ -176,13 +211,31 @@ def reading_parquet(path: Path) -> Iterator[None]:
         except (OSError, ValueError, NotImplementedError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # pyarrow's own, of wrong bytes, have no number
                 raise
-            raise DamagedError(str(error).splitlines()[0]) from error
+            raise DamagedError(_first_line(error), path) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def read_parquet(path: Path) -> pa.Table:
-    """Read a Parquet file and verify its checksums; raises as `reading_parquet` does."""
-    with reading_parquet(path):
-        return pq.ParquetFile(path, page_checksum_verification=True).read()
+    """Read a Parquet file and verify its checksums: that of the file and, where an earlier version wrote none, those of its
+    pages. Raises as `reading_parquet` does."""
+    with reading(path):
+        content = path.read_bytes()
+    start = content.rfind(SEAL) + len(SEAL)
+    sealed = start >= len(SEAL)
+    if sealed and content[start : start + DIGITS].decode("latin-1") != _sha256_around(content, start):
+        raise DamagedError("other bytes than were written", path)
+    try:
+        table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
+        table.validate(full=not sealed)
+    except Exception as error:
+        if sealed:  # its bytes are right, so this is something else
+            raise
+        raise DamagedError(_first_line(error), path) from error
+    known = table.schema.metadata or {}
+    return table.replace_schema_metadata({name: value for name, value in known.items() if name != b"sha256"} or None)
 
 
 def token_arrays(column: pa.ChunkedArray) -> list[np.ndarray]:

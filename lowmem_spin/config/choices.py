@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from lowmem_spin.common.keys import digest
 from lowmem_spin.config.bounds import BATCH, EPOCHS, GAMES_LONG, REQUESTS, ROWS, SINGLE, TOKENS
+from lowmem_spin.config.endpoint_fields import check_address, check_extra_body, check_variable
 from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.per_iteration import Positive
 from lowmem_spin.config.section import Section
@@ -164,12 +164,14 @@ class JudgeOracle(Section):
     name: Literal["judge"] = "judge"
     """Selects a language model as the judge; it compares every two answers in both orders."""
     base_url: str
-    """Address of the OpenAI-compatible endpoint, for instance http://localhost:8000/v1."""
+    """Address of the OpenAI-compatible endpoint, for instance http://localhost:8000/v1. It is shown in the report, so no name,
+    password or query is taken in it."""
     model: str
     """Name under which the endpoint serves the judge model. It is part of every result: scores of different judges are
     not comparable."""
     api_key_env: str | None = None
-    """Name of the environment variable that holds the API key; null sends no key, which is enough for most local servers."""
+    """Name of the environment variable that holds the API key; null sends no key, which is enough for most local servers. The
+    key itself is written nowhere."""
     concurrency: int = Field(default=8, ge=1, le=REQUESTS)
     """Requests in flight at the same time. No result depends on it; lower it if the endpoint limits your rate."""
     max_tokens: int | None = Field(default=None, ge=1, le=TOKENS)
@@ -179,16 +181,23 @@ class JudgeOracle(Section):
     """More fields of every request; null leaves one out that is sent otherwise. Set it where the endpoint refuses how it is
     asked: OpenAI's reasoning models want {max_tokens: null, max_completion_tokens: 4096, temperature: null}."""
 
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        check_address(value)
+        return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _variable(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_variable(value)
+        return value
+
     @field_validator("extra_body")
     @classmethod
     def _more_of_a_request(cls, value: dict[str, Any]) -> dict[str, Any]:
-        own = [name for name in ("model", "messages", "stream", "n") if name in value]
-        if own:
-            raise ValueError(f"{own[0]} cannot be set here: one answer of the judge's own model is read at a time")
-        try:
-            digest(value)
-        except TypeError:
-            raise ValueError("give what JSON has: text, numbers, true, false, null, lists and mappings") from None
+        check_extra_body(value)
         return value
 
 

@@ -11,6 +11,7 @@ from lowmem_spin.common.errors import InputError, quoted, shortened
 from lowmem_spin.common.files import reading
 from lowmem_spin.config.bounds import ABSURD
 from lowmem_spin.config.choices import Loss
+from lowmem_spin.config.endpoint_fields import SecretError
 from lowmem_spin.config.naming import of_settings, with_suffix
 from lowmem_spin.config.paths import expanded
 from lowmem_spin.config.places import RECIPE, put_in_place
@@ -166,6 +167,8 @@ def explain(error: ValidationError) -> str:
         line = f"{field}.name: {quoted(first['input']['name'])} is unknown; known: {known}"
     elif not places:
         line = first["msg"].removeprefix("Value error, ")
+    elif isinstance(first.get("ctx", {}).get("error"), SecretError):
+        line = f"{field}: {first['msg'].removeprefix('Value error, ')}"
     else:
         line = f"{field}: {quoted(first['input'])} cannot be used: {_why(first)}"
     others = len({problem["loc"][:2] for problem in problems}) - 1

@@ -16,23 +16,11 @@ from lowmem_spin.config.data_config import Data
 from lowmem_spin.data.chat_templates import TEMPLATES
 from lowmem_spin.data.formats import Conversation, Unusable, conversations
 from lowmem_spin.data.render import Rendered, Renderer
-from lowmem_spin.data.rows import counts_line
+from lowmem_spin.data.rows import PREFERENCES, SCHEMA, counts_line
 from lowmem_spin.data.sources import Source
 
-SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "prompt": pa.list_(pa.int32()),
-        "chosen": pa.list_(pa.int32()),
-        "truncated": pa.bool_(),
-        "completion": pa.string(),
-        "category": pa.string(),
-        "messages": pa.string(),  # JSON: the conversation before the answer
-    }
-)
 OVER_LONG, LEFT_OUT = "prompts over the limit, left out", ", left out"
 READ, CONVERSATIONS = "rows read", "conversations read"
-PREFERENCES = SCHEMA.append(pa.field("rejected", pa.list_(pa.int32())))  # of data that has a worse answer too
 
 
 def prepared_key(

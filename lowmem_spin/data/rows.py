@@ -8,23 +8,45 @@ import pyarrow as pa
 
 from lowmem_spin.algorithm.stages import Draw
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import token_arrays
+from lowmem_spin.common.files import DamagedError, token_arrays
 from lowmem_spin.common.keys import number
 from lowmem_spin.data.formats import Message
 
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "prompt": pa.list_(pa.int32()),
+        "chosen": pa.list_(pa.int32()),
+        "truncated": pa.bool_(),
+        "completion": pa.string(),
+        "category": pa.string(),
+        "messages": pa.string(),  # JSON: the conversation before the answer
+    }
+)
+PREFERENCES = SCHEMA.append(pa.field("rejected", pa.list_(pa.int32())))  # of data that has a worse answer too
+
 
 class Rows:
-    """Prepared rows: prompt and chosen token ids by place, ids, categories, conversations, and what was left out."""
+    """Prepared rows: prompt and chosen token ids by place, ids, categories, conversations, and what was left out.
+
+    Raises:
+        DamagedError: the table is not one that prepare.py makes.
+    """
 
     def __init__(self, table: pa.Table) -> None:
+        if not any(table.schema.equals(known) for known in (SCHEMA, PREFERENCES)):
+            raise DamagedError("has other columns than prepared rows")
         self.table = table.combine_chunks()
         self.ids: list[str] = self.table["id"].to_pylist()
         self.categories: list[str | None] = self.table["category"].to_pylist()
         self.completions: list[str] = self.table["completion"].to_pylist()
         metadata = self.table.schema.metadata or {}
-        self.counts: dict[str, int] = json.loads(metadata.get(b"counts", b"{}"))
-        self.first: dict[str, str] = json.loads(metadata.get(b"first", b"{}"))
-        self.layouts: list[str] = json.loads(metadata.get(b"layouts", b"[]"))
+        try:
+            self.counts: dict[str, int] = json.loads(metadata.get(b"counts", b"{}"))
+            self.first: dict[str, str] = json.loads(metadata.get(b"first", b"{}"))
+            self.layouts: list[str] = json.loads(metadata.get(b"layouts", b"[]"))
+        except ValueError as error:
+            raise DamagedError("has counts of rows that do not read") from error
         self._prompts, self._chosen = token_arrays(self.table["prompt"]), token_arrays(self.table["chosen"])
         self._rejected = token_arrays(self.table["rejected"]) if "rejected" in self.table.column_names else []
 

@@ -1,12 +1,12 @@
 """Where models and data come from, each known by its content: a local path's bytes or a hub commit."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lowmem_spin.common.checked import read_checked, set_aside, warn, write_checked
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import read_text, sha256, write_json
+from lowmem_spin.common.files import DamagedError, Notice, sha256
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.load import BUNDLED
 from lowmem_spin.config.recipe import Recipe
@@ -51,12 +51,18 @@ class Sources:
     """Finds models and data, and remembers file hashes and hub commits in the store.
 
     A hub revision is resolved once per store, so that a game that goes on tomorrow plays with the same files.
+
+    Args:
+        recipe_dir: from which paths are looked for.
+        memory: the store's file of what is known.
+        patient: whether a hub that does not answer is no obstacle.
+        notice: called with one line when that file is damaged.
     """
 
-    def __init__(self, recipe_dir: Path, memory: Path, patient: bool = False) -> None:
-        self.recipe_dir, self.memory, self.patient = recipe_dir, memory, patient
+    def __init__(self, recipe_dir: Path, memory: Path, patient: bool = False, notice: Notice = warn) -> None:
+        self.recipe_dir, self.memory, self.patient, self.notice = recipe_dir, memory, patient, notice
         self.unresolved: list[str] = []  # names that a patient search could not reach
-        self._known: dict[str, str] = json.loads(read_text(memory)) if memory.exists() else {}
+        self._known = self._remember()
 
     def model(self, name: str, revision: str | None, field: str = "model.name_or_path") -> Source:
         """A folder with safetensors, or a model on the hub."""
@@ -116,11 +122,23 @@ class Sources:
     def _remembered(self, name: str, find: Any) -> str:
         if name not in self._known:
             found = find()
-            if self.memory.exists():  # another process may have learned something else meanwhile
-                self._known = json.loads(read_text(self.memory))
+            self._known = self._remember()  # another process may have learned something else meanwhile
             self._known.setdefault(name, found)
-            write_json(self.memory, self._known)
+            write_checked(self.memory, self._known)
         return self._known[name]
+
+    def _remember(self) -> dict[str, str]:
+        try:
+            known = read_checked(self.memory)
+            if not all(isinstance(found, str) for found in known.values()):
+                raise DamagedError("has something else than hashes and commits", self.memory)
+        except FileNotFoundError:
+            return {}
+        except DamagedError as error:
+            then = "files are hashed, and hub revisions looked up, again"
+            set_aside(self.memory, self.memory.parent, str(error), then, self.notice)
+            return {}
+        return known
 
 
 def _is_path(name: str) -> bool:

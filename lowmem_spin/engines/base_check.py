@@ -12,7 +12,7 @@ from typing import Any
 from lowmem_spin.common.errors import InputError, shortened
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines.adapter_check import check_adapter, check_targets, is_mixture
+from lowmem_spin.engines.adapter_check import UnseenLayersError, check_adapter, check_targets, is_mixture
 from lowmem_spin.engines.architectures import check_architecture
 from lowmem_spin.engines.config_check import DEPTHS, check_config, check_shapes
 from lowmem_spin.engines.memory import WIDTH, count_weights
@@ -25,7 +25,7 @@ LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 OWN_TOKENIZER = "use the tokenizer that belongs to this model, or enlarge the embedding (model.resize_token_embeddings)"
 
 
-def check_base(recipe: Recipe, model: Source, adapter: Source | None, dtype: str) -> list[str]:
+def check_base(recipe: Recipe, model: Source, adapter: Source | None, dtype: str, runs_code: bool = True) -> list[str]:
     """Refuse a base that cannot be played as the recipe says.
 
     Args:
@@ -33,6 +33,7 @@ def check_base(recipe: Recipe, model: Source, adapter: Source | None, dtype: str
         model: its base; nothing is said of one that a plan could not reach.
         adapter: its model.adapter.
         dtype: what the game computes in.
+        runs_code: whether code that comes with the model may run, if the recipe lets it.
 
     Returns:
         Lines on what is played otherwise than it may seem.
@@ -42,16 +43,19 @@ def check_base(recipe: Recipe, model: Source, adapter: Source | None, dtype: str
     """
     if not model.resolved:
         return []
-    files = ModelFiles(model)
+    files = ModelFiles(model, runs_code=runs_code)
     check_config(files)
     check_architecture(files, recipe.model.trust_remote_code)
     notes = [*_stored_form(recipe, files, dtype)]
     _check_weights(files)
     notes += _check_tokenizer(recipe, files)
     _check_room(recipe, files)
-    check_targets(recipe, files)
-    if adapter is not None:
-        notes += check_adapter(recipe, files, adapter)
+    try:
+        check_targets(recipe, files)
+        if adapter is not None:
+            notes += check_adapter(recipe, files, adapter)
+    except UnseenLayersError as unseen:
+        notes.append(str(unseen))
     if recipe.model.quantization == "nf4" and is_mixture(files):
         packed, kept = count_weights(files)
         notes.append(

@@ -6,7 +6,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowmem_spin.common.files import share
+from lowmem_spin.common.checked import MANIFEST, fault, seal, set_aside
+from lowmem_spin.common.files import Notice, share
 from lowmem_spin.common.keys import digest
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
@@ -21,9 +22,17 @@ def weights_key(identity: str, quantization: str, dtype: str) -> str:
     return digest({"kind": "weights", "version": 1, "model": identity, "quantization": quantization, "dtype": dtype})
 
 
-def unpacked(model: Source, quantization: str, machine: Machine, trust_remote_code: bool, weights_dir: Path) -> Path:
-    """Folder in `weights_dir` with the dequantised base, written by a process of its own if it is not there yet."""
+def unpacked(
+    model: Source, quantization: str, machine: Machine, trust_remote_code: bool, weights_dir: Path, notify: Notice = print
+) -> Path:
+    """Folder in `weights_dir` with the dequantised base, written by a process of its own if it is not there yet.
+
+    `notify` is told, in one line, that one was damaged and is written again.
+    """
     folder = weights_dir / weights_key(model.identity, quantization, machine.dtype)
+    # An earlier version wrote no manifest.
+    if (folder / MANIFEST).exists() and (why := fault(folder)) is not None:
+        set_aside(folder, weights_dir.parent, why, "written again", notify)
     if not folder.exists():
         arguments = (model, quantization, machine, trust_remote_code, folder)
         log = weights_dir.parent / "logs" / "weights.log"
@@ -65,6 +74,7 @@ class Writer:
         config.save_pretrained(temporary)
         base.generation_config.save_pretrained(temporary)
         share(temporary)
+        seal(temporary)
         if folder.exists():
             shutil.rmtree(temporary)
         else:

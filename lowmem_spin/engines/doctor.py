@@ -1,6 +1,5 @@
 """What this machine has, which engines a game would use here and why, and one real self-test of each."""
 
-import json
 import math
 import os
 import platform
@@ -18,8 +17,9 @@ from typing import Any
 import psutil
 
 from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.common.checked import read_checked, write_checked
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import read_text, write_json
+from lowmem_spin.common.files import DamagedError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.load import BUNDLED
 from lowmem_spin.config.recipe import Recipe
@@ -127,20 +127,22 @@ def _identity(name: str) -> str:
 
 def recorded_verdict(name: str, store: Path) -> str | None:
     """The verdict on an engine with this GPU, driver and these versions, if it has been tested."""
+    return _verdicts(store / "engines.json").get(_identity(name))
+
+
+def _verdicts(path: Path) -> dict[str, str]:
+    """What is known; nothing where the file is damaged: then engines are tested again, which is said."""
     try:
-        return json.loads(read_text(store / "engines.json")).get(_identity(name))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
+        known = read_checked(path)
+    except (FileNotFoundError, DamagedError):
+        return {}
+    return {identity: verdict for identity, verdict in known.items() if isinstance(verdict, str)}
 
 
 def record_verdict(name: str, store: Path, verdict: str) -> None:
     """Keep a verdict beside the others."""
     path = store / "engines.json"
-    try:
-        verdicts = json.loads(read_text(path))
-    except (FileNotFoundError, json.JSONDecodeError):
-        verdicts = {}
-    write_json(path, {**verdicts, _identity(name): verdict})
+    write_checked(path, {**_verdicts(path), _identity(name): verdict})
 
 
 def self_tested() -> dict[str, str]:

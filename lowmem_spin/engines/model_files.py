@@ -91,6 +91,7 @@ class ModelFiles:
 
     model: Source
     field: str = "model.name_or_path"
+    runs_code: bool = True  # whether code that comes with the model may run, if the recipe lets it
 
     def json(self, name: str) -> dict[str, Any]:
         """An object of a JSON file; empty if there is no such file.

@@ -99,7 +99,7 @@ class VLLM:
         folder, revision = model.location, model.revision
         if recipe.model.quantization != "none":
             quantization, trusted = recipe.model.quantization, recipe.model.trust_remote_code
-            folder, revision = str(unpacked(model, quantization, machine, trusted, weights_dir)), None
+            folder, revision = str(unpacked(model, quantization, machine, trusted, weights_dir, notify)), None
         self.folder, self.revision = folder, revision
         self.worker = Resident(self._start, recipe, notify)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import json_text, write_text
+from lowmem_spin.common.files import DamagedError, json_text, read_text, write_text
 from lowmem_spin.runner.health import Estimate
 
 FILE = "benchmarks.jsonl"
@@ -43,18 +43,21 @@ def keep_results(
         and ((line["suite"], line["task"], line["limit"]) != (suite, task, limit) or line["fewshot"] not in shots)
     ]
     text = "".join(json_text(line) + "\n" for line in [*kept, *lines])
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
+    if not path.exists() or read_text(path) != text:
         (folder / "report.html").unlink(missing_ok=True)  # it shows other numbers
         write_text(path, text)
 
 
 def _lines(path: Path) -> list[Record]:
-    if not path.exists():
-        return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError:
+        lines = [json.loads(line) for line in read_text(path).splitlines()]
+        if not all({"name", "policy", "suite", "task", "limit", "fewshot"} <= line.keys() for line in lines):
+            raise DamagedError("lacks fields", path)
+    except FileNotFoundError:
+        return []
+    except (ValueError, AttributeError):
         raise InputError(f"{path}: does not read back; delete it, its numbers are in the store and come back") from None
+    return lines
 
 
 def _number(record: Record, base: Record | None, metric: str) -> dict[str, float | None]:

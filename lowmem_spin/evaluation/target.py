@@ -13,17 +13,16 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.render import Renderer
-from lowmem_spin.data.rows import Rows
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.oracles.base import Oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
 from lowmem_spin.engines.registry import PORTABLE
 from lowmem_spin.evaluation.benchmark_records import keep_results
-from lowmem_spin.runner import run_folder
+from lowmem_spin.runner import gc, run_folder
 from lowmem_spin.runner.game_rows import split_rows
 from lowmem_spin.runner.health import HeldOut
-from lowmem_spin.runner.open import OpenGame, SharedResources
+from lowmem_spin.runner.open import OpenGame, SharedResources, read_rows
 from lowmem_spin.runner.run_folder import RunFolder
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store
@@ -70,7 +69,9 @@ class EvaluationTarget:
             InputError: its store or base is not here, or there is no such policy.
         """
         store = run_folder.open_store(run, lambda line: display.log(line, "yellow"))
-        recipe, model, adapter = run.recipe, run_folder.find_base(run, store), run.recipe.model.adapter
+        recipe, adapter = run.recipe, run.recipe.model.adapter
+        model = run_folder.find_trusted_base(run, store, shared.trust, lambda line: display.log(line, "yellow"))
+        store.users.note(run.folder, gc.keys_of(run), more=True)
         names = ["base", *run_folder.trained_iterates(run, store)] if iterate == "all" else [iterate]
         base_adapter = Path(adapter) if adapter else None
 
@@ -208,8 +209,8 @@ def with_lengths(recipe: Recipe, room: tuple[int, int] | None) -> Recipe:
 
 def _held(run: RunFolder, store: Store) -> HeldOut:
     """The run's held-out rows, as they were prepared for it."""
-    stored = [store.read(store.data(name)) for name in run.record.get("data", [])]
-    present = [Rows(table) for table in stored if table is not None]
+    stored = [read_rows(store, store.data(name)) for name in run.record.get("data", [])]
+    present = [rows for rows in stored if rows is not None]
     if not present or len(present) < len(stored):
         again = f"`lowmem-spin run {run.folder / 'recipe.yaml'}`"
         raise InputError(f"run {str(run.folder)!r}: its held-out rows are not in {store.root}; {again} prepares them again")

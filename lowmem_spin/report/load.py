@@ -10,7 +10,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from lowmem_spin.algorithm.roles import PLAIN_SFT, Part, Role, part_in, parts_in
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.checked import read_checked
+from lowmem_spin.common.errors import InputError, shortened
+from lowmem_spin.common.files import DamagedError, read_text
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.places import put_in_place
 from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
@@ -18,7 +20,7 @@ from lowmem_spin.evaluation.arena import FILE as ARENA
 from lowmem_spin.report.intervals import Value
 from lowmem_spin.report.measures import MATCH
 from lowmem_spin.report.results import Benchmark, PolicyResults, RunResults, SweepFile, SweepResults, recipe_field
-from lowmem_spin.runner.run_folder import as_far_as_played
+from lowmem_spin.runner.run_folder import as_far_as_played, check_keys
 
 SAMPLED = ("prompts", "proposals", "rejected", "acceptance", "ess", "log_z")
 MEASURED = ("kl_to_base", "kl_to_previous", "kl_from_base", "length", "truncated")
@@ -54,6 +56,12 @@ def read_sweep(folder: Path) -> SweepResults:
         place = ".".join(map(str, first["loc"]))
         raise InputError(f"{path}: {place}: {first['msg']}; run the sweep again to write it anew") from None
     finished = [point for point in file.points if point.status == "finished"]
+    for point in finished:
+        if not (folder / point.dir).resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"{path}: dir {shortened(repr(point.dir))} of {shortened(point.name)} is not in the sweep's folder; no sweep "
+                "writes that: leave the folder alone, or sweep anew"
+            )
     return SweepResults(folder, file, {point.name: read_run(folder / point.dir) for point in finished})
 
 
@@ -70,6 +78,7 @@ def read_run(folder: Path) -> RunResults:
         parts = parts_in(record)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{folder / 'run.json'}: its roles do not read back; run the recipe again to write it anew") from None
+    check_keys(folder / "run.json", {f"policies.{name}": [key] for name, key in record["policies"].items()})
     text = _text(folder / "recipe.yaml")
     try:
         recipe = read_yaml(text)
@@ -129,7 +138,7 @@ def _arena(folder: Path, keys: dict[str, str]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_checked(path)
         if [keys.get(name) for name in record["names"]] != record["policies"]:
             return None  # of iterates that were played anew since
         count = len(record["names"])
@@ -214,7 +223,7 @@ def _trainings(
 def _manifest(path: Path, key: str) -> dict[str, Any] | None:
     """A training's manifest, if it is there and is the one of this key."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_checked(path)
         return manifest if digest(manifest["asked"]) == key and _curves(manifest["metrics"]) else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # also a link that goes round in a circle
         return None
@@ -236,15 +245,17 @@ def _texts(value: Any) -> bool:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(_text(path))
-    except (ValueError, RecursionError):
-        raise InputError(f"{path}: not valid JSON; run again to write it anew") from None
+        return read_checked(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; run again to write it") from None
+    except DamagedError as error:
+        raise InputError(f"{path}: {error}; run again to write it anew") from None
 
 
 def _text(path: Path, remedy: str = "run again to write it") -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
+        return read_text(path)
+    except FileNotFoundError:
         raise InputError(f"{path}: missing; {remedy}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; {remedy}") from None
+    except DamagedError as error:
+        raise InputError(f"{path}: {error}; {remedy}") from None

@@ -9,13 +9,15 @@ from typing import Any, Protocol
 
 from lowmem_spin.algorithm.roles import Part, Role, part_in, parts_in
 from lowmem_spin.algorithm.stages import Stage, Train
+from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import check_folder_place, read_text
+from lowmem_spin.common.files import DamagedError, check_folder_place, read_text
 from lowmem_spin.common.keys import digest, is_key
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.runner.run_folder import PICTURES
 
 METRICS, ITERATES = "metrics.jsonl", "iterates"
+FILES = ("run.json", "recipe.yaml", METRICS, *PICTURES)  # that a game writes into its folder
 # What commands write into a run's or a sweep's folder. Where no record says that it is one, such a name is somebody else's.
 WRITTEN = ("recipe.yaml", METRICS, ITERATES, *PICTURES, "report.md", "report_*.png", "benchmarks.jsonl", "arena.json")
 WRITTEN += ("mtbench", "alpaca", "serve")
@@ -70,6 +72,9 @@ def check_owner(folder: Path) -> dict[str, Any]:
         InputError: it is no folder, or has something that no game wrote and that one would overwrite.
     """
     check_folder_place(folder, "output.dir")
+    for name in FILES:
+        if (folder / name).is_dir():
+            raise InputError(f"output.dir: {str(folder / name)!r} is a folder, where a file is to be written; move it away")
     return _record(folder, "run.json", "policies", WRITTEN)
 
 
@@ -101,7 +106,8 @@ def _record(folder: Path, name: str, part: str, written: tuple[str, ...]) -> dic
         InputError: there is none, or somebody else's, and something would be overwritten.
     """
     try:
-        record = json.loads(read_text(folder / name))
+        if isinstance(record := json.loads(read_text(folder / name)), dict):
+            record = read_checked(folder / name)
     except FileNotFoundError:
         foreign = [path.name for pattern in written for path in sorted(folder.glob(pattern)) if not _is_empty(path)]
     except ValueError:  # somebody has damaged it: it is written anew
@@ -127,9 +133,12 @@ def _lost(game: Claimant, earlier: Mapping[str, Any]) -> dict[str, str]:
     made = {key: f"iterate {number}" for number, key in _made(game.folder).items() if number not in stray}
     for name, part in _parts(earlier).items():
         key = earlier["policies"][name]
-        if part.role is Role.WARM_START and (Path(game.recipe.output.store) / "adapters" / key).exists():
+        if part.role is Role.WARM_START and is_key(key) and (Path(game.recipe.output.store) / "adapters" / key).exists():
             made[key] = name
-    made = {**_measured(game.folder / METRICS), **made}
+    adapters = Path(game.recipe.output.store) / "adapters"
+    known = {*_policies(earlier).values(), *(path.name for path in adapters.glob("*"))}
+    measured = {key: name for key, name in _measured(game.folder / METRICS).items() if key in known}
+    made = {**measured, **made}  # a key that nothing else knows is a damaged one
     return {key: name for key, name in made.items() if key not in kept}
 
 
@@ -143,7 +152,11 @@ def _parts(earlier: Mapping[str, Any]) -> dict[str, Part]:
 def _measured(path: Path) -> dict[str, str]:
     """{key: name} of the policies in metrics.jsonl that were trained; a line that does not read back is no result."""
     found = {}
-    for line in read_text(path).splitlines() if path.exists() else ():
+    try:
+        lines = read_text(path).splitlines()
+    except (FileNotFoundError, DamagedError):
+        return found
+    for line in lines:
         try:
             record = json.loads(line)
             if part_in(record, record["name"]).role in (Role.ITERATE, Role.WARM_START):

@@ -1,6 +1,5 @@
 """What a game leaves beside its results: the resolved recipe, what it was resolved to, its iterates and its hours."""
 
-import json
 from collections.abc import Mapping
 from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
@@ -10,10 +9,13 @@ from typing import Any
 
 from lowmem_spin.algorithm.roles import Part, Role
 from lowmem_spin.algorithm.stages import Train
+from lowmem_spin.common.checked import read_checked, set_aside, write_checked
 from lowmem_spin.common.errors import shortened
-from lowmem_spin.common.files import read_text, write_json, write_text
+from lowmem_spin.common.files import DamagedError, write_text
 from lowmem_spin.config.places import DIR, STORE, ways
 from lowmem_spin.config.yaml_text import write_yaml
+from lowmem_spin.engines.dequantized import weights_key
+from lowmem_spin.runner import gc
 from lowmem_spin.runner.claim import put_link
 from lowmem_spin.runner.open import OpenGame
 
@@ -47,9 +49,29 @@ def write_record(game: OpenGame, benchmark_files: Mapping[str, Path]) -> None:
     earlier = _earlier(game)
     # How this game has ended stays with its results while it is looked through again.
     ended = {"stopped": earlier["stopped"]} if "stopped" in earlier and is_recorded(game) else {}
-    write_json(game.folder / "run.json", {**record, **ended, "seconds": earlier.get("seconds", {})})
+    write_checked(game.folder / "run.json", {**record, **ended, "seconds": earlier.get("seconds", {})})
     text = write_yaml(written, sort_keys=False)
     write_text(game.folder / "recipe.yaml", text)
+
+
+def note_user(game: OpenGame) -> None:
+    """Have the store know that this folder uses what the game has there."""
+    resolved = game.resolved
+    weights = weights_key(resolved.model.identity, game.recipe.model.quantization, resolved.choices.machine.dtype)
+    keys = gc.keys_of_game(game.recipe, game.inputs, game.stages, resolved.data_files(), weights)
+    game.folder.mkdir(parents=True, exist_ok=True)
+    game.store.users.note(game.folder, keys, more=is_recorded(game))
+
+
+def set_damaged_record_aside(game: OpenGame) -> None:
+    """Say of a run.json that does not read that it is written again; what it alone knows are the hours spent."""
+    path = game.folder / "run.json"
+    try:
+        read_checked(path)
+    except FileNotFoundError:
+        return
+    except DamagedError as error:
+        set_aside(path, game.store.root, str(error), "written again", game.store.notice)
 
 
 def _files(game: OpenGame, benchmark_files: Mapping[str, Path]) -> dict[str, str]:
@@ -82,7 +104,7 @@ def is_recorded(game: OpenGame) -> bool:
 def _earlier(game: OpenGame) -> dict[str, Any]:
     """The folder's record if this game goes on with it, else nothing: a policy of one name is then another's."""
     try:
-        earlier = json.loads(read_text(game.folder / "run.json"))
+        earlier = read_checked(game.folder / "run.json")
         same = all(_policies(game).get(name, key) == key for name, key in earlier["policies"].items())
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):  # a first run, or one whose record is damaged
         return {}
@@ -99,20 +121,20 @@ def _version(package: str) -> str | None:
 def add_seconds(game: OpenGame, spent: dict[str, float], counted: dict[str, float]) -> None:
     """Add to run.json the seconds that are not `counted` yet. What the store already had cost this game nothing."""
     path = game.folder / "run.json"
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_checked(path)
     for kind, seconds in spent.items():
         record["seconds"][kind] = round(record["seconds"].get(kind, 0.0) + seconds - counted.get(kind, 0.0), 3)
         counted[kind] = seconds
-    write_json(path, record)
+    write_checked(path, record)
 
 
 def note_stop(game: OpenGame, stopped: dict[str, str] | None) -> None:
     """Say in run.json that the game has ended before its last iteration, after which iterate and why, and which to keep;
     None: that it has not."""
     path = game.folder / "run.json"
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_checked(path)
     record.pop("stopped", None)
-    write_json(path, record if stopped is None else {**record, "stopped": stopped})
+    write_checked(path, record if stopped is None else {**record, "stopped": stopped})
 
 
 def link_iterate(game: OpenGame, stage: Train, adapter: Path) -> None:

@@ -35,6 +35,9 @@ def remove_results(folder: Path) -> list[Path]:
     """
     check_removable(folder)
     left = []
+    for part in (folder / ITERATES, folder / "points"):
+        if part.is_symlink():  # what is behind it is somebody's
+            part.unlink()
     for record in (folder / "points").glob("*/run.json"):
         left += remove_results(record.parent)
     iterates = [path for path in (folder / ITERATES).glob("*") if path.name.isdecimal()]

@@ -1,7 +1,6 @@
 """Plays many games in step: every stage of an iteration for all of them, so that engines switch seldom and work is shared."""
 
 import errno
-import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,12 +9,15 @@ from pathlib import Path
 
 from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Score, Stage, Train, TrainSampler
+from lowmem_spin.common.checked import read_checked, write_checked
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, printable
-from lowmem_spin.common.files import DISK, UnreadableError, read_text, write_json, write_text
+from lowmem_spin.common.files import DISK, DamagedError, UnreadableError, write_text
+from lowmem_spin.common.trust import UntrustedError
 from lowmem_spin.config.grid import Axes, SweepPoint
 from lowmem_spin.runner.claim import check_folder, check_sweep_folder
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
+from lowmem_spin.runner.planning.forecast import steps_ahead
 from lowmem_spin.runner.record import is_recorded
 from lowmem_spin.runner.run import Player
 
@@ -46,12 +48,16 @@ class Sweep:
     seeds: list[int]
     entries: list[Entry]
 
-    def finished_before(self) -> set[str]:
-        """Names of the points that an earlier run has finished."""
+    def finished_before(self, display: Display) -> set[str]:
+        """Names of the points that an earlier run has finished; a record that somebody has damaged names none."""
+        path = self.folder / "sweep.json"
         try:
-            earlier = json.loads(read_text(self.folder / "sweep.json"))
-            return {point["name"] for point in earlier["points"] if point["status"] == "finished"}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):  # a first run, or a record that somebody has damaged
+            return {point["name"] for point in read_checked(path)["points"] if point["status"] == "finished"}
+        except FileNotFoundError:
+            return set()
+        except (DamagedError, KeyError, TypeError) as error:
+            why = error if isinstance(error, DamagedError) else "does not read back"
+            display.log(f"{path} {why}; written again", "yellow")
             return set()
 
     def write(self) -> None:
@@ -66,7 +72,9 @@ class Sweep:
             for entry in self.entries
         ]
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "sweep.json", {"recipe": self.name, "axes": self.axes, "seeds": self.seeds, "points": points})
+        write_checked(
+            self.folder / "sweep.json", {"recipe": self.name, "axes": self.axes, "seeds": self.seeds, "points": points}
+        )
 
 
 def numbered(stages: Sequence[Stage]) -> list[tuple[int, Stage]]:
@@ -139,7 +147,7 @@ def play_sweep(
         TimeIsUpError: the display's deadline has passed; what is finished is stored.
     """
     check_sweep_folder(sweep.folder)
-    counted, finished = dict(display.seconds), sweep.finished_before()
+    counted, finished = dict(display.seconds), sweep.finished_before(display)
     games: list[tuple[Entry, OpenGame]] = []
     for entry in sweep.entries:
         with _surviving(entry, shared, display):
@@ -147,6 +155,7 @@ def play_sweep(
     for _, game in games:  # all of them, before the first folder is written to
         check_folder(game, replace)
     for entry, game in games:
+        game.store.users.begin()
         with _surviving(entry, shared, display):
             _begin(entry, game, display, counted, finished, check, replace)
     opened = [entry for entry in sweep.entries if entry.player]
@@ -158,7 +167,10 @@ def play_sweep(
         display.log(f"not of this sweep, but of an earlier one in this folder: {', '.join(left)}; {stay}", "yellow")
     sweep.write()
     steps = in_step([entry.stages for entry in opened], [entry.player.game.signature for entry in opened if entry.player])
+    games_of = [entry.player.game for entry in opened if entry.player]
+    display.expect(steps_ahead([(games_of[step.game], None if step.samples_only else step.stage) for step in steps]))
     for place, step in enumerate(steps):
+        display.begin_step(place)
         entry = opened[step.game]
         if entry.status == "failed" or entry.player is None:
             continue
@@ -200,8 +212,8 @@ def _surviving(entry: Entry, shared: SharedResources, display: Display, sweep: S
         yield
     except Exception as error:  # whatever it is, hours of other points must not be lost to it
         disk = isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in DISK
-        if disk or isinstance(error, UnreadableError):
-            raise  # a full or closed disk, or one that does not answer, is every point's
+        if disk or isinstance(error, UnreadableError | UntrustedError):
+            raise  # a full or closed disk, or one that does not answer, is every point's, and trust is asked for beforehand
         entry.status, entry.error = "failed", printable(" ".join(str(error).split()) or type(error).__name__)
         if not isinstance(error, InputError):
             place = Path(str(entry.point.recipe.output.dir)) / ERROR

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.algorithm.roles import Role
+from lowmem_spin.common.checked import read_checked, warn, write_checked
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import write_json
+from lowmem_spin.common.files import DamagedError, Notice, read_text
 from lowmem_spin.runner.health import Health
 
 PROJECT, SPENT = "lowmem-spin", ("step", "epoch")
@@ -76,16 +77,26 @@ class Tracker:
     Args:
         name: of the tracker, or "none".
         key: of the game; a game that goes on is the same experiment.
+        notice: called with one line when what was logged is not known any more.
     """
 
-    def __init__(self, name: str, folder: Path, key: str, config: dict[str, Any]) -> None:
+    def __init__(self, name: str, folder: Path, key: str, config: dict[str, Any], notice: Notice = warn) -> None:
         if name != "none" and importlib.util.find_spec(name) is None:
             raise InputError(f"output.report_to: {name!r} is not installed; `pip install 'lowmem-spin[{name}]'`, or use none")
         self.name, self.folder, self.key, self.config = name, folder, key, config
         self.step = 0
         self._opened: Opened | None = None
         self._memory = folder / f"logged_to_{name}.json"
-        self._logged: list[str] = json.loads(self._memory.read_text()) if self._memory.exists() else []
+        self._logged = self._remember(notice)
+
+    def _remember(self, notice: Notice) -> list[str]:
+        try:
+            return _logged(self._memory)
+        except FileNotFoundError:
+            return []
+        except DamagedError as error:
+            notice(f"{self._memory} {error}; written again, and what it named is logged again")
+            return []
 
     def policy(self, health: Health, metrics: list[dict[str, float]]) -> None:
         """Log one policy's training metrics and health, unless an earlier run of this game did."""
@@ -106,9 +117,26 @@ class Tracker:
             log(values, first + int(record["step"]))
         log({f"{group}health/{name}": value for name, value in health.numbers().items()}, self.step)
         self._logged.append(entry)
-        write_json(self._memory, self._logged)
+        write_checked(self._memory, {"logged": self._logged})
 
     def close(self) -> None:
         """Finish the experiment, if one was opened."""
         if self._opened is not None:
             self._opened[1]()
+
+
+def _logged(memory: Path) -> list[str]:
+    """The names in a tracker's memory; earlier versions wrote them as a bare list.
+
+    Raises:
+        DamagedError: it is something else.
+        FileNotFoundError, UnreadableError: as files.reading does.
+    """
+    text = read_text(memory)
+    try:
+        found = json.loads(text) if text.startswith("[") else read_checked(memory).get("logged")
+    except json.JSONDecodeError as error:
+        raise DamagedError("is not valid JSON", memory) from error
+    if not isinstance(found, list) or not all(isinstance(entry, str) for entry in found):
+        raise DamagedError("is no list of names", memory)
+    return found

@@ -9,13 +9,13 @@
     store/data/<key>.parquet            prepared rows
     store/work/<key>/                   checkpoints of a training in progress
     store/aside/                        what did not read back, moved out of the way
+    store/users/                        which run folders need what of it; see users.py
 
 Writes go to a temporary name and are renamed, so a file is whole or absent. A table has one writer at a time.
 """
 
 import contextlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -25,7 +25,8 @@ from typing import Any
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.checked import read_checked, set_aside, write_checked
+from lowmem_spin.common.errors import InputError, shortened
 from lowmem_spin.common.files import (
     DamagedError,
     Notice,
@@ -34,13 +35,14 @@ from lowmem_spin.common.files import (
     read_parquet,
     read_text,
     reading,
-    sha256,
-    share,
     write_atomically,
-    write_json,
     write_parquet,
 )
+from lowmem_spin.common.keys import is_key
+from lowmem_spin.store.committed import adapter_fault, seal_adapter
+from lowmem_spin.store.users import Users
 
+FREED = "freed-"  # begins the name, in aside/, of what is being deleted
 FORMAT = "1"  # of the store's layout; another number is another store
 COMPLETIONS = pa.schema(
     {
@@ -94,10 +96,11 @@ class Table:
 
     def __init__(self, store: "Store", kind: str, key: str, asked: dict[str, Any], adapter_sha256: str) -> None:
         self.store, self.kind, self.key, self.adapter_sha256 = store, kind, key, adapter_sha256
-        self.folder = store.root / kind / key
+        self.folder = store.place(kind, key)
         self.manifest = {"kind": kind, "asked": asked, "maker": adapter_sha256}
         self.schema = SCHEMAS[kind].with_metadata({"maker": adapter_sha256})
         self._shards: dict[str, pa.Table] = {}
+        self._has_manifest = False
 
     def read(self) -> pa.Table:
         """All committed rows. A damaged shard is set aside and its rows count as missing."""
@@ -108,6 +111,8 @@ class Table:
             if name not in self._shards and (shard := self._read_shard(self.folder / name)) is not None:
                 self._shards[name] = shard
         self._drop_merged()
+        if self._shards:
+            self._keep_manifest()
         return pa.concat_tables([self.schema.empty_table(), *self._shards.values()], promote_options="default")
 
     def _drop_merged(self) -> None:
@@ -133,11 +138,26 @@ class Table:
     def append(self, columns: dict[str, list[Any]]) -> None:
         """Commit rows as one shard."""
         rows = pa.table(columns, schema=self.schema)
-        if not (self.folder / "manifest.json").exists():
-            write_json(self.folder / "manifest.json", self.manifest)
+        self._keep_manifest()
         name = f"shard-{uuid.uuid4().hex}.parquet"
         write_parquet(self.folder / name, rows)
         self._shards[name] = rows
+
+    def _keep_manifest(self) -> None:
+        """Have manifest.json say what was asked; one that is lost or damaged is written again."""
+        path, shards = self.folder / "manifest.json", self._shards.values()
+        if self._has_manifest:
+            return
+        try:
+            read_checked(path)
+        except (FileNotFoundError, DamagedError) as error:
+            if isinstance(error, DamagedError):
+                self.store.set_aside(path, str(error), "written again")
+            elif shards:
+                self.store.notice(f"{path} is missing; written again")
+            merged = {"rows": sum(shard.num_rows for shard in shards)} if len(shards) == 1 else {}
+            write_checked(path, {**self.manifest, **merged})
+        self._has_manifest = True
 
     def merge(self) -> None:
         """Put all shards into one file, rows in a canonical order, and their number in the manifest."""
@@ -148,7 +168,7 @@ class Table:
         name = f"table-{uuid.uuid4().hex}.parquet"
         self._shards[name] = rows.replace_schema_metadata({"maker": self.adapter_sha256, "merged": json.dumps(old)})
         write_parquet(self.folder / name, self._shards[name])
-        write_json(self.folder / "manifest.json", {**self.manifest, "rows": rows.num_rows})
+        write_checked(self.folder / "manifest.json", {**self.manifest, "rows": rows.num_rows})
         self._drop_merged()
 
 
@@ -162,13 +182,20 @@ class Store:
 
     def __init__(self, root: Path, notice: Notice) -> None:
         self.root, self.notice = root, notice
-        self._verified: dict[str, str] = {}
+        self.users = Users(root, notice)
+        self._verified: set[str] = set()
         check_folder_place(root, "output.store")
         make_folder(root)
         stamp = root / "FORMAT"
         if not stamp.exists():
             write_atomically(stamp, lambda temporary: temporary.write_text(FORMAT))
-        if (found := read_text(stamp).strip()) != FORMAT:
+        try:
+            found = read_text(stamp).strip()
+        except DamagedError:
+            found = ""
+        if not found.isdecimal():
+            raise InputError(f"output.store: {str(stamp)!r} says no format; delete it, if this version wrote the store")
+        if found != FORMAT:
             raise InputError(
                 f"output.store: {str(root)!r} has format {found!r}, this version writes {FORMAT!r}; use another folder"
             )
@@ -190,15 +217,35 @@ class Store:
             self.set_aside(path, f"does not read back ({error})")
             return None
 
-    def set_aside(self, path: Path, why: str) -> None:
-        """Move something that cannot be trusted to aside/, saying so; it will be computed again."""
-        place = self.root / "aside" / f"{path.parent.name}-{path.name}-{uuid.uuid4().hex[:8]}"
-        place.parent.mkdir(exist_ok=True)
-        try:
-            path.rename(place)
-        except FileNotFoundError:  # another process has moved it
-            return
-        self.notice(f"{path} {why}; moved to {place} and computed again")
+    def place(self, kind: str, key: str, ending: str = "") -> Path:
+        """Where what has this key is, or will be.
+
+        Raises:
+            InputError: a key that would lead elsewhere, or a link in its place that does.
+        """
+        if not (key.isascii() and key.isalnum()):
+            raise InputError(f"output.store: {shortened(repr(key))} is no key of {str(self.root)!r}; leave alone what names it")
+        place = self.root / kind / f"{key}{ending}"
+        if place.is_symlink() and place.is_dir() and not place.resolve().is_relative_to(self.root.resolve()):
+            raise InputError(f"output.store: {str(place)!r} is a link that leads out of the store; remove it")
+        return place
+
+    def check_inside(self, path: Path) -> None:
+        """Refuse to move what is not in the store, whatever names it or links to it.
+
+        Raises:
+            InputError: one line.
+        """
+        if path.name in ("", "..") or not path.parent.resolve().is_relative_to(self.root.resolve()):
+            raise InputError(
+                f"output.store: {str(path)!r} is not in {str(self.root)!r}, or only by a link, so nothing there is moved; "
+                "remove the link"
+            )
+
+    def set_aside(self, path: Path, why: str, then: str = "computed again") -> None:
+        """Move something that cannot be trusted to aside/, saying so and what becomes of it."""
+        self.check_inside(path)
+        set_aside(path, self.root, why, then, self.notice)
 
     @contextlib.contextmanager
     def writing(self, key: str) -> Iterator[None]:
@@ -215,52 +262,58 @@ class Store:
             lock.release()
 
     def _lock(self, key: str) -> FileLock:
-        (self.root / "locks").mkdir(exist_ok=True)
-        return FileLock(self.root / "locks" / f"{key}.lock")
+        place = self.place("locks", key, ".lock")
+        place.parent.mkdir(exist_ok=True)
+        if place.is_dir():
+            self.set_aside(place, "is a folder", "made again")
+        return FileLock(place)
 
     def free(self, path: Path) -> bool:
         """Delete what is stored at `path`, unless a process is computing under its key: then False.
 
         It moves out of the way first: a half-deleted adapter would not read.
         """
+        self.check_inside(path)
         try:
-            with self._lock(path.stem).acquire(timeout=0):
-                place = self.root / "aside" / f"freed-{path.name}-{uuid.uuid4().hex[:8]}"
+            with contextlib.ExitStack() as held:
+                for key in filter(is_key, (path.stem, path.parent.name)):
+                    lock = self._lock(key)
+                    held.enter_context(lock.acquire(timeout=0))
+                    held.callback(Path(lock.lock_file).unlink, missing_ok=True)  # nothing is left that it is of
+                place = self.root / "aside" / f"{FREED}{path.name}-{uuid.uuid4().hex[:8]}"
                 place.parent.mkdir(exist_ok=True)
                 path.rename(place)
         except Timeout:
             return False
-        shutil.rmtree(place) if place.is_dir() else place.unlink()
+        except FileNotFoundError:  # another process has freed it
+            return True
+        shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
         return True
 
     def data(self, key: str) -> Path:
         """Where the prepared rows of this key are, or will be."""
-        return self.root / "data" / f"{key}.parquet"
+        return self.place("data", key, ".parquet")
 
     def work(self, key: str) -> Path:
         """Folder for a training in progress."""
-        return self.root / "work" / key
+        return self.place("work", key)
 
     def adapter(self, key: str) -> Path | None:
         """Folder of a committed adapter whose bytes are still the ones committed, else None."""
-        folder = self.root / "adapters" / key
+        folder = self.place("adapters", key)
         if not folder.exists():
             return None
         if key not in self._verified:
-            expected = self.adapter_sha256(key)
-            try:
-                committed = sha256(folder / "adapter_model.safetensors") == expected
-            except FileNotFoundError:
-                committed = False
-            if not committed:
-                self.set_aside(folder, "does not have the bytes that were committed")
+            why = adapter_fault(folder)
+            if why is not None:
+                self.set_aside(folder, f"does not have the bytes that were committed: it {why}")
                 return None
-            self._verified[key] = expected
+            self._verified.add(key)
         return folder
 
     def manifest(self, key: str) -> dict[str, Any]:
         """What a committed adapter was made from and how training went."""
-        return json.loads(read_text(self.root / "adapters" / key / "manifest.json"))
+        return read_checked(self.place("adapters", key) / "manifest.json")
 
     def adapter_sha256(self, key: str) -> str:
         """Hash of a committed adapter's weights."""
@@ -268,31 +321,31 @@ class Store:
 
     def result(self, policy: str, key: str, adapter_sha256: str) -> dict[str, Any] | None:
         """What a policy scored on a benchmark; a record that is damaged, or of other weights, is set aside and is None."""
-        path = self.root / "results" / policy / f"{key}.json"
+        path = self._result(policy, key)
         try:
-            record = json.loads(read_text(path))
+            record = read_checked(path)
         except FileNotFoundError:
             return None
-        except ValueError:
-            self.set_aside(path, "does not read back")
+        except DamagedError as error:
+            self.set_aside(path, str(error))
             return None
-        if not isinstance(record, dict) or record.get("maker") != adapter_sha256:
+        if record.get("maker") != adapter_sha256:
             self.set_aside(path, "was measured on other weights than this key has now")
             return None
         return record
 
     def commit_result(self, policy: str, key: str, record: dict[str, Any]) -> None:
         """Keep a result, whole or not at all; hold `writing(key)` meanwhile."""
-        write_json(self.root / "results" / policy / f"{key}.json", record)
+        write_checked(self._result(policy, key), record)
+
+    def _result(self, policy: str, key: str) -> Path:
+        self.place("results", key)  # refuses what is none
+        return self.place("results", policy) / f"{key}.json"
 
     def commit_adapter(self, key: str, folder: Path, manifest: dict[str, Any]) -> Path:
         """Move a finished adapter folder into the store; if another process was first, adopt its result."""
-        weights = folder / "adapter_model.safetensors"
-        with weights.open("rb") as file:
-            os.fsync(file.fileno())
-        write_json(folder / "manifest.json", {**manifest, "sha256": sha256(weights)})
-        share(folder)
-        place = self.root / "adapters" / key
+        seal_adapter(folder, manifest)
+        place = self.place("adapters", key)
         place.parent.mkdir(exist_ok=True)
         if not place.exists():
             folder.rename(place)

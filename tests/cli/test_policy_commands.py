@@ -29,7 +29,9 @@ from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.cli.chat import Voice, open_voices, talk
 from lowmem_spin.cli.export import export
 from lowmem_spin.cli.play import run
+from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.display import Display
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.hf import HF
@@ -285,7 +287,7 @@ def test_an_export_is_whole_or_absent(home: Path, game: run_folder.RunFolder, st
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes"]
     torn = Path(shutil.copytree(home / "runs" / "game", tmp_path / "torn", symlinks=True))
     (torn / "metrics.jsonl").write_text("{")
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: does not read back"):
         export(
             run_folder.read_run(torn),
             run_folder.find_policy(game, store, "1"),
@@ -359,7 +361,7 @@ def stored(folder: Path) -> set[str]:
 def test_gc_frees_what_a_deleted_run_alone_had(home: Path, tmp_path: Path) -> None:
     """The oracle: what was in the store before the second run came, and what it added."""
     shutil.copytree(home, tmp_path, symlinks=True, dirs_exist_ok=True)
-    store, top = ("--store", tmp_path / "store"), ("--runs", tmp_path / "runs")
+    store, top = ("--store", tmp_path / "store"), ("--runs", tmp_path / "runs", "--grace-hours", 0)
     play(tmp_path, "game")  # it is here now
     before = stored(tmp_path)
     other = play(tmp_path, "sweep/deep/other", game__iterations=1, generation__temperature=0.7, data__max_prompt_length=511)
@@ -409,12 +411,12 @@ def test_gc_keeps_data_and_weights_of_a_run_that_does_not_name_them(home: Path, 
         (tmp_path / "store" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "store" / name).write_bytes(b"x")
     path = tmp_path / "runs" / "game" / "run.json"
-    record = json.loads(path.read_text())
+    record = read_checked(path)
     path.write_text(json.dumps({name: value for name, value in record.items() if name not in ("data", "model")}))
-    old = call("gc", "--store", tmp_path / "store", "--runs", tmp_path / "runs")
+    old = call("gc", "--store", tmp_path / "store", "--runs", tmp_path / "runs", "--grace-hours", 0)
     assert "nothing is unused" in old.stdout
     path.write_text(json.dumps(record))
-    new = call("gc", "--store", tmp_path / "store", "--runs", tmp_path / "runs")
+    new = call("gc", "--store", tmp_path / "store", "--runs", tmp_path / "runs", "--grace-hours", 0)
     assert new.stdout.count(strange) == 2
 
 

@@ -14,6 +14,7 @@ import yaml
 from matplotlib.image import imread
 
 from helpers.commands import call
+from helpers.games import tiny
 from lowmem_spin import __version__
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.report.intervals import Z
@@ -29,10 +30,10 @@ def runs(copy: Path) -> Path:
         shutil.copytree(copy / "run", top / name, symlinks=False)
     lines = [json.loads(line) for line in (top / "better" / "metrics.jsonl").read_text().splitlines()]
     lines[-1]["chosen_logp"] += 1
-    lines[-1]["policy"] = "another"
+    lines[-1]["policy"] = "a" * 20
     (top / "better" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     record = json.loads((top / "better" / "run.json").read_text())
-    record["policies"][lines[-1]["name"]] = "another"
+    record["policies"][lines[-1]["name"]] = "a" * 20
     (top / "better" / "run.json").write_text(json.dumps(record))
     (top / "stopped" / "metrics.jsonl").unlink()
     shutil.rmtree(top / "stopped" / "iterates" / "1")
@@ -160,3 +161,12 @@ def test_a_near_miss_names_the_nearest() -> None:
 def test_it_says_its_version() -> None:
     said = subprocess.run([sys.executable, "-m", "lowmem_spin", "--version"], capture_output=True, text=True, check=True)
     assert said.stdout == f"lowmem-spin {__version__}\n"
+
+
+def test_a_run_ends_when_its_hours_are_over_with_what_it_has_stored(tmp_path: Path) -> None:
+    sets = [word for override in tiny(tmp_path) for word in ("--set", override)]
+    result = call("run", "quickstart", *sets, "--max-hours", "0.0000001")
+    assert result.returncode == 0, result.stderr
+    assert "1e-07 hours are over; what is finished is stored, run the same command again to go on" in result.stdout
+    assert len(list(tmp_path.glob("store/completions/*/*.parquet"))) == 1
+    assert "cannot be used; give the hours to play" in call("run", "quickstart", *sets, "--max-hours", "nan").stderr

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from lowmem_spin.algorithm.losses import dpo
 from lowmem_spin.engines import peft_learner
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.training import trainer
+from lowmem_spin.engines.training.checkpoints import checkpoints, finish_checkpoint, last_checkpoint
 from lowmem_spin.engines.training.logps import Batch, collate, completion_logps, decoder_states
-from lowmem_spin.engines.training.trainer import LengthGrouped, Pair, last_checkpoint
+from lowmem_spin.engines.training.trainer import LengthGrouped, Pair
+from lowmem_spin.store.adapters import training_folder
+from lowmem_spin.store.store import Store
 
 LOSS = {"name": "dpo", "beta": 0.3}
 
@@ -92,7 +96,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def train(engine: HF, work: Path, pairs: list[Pair], **changes: Any) -> dict[str, torch.Tensor]:
-    return weights_of(engine.train(None, pairs, LOSS, {**SETTINGS, **changes}, work, lambda rows: None)[0])
+    return weights_of(engine.train(None, pairs, LOSS, {**SETTINGS, **changes}, work, lambda *told: None)[0])
 
 
 def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -110,6 +114,24 @@ def test_the_split_over_device_batches_does_not_matter(quickstart: Path, tmp_pat
     assert max(weights.abs().max() for name, weights in one.items() if "lora_B" in name) > 1e-3  # they have moved
 
 
+def _flip(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-40] + bytes([content[-40] ^ 2]) + content[-39:])
+
+
+DAMAGES: list[tuple[str, Callable[[Path], Any]]] = [
+    ("optimizer.pt", lambda path: path.write_bytes(b"")),
+    ("optimizer.pt", Path.unlink),
+    ("scheduler.pt", Path.unlink),
+    ("rng_state.pth", Path.unlink),
+    ("adapter_model.safetensors", _flip),
+    ("trainer_state.json", _flip),
+    ("trainer_state.json", lambda path: (path.unlink(), path.mkdir())),
+    ("manifest.json", Path.unlink),
+    ("manifest.json", _flip),
+]
+
+
 def test_a_resumed_training_ends_in_the_same_adapter(quickstart: Path, tmp_path: Path) -> None:
     pairs = some_pairs(14)  # 12 steps in 3 epochs, dropout on
     recipe = {"dropout": 0.1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
@@ -123,13 +145,33 @@ def test_a_resumed_training_ends_in_the_same_adapter(quickstart: Path, tmp_path:
         stop_at(engine, work, pairs, steps)
         shake_slot(engine)  # nothing may be left over from what the slot held
         assert_equal(train(engine, work, pairs), whole, 0.0)
-    torn = tmp_path / "torn"  # the newest checkpoint lost its last file: the one before it counts
-    shutil.copytree(tmp_path / "whole", torn, ignore=shutil.ignore_patterns("adapter"))
-    (torn / "checkpoint-12" / "trainer_state.json").unlink()
-    found = last_checkpoint(torn)
-    assert found is not None
-    assert found.name == "checkpoint-9"
-    assert_equal(train(engine, torn, pairs), whole, 0.0)
+    said: list[str] = []
+    store = Store(tmp_path / "store", said.append)
+    work = store.work("key")
+    for number, (name, damage) in enumerate(DAMAGES):
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", work, ignore=shutil.ignore_patterns("adapter"))
+        damage(work / "checkpoint-12" / name)
+        assert [path.name for path in checkpoints(training_folder(store, "key"))] == ["checkpoint-9"], name
+        assert len(said) == number + 1 and name in said[-1] and said[-1].endswith("goes on from checkpoint-9")
+    assert_equal(train(engine, work, pairs), whole, 0.0)
+    for folder in checkpoints(work):
+        (folder / "manifest.json").unlink()  # as earlier versions wrote them
+    assert checkpoints(training_folder(store, "key")) == []
+    assert len(said) == len(DAMAGES) + 2 and all(line.endswith("and training starts again") for line in said[-2:])
+    assert_equal(train(engine, work, pairs), whole, 0.0)
+
+
+def test_there_is_always_a_checkpoint_to_go_back_to(tmp_path: Path) -> None:
+    before = None
+    for step in (9, 10, 100):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "optimizer.pt").write_bytes(b"state")
+        assert last_checkpoint(tmp_path) == before  # while the new one is written
+        finish_checkpoint(folder)
+        before = folder
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-100", "checkpoint-10"]
 
 
 class StoppedError(Exception):
@@ -139,8 +181,8 @@ class StoppedError(Exception):
 def stop_at(engine: HF, work: Path, pairs: list[Pair], steps: int) -> None:
     """Train until the checkpoint after `steps` is written, then break off."""
 
-    def advance(rows: int) -> None:
-        if (work / f"checkpoint-{steps}" / "trainer_state.json").exists():
+    def advance(rows: int, *told: object) -> None:
+        if rows == 0 and (work / f"checkpoint-{steps}").exists():
             raise StoppedError
 
     with pytest.raises(StoppedError):
@@ -149,7 +191,7 @@ def stop_at(engine: HF, work: Path, pairs: list[Pair], steps: int) -> None:
 
 def test_metrics_have_trls_names(quickstart: Path, tmp_path: Path) -> None:
     engine = open_hf(quickstart / "base")
-    _, metrics = engine.train(None, some_pairs(8), LOSS, SETTINGS, tmp_path, lambda rows: None)
+    _, metrics = engine.train(None, some_pairs(8), LOSS, SETTINGS, tmp_path, lambda *told: None)
     names = {"loss", "learning_rate", "grad_norm", "logps/chosen", "logps/rejected"}
     names |= {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")}
     assert names <= metrics[0].keys()
@@ -172,7 +214,7 @@ def test_training_computes_in_the_precision_that_scoring_does(
     for module in (peft_learner, trainer):
         monkeypatch.setattr(module, "autocast", lambda device, dtype: torch.autocast("cpu", torch.bfloat16))
     engine.score(None, [(pair.prompt, pair.chosen) for pair in pairs])
-    engine.train(None, pairs, LOSS, SETTINGS, tmp_path, lambda rows: None)
+    engine.train(None, pairs, LOSS, SETTINGS, tmp_path, lambda *told: None)
     assert len(seen) == 1 + 3 and all(seen)
 
 
@@ -188,11 +230,11 @@ def test_the_trainer_is_where_the_engine_is(quickstart: Path, tmp_path: Path, mo
     monkeypatch.setattr(trainer, "TrainingArguments", asking)
     for device in ("cpu", "cuda"):
         engine.device = torch.device(device)
-        engine.train(None, some_pairs(4), LOSS, SETTINGS, tmp_path / device, lambda rows: None)
+        engine.train(None, some_pairs(4), LOSS, SETTINGS, tmp_path / device, lambda *told: None)
     assert asked == [True, False]
 
 
 def test_rows_shown_add_up_to_rows_trained(quickstart: Path, tmp_path: Path) -> None:
     shown: list[int] = []
-    open_hf(quickstart / "base").train(None, some_pairs(14), LOSS, SETTINGS, tmp_path, shown.append)
+    open_hf(quickstart / "base").train(None, some_pairs(14), LOSS, SETTINGS, tmp_path, lambda rows, *told: shown.append(rows))
     assert sum(shown) == 14 * 3

@@ -18,13 +18,14 @@ from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from helpers.commands import SMALL
-from helpers.games import open_hf, save_slot, shake_slot
+from helpers.games import open_hf, save_slot, shake_slot, unchecked
 from helpers.page import Page, cells, check_offline
 from lowmem_spin.cli.evaluate import evaluate
 from lowmem_spin.cli.play import run as play
 from lowmem_spin.cli.play import sweep as play_sweep
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.keys import digest
 from lowmem_spin.config import grid
 from lowmem_spin.config.load import find_recipe
 from lowmem_spin.data.sources import Source
@@ -236,7 +237,7 @@ def test_nothing_is_measured_twice(measured: Path, tmp_path: Path) -> None:
     assert added(home, first, asked(home), "base") == 0
     damaged = sorted(path for path in stored(home) if path.parent.name == run_folder.read_run(first).policies["iterate 0"])
     damaged[0].write_text("{")
-    damaged[1].write_text(damaged[1].read_text().replace('"maker": "', '"maker": "other'))
+    damaged[1].write_text(unchecked(damaged[1].read_text().replace('"maker": "', '"maker": "other')))
     good = {path: path.read_bytes() for path in stored(measured)}
     measure_run(first, asked(home, suites=("diversity",)), "all", quiet())
     again = {path: path.read_bytes() for path in damaged}
@@ -475,14 +476,14 @@ def seeds(home: Path, tmp_path: Path) -> Iterator[Path]:
         made = leaderboard(folder)
         for line in made:
             if line["name"] == "iterate 0":
-                line["policy"] = f"key {seed}"
+                line["policy"] = digest(seed)
                 for number in line["numbers"].values():
                     number["value"] += shift
                     number["gain"] += shift
         (folder / "benchmarks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
         for file in ("run.json", "metrics.jsonl"):
             key = run_folder.read_run(points(home)[0]).policies["iterate 0"]
-            (folder / file).write_text((folder / file).read_text().replace(key, f"key {seed}"))
+            (folder / file).write_text(unchecked((folder / file).read_text().replace(key, digest(seed))))
         listed.append({"name": name, "values": {"seed": seed}, "dir": f"points/{name}", "status": "finished", "error": None})
     (tmp_path / "sweep.json").write_text(json.dumps({"recipe": "q", "axes": {}, "seeds": [0, 1, 2], "points": listed}))
     yield tmp_path

@@ -20,9 +20,11 @@ from scipy import stats
 from helpers.page import Page, cells, check_offline
 from lowmem_spin.algorithm.roles import Role, role_of_name
 from lowmem_spin.cli.play import run
+from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import json_text, write_json, write_text
+from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.report.intervals import Value, difference, over, quantile, within_noise
 from lowmem_spin.report.load import read_results, read_run, read_sweep
@@ -83,10 +85,10 @@ def sweep(folder: Path, game: Path, scores: dict[tuple[float, Any, int], float |
             shutil.copytree(game, folder / "points" / name, symlinks=False)
             lines = records(folder / "points" / name)
             lines[2]["exact_match"] = score
-            lines[2]["policy"] = f"key of {name}"
+            lines[2]["policy"] = digest(name)
             rewrite(folder / "points" / name, lines)
-            record = json.loads((folder / "points" / name / "run.json").read_text())
-            record["policies"]["iterate 1"] = f"key of {name}"
+            record = read_checked(folder / "points" / name / "run.json")
+            record["policies"]["iterate 1"] = digest(name)
             (folder / "points" / name / "run.json").write_text(json.dumps(record))
     axes = {"game.alpha": sorted({a for a, _, _ in scores}), "game.history": list(dict.fromkeys(h for _, h, _ in scores))}
     seeds = sorted({seed for _, _, seed in scores})
@@ -211,7 +213,7 @@ def test_the_page_stands_alone_and_says_what_was_played(played: Path) -> None:
         assert sample["prompt"] in page.words  # kept with the data: sort: ..., max: ...
         assert sample["data"] in page.words
         assert sample["answer"] in page.words
-    record = json.loads((played / "run.json").read_text())
+    record = read_checked(played / "run.json")
     assert all(key in page.words for key in record["policies"].values())
     assert (played / "recipe.yaml").read_text() in page.words
     assert record["seconds"]["train"] > 0
@@ -248,7 +250,7 @@ def test_a_run_without_roles_is_read_by_its_names(game: Path, tmp_path: Path) ->
     expected = read_run(Path(shutil.copytree(game, tmp_path / "new" / "run", symlinks=True)))
     page = {path.name: path.read_bytes() for path in write_all(expected)}
     old = Path(shutil.copytree(game, tmp_path / "run", symlinks=True))
-    record = json.loads((old / "run.json").read_text())
+    record = read_checked(old / "run.json")
     del record["roles"]
     (old / "run.json").write_text(json.dumps(record))
     rewrite(old, [{name: value for name, value in line.items() if name not in ("role", "iteration")} for line in records(old)])
@@ -281,7 +283,7 @@ def policies_found(folder: Path) -> list[Any]:
 def test_names_mean_nothing_where_there_are_roles(played: Path) -> None:
     """Policies renamed in both files are still the base, the iterates and what they are compared with."""
     before = read_run(played)
-    record = json.loads((played / "run.json").read_text())
+    record = read_checked(played / "run.json")
     called = {"base": "start", "iterate 0": "SFT 7", "iterate 1": "iterate 5"}
     for part in ("policies", "roles"):
         record[part] = {called.get(name, name): value for name, value in record[part].items()}
@@ -418,7 +420,7 @@ def test_intervals_against_scipy() -> None:
     [
         (shutil.rmtree, "is no folder"),
         (lambda run: (run / "run.json").unlink(), "is neither a run nor a sweep"),
-        (lambda run: (run / "run.json").write_text("{"), "run.json: not valid JSON"),
+        (lambda run: (run / "run.json").write_text("{"), "run.json: is not valid JSON"),
         (
             lambda run: (run / "run.json").write_text('{"policies": {"base": "k"}, "roles": {"base": 1}}'),
             "its roles do not read back",

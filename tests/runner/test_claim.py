@@ -19,6 +19,7 @@ from helpers.commands import assert_one_line, call
 from helpers.games import QUICKSTART, opened, played, tiny
 from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.cli import play
+from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import check_inside
@@ -81,7 +82,7 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def edit(path: Path, **changes: Any) -> None:
-    known = json.loads(path.read_text())
+    known = read_checked(path)
     path.write_text(json.dumps({name: value for name, value in {**known, **changes}.items() if value is not None}))
 
 
@@ -179,17 +180,19 @@ def test_another_game_is_refused_and_replaces_only_when_asked(copy: Path) -> Non
 
 
 @pytest.mark.parametrize("command", ["run", "sweep"])
-def test_the_command_line_replaces_only_when_asked(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_command_line_replaces_and_trusts_only_when_asked(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked = []
 
     def played(*given: Any) -> None:
-        asked.append(given[-1])
+        asked.append(given[-2:])
         raise InputError("not now")
 
     monkeypatch.setattr(play, command, played)
-    for options in ([], ["--replace"]):
+    for options in ([], ["--replace"], ["--trust"]):
         assert call(command, "quickstart", f"--set=output.dir={tmp_path / 'run'}", *options).returncode == 2
-    assert asked == [False, True]
+    assert asked == [(False, False), (True, False), (False, True)]
 
 
 def test_the_same_game_goes_on(copy: Path) -> None:
@@ -340,7 +343,7 @@ def test_gc_frees_nothing_that_no_store_wrote(copy: Path) -> None:
         (copy / "store" / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / "store" / name).write_text("mine")
     (copy / "store" / "data" / f"{'a' * 20}.parquet").write_text("ours, of a run that is gone")
-    result = call("gc", "--store", copy / "store", "--runs", copy / "run", "--delete")
+    result = call("gc", "--store", copy / "store", "--runs", copy / "run", "--grace-hours", 0, "--delete")
     assert result.returncode == 0 and "a" * 20 in result.stdout, result.stderr
     assert not (copy / "store" / "data" / f"{'a' * 20}.parquet").exists()
     assert (copy / "store" / "data" / "train.jsonl").read_text() == (copy / "store" / "work/thesis/text").read_text() == "mine"

@@ -60,7 +60,7 @@ class LLMJudge(NoWeights):
         max_tokens: of a reply; None leaves it to the server.
         tries: how often a missing verdict is asked for.
         concurrency, timeout, retries: see endpoint.Endpoint; they decide no judgement.
-        notify: told once, in a line, that orders have failed.
+        notify: told once, in a line, that orders have failed, and that kept replies are damaged.
         field: where the recipe speaks of this oracle.
         final: whether a pair that got no reply stays as it was counted, as a game that learns from it needs; else it is
             in `undecided` until it is judged again.
@@ -92,7 +92,7 @@ class LLMJudge(NoWeights):
             raise InputError(f"{part(field, 'prompt')}: it has no {{{min(missing)}}}, so the judge would not see it")
         self.field, self.prompt, self.tries, self.notify = field, prompt, tries, notify
         self.temperature, self.max_tokens = temperature, max_tokens
-        self.endpoint = Endpoint(base_url, model, cache, field, api_key_env, extra, concurrency, timeout, retries)
+        self.endpoint = Endpoint(base_url, model, cache, field, api_key_env, extra, concurrency, timeout, retries, notify)
         self.orders = self.failed = self.unjudged = 0  # orders asked, those that failed, and pairs whose both orders did
         self.silent = 0  # orders without a reply
         self.undecided: Collection[int] = ()

@@ -47,10 +47,11 @@ class RewardModel:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         source = self.source
+        own: dict[str, Any] = {"revision": source.revision, "trust_remote_code": False}  # without this a pipe may be asked
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(source.location, revision=source.revision, truncation_side="left")
+            self.tokenizer = AutoTokenizer.from_pretrained(source.location, truncation_side="left", **own)
             model: Any = AutoModelForSequenceClassification.from_pretrained(
-                source.location, revision=source.revision, dtype=getattr(torch, self.dtype), use_safetensors=True
+                source.location, dtype=getattr(torch, self.dtype), use_safetensors=True, **own
             )
         except (OSError, ValueError, KeyError) as error:
             why = " ".join(str(error).split())[:300]

@@ -11,7 +11,7 @@ import json
 import random
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +26,14 @@ from transformers import get_linear_schedule_with_warmup
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.algorithm.subtb import StepLogps, subtb_loss, weighted_count
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import Tokens, share
+from lowmem_spin.common.files import Tokens
 from lowmem_spin.common.keys import number
-from lowmem_spin.engines.base import MixtureSampler
+from lowmem_spin.engines.base import Advance, MixtureSampler
 from lowmem_spin.engines.peft_learner import PeftLearner
+from lowmem_spin.engines.training.checkpoints import finish_checkpoint, last_checkpoint
 from lowmem_spin.engines.training.guards import finite, naming_memory
 from lowmem_spin.engines.training.logps import autocast, collate, step_logps
-from lowmem_spin.engines.training.trainer import LengthGrouped, last_checkpoint
+from lowmem_spin.engines.training.trainer import LengthGrouped
 
 RECORDS = 50  # of metrics, about
 
@@ -63,7 +64,7 @@ class GFlowNetTrainer:
             replay, the probability of it; explore, the probability that a step draws at a temperature from the range
             temperatures, [low, high]; reward_temperature, where log R is divided by a number that falls to 1 during the first
             part, anneal, of the steps.
-        work: folder for checkpoints; training goes on from the last whole one.
+        work: folder for checkpoints; training goes on from the last finished one.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class GFlowNetTrainer:
         self.history: list[dict[str, float]] = []
         self.recent: list[dict[str, float]] = []  # steps since the last record
 
-    def run(self, advance: Callable[[int], None]) -> tuple[Path, list[dict[str, float]]]:
+    def run(self, advance: Advance) -> tuple[Path, list[dict[str, float]]]:
         """The folder of the new adapter, and the metrics of its steps, as means over stretches of them.
 
         `loss` can be small where the policy is wrong on what it seldom draws. `log_ratio` is the mean of log pi(y) - log R(y)
@@ -112,7 +113,7 @@ class GFlowNetTrainer:
         first = self._resume()
         if first:
             epochs, steps = divmod(first, self.per_epoch)
-            advance(epochs * len(self.prompts) + steps * self.settings["batch_size"])
+            advance(epochs * len(self.prompts) + steps * self.settings["batch_size"], resumed=True)
         if self.engine.recipe.training.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         try:
@@ -124,7 +125,7 @@ class GFlowNetTrainer:
                 saves = (step + 1) % keep == 0
                 if saves:
                     self._save(step + 1)
-                advance(len(rows))
+                advance(len(rows), self.history[-1]["loss"] if self.history else None)
                 if saves:
                     advance(0)
             return self.engine.save_slot(self.work), self.history
@@ -270,7 +271,7 @@ class GFlowNetTrainer:
         self.recent = []
 
     def _save(self, step: int) -> None:
-        """A checkpoint; its last file is the one that last_checkpoint asks for."""
+        """A checkpoint."""
         folder = self.work / f"checkpoint-{step}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -280,9 +281,7 @@ class GFlowNetTrainer:
         kept = [list(kept) for kept in self.buffer]
         told = {"global_step": step, "log_history": self.history, "recent": self.recent, "buffer": kept}
         (folder / "trainer_state.json").write_text(json.dumps(told))
-        share(folder)
-        for old in sorted(self.work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))[:-2]:
-            shutil.rmtree(old)
+        finish_checkpoint(folder)
 
     def _resume(self) -> int:
         """The steps that are done, with everything as it was after them."""

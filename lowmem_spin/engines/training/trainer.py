@@ -3,7 +3,6 @@
 A subclass of transformers' Trainer, so schedules, optimisers, checkpoints and callbacks are the ones people know.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,10 @@ from transformers.trainer_callback import PrinterCallback
 
 from lowmem_spin.algorithm.losses import LOSSES, Sides
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import Tokens, read_text, share
+from lowmem_spin.common.files import Tokens
 from lowmem_spin.common.keys import number
+from lowmem_spin.engines.base import Advance
+from lowmem_spin.engines.training.checkpoints import finish_checkpoint, last_checkpoint
 from lowmem_spin.engines.training.layout import RowLayout
 from lowmem_spin.engines.training.logps import States, autocast, completion_logps, decoder_states
 from lowmem_spin.engines.training.optimizer import optimizer_arguments, optimizer_steps
@@ -189,40 +190,32 @@ def _sides(logps: Tensor, lengths: Tensor, pairs: Sequence[Pair]) -> Sides:
 
 
 class ProgressCallback(TrainerCallback):
-    """Tells the progress display of the rows behind every optimiser step, a resumed training's first ones included,
-    and, as 0 rows, that a checkpoint was written."""
+    """Tells the progress display of the rows behind every optimiser step, a resumed training's first ones included, with
+    the loss that was logged last, and, as 0 rows, that a checkpoint was written."""
 
-    def __init__(self, advance: Callable[[int], None], rows: int, effective_batch: int) -> None:
+    def __init__(self, advance: Advance, rows: int, effective_batch: int) -> None:
         self.advance, self.rows, self.effective_batch, self.told = advance, rows, effective_batch, 0
+        self.loss: float | None = None
 
-    def _tell(self, state: Any) -> None:
+    def _tell(self, state: Any, resumed: bool = False) -> None:
         epochs, steps = divmod(state.global_step, -(-self.rows // self.effective_batch))
         done = epochs * self.rows + steps * self.effective_batch
         if done > self.told:
-            self.advance(done - self.told)
+            self.advance(done - self.told, self.loss, resumed)
         self.told = done
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._tell(state)
+        self._tell(state, resumed=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._tell(state)
 
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        self.loss = (logs or {}).get("loss", self.loss)
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        share(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        finish_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         self.advance(0)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole: trainer_state.json is written last, so it must parse."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    for checkpoint in found:
-        try:
-            json.loads(read_text(checkpoint / "trainer_state.json"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            continue
-        return checkpoint
-    return None
 
 
 def train(
@@ -238,10 +231,10 @@ def train(
     device_batch: int,
     checkpoint_steps: int,
     gradient_checkpointing: bool,
-    advance: Callable[[int], None],
+    advance: Advance,
     states: States = decoder_states,
 ) -> list[dict[str, float]]:
-    """Train the active adapter of `model` in place, from the last whole checkpoint in `work` if there is one.
+    """Train the active adapter of `model` in place, from the last finished checkpoint in `work` if there is one.
 
     `settings` are game.Train's: schedule, optimiser, effective batch, seed. `device` is the engine's: not every weight
     need be there. One forward has at most `tokens` tokens of packed pairs, or `device_batch` padded ones.
@@ -263,7 +256,7 @@ def train(
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=checkpoint_steps,
-        save_total_limit=2,
+        save_total_limit=None,  # older ones go when the new one is whole, not before
         seed=number(settings["seed"], settings["iteration"]) % 2**31,
         use_cpu=device.type == "cpu",
         fp16=device.type == "cuda" and settings["learner"]["dtype"] == "float16",  # for its loss scaling

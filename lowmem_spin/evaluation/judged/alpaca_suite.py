@@ -55,7 +55,7 @@ def measure_alpaca(game: EvaluationTarget, judged: Judged, limit: int | None, di
     if oracle is not None:
         reach_judge(oracle.endpoint, game, asks, judged)
     wanted = [(game.policies[name], prompts) for name in game.wanted]
-    note_used(game.folder, "completions", [digest(sampling.spec(policy)) for policy, _ in wanted])
+    note_used(game.store, game.folder, "completions", [digest(sampling.spec(policy)) for policy, _ in wanted])
     answers = dict(zip(game.wanted, with_engines.tables.answers(wanted, sampling, "AlpacaEval"), strict=True))
     place = game.folder / "alpaca"
     for name, given in answers.items():
@@ -65,7 +65,7 @@ def measure_alpaca(game: EvaluationTarget, judged: Judged, limit: int | None, di
     if judge is None or oracle is None:
         display.log(ungraded(place, judged))
         return
-    note_used(game.folder, "judgements", [digest(compared(policy)) for policy, _ in wanted])
+    note_used(game.store, game.folder, "judgements", [digest(compared(policy)) for policy, _ in wanted])
     for name in game.wanted:
         asked_of = compared(game.policies[name])
         game.ensure(

@@ -92,7 +92,7 @@ def _two_turns(
             prompts = {name: [as_prompt(renderer.prompt(_so_far(q, found[name][q.id]))) for q in mine] for name in game.wanted}
             requests = [(game.policies[name], prompts[name]) for name in game.wanted]
             label = f"MT-Bench turn {turn + 1} at temperature {temperature:g}"
-            note_used(game.folder, "completions", [digest(sampling.spec(policy)) for policy, _ in requests])
+            note_used(game.store, game.folder, "completions", [digest(sampling.spec(policy)) for policy, _ in requests])
             for name, answers in zip(game.wanted, with_engines.tables.answers(requests, sampling, label), strict=True):
                 for question, answer in zip(mine, answers, strict=True):
                     found[name][question.id].append(answer)

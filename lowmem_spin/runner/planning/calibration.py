@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import write_json
+from lowmem_spin.common.files import DamagedError, read_text, write_json
 from lowmem_spin.config.load import explain
 from lowmem_spin.engines.machine import driver
 
@@ -123,12 +123,13 @@ def load_calibration(store: Path) -> Calibration:
         InputError: bench.json is there but is not what `record` writes.
     """
     path = store / "bench.json"
-    if not path.exists():
-        return Calibration()
     try:
-        return Calibration(tuple(_RECORDS.validate_json(path.read_bytes())))
-    except ValidationError as error:
-        raise InputError(f"{path}: {explain(error)}; delete it and run `lowmem-spin bench` again") from None
+        return Calibration(tuple(_RECORDS.validate_json(read_text(path))))
+    except FileNotFoundError:
+        return Calibration()
+    except (DamagedError, ValidationError) as error:
+        why = explain(error) if isinstance(error, ValidationError) else str(error)
+        raise InputError(f"{path}: {why}; delete it and run `lowmem-spin bench` again") from None
 
 
 def record_measurements(store: Path, *records: Measurement) -> None:

@@ -23,6 +23,7 @@ from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.known_models import CONFIGS
 from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.model_files import find_file
 from lowmem_spin.engines.pool import EngineChoices, choose_engines
 from lowmem_spin.engines.registry import gpu_engine
 from lowmem_spin.engines.row_check import check_rows, unread_rows_note
@@ -30,7 +31,7 @@ from lowmem_spin.runner.claim import check_folder, check_owner
 from lowmem_spin.runner.open import ResolvedRecipe, SharedResources, name_stages, resolve
 from lowmem_spin.runner.planning.calibration import WITHOUT_BFLOAT16, load_calibration
 from lowmem_spin.runner.planning.counting import GAME_KINDS, Unit, Work
-from lowmem_spin.runner.planning.estimates import Clock, Ids, Lengths, Stored
+from lowmem_spin.runner.planning.estimates import Clock, Ids, Lengths, Sample, Stored
 
 
 @dataclass(frozen=True)
@@ -161,14 +162,14 @@ class _Draft:
     def add(self, point: SweepPoint) -> None:
         recipe, root = point.recipe, Path(point.recipe.output.store)
         check_folder_place(root, "output.store")
-        sources = Sources(self.recipe_dir, root / "sources.json", patient=True)
+        sources = Sources(self.recipe_dir, root / "sources.json", patient=True, notice=lambda line: _add(self.notes, [line]))
         found = resolve(recipe, sources, _choices(recipe, root, self.gpu, self.notes), lambda line: None)
         _add(
             self.notes, [f"{name}: its revision is not resolved yet: the hub cannot be reached" for name in sources.unresolved]
         )
         if not found.model.resolved and found.model.location in CONFIGS:
             _add(self.notes, [f"{found.model.location}: memory and times are by its published shape"])
-        _add(self.notes, check_base(recipe, found.model, found.adapter, found.choices.machine.dtype))
+        _add(self.notes, check_base(recipe, found.model, found.adapter, found.choices.machine.dtype, runs_code=False))
         if found.oracle is not None:
             _add(self.notes, ["the time that game.oracle takes to judge is not counted"])
         if any(value is not None for value in recipe.game.stop_when.model_dump().values()):
@@ -210,7 +211,12 @@ class _Draft:
             if path in self.counted or not source.local or self.files[path] is not None:
                 continue
             rows = conversations(source, data, name, split, recipe.evaluation.category, **found.asked_of(source))
-            counts = self.counted[path] = count_rows(rows, f"{name}: {source.location!r}", data)
+            sample = Sample()
+            counts = self.counted[path] = count_rows(sample.passing(rows), f"{name}: {source.location!r}", data)
+            tokenizer = find_file(found.model, "tokenizer.json") if found.model.resolved else None
+            self.lengths[path] = Lengths.sampled(recipe, sample, tokenizer)
+            if tokenizer is None:
+                _add(self.notes, ["the tokenizer is not here: a token is taken to be four letters long"])
             _add(self.notes, [f"{name}: {source.location}: {counts.line()}; no prompt's length is looked at yet"])
         train = self.counted.get(_files(found)[0])
         if train is None or found.held is not None:
