@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from lowmem_spin.common.errors import InputError
 
 # What a disk can answer; any other error of the system is a bug and keeps its traceback.
-DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR", "ENAMETOOLONG", "EISDIR"}
+DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG"}
 Notice = Callable[[str], None]
 Tokens = Sequence[int] | np.ndarray
 """Token ids of one prompt or completion."""

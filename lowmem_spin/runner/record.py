@@ -50,8 +50,7 @@ def write_record(game: OpenGame, benchmark_files: Mapping[str, Path]) -> None:
     # How this game has ended stays with its results while it is looked through again.
     ended = {"stopped": earlier["stopped"]} if "stopped" in earlier and is_recorded(game) else {}
     write_checked(game.folder / "run.json", {**record, **ended, "seconds": earlier.get("seconds", {})})
-    text = write_yaml(written, sort_keys=False)
-    write_text(game.folder / "recipe.yaml", text)
+    write_text(game.folder / "recipe.yaml", write_yaml(written, sort_keys=False))
 
 
 def note_user(game: OpenGame) -> None:

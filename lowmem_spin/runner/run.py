@@ -152,9 +152,9 @@ def _contradicts(before: str, found: Sequence[dict[str, Any]]) -> bool:
     """Whether lines of an earlier metrics.jsonl do not read, or have other numbers of the same policies."""
     known = {(record["name"], record["policy"]): json.loads(json_text(record)) for record in found}
     try:
-        earlier = [json.loads(line, parse_constant=lambda _: None) for line in before.splitlines()]
+        earlier = [json.loads(json_text(json.loads(line))) for line in before.splitlines()]  # some had NaN
         return any(known.get((one["name"], one["policy"]), one) != one for one in earlier)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return True
 
 

@@ -137,7 +137,7 @@ def test_a_real_training_starts_at_the_formula_and_goes_down(name: str, engine: 
         for c, r, p in zip(*sides, pairs, strict=True)
     ]
     settings = {**SETTINGS, "batch_size": 6, "num_train_epochs": 6, "lr_scheduler_type": "constant", "warmup_ratio": 0.0}
-    _, metrics = engine.train(None, pairs, {"name": name, **OPTIONS[name]}, settings, tmp_path, lambda rows: None)
+    _, metrics = engine.train(None, pairs, {"name": name, **OPTIONS[name]}, settings, tmp_path, lambda *told: None)
     assert metrics[0]["loss"] == pytest.approx(float(sum(expected)) / 6, rel=2e-4, abs=1e-4)
     assert metrics[-1]["loss"] < metrics[0]["loss"] - 0.01
     scale = OPTIONS[name].get("beta", 1.0)

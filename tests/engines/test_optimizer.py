@@ -115,13 +115,13 @@ def test_options_are_those_that_are_trained_with(quickstart: Path, tmp_path: Pat
     engine = open_hf(quickstart / "base")
     asked = {"adam_beta1": 0.8, "adam_epsilon": 1e-6, "lr_scheduler_type": "cosine_with_min_lr"}
     settings = {**SETTINGS, **asked, "lr_scheduler_kwargs": {"min_lr_rate": 0.25}, "warmup_ratio": 0.0}
-    _, metrics = engine.train(None, some_pairs(8), LOSS, settings, tmp_path / "adam", lambda rows: None)
+    _, metrics = engine.train(None, some_pairs(8), LOSS, settings, tmp_path / "adam", lambda *told: None)
     rates = [1e-3 * (0.25 + 0.75 * (1 + math.cos(math.pi * step / 6)) / 2) for step in range(6)]
     assert [record["learning_rate"] for record in metrics] == pytest.approx(rates)
     state = torch.load(tmp_path / "adam" / "checkpoint-6" / "optimizer.pt", weights_only=True)
     assert {(group["betas"], group["eps"]) for group in state["param_groups"]} == {((0.8, 0.999), 1e-6)}
     plain = {**SETTINGS, "optim": "sgd", "optim_args": {"momentum": 0.9, "nesterov": True}}
-    engine.train(None, some_pairs(8), LOSS, plain, tmp_path / "sgd", lambda rows: None)
+    engine.train(None, some_pairs(8), LOSS, plain, tmp_path / "sgd", lambda *told: None)
     state = torch.load(tmp_path / "sgd" / "checkpoint-6" / "optimizer.pt", weights_only=True)
     assert {(group["momentum"], group["nesterov"]) for group in state["param_groups"]} == {(0.9, True)}
 

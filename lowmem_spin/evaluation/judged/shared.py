@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
-from lowmem_spin.common.errors import InputError, shortened
+from lowmem_spin.common.errors import InputError, quoted
 from lowmem_spin.common.files import json_text, write_text
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.config.endpoint_fields import SecretError
@@ -95,17 +95,16 @@ def judge_from_options(
         if isinstance(problem.get("ctx", {}).get("error"), SecretError):
             raise InputError(f"{option}: {why}") from None
         if option == EXTRA_BODY:
-            raise InputError(f"{option} {shortened(str(extra_body))!r}: {why}; write it as '{{field: value}}'") from None
-        raise InputError(f"{option} {problem['input']!r}: {why}") from None
+            raise InputError(f"{option} {quoted(extra_body)}: {why}; write it as '{{field: value}}'") from None
+        raise InputError(f"{option} {quoted(problem['input'])}: {why}") from None
 
 
 def _fields(text: str) -> Any:
     """Fields of a request as YAML has them, and so JSON."""
-    said = f"{EXTRA_BODY} {shortened(text)!r}"
     try:
         return read_yaml(text)
-    except YAMLTextError as error:
-        raise InputError(f"{said}: not valid YAML; quote it: '{{max_tokens: null}}' ({error})") from None
+    except YAMLTextError:
+        raise InputError(f"{EXTRA_BODY} {quoted(text)}: not valid YAML; quote it: '{{max_tokens: null}}'") from None
 
 
 def with_recipe_defaults(given: Judged, recipes: Judged) -> Judged:
