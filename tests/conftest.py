@@ -1,11 +1,13 @@
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 # No network; before anything imports a library that reads these.
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", MPLBACKEND="agg")
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # what the tests trust, nobody else does
 
 import pytest
 from filelock import FileLock
@@ -24,6 +26,10 @@ def pytest_configure(config: pytest.Config) -> None:
     import torch
 
     torch.set_num_threads(1)  # beside other work on a small machine, two threads were twenty times slower than one
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["XDG_STATE_HOME"])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -122,6 +122,8 @@ class Voice:
 
 def open_voices(run: RunFolder, policies: list[StoredPolicy], base: Source, temperature: float | None) -> list[Voice]:
     """The policies on one base, sampling as the recipe's generation section says; loads the base."""
+    if temperature is not None and not (temperature == 0 or 1e-6 <= temperature <= 100):
+        raise InputError(f"--temperature {temperature}: cannot be used; give 0, which is greedy, or 0.000001 to 100")
     engine = HF(run.recipe, base, machine_of(run))
     sampling = sampling_params(run.recipe, run.inputs)
     if temperature is not None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.trust import Trust
 from lowmem_spin.evaluation import suites
 from lowmem_spin.evaluation.benchmark_records import FILE
 from lowmem_spin.evaluation.judged.shared import with_recipe_defaults
@@ -21,7 +22,7 @@ from lowmem_spin.runner.open import SharedResources
 PAGE = "report.html"
 
 
-def evaluate(folder: Path, request: EvaluationRequest, iterate: str, display: Display) -> None:
+def evaluate(folder: Path, request: EvaluationRequest, iterate: str, display: Display, trust: bool = False) -> None:
     """Measure what is requested; the recipe's benchmarks, or health and diversity, if nothing is.
 
     Raises:
@@ -44,7 +45,7 @@ def evaluate(folder: Path, request: EvaluationRequest, iterate: str, display: Di
     request = replace(
         request, judged=with_recipe_defaults(request.judged, suites.benchmarks_of(games[0].recipe, folders[0]).judged)
     )
-    shared = SharedResources()
+    shared = SharedResources(trust=Trust(trust))
     try:
         targets = [EvaluationTarget.from_run(game, iterate, shared, display) for game in games]
         suites.measure_policies(targets, request, display)

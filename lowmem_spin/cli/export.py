@@ -33,7 +33,7 @@ def export(run: RunFolder, policy: StoredPolicy, base: Source, to: Path, dtype: 
     from lowmem_spin.cli import model_card
     from lowmem_spin.engines.loading import end_tokens, load_tokenizer
 
-    temporary = to.resolve().with_name(f".{to.resolve().name}.{uuid.uuid4().hex}")
+    temporary = to.resolve().with_name(f".{uuid.uuid4().hex}")
     temporary.mkdir(parents=True)
     try:
         tokenizer = load_tokenizer(base, run.recipe.model.trust_remote_code)

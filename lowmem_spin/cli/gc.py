@@ -1,5 +1,6 @@
 """What no run uses, as a table, and what became of it."""
 
+import time
 from pathlib import Path
 
 from rich import box
@@ -14,8 +15,9 @@ from lowmem_spin.store.store import Store
 LONGEST = 40  # rows of the table; the rest is one line
 
 
-def show_unused(root: Path, top: Path, delete: bool, aside: bool, display: Display) -> None:
-    """Print what in the store at `root` no run below `top` uses, and with `delete` free it.
+def show_unused(root: Path, top: Path, delete: bool, aside: bool, grace_hours: float, display: Display) -> None:
+    """Print what in the store at `root` no run below `top` uses, nor any other that the store knows of, and with `delete` free
+    it. What was written less than `grace_hours` ago is left alone.
 
     Raises:
         InputError: no store, or no run, is there; or a run does not read, so that it might use anything.
@@ -25,33 +27,53 @@ def show_unused(root: Path, top: Path, delete: bool, aside: bool, display: Displ
     store = Store(root, display.log)
     folders = gc.run_folders(top, root)
     if not folders:
-        raise InputError(
-            f"--runs: no run below {str(top)!r}, so all of {str(root)!r} is unused; delete that folder if you mean it"
-        )
+        why = f"so all of {str(root)!r} is unused; delete that folder if you mean it"
+        for user in store.users.known():
+            why = f"though the store knows of one at {str(user.folder)!r}; give the folder with your runs"
+        raise InputError(f"--runs: no run below {str(top)!r}, {why}")
     try:
-        items = gc.unused(root, gc.used_by(folders))
+        others = gc.known_runs(store, folders, top)
+        used = gc.used_by([*folders, *others.folders])
     except InputError as error:
         raise InputError(f"{error}; until it reads, nothing is freed") from None
-    display.log(f"{len(folders)} runs below {top} use {_bytes(gc.size_of(root) - sum(item.size for item in items))} of {root}")
+    for user in others.kept:
+        used.add(user.keys)
+    for line in others.lines():
+        display.log(line, "yellow")
+    found = gc.unused(root, used)
+    found += gc.leftovers(store, found)
+    young = [item for item in found if grace_hours and item.written > time.time() - 3600 * grace_hours]
+    items = sorted((item for item in found if item not in young), key=lambda item: (-item.size, item.path))
+    elsewhere = f" and {len(others.folders)} elsewhere" if others.folders else ""
+    size = gc.size_of(root) - sum(item.size for item in found)
+    display.log(f"{len(folders)} runs below {top}{elsewhere} use {_bytes(size)} of {root}")
+    if young:
+        size = _bytes(sum(item.size for item in young))
+        display.log(f"{size} that no run uses is left alone: it was written in the last {grace_hours:g} hours (--grace-hours)")
     if not items:
         display.log("nothing is unused")
         return
     display.console.print(_table(items))
     doomed = [item for item in items if aside or item.kind != "aside"] if delete else []
+    if doomed and store.users.anyone():
+        doomed = [item for item in doomed if item.kind != "leftover"]
+        display.log("leftovers stay: a game is being played, and they may be its own", "yellow")
     freed = 0
     for item, gone in gc.collect(store, doomed):
         freed += item.size if gone else 0
         if not gone:
             display.log(f"kept {item.path}: a process is computing it", "yellow")
     display.log(f"freed {_bytes(freed)}" if delete else "nothing is freed without --delete")
-    if delete and len(doomed) < len(items):
+    for user in others.gone if delete else ():
+        user.record.unlink(missing_ok=True)
+    if delete and not aside and any(item.kind == "aside" for item in items):
         display.log("what was set aside is kept without --aside")
 
 
 def _table(items: list[gc.Unused]) -> Table:
     table = Table(title="Used by no run", box=box.SIMPLE_HEAD)
     table.add_column("kind", no_wrap=True)
-    table.add_column("name", no_wrap=True)
+    table.add_column("name", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
     for item in items[:LONGEST]:
         table.add_row(item.kind, escape(printable(item.path.name)), _bytes(item.size))

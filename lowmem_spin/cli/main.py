@@ -5,40 +5,68 @@ from typing import Annotated
 
 import typer
 
-from lowmem_spin.cli.options import path_argument, path_option
+from lowmem_spin.cli.options import TrustCode, path_argument, path_option
 from lowmem_spin.cli.policy_commands import app as living
+from lowmem_spin.cli.recipe_commands import app as copying
+from lowmem_spin.cli.run_commands import app as comparing
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Self-play fine-tuning of language models on one consumer GPU.",
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 STORE = Path("runs/store")
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that comes along.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a recipe value, e.g. game.alpha=0.9.")
 ]
 
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from lowmem_spin import __version__
+
+        print(f"lowmem-spin {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Self-play fine-tuning of language models on one consumer GPU."""
+
+
 Replace = Annotated[bool, typer.Option("--replace", help="Replace the results of another game in the same folder.")]
 
 
+MaxHours = Annotated[float | None, typer.Option(help="Stop then, with what is finished stored; run again to go on.")]
+
+
 @app.command()
-def run(recipe: RecipeName = "quickstart", overrides: Overrides = None, replace: Replace = False) -> None:
+def run(
+    recipe: RecipeName = "quickstart",
+    overrides: Overrides = None,
+    replace: Replace = False,
+    trust: TrustCode = False,
+    max_hours: MaxHours = None,
+) -> None:
     """Play a game. Interrupting is safe: running again goes on where it stopped."""
     import signal
 
     from rich.console import Console
 
     from lowmem_spin.cli.play import run as play
-    from lowmem_spin.common.display import Display
+    from lowmem_spin.common.display import Display, TimeIsUpError
     from lowmem_spin.config.load import find_recipe, load_recipe
+    from lowmem_spin.engines.machine import memory_gauge
 
-    display = Display(Console())
+    display = Display(Console(), memory_gauge())
     signal.signal(signal.SIGINT, display.interrupt)
+    display.stop_after(max_hours)
     path = find_recipe(recipe)
     try:
-        play(load_recipe(path, overrides or []), path.parent, display, replace)
+        play(load_recipe(path, overrides or []), path.parent, display, replace, trust)
+    except TimeIsUpError:
+        display.log(f"{max_hours:g} hours are over; what is finished is stored, run the same command again to go on", "yellow")
     except KeyboardInterrupt:
         display.log("interrupted; what is finished is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None
@@ -60,30 +88,25 @@ def sweep(
     seeds: Seeds = 1,
     overrides: Overrides = None,
     replace: Replace = False,
-    max_hours: Annotated[
-        float | None, typer.Option(help="Stop then, with what is finished stored; run again to go on.")
-    ] = None,
+    trust: TrustCode = False,
+    max_hours: MaxHours = None,
 ) -> None:
     """Play a recipe with some of its values varied. What the games have in common is computed once."""
-    import math
     import signal
-    import time
 
     from rich.console import Console
 
     from lowmem_spin.cli.play import sweep as play
     from lowmem_spin.cli.results import show_sweep
     from lowmem_spin.common.display import Display, TimeIsUpError
-    from lowmem_spin.common.errors import InputError
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find_recipe
+    from lowmem_spin.engines.machine import memory_gauge
     from lowmem_spin.runner.sweep import Entry, Sweep
 
-    if max_hours is not None and not (math.isfinite(max_hours) and max_hours > 0):
-        raise InputError(f"--max-hours {max_hours}: cannot be used; give the hours to play, for instance 11.5")
-    display = Display(Console())
+    display = Display(Console(), memory_gauge())
     signal.signal(signal.SIGINT, display.interrupt)
-    display.deadline = None if max_hours is None else time.perf_counter() + 3600 * max_hours
+    display.stop_after(max_hours)
     path = find_recipe(recipe)
     varied = points.sweep_axes(path, alpha, history, grid or [])
     base = points.first_recipe(path, overrides or [])
@@ -91,7 +114,7 @@ def sweep(
     game = Sweep(path.stem, points.sweep_folder(base), varied, list(range(base.seed, base.seed + seeds)), entries)
     display.log(f"{len(entries)} games, results in {game.folder}; interrupt whenever you like, run again to go on")
     try:
-        play(game, path.parent, display, replace)
+        play(game, path.parent, display, replace, trust)
     except TimeIsUpError:
         display.log(f"{max_hours:g} hours are over; what is finished is stored, run the same command again to go on", "yellow")
     except KeyboardInterrupt:
@@ -112,15 +135,14 @@ def recipe(
     """Check a recipe and print it with every default filled in."""
     import json
 
-    import yaml
-
     from lowmem_spin.config.load import find_recipe, load_recipe
     from lowmem_spin.config.recipe import Recipe
+    from lowmem_spin.config.yaml_text import write_yaml
 
     if schema:
         print(json.dumps(Recipe.model_json_schema(), indent=2))
     else:
-        print(yaml.safe_dump(load_recipe(find_recipe(name), overrides or []).model_dump(mode="json"), sort_keys=False), end="")
+        print(write_yaml(load_recipe(find_recipe(name), overrides or []).model_dump(mode="json"), sort_keys=False), end="")
 
 
 @app.command()
@@ -131,33 +153,35 @@ def plan(
     grid: Grid = None,
     seeds: Seeds = 1,
     overrides: Overrides = None,
+    gpu: Annotated[str | None, typer.Option(help="Plan for this card instead: 4090, 3090, T4, A100, H100 or H200.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON and nothing else.")] = False,
 ) -> None:
     """Say what a recipe or a sweep of it would compute, what is stored already, and the memory it needs. Runs nothing."""
-    import json
-
     from rich.console import Console
 
     from lowmem_spin.cli import plan as tables
     from lowmem_spin.common.display import Display
+    from lowmem_spin.common.files import json_text
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find_recipe
-    from lowmem_spin.engines.memory import read_shape
+    from lowmem_spin.engines.memory import planned_shape
     from lowmem_spin.runner.planning import plan as planning
+    from lowmem_spin.runner.planning.calibration import check_gpu
 
+    if gpu is not None:
+        check_gpu(gpu)
     path = find_recipe(recipe)
     varied = points.sweep_axes(path, alpha, history, grid or [])
     asked = points.planned_points(path, overrides or [], varied, seeds)
-    made = planning.plan(asked, path.parent)
+    made = planning.plan(asked, path.parent, gpu)
     if as_json:
-        print(json.dumps(made.record(), indent=2))
+        print(json_text(made.record(), indent=2))
         return
     display, first = Display(Console()), made.found.recipe
     display.console.print(tables.rows(made))
     display.console.print(tables.stages_left(made))
-    if made.found.model.resolved:
+    if (shape := planned_shape(made.found.model)) is not None:
         dtype = made.found.choices.machine.dtype if made.found.choices.machine.device == "cuda" else "bfloat16"
-        shape = read_shape(made.found.model)
         display.console.print(tables.memory(first, shape, dtype))
         for line in tables.verdicts(first, shape, dtype):
             display.log(line)
@@ -205,7 +229,7 @@ def doctor(
 
 @app.command()
 def bench(
-    model: Annotated[str | None, typer.Option(help="gemma-2b, llama-8b or tiny; by default tiny without a GPU.")] = None,
+    model: Annotated[str | None, typer.Option(help="gemma-2b, llama-8b, smollm2-135m or tiny; without a GPU tiny.")] = None,
     vram: Annotated[float | None, typer.Option(help="Gigabytes of the card to keep to.")] = None,
     pairs: Annotated[int, typer.Option(help="Rows to train on per iteration.")] = 128,
     prompt_length: Annotated[int, typer.Option(help="Tokens of every prompt.")] = 256,
@@ -250,6 +274,8 @@ def report(folder: Annotated[Path, path_argument(metavar="RUN_OR_SWEEP", help="T
 
 
 app.add_typer(living)
+app.add_typer(comparing)
+app.add_typer(copying)
 
 
 def main() -> None:

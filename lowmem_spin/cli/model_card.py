@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
 from lowmem_spin import __version__
 from lowmem_spin.common.errors import InputError, printable
 from lowmem_spin.common.files import read_text
 from lowmem_spin.config.choices import in_words
+from lowmem_spin.config.yaml_text import write_yaml
 from lowmem_spin.data.sources import Source
 from lowmem_spin.report.intervals import Value
 from lowmem_spin.report.measures import MEASURES
@@ -113,7 +113,7 @@ def _results(metrics: Path, mine: str) -> str:
     columns = {name: MEASURES[name] for name in SHOWN if name in records[0]}
     lines = ["| policy | " + " | ".join(one.heading for one in columns.values()) + " |", "|---|" + "---:|" * len(columns)]
     for record in records:
-        cells = [one.text(Value(record[name], record[f"{name}_se"])) for name, one in columns.items()]
+        cells = [one.text(Value.read(record[name], record[f"{name}_se"])) for name, one in columns.items()]
         name = f"**{record['name']}**" if record["name"] == mine else record["name"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n\nOn held-out rows, ± the half-width of the 95% interval; KL in nats per completion."
@@ -129,7 +129,7 @@ def _recipe(run: RunFolder) -> str:
     for name in {"function", "model"} & oracle.keys():
         if Path(oracle[name]).is_absolute():
             oracle[name] = Path(oracle[name]).name
-    return "\n".join("    " + line for line in yaml.safe_dump(content, sort_keys=False).splitlines())
+    return "\n".join("    " + line for line in write_yaml(content, sort_keys=False).splitlines())
 
 
 def _license(base: Source) -> str | None:

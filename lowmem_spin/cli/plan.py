@@ -1,10 +1,9 @@
 """A plan as tables: the rows and hours of every stage, its memory, and the cards it fits on."""
 
-import math
-
 from rich import box
 from rich.table import Table
 
+from lowmem_spin.common.display import clock
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.memory import CARDS, CONTEXT, FRAGMENTATION, Shape, advice, peak, stage_memory
@@ -45,15 +44,6 @@ def stages_left(plan: Plan) -> Table:
         sums = (sum(getattr(line, part) for line in lines) for part in ("rows", "stored", "to_do"))
         table.add_row(name, str(policies), *(f"{total:,}" for total in sums), clock(sum(line.seconds for line in lines)))
     return table
-
-
-def clock(seconds: float | None) -> str:
-    """A duration to two figures or so."""
-    if seconds is None or math.isnan(seconds):
-        return "?"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def memory(recipe: Recipe, shape: Shape, dtype: str) -> Table:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lowmem_spin.cli.options import path_argument, path_option
+from lowmem_spin.cli.options import TrustCode, path_argument, path_option
 
 app = typer.Typer()
 
@@ -73,6 +73,7 @@ def evaluate(
         Path | None, path_option(help="Instructions with a baseline's outputs as AlpacaEval has them; its own without it.")
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of mtbench's (1024) and alpaca's (2048) answers.")] = None,
+    trust: TrustCode = False,
 ) -> None:
     """Measure policies on benchmarks, all on one loaded base. What the store has is not measured again."""
     import signal
@@ -92,7 +93,8 @@ def evaluate(
     )
     judged = Judged(judge, mtbench, alpaca, max_new_tokens, download)
     try:
-        measure(run, EvaluationRequest(suites, task or [], limit, num_fewshot, include_path, judged=judged), iterate, display)
+        request = EvaluationRequest(suites, task or [], limit, num_fewshot, include_path, judged=judged)
+        measure(run, request, iterate, display, trust)
     except KeyboardInterrupt:
         display.log("interrupted; what is measured is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None
@@ -109,6 +111,7 @@ def arena(
     judge_concurrency: JudgeConcurrency = 8,
     judge_max_tokens: JudgeTokens = None,
     judge_extra_body: JudgeBody = None,
+    trust: TrustCode = False,
 ) -> None:
     """Let the base and all iterates answer the same prompts, and a judge compare every two answers in both orders."""
     import signal
@@ -127,7 +130,7 @@ def arena(
     )
     judged = Judged(judge)
     try:
-        record = play(run, prompts, limit, judged, display)
+        record = play(run, prompts, limit, judged, display, trust)
         show_arena(run, record, display)
     except KeyboardInterrupt:
         display.log("interrupted; what is judged is stored, run the same command again to go on", "yellow")
@@ -140,11 +143,13 @@ def chat(
     iterate: Iterate = None,
     versus: Annotated[str | None, typer.Option(metavar="K", help="A second policy that answers beside it.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="Instead of the recipe's; 0 is greedy.")] = None,
+    trust: TrustCode = False,
 ) -> None:
     """Talk to an iterate, or to two side by side. Reads lines from a pipe too; /reset forgets, /quit ends."""
     from rich.console import Console
 
     from lowmem_spin.common.display import Display
+    from lowmem_spin.common.trust import Trust
     from lowmem_spin.runner import run_folder
 
     display = Display(Console(stderr=True))
@@ -152,7 +157,7 @@ def chat(
     store = run_folder.open_store(game, display.log)
     policies = [run_folder.find_policy(game, store, iterate)]
     policies += [run_folder.find_policy(game, store, versus, "--versus")] if versus is not None else []
-    base = run_folder.find_base(game, store)
+    base = run_folder.find_trusted_base(game, store, Trust(trust), display.log)
     with display.start_up(f"loading {base.location}"):
         from lowmem_spin.cli.chat import open_voices, read_lines, talk
 
@@ -168,12 +173,14 @@ def export(
     iterate: Iterate = None,
     merge: Annotated[bool, typer.Option("--merge", help="One model instead of the adapter.")] = False,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the merged model; bfloat16 without it.", show_default=False)] = None,
+    trust: TrustCode = False,
 ) -> None:
     """Write an iterate to a folder that PEFT loads, or merged into one that transformers and vLLM load."""
     from rich.console import Console
 
     from lowmem_spin.common.display import Display
     from lowmem_spin.common.errors import InputError
+    from lowmem_spin.common.trust import Trust
     from lowmem_spin.runner import run_folder
 
     if dtype is not None and not merge:
@@ -181,7 +188,8 @@ def export(
     display = Display(Console(stderr=True))
     game = run_folder.read_run(run)
     store = run_folder.open_store(game, display.log)
-    policy, base = run_folder.find_policy(game, store, iterate), run_folder.find_base(game, store)
+    policy = run_folder.find_policy(game, store, iterate)
+    base = run_folder.find_trusted_base(game, store, Trust(trust), display.log)
     with display.start_up(f"exporting {policy.name}"):
         from lowmem_spin.cli.export import export as write
 
@@ -196,12 +204,14 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to answer on; the default is this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     only_print: Annotated[bool, typer.Option("--print", help="Print the command and do not run it.")] = False,
+    trust: TrustCode = False,
 ) -> None:
     """Serve the base and every iterate with vLLM, each under its own model name, as an OpenAI-compatible API."""
     from rich.console import Console
 
     from lowmem_spin.cli import serve as server
     from lowmem_spin.common.display import Display
+    from lowmem_spin.common.trust import Trust
     from lowmem_spin.runner import run_folder
 
     display = Display(Console(stderr=True))
@@ -209,8 +219,9 @@ def serve(
     store = run_folder.open_store(game, display.log)
     if not only_print:
         server.check_port(host, port)
+    base = run_folder.find_trusted_base(game, store, Trust(trust), display.log)
     with display.start_up("preparing the base"):
-        environment, command = server.serve_command(game, store, host, port, extra or [])
+        environment, command = server.serve_command(game, store, base, host, port, extra or [])
     print(server.line(environment, command), flush=True)
     if not only_print:
         server.start(environment, command)
@@ -219,9 +230,12 @@ def serve(
 @app.command()
 def gc(
     store: Annotated[Path, path_option(help="Folder that the runs share.")] = Path("runs/store"),
-    runs: Annotated[Path, path_option(help="Folder with every run that is to be kept, at any depth.")] = Path("runs"),
+    runs: Annotated[
+        Path, path_option(help="Folder with runs that are to be kept, at any depth; the store knows of more.")
+    ] = Path("runs"),
     delete: Annotated[bool, typer.Option("--delete", help="Free it; without this, nothing is touched.")] = False,
     aside: Annotated[bool, typer.Option("--aside", help="Free what was set aside as damaged, too.")] = False,
+    grace_hours: Annotated[float, typer.Option(min=0, help="Leave what was written in so many hours.")] = 24,
 ) -> None:
     """Show what in the store no run uses any more, and free it if asked to."""
     from rich.console import Console
@@ -229,4 +243,4 @@ def gc(
     from lowmem_spin.cli import gc as unused
     from lowmem_spin.common.display import Display
 
-    unused.show_unused(store, runs, delete, aside, Display(Console()))
+    unused.show_unused(store, runs, delete, aside, grace_hours, Display(Console()))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lowmem_spin.algorithm.game import sampling_params
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import write_json
+from lowmem_spin.common.files import check_inside, write_json
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.dequantized import unpacked
 from lowmem_spin.engines.registry import held_rank
@@ -50,10 +50,12 @@ def _installed(package: str) -> bool:
     return any(True for _ in distributions(name=package))
 
 
-def serve_command(run: RunFolder, store: Store, host: str, port: int, extra: list[str]) -> tuple[dict[str, str], list[str]]:
+def serve_command(
+    run: RunFolder, store: Store, base: Source, host: str, port: int, extra: list[str]
+) -> tuple[dict[str, str], list[str]]:
     """(environment, command), with every file that the command names in place."""
     machine, base_model = run_folder.machine_of(run), run.recipe.model
-    base = run_folder.find_base(run, store)
+    check_inside(run.folder, "serve")
     front = (run.folder / "serve").resolve()
     _write_front(run, base, front)
     model, revision = base.location, base.revision

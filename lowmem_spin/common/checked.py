@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin.common.files import DamagedError, Notice, read_text, reading, sha256, write_json
+from lowmem_spin.common.files import DamagedError, Notice, json_text, read_text, reading, sha256, write_json
 
 CHECKSUM = "checksum"  # in a JSON object: of all the rest
 MANIFEST = "manifest.json"  # in a folder: names and hashes of all its files, written last
@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"  # in a folder: names and hashes of all its files, wr
 
 def write_checked(path: Path, record: dict[str, Any]) -> None:
     """Write readable JSON that is whole or absent, with its checksum."""
-    plain = json.loads(json.dumps(record))
+    plain = json.loads(json_text(record))
     write_json(path, {**plain, CHECKSUM: _checksum(plain)})
 
 

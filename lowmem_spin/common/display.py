@@ -1,51 +1,133 @@
-"""What a person watches: one progress bar per stage, and where the time went."""
+"""What a person watches: how far each stage is, and the game; and where the time went."""
 
+import math
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from lowmem_spin.common.errors import printable
+from lowmem_spin.common.errors import InputError, printable
 
-
-class TokensPerSecond(ProgressColumn):
-    """Tokens per second since the stage began, rows that were already stored left out."""
-
-    def render(self, task: Task) -> Text:
-        tokens, elapsed = task.fields["tokens"], task.elapsed or 0
-        return Text(f"{tokens / elapsed:,.0f} tok/s" if tokens and elapsed else "", style="cyan")
+EVERY = 30.0  # seconds between two lines on a stage where no bar can be drawn
 
 
 class TimeIsUpError(KeyboardInterrupt):
     """The hours that were given are over. Raised where all that was computed is stored."""
 
 
-class _Meter:
-    def __init__(self, display: "Display", progress: Progress, task: int, kind: str) -> None:
-        self.display, self.progress, self.task, self.kind, self.tokens = display, progress, task, kind, 0
+def clock(seconds: float | None) -> str:
+    """A duration to two figures or so; None is one that is not known."""
+    if seconds is None or math.isnan(seconds):
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
-    def advance(self, rows: int, tokens: int = 0) -> None:
+
+def _no_bar() -> None:
+    """Nothing is drawn where there is no terminal."""
+
+
+@dataclass
+class Meter:
+    """One stage's progress."""
+
+    display: "Display"
+    kind: str
+    label: str
+    rows: int
+    done: int = 0
+    computed: int = 0  # of those that are done: the others were stored
+    tokens: int = 0
+    loss: float | None = None
+    bar: Callable[[], None] = _no_bar  # draws how many rows are done
+
+    def __post_init__(self) -> None:
+        self.began = time.perf_counter()
+
+    def advance(self, rows: int, tokens: int = 0, loss: float | None = None) -> None:
+        """So many rows were computed."""
         self.display.stop_if_interrupted()
-        self.tokens += tokens
-        self.display.tokens[self.kind] += tokens
-        self.display.rows[self.kind] += rows if tokens else 0
-        self.progress.update(self.task, advance=rows, tokens=self.tokens)  # type: ignore[arg-type]
+        self.done, self.computed, self.tokens = self.done + rows, self.computed + rows, self.tokens + tokens
+        self.loss = self.loss if loss is None else loss
+        self.display.count(self.kind, rows, tokens)
+        self.bar()
+
+    def skip(self, rows: int) -> None:
+        """So many rows were stored already."""
+        self.done += rows
+        self.display.skip(self.kind, rows)
+        self.bar()
 
     def saved(self) -> None:
+        """All that was computed so far is stored: a good moment to stop."""
         self.display.stop_if_late()
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.began
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the stage is over, by what it has computed so far; None: nothing yet."""
+        return self.elapsed / self.computed * (self.rows - self.done) if self.computed else None
+
+    def speed(self) -> list[str]:
+        """Loss, tokens per second and the device's memory, as far as they are known."""
+        parts = [] if self.loss is None else [f"loss {self.loss:.3f}"]
+        if self.tokens:
+            parts.append(f"{self.tokens / self.elapsed:,.0f} tok/s")
+        return [*parts, *self.display.gauge()]
+
+    def line(self) -> str:
+        """How far the stage is, and how long it and the game will take."""
+        parts = [f"{self.done:,} of {self.rows:,} rows", *self.speed()]
+        if self.left is not None:
+            parts.append(f"{clock(self.left)} left")
+        return f"{self.label}: {', '.join([*parts, *self.display.game_left()])}"
+
+    def last_line(self) -> str:
+        """What the stage took."""
+        stored = f", {self.done - self.computed:,} of them stored before" if self.done > self.computed else ""
+        return f"{self.label}: {', '.join([f'{self.done:,} rows{stored}', clock(self.elapsed), *self.speed()])}"
+
+
+class _Pace(ProgressColumn):
+    """What a bar says beside itself: the time left first, for a narrow terminal cuts the rest."""
+
+    def __init__(self, meter: Meter) -> None:
+        super().__init__(Column(no_wrap=True, overflow="ellipsis"))
+        self.meter = meter
+
+    def render(self, task: Task) -> Text:
+        """See ProgressColumn."""
+        left, game = self.meter.left, self.meter.display.left()
+        parts = [
+            *([] if left is None else [clock(left)]),
+            *([] if game is None else [f"all {clock(game)}"]),
+            *self.meter.speed(),
+        ]
+        return Text(", ".join(parts), style="cyan")
 
 
 class Display:
-    """Prints lines, shows stages and adds up their seconds, tokens and rows by kind; stored rows count for nothing."""
+    """Prints lines, shows stages and adds up their seconds, tokens and rows by kind; stored rows count for nothing.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    Args:
+        console: where to.
+        gauge: what else to say of a stage under way, in parts.
+    """
+
+    def __init__(self, console: Console, gauge: Callable[[], Sequence[str]] = tuple) -> None:
+        self.console, self.gauge = console, gauge
         self.seconds: dict[str, float] = defaultdict(float)
         self.tokens: dict[str, int] = defaultdict(int)
         self.rows: dict[str, int] = defaultdict(int)
@@ -54,6 +136,9 @@ class Display:
         self.name = ""  # before a line on one game of several
         self.deadline: float | None = None  # on time.perf_counter's clock, which no change of the date moves
         self.interrupted = False
+        self._steps: Sequence[Mapping[str, int]] = ()  # rows of each step by kind, at most
+        self._step, self._step_rows = 0, defaultdict[str, int](int)
+        self._meter: Meter | None = None  # of the stage under way
 
     def interrupt(self, *_: object) -> None:
         """Ctrl-C, as a signal handler. Python drops an exception that is raised inside a destructor or a foreign
@@ -66,6 +151,18 @@ class Display:
         if self.interrupted:
             raise KeyboardInterrupt
 
+    def stop_after(self, hours: float | None) -> None:
+        """Set the deadline, from now; None: there is none.
+
+        Raises:
+            InputError: these are no hours.
+        """
+        if hours is None:
+            return
+        if not (math.isfinite(hours) and hours > 0):
+            raise InputError(f"--max-hours {hours}: cannot be used; give the hours to play, for instance 11.5")
+        self.deadline = time.perf_counter() + 3600 * hours
+
     def stop_if_late(self) -> None:
         """Raise that the time is up, if it is; called where nothing would be lost."""
         if self.deadline is not None and time.perf_counter() > self.deadline:
@@ -74,6 +171,45 @@ class Display:
     def log(self, line: str, style: str = "") -> None:
         """Print one line of plain text: markup and control characters in it show as they are."""
         self.console.print(escape(printable(line)), style=style, highlight=False, soft_wrap=True)
+
+    def expect(self, steps: Sequence[Mapping[str, int]]) -> None:
+        """Say what lies ahead: the rows of each step by kind, at most."""
+        self._steps = steps
+        self.begin_step(0)
+
+    def begin_step(self, place: int) -> None:
+        """The step of this place, of those that are expected, begins."""
+        self._step = place
+        self._step_rows.clear()
+
+    def count(self, kind: str, rows: int, tokens: int) -> None:
+        """Rows that were computed."""
+        self.tokens[kind] += tokens
+        self.rows[kind] += rows
+        self._step_rows[kind] += rows
+
+    def skip(self, kind: str, rows: int) -> None:
+        """Rows that need not be computed."""
+        self._step_rows[kind] += rows
+
+    def left(self) -> float | None:
+        """Seconds until all steps are over, at most, at the pace of each kind of work so far; None: one has none yet."""
+        if not self._steps:
+            return None
+        ahead = dict(self._steps[self._step])
+        ahead = {kind: max(0, rows - self._step_rows[kind]) for kind, rows in ahead.items()}
+        for step in self._steps[self._step + 1 :]:
+            ahead = {kind: ahead.get(kind, 0) + step.get(kind, 0) for kind in {*ahead, *step}}
+        spent = dict(self.seconds)
+        if self._meter is not None:
+            spent[self._meter.kind] = spent.get(self._meter.kind, 0.0) + self._meter.elapsed
+        known = [spent[kind] / self.rows[kind] * rows for kind, rows in ahead.items() if rows and self.rows[kind]]
+        return sum(known) if len(known) == sum(map(bool, ahead.values())) else None
+
+    def game_left(self) -> list[str]:
+        """How long the game will take, in words, once that is known."""
+        left = self.left()
+        return [] if left is None else [f"in all at most {clock(left)} left"]
 
     @contextmanager
     def start_up(self, label: str) -> Iterator[None]:
@@ -91,17 +227,42 @@ class Display:
             self.seconds[kind] += time.perf_counter() - began
 
     @contextmanager
-    def stage(self, kind: str, label: str, rows: int) -> Iterator[_Meter]:
-        """One stage under a progress bar with rows, tokens per second and time left."""
-        columns = [TextColumn("{task.description}"), BarColumn(10), MofNCompleteColumn(), TokensPerSecond(Column(no_wrap=True))]
-        left = [TimeRemainingColumn(compact=True, elapsed_when_finished=True)]
+    def stage(self, kind: str, label: str, rows: int) -> Iterator[Meter]:
+        """One stage: under a bar in a terminal, elsewhere with a line every half a minute and one at its end."""
         self.stop_if_interrupted()
-        description = f"{self.title}{kind} {label}"
-        with (
-            self.timed(kind),
-            Progress(*columns, *left, console=self.console, transient=self.console.is_terminal) as progress,
-        ):
-            yield _Meter(self, progress, progress.add_task(escape(description), total=rows, tokens=0), kind)
+        with self.timed(kind):
+            self._meter = meter = Meter(self, kind, f"{self.title}{kind} {label}", rows)
+            try:
+                with self._bar(meter) if self.console.is_terminal else self._lines(meter):
+                    yield meter
+            finally:
+                self._meter = None
+
+    @contextmanager
+    def _bar(self, meter: Meter) -> Iterator[None]:
+        columns = [TextColumn("{task.description}"), BarColumn(10), MofNCompleteColumn(), _Pace(meter)]
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            meter.bar = lambda: progress.update(task, completed=meter.done)
+            task = progress.add_task(escape(printable(meter.label)), total=meter.rows)
+            yield
+        meter.bar = _no_bar
+
+    @contextmanager
+    def _lines(self, meter: Meter) -> Iterator[None]:
+        over = threading.Event()
+
+        def tell() -> None:
+            while not over.wait(EVERY):
+                self.log(meter.line())
+
+        teller = threading.Thread(target=tell, name="progress", daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            over.set()
+            teller.join()
+        self.log(meter.last_line())
 
     def time_line(self) -> str:
         """Where the wall time of this run went, in seconds."""

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from lowmem_spin.common.errors import InputError
 
 # What a disk can answer; any other error of the system is a bug and keeps its traceback.
-DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR", "EISDIR"}
+DISK = {"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG"}
 Notice = Callable[[str], None]
 Tokens = Sequence[int] | np.ndarray
 """Token ids of one prompt or completion."""
@@ -42,6 +43,32 @@ def check_folder_place(folder: Path, field: str) -> None:
             raise InputError(
                 f"{field}: {str(folder)!r} {where} a link that leads nowhere; make its folder, or choose another one"
             )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, if it is not there, and those that it is in.
+
+    Raises:
+        InputError: it would be in one in which the system makes none, such as /proc.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:
+        raise InputError(
+            f"{str(folder)!r}: the system makes no folder there; choose another output.store or output.dir"
+        ) from None
+
+
+def check_inside(top: Path, *names: str) -> None:
+    """Refuse folders in a run's folder that are links out of it: what is written there would be somewhere else.
+
+    Raises:
+        InputError: one leads out.
+    """
+    home = os.path.realpath(top)
+    for name in names:
+        if not Path(os.path.realpath(top / name)).is_relative_to(home):
+            raise InputError(f"{str(top / name)!r} is a link that leads out of {str(top)!r}; remove it")
 
 
 class DamagedError(ValueError):
@@ -92,9 +119,27 @@ def read_text(path: Path) -> str:
             raise DamagedError("is not UTF-8 text", path) from error
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON that any program reads: what is undefined or infinite, which JSON has no number for, is null."""
+    return json.dumps(_defined(value), indent=indent, allow_nan=False)
+
+
+def _defined(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _defined(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_defined(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write readable JSON that is whole or absent."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+    write_text(path, json_text(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in UTF-8 that is whole or absent. A link there is replaced, not written through."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -103,7 +148,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     Raises:
         InputError: a folder is in its place.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         write(temporary)

@@ -36,9 +36,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 
 
-def is_key(name: str) -> bool:
-    """Whether a file's name is a key."""
-    return len(name) == LENGTH and set(name) <= set("0123456789abcdef")
+def is_key(name: Any) -> bool:
+    """Whether a file's name, or what somebody's file gives as one, is a key."""
+    return isinstance(name, str) and len(name) == LENGTH and set(name) <= set("0123456789abcdef")
 
 
 def number(*parts: Any) -> int:

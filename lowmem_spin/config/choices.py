@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from lowmem_spin.common.keys import digest
+from lowmem_spin.config.bounds import BATCH, EPOCHS, GAMES_LONG, REQUESTS, ROWS, SINGLE, TOKENS
+from lowmem_spin.config.endpoint_fields import check_address, check_extra_body, check_variable
 from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.per_iteration import Positive
 from lowmem_spin.config.section import Section
@@ -24,7 +25,7 @@ def named(default: str) -> Callable[[Any], Any]:
 
 
 def _option(value: Any) -> Any:
-    """YAML reads 1e-4 as text."""
+    """A number in quotes is one, too."""
     if not isinstance(value, bool | int | float | str):
         raise ValueError("give a number, a text, true or false")
     try:
@@ -55,7 +56,7 @@ class IPO(Section):
 
     name: Literal["ipo"] = "ipo"
     """Selects IPO's loss (margin - 1 / (2 tau))^2, which stops pulling once a pair reaches its target margin."""
-    tau: float = Field(default=0.1, gt=0)
+    tau: float = Field(default=0.1, gt=0, le=SINGLE)
     """Strength of the pull to the reference; the target margin is 1 / (2 tau) nats per completion, 5 for 0.1. Raise it if
     iterates drift; SPIN trained to convergence in every iteration is stable only above 1/8."""
 
@@ -66,7 +67,7 @@ class IPOLengthNormalized(Section):
     name: Literal["ipo_length_normalized"] = "ipo_length_normalized"
     """Selects the loss (margin per token - 1 / (2 tau))^2, TRL's "ipo". Needs a normalised reference: game.alpha 0
     or 1, or game.reference arithmetic or ema."""
-    tau: float = Field(default=0.1, gt=0)
+    tau: float = Field(default=0.1, gt=0, le=SINGLE)
     """Strength of the pull to the reference; the target margin is 1 / (2 tau) nats per token, 5 for TRL's 0.1. Raise it
     to aim at a smaller margin."""
 
@@ -86,10 +87,10 @@ class SLiC(Section):
 
     name: Literal["slic"] = "slic"
     """Selects the loss max(0, delta - chosen + rejected) - lam * chosen, in log-probs of the policy alone."""
-    delta: float = Field(default=1.0, gt=0)
+    delta: float = Field(default=1.0, gt=0, le=SINGLE)
     """Margin in nats per completion by which the chosen answer has to be likelier than the rejected one. Raise it to
     separate the two further."""
-    lam: float = Field(default=0.5, ge=0)
+    lam: float = Field(default=0.5, ge=0, le=SINGLE)
     """Weight of the chosen answer's own log-prob, an SFT term that keeps the policy near the data; 0 turns it off."""
 
 
@@ -99,7 +100,7 @@ class SPPO(Section):
     name: Literal["sppo"] = "sppo"
     """Selects the loss (log-ratio - eta * (win-rate - 1/2))^2, averaged over a pair's two answers. Needs a normalised
     reference: game.alpha 0 or 1, game.reference arithmetic or ema, or game.normalizer estimated."""
-    eta: float = Field(default=1000.0, gt=0)
+    eta: float = Field(default=1000.0, gt=0, le=SINGLE)
     """Step size in nats per unit of win-rate; the paper's is 1000. Lower it if iterates move too far in one iteration."""
     targets: Literal["soft", "hard"] = "soft"
     """Win-rates that the loss aims at. soft: the oracle's estimates. hard: 1 for the better answer and 0 for the worse,
@@ -137,9 +138,9 @@ class RewardModelOracle(Section):
     """Hub id or local folder of the reward model."""
     revision: str | None = None
     """Branch, tag or commit of the reward model on the hub; null is its main branch. Set a commit to pin it."""
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, le=BATCH)
     """Conversations scored in one forward pass. No result depends on it; lower it if memory runs out."""
-    max_length: int = Field(default=2048, ge=1)
+    max_length: int = Field(default=2048, ge=1, le=TOKENS)
     """Longest conversation in tokens; longer ones lose their beginning. Raise it if prompts and answers do not fit and the
     reward model can read more."""
 
@@ -153,7 +154,7 @@ class PairRMOracle(Section):
     """Hub id or local folder of the PairRM model; change it only for another model of that kind."""
     revision: str | None = None
     """Branch, tag or commit of the PairRM model on the hub; null is its main branch. Set a commit to pin it."""
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, le=BATCH)
     """Ordered pairs of answers read in one forward pass. No result depends on it; lower it if memory runs out."""
 
 
@@ -163,36 +164,45 @@ class JudgeOracle(Section):
     name: Literal["judge"] = "judge"
     """Selects a language model as the judge; it compares every two answers in both orders."""
     base_url: str
-    """Address of the OpenAI-compatible endpoint, for instance http://localhost:8000/v1."""
+    """Address of the OpenAI-compatible endpoint, for instance http://localhost:8000/v1. It is shown in the report, so no name,
+    password or query is taken in it."""
     model: str
     """Name under which the endpoint serves the judge model. It is part of every result: scores of different judges are
     not comparable."""
     api_key_env: str | None = None
-    """Name of the environment variable that holds the API key; null sends no key, which is enough for most local servers."""
-    concurrency: int = Field(default=8, ge=1)
+    """Name of the environment variable that holds the API key; null sends no key, which is enough for most local servers. The
+    key itself is written nowhere."""
+    concurrency: int = Field(default=8, ge=1, le=REQUESTS)
     """Requests in flight at the same time. No result depends on it; lower it if the endpoint limits your rate."""
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=TOKENS)
     """Longest reply of the judge in tokens; null is 1024 for comparing two answers and 2048 for an MT-Bench grade. Raise it
     if replies end before their verdict."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """More fields of every request; null leaves one out that is sent otherwise. Set it where the endpoint refuses how it is
     asked: OpenAI's reasoning models want {max_tokens: null, max_completion_tokens: 4096, temperature: null}."""
 
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        check_address(value)
+        return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _variable(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_variable(value)
+        return value
+
     @field_validator("extra_body")
     @classmethod
     def _more_of_a_request(cls, value: dict[str, Any]) -> dict[str, Any]:
-        own = [name for name in ("model", "messages", "stream", "n") if name in value]
-        if own:
-            raise ValueError(f"{own[0]} cannot be set here: one answer of the judge's own model is read at a time")
-        try:
-            digest(value)
-        except TypeError:
-            raise ValueError("give what JSON has: text, numbers, true, false, null, lists and mappings") from None
+        check_extra_body(value)
         return value
 
 
 Oracle = FunctionOracle | RewardModelOracle | PairRMOracle | JudgeOracle
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, le=SINGLE)]
 
 
 class Regularizer(Section):
@@ -211,7 +221,7 @@ class Regularizer(Section):
     off. Use it instead of reverse_kl to weight the entropy separately."""
     entropy: Weight = 0.0
     """Weight of the policy's negative entropy, so that a larger weight keeps answers more diverse; 0 turns it off."""
-    clamp: float = Field(default=10.0, gt=0)
+    clamp: float = Field(default=10.0, gt=0, le=SINGLE)
     """Largest log-ratio in nats that forward_kl and chi2 exponentiate; answers beyond it get no gradient from
     them. Lower it if these penalties make training unstable."""
     importance: Literal["none", "corrected"] = "none"
@@ -230,7 +240,7 @@ class Rejection(Section):
 
     name: Literal["rejection"] = "rejection"
     """Selects rejection sampling: exact samples of the mixture, but many proposals where its policies differ."""
-    proposals: int = Field(default=100, ge=1)
+    proposals: int = Field(default=100, ge=1, le=BATCH)
     """Most proposals per prompt; a prompt without an accepted one is left out of the iteration. Raise it if too many
     prompts are left out."""
 
@@ -241,7 +251,7 @@ class Resampled(Section):
     name: Literal["snis", "smc"] = "snis"
     """Selects weighted proposals. snis: whole answers are weighted at the end. smc: proposals are also resampled while they
     grow; use it for long answers."""
-    proposals: int = Field(default=16, ge=1)
+    proposals: int = Field(default=16, ge=1, le=BATCH)
     """Proposals per prompt: more come closer to the mixture and take proportionally longer."""
 
 
@@ -259,29 +269,32 @@ class NoSampler(Section):
     """Selects no sampler: opponents are the past iterates themselves, as in SPIN and alpha-SPIN."""
 
 
+Temperature = Annotated[float, Field(gt=0, le=100)]
+
+
 class GFlowNet(Section):
     """An extra adapter per iterate, fine-tuned to sample the mixture by itself; generating then needs one policy, not two."""
 
     name: Literal["gflownet"] = "gflownet"
     """Selects GFlowNet fine-tuning with sub-trajectory balance, as in appendix A of arXiv 2404.04291; the defaults are
     that paper's where it gives any."""
-    prompts: int = Field(default=1000, ge=1)
+    prompts: int = Field(default=1000, ge=1, le=ROWS)
     """Rows of the data whose prompts the sampler is fine-tuned on. Raise it if it does not generalise to other prompts."""
-    epochs: int = Field(default=10, ge=1)
+    epochs: int = Field(default=10, ge=1, le=EPOCHS)
     """Passes over the sampler's prompts. Raise it if the reported log_ratio is still falling at the end."""
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0, le=SINGLE)
     """Peak learning rate of the sampler's fine-tuning; it falls linearly to 0. Lower it if the loss diverges."""
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=32, ge=1, le=BATCH)
     """Sequences in one optimiser step of the sampler's fine-tuning. Raise it if the loss is too noisy."""
     warmup_ratio: float = Field(default=0.0, ge=0, le=1)
     """Share of the sampler's steps, from 0 to 1, in which the learning rate rises to its peak. Raise it if the first steps are
     unstable."""
-    max_grad_norm: float = Field(default=1.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0, le=SINGLE)
     """Gradient norm above which the sampler's gradients are scaled down; 0 turns clipping off. Lower it if the loss
     has spikes."""
     lam: float = Field(default=1.0, gt=0, le=1)
     """Weight of a sub-trajectory relative to one that is a token shorter. Below 1, short stretches of a sequence count more."""
-    buffer: int = Field(default=8, ge=1)
+    buffer: int = Field(default=8, ge=1, le=BATCH)
     """Sequences kept per prompt to train the sampler on again, the newest ones. It matters only with replay above 0."""
     replay: float = Field(default=0.25, ge=0, le=1)
     """Probability, per prompt and step, of training on a kept sequence instead of drawing a new one. Raise it
@@ -289,9 +302,9 @@ class GFlowNet(Section):
     explore: float = Field(default=0.666, ge=0, le=1)
     """Probability that a step samples at a temperature from `temperatures` instead of at 1. Raise it if the sampler misses
     answers that the mixture gives."""
-    temperatures: tuple[float, float] = (0.5, 2.0)
+    temperatures: tuple[Temperature, Temperature] = (0.5, 2.0)
     """Lowest and highest sampling temperature of exploring steps. Widen the range to explore more."""
-    reward_temperature: float = Field(default=1.0, gt=0)
+    reward_temperature: float = Field(default=1.0, gt=0, le=SINGLE)
     """Temperature by which the log reward is divided at first; it falls to 1. Above 1, training starts from an easier, flatter
     target."""
     anneal: float = Field(default=0.5, ge=0, le=1)
@@ -304,12 +317,12 @@ Sampler = NoSampler | TokenLevel | Rejection | Resampled | GFlowNet
 class StopWhen(Section):
     """Ends the game early, after an iterate that has gone wrong. Any bound that is set can end it; null turns a bound off."""
 
-    kl_to_base: float | None = Field(default=None, gt=0)
+    kl_to_base: float | None = Field(default=None, gt=0, le=SINGLE)
     """Stop when KL(iterate | base) exceeds this many nats per completion. With a warm start, the KL includes the warm start's
     share."""
-    chosen_logp_falls: int | None = Field(default=None, ge=1)
+    chosen_logp_falls: int | None = Field(default=None, ge=1, le=GAMES_LONG)
     """Stop when the log-prob of the held-out answers has fallen in this many iterations in a row."""
-    length_drift: float | None = Field(default=None, gt=0)
+    length_drift: float | None = Field(default=None, gt=0, le=SINGLE)
     """Stop when the mean answer length differs from its value before the first iterate by more than this share: 0.5 means
     half as long again, or half as long."""
     win_rate_below: float | None = Field(default=None, ge=0, le=1)

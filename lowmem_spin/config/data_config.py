@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from lowmem_spin.config.bounds import TOKENS
 from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.section import Section
 
@@ -66,10 +67,10 @@ class Data(Section):
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Arguments of the chat template, such as enable_thinking: false for a model whose prompts otherwise open a thought. Chats,
     benchmarks, served and exported policies keep them. The template's text says which it knows."""
-    max_prompt_length: int = Field(default=512, ge=1)
+    max_prompt_length: int = Field(default=512, ge=1, le=TOKENS)
     """Longest prompt in tokens; rows with a longer one are left out and counted, never cut. Raise it if too many are left
     out and memory allows."""
-    max_completion_length: int = Field(default=512, ge=1)
+    max_completion_length: int = Field(default=512, ge=1, le=TOKENS)
     """Longest answer of the data in tokens; longer ones are counted and cut, without an end of turn. Raise it if too many are
     cut and memory allows."""
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from lowmem_spin.config.bounds import GAMES_LONG, ROWS
 from lowmem_spin.config.choices import DPO, Loss, NoSampler, Oracle, Regularizer, Sampler, StopWhen, Weight, named
 from lowmem_spin.config.section import Section
 
@@ -20,7 +21,7 @@ class GameConfig(Section):
     """Which answers an iterate learns from. alpha-spin: the data's against past iterates' (Algorithm 2 of arXiv 2404.04291;
     SPIN with alpha 1 and history 1). sppo: the best against the worst of the last iterate's own, as game.oracle judges them
     (arXiv 2405.00675). offline: the data's `chosen` against its `rejected`, as in ordinary DPO."""
-    iterations: int = Field(default=3, ge=1)
+    iterations: int = Field(default=3, ge=1, le=GAMES_LONG)
     """Number of iterates to train, one after the other (the paper's T + 1). Raise it while held-out scores still improve."""
     alpha: float = Field(default=0.95, ge=0, le=1)
     """Weight of the previous iterate in the reference, from 0 to 1; the base has the rest. 1 is SPIN; lower it if iterates
@@ -34,7 +35,7 @@ class GameConfig(Section):
     exact: no approximation, but a rank that grows with every iteration."""
     reference_over: Literal["previous", "history"] = "previous"
     """Which iterates have the weight alpha in the reference: the previous one alone, or all past ones in equal parts."""
-    history: Annotated[Annotated[int, Field(ge=1)] | Literal["inf"], BeforeValidator(_infinite)] = 2
+    history: Annotated[Annotated[int, Field(ge=1, le=GAMES_LONG)] | Literal["inf"], BeforeValidator(_infinite)] = 2
     """Number of past iterates that play the opponent. 1 is SPIN; inf is all of them, which is fictitious play. Raise it if
     iterates unlearn what they had learned against earlier ones."""
     weights: Literal["algorithm", "distinct"] | list[Weight] = "algorithm"
@@ -52,7 +53,7 @@ class GameConfig(Section):
     pairing: Literal["split", "concatenate"] = "split"
     """How prompts go to opponents. split: each prompt to one of them. concatenate: each prompt to all of them, which gives one
     pair per opponent, and fewer prompts for the same number of pairs."""
-    pairs: Annotated[int, Field(ge=1)] | list[Annotated[int, Field(ge=1)]] = 50000
+    pairs: Annotated[int, Field(ge=1, le=ROWS)] | list[Annotated[int, Field(ge=1, le=ROWS)]] = 50000
     """Pairs (rows) to train on in each iteration, counted after pairing; a list has one number per iteration. Lower it for
     a quick trial or a small data set."""
     init: Literal["previous", "base"] = "previous"
@@ -61,7 +62,7 @@ class GameConfig(Section):
     loss: Annotated[Loss, Field(discriminator="name"), BeforeValidator(named("dpo"), json_schema_input_type=Loss | str)] = DPO()
     """Loss that separates chosen from rejected answers: a name alone, or with its own options, for instance
     {name: dpo, beta: 0.1}. Options differ between losses, so set it as a whole: --set 'game.loss={name: ipo, tau: 0.1}'."""
-    samples: int = Field(default=5, ge=2)
+    samples: int = Field(default=5, ge=2, le=1000)
     """For sppo: answers sampled per prompt, of which the best and the worst become a pair. More give a clearer pair and cost
     that much more generation and judging."""
     oracle: (

@@ -1,19 +1,20 @@
 """The points of a sweep: one recipe, some of its fields varied."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, quoted
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.load import load_recipe, variants
 from lowmem_spin.config.naming import plain, with_suffix
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml, write_yaml
 
+MOST = 10_000  # games of a sweep
 VARIANT = "variant"  # the axis of a recipe file's variants
 LONGEST = 100  # characters of a point's name, which is a folder's
 Axes = dict[str, list[Any]]
@@ -42,14 +43,16 @@ def sweep_axes(path: Path, alpha: str | None, history: str | None, grid: Sequenc
     for text in [*asked, *grid]:
         name, equals, values = text.partition("=")
         if not equals or not name or not values.strip():
-            raise InputError(f"--grid {text!r}: write it as field=value,value, for instance game.loss.beta=0.05,0.1")
+            raise InputError(f"--grid {quoted(text)}: write it as field=value,value, for instance game.loss.beta=0.05,0.1")
         if name in found:
-            raise InputError(f"--grid {text!r}: {name} is varied twice; list all its values in one option")
+            raise InputError(f"--grid {quoted(text)}: {name} is varied twice; list all its values in one option")
+        if name == VARIANT:
+            raise InputError(f"--grid {quoted(text)}: {path} has no variants; leave it out")
         if name == "seed":
-            raise InputError(f"--grid {text!r}: use --seeds for several seeds")
+            raise InputError(f"--grid {quoted(text)}: use --seeds for several seeds")
         if name.partition(".")[0] == "output":
             raise InputError(
-                f"--grid {text!r}: fields of output cannot be varied; leave it out: a sweep gives every point its own folder"
+                f"--grid {quoted(text)}: fields of output cannot be varied; leave it out: every point has its own folder"
             )
         found[name] = _values(text, values)
     return found
@@ -58,11 +61,12 @@ def sweep_axes(path: Path, alpha: str | None, history: str | None, grid: Sequenc
 def _values(text: str, values: str) -> list[Any]:
     """Comma-separated YAML values; each counts once."""
     try:
-        read = yaml.safe_load(f"[{values}]")
-    except yaml.YAMLError:
-        raise InputError(f"--grid {text!r}: the values are not valid YAML; quote them") from None
-    if any(value is None for value in read):
-        raise InputError(f"--grid {text!r}: a value is empty; write it as field=value,value")
+        read = read_yaml(f"[{values}]")
+    except YAMLTextError as error:
+        raise InputError(f"--grid {quoted(text)}: the values are not valid YAML ({error}); quote them") from None
+    if not isinstance(read, list) or any(value is None for value in read):
+        raise InputError(f"--grid {quoted(text)}: a value is empty; write it as field=value,value")
+    read = ["inf" if value == math.inf else value for value in read]  # as the recipe has it: JSON has no infinite number
     return [value for place, value in enumerate(read) if value not in read[:place]]
 
 
@@ -74,6 +78,8 @@ def sweep_points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int)
     """
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: cannot be used; give at least 1")
+    if (games := math.prod(map(len, varied.values())) * seeds) > MOST:
+        raise InputError(f"--seeds {seeds}, --grid: {games:,} games, and a sweep has at most {MOST:,}; vary less at a time")
     base = first_recipe(path, overrides)
     folder = sweep_folder(base)
     found: dict[str, SweepPoint] = {}
@@ -122,4 +128,4 @@ def _short(field: str, varied: Axes) -> str:
 
 
 def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).removesuffix("\n...\n").strip()
+    return write_yaml(value, default_flow_style=True, width=float("inf")).removesuffix("\n...\n").strip()

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
 
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, quoted, shortened
+from lowmem_spin.common.files import reading
+from lowmem_spin.config.bounds import ABSURD
 from lowmem_spin.config.choices import Loss
+from lowmem_spin.config.endpoint_fields import SecretError
 from lowmem_spin.config.naming import of_settings, with_suffix
 from lowmem_spin.config.paths import expanded
 from lowmem_spin.config.places import RECIPE, put_in_place
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.config.section import Section
+from lowmem_spin.config.yaml_text import LARGEST, YAMLTextError, read_yaml
 
 PACKAGE = Path(__file__).parents[1]
 BUNDLED = [PACKAGE / "recipes", PACKAGE.parent / "recipes"]  # of a wheel, of a clone
@@ -25,14 +28,17 @@ def find_recipe(name: str) -> Path:
     try:
         path = Path(expanded(name))
     except ValueError as error:
-        raise InputError(f"recipe {name!r}: {error}") from None
+        raise InputError(f"recipe {quoted(name)}: {error}") from None
     if path.is_dir():
-        raise InputError(f"recipe {name!r}: this is a folder; give the YAML file in it")
+        raise InputError(f"recipe {quoted(name)}: this is a folder; give the YAML file in it")
     shipped = [folder / f"{name.removesuffix('.yaml')}.yaml" for folder in BUNDLED]
     for candidate in [path, *(shipped if path.name == name else [])]:
         if candidate.is_file():
             return candidate
-    raise InputError(f"recipe {name!r}: no such file or shipped recipe; `lowmem-spin recipe` prints one to start from")
+    known = [file.stem for folder in BUNDLED for file in folder.glob("*.yaml")]
+    near = difflib.get_close_matches(path.name.removesuffix(".yaml"), known, n=1)
+    remedy = f"did you mean {near[0]}?" if near else "`lowmem-spin recipes` lists those that come along"
+    raise InputError(f"recipe {quoted(name)}: no such file or shipped recipe; {remedy}")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), variant: str | None = None) -> Recipe:
@@ -51,6 +57,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), variant: str | None =
     known = _variants(path, content.pop("variants", {}))
     if variant is None and known:
         raise InputError(f"{path}: has the variants {', '.join(known)}; play them all with `lowmem-spin sweep {path}`")
+    if variant is not None and variant not in known:
+        there = f"known here: {', '.join(known)}" if known else "the recipe has none"
+        raise InputError(f"{path}: variant {quoted(variant)} is unknown; {there}")
     for name, value in known[variant].items() if variant is not None else ():
         _set(content, str(name), value, f"{path}: variants.{variant}")
     output = content.setdefault("output", {})
@@ -60,7 +69,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), variant: str | None =
     output = content["output"]
     if isinstance(output, dict) and output.get("dir") is None:
         own = f"runs/{path.stem}" if own is None else own
-        output["dir"] = with_suffix(own, of_settings(settings)) if isinstance(own, str) else own
+        output["dir"] = with_suffix(own, of_settings(settings)) if isinstance(own, str) and "\0" not in own else own
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -81,11 +90,11 @@ def _read_template(content: dict[str, Any], folder: Path) -> None:
         raise InputError(f"model.chat_template: {error}") from None
     file = next((place for place in (folder / path, Path(path)) if place.is_file()), None)
     if file is None:
-        raise InputError(f"model.chat_template: no file {name!r}, neither beside the recipe nor from here")
+        raise InputError(f"model.chat_template: no file {quoted(name)}, neither beside the recipe nor from here")
     try:
         content["model"] = {**model, "chat_template": file.read_text(encoding="utf-8")}
     except UnicodeDecodeError:
-        raise InputError(f"model.chat_template: {name!r} is not text in UTF-8; save it as such") from None
+        raise InputError(f"model.chat_template: {quoted(name)} is not text in UTF-8; save it as such") from None
 
 
 def variants(path: Path) -> list[str]:
@@ -102,25 +111,31 @@ def _variants(path: Path, found: Any) -> dict[str, dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        content = read_yaml(_beginning(path))
+    except (YAMLTextError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         problem = "is empty" if content is None else "holds no fields"
         raise InputError(f"{path}: {problem}; write a recipe as `section: {{field: value}}` lines")
     return content
 
 
+def _beginning(path: Path) -> str:
+    """As much of a file as a recipe may have, and a character more."""
+    with reading(path), path.open(encoding="utf-8") as file:
+        return file.read(LARGEST + 1)
+
+
 def _override(content: dict[str, Any], override: str) -> tuple[str, Any]:
     """Put it where it belongs; the field and its value."""
     name, equals, text = override.partition("=")
     if not equals or not name:
-        raise InputError(f"--set {override!r}: write it as field=value, for instance game.alpha=0.9")
+        raise InputError(f"--set {quoted(override)}: write it as field=value, for instance game.alpha=0.9")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {override!r}: the value is not valid YAML; quote it") from None
-    _set(content, name, value, f"--set {override!r}")
+        value = read_yaml(text)
+    except YAMLTextError as error:
+        raise InputError(f"--set {quoted(override)}: the value is not valid YAML ({error}); quote it") from None
+    _set(content, name, value, f"--set {quoted(override)}")
     return name, value
 
 
@@ -130,7 +145,9 @@ def _set(content: dict[str, Any], name: str, value: Any, said: str) -> None:
     for parent in parents:
         content = content.setdefault(parent, {})
         if not isinstance(content, dict):
-            raise InputError(f"{said}: {parent} is {content!r}, which has no fields; set {parent} as a whole")
+            raise InputError(
+                f"{said}: {shortened(parent)} is {quoted(content)}, which has no fields; set {shortened(parent)} as a whole"
+            )
     content[last] = value
 
 
@@ -140,20 +157,32 @@ def explain(error: ValidationError) -> str:
     alike = [problem for problem in problems if problem["loc"][:2] == problems[0]["loc"][:2]]
     first = max(alike, key=lambda problem: len(problem["loc"]))  # of what pydantic tried, what came furthest
     places, section = _places(first["loc"])
-    field = ".".join(places)
+    field = ".".join(map(shortened, places))
     if first["type"] == "extra_forbidden":
         line = f"{field}: {_unknown(places, section)}"
     elif first["type"] == "missing":
         line = f"{field}: missing; add it"
     elif first["type"] == "union_tag_invalid":
         known = ", ".join(_choices(section))
-        line = f"{field}.name: {first['input']['name']!r} is unknown; known: {known}"
+        line = f"{field}.name: {quoted(first['input']['name'])} is unknown; known: {known}"
     elif not places:
         line = first["msg"].removeprefix("Value error, ")
+    elif isinstance(first.get("ctx", {}).get("error"), SecretError):
+        line = f"{field}: {first['msg'].removeprefix('Value error, ')}"
     else:
-        line = f"{field}: {first['input']!r} cannot be used: {first['msg'].removeprefix('Value error, ')}"
+        line = f"{field}: {quoted(first['input'])} cannot be used: {_why(first)}"
     others = len({problem["loc"][:2] for problem in problems}) - 1
     return line + (f" (and {others} more)" if others else "")
+
+
+def _why(problem: Any) -> str:
+    """What pydantic says of a value, and more where that is of no help."""
+    limit = problem.get("ctx", {}).get("le")
+    if isinstance(limit, int | float) and limit >= ABSURD:
+        return f"the most is {limit:,}, which is far more than anybody means"
+    if problem["type"] == "string_type" and isinstance(problem["input"], int | float):  # revision: 0123, split: no
+        return f"{problem['msg']}; put it in quotes"
+    return problem["msg"].removeprefix("Value error, ")
 
 
 def _places(loc: Sequence[int | str]) -> tuple[list[str], Any]:
@@ -188,7 +217,7 @@ def _choices(annotation: Any) -> dict[str, type[Section]]:
 
 def _unknown(places: list[str], section: type[Section]) -> str:
     """What to write instead of a field that a section does not have."""
-    *parents, last = places
+    *parents, last = map(shortened, places)
     options = [name for name in section.model_fields if name != "name"]
     siblings = {name for name, other in _choices(Loss).items() if last in other.model_fields}
     if section in get_args(Loss) and siblings:

@@ -24,7 +24,7 @@ def with_suffix(folder: str, suffix: str) -> str:
         return folder
     path = Path(folder)
     path = path if path.name not in ("", "..") else path.resolve()
-    return str(path.with_name(path.name + suffix))
+    return str(path.with_name(path.name + suffix) if path.name else path / suffix)  # / has no name
 
 
 def of_settings(settings: Mapping[str, Any]) -> str:

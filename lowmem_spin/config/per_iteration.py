@@ -5,10 +5,12 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
+from lowmem_spin.config.bounds import EPOCHS, SINGLE
+
 Value = TypeVar("Value", float, int)
 
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, le=SINGLE)]
+Count = Annotated[int, Field(ge=1, le=EPOCHS)]
 
 
 def value_at(value: Value | list[Value], t: int) -> Value:

@@ -51,7 +51,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
     """run.json, if this is a run's folder; one that is damaged is written anew when the game is played again."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and "policies" in record else None
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lowmem_spin.config import game_config
+from lowmem_spin.config.bounds import BATCH, ROWS, SINGLE, STEPS, TOKENS, TOKENS_AT_ONCE
 from lowmem_spin.config.choices import FunctionOracle, JudgeOracle
 from lowmem_spin.config.data_config import Data
 from lowmem_spin.config.paths import PathText
@@ -47,16 +48,23 @@ class Generation(Section):
     weights: Literal["dequantized", "bnb4bit", "shared"] = "dequantized"
     """How vllm holds a 4-bit base. dequantized: unpacked to model.dtype, equal up to rounding to what is trained, at full
     speed. bnb4bit and shared are not implemented yet."""
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0, le=100)
     """Sampling temperature. 1 samples from the policy itself, which the algorithms assume; 0 is greedy decoding."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling: only the likeliest tokens with this total probability are sampled. 1 keeps all tokens, which the
     algorithms assume."""
-    top_k: int | None = Field(default=None, ge=1)
+    top_k: int | None = Field(default=None, ge=1, le=TOKENS)
     """Number of likeliest tokens among which the next one is sampled; null keeps all tokens, which the algorithms assume."""
-    max_new_tokens: int = Field(default=256, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1, le=TOKENS)
     """Longest completion in tokens; one that reaches it is marked as truncated. Raise it if the report shows many truncated
     completions."""
+
+    @field_validator("temperature")
+    @classmethod
+    def _not_too_cold(cls, value: float) -> float:
+        if 0 < value < 1e-6:  # logits divided by it are no numbers any more
+            raise ValueError("so low a temperature always picks the likeliest token; use 0")
+        return value
 
     @field_validator("weights")
     @classmethod
@@ -81,7 +89,7 @@ class Evaluation(Section):
     suits short answers and needs evaluation.path."""
     category: str = "category"
     """Name of the column by which reports group held-out rows; change it if your file calls it otherwise."""
-    health_prompts: int = Field(default=256, ge=1)
+    health_prompts: int = Field(default=256, ge=1, le=ROWS)
     """Held-out prompts on which every policy's drift, lengths and win-rates are measured. More give narrower intervals and
     cost generation time."""
     compare_sft: bool = False
@@ -102,21 +110,21 @@ class Runtime(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute. auto: on the first GPU if there is one, else on the CPU. Set cpu to leave the GPU alone."""
-    generation_batch_size: int = Field(default=64, ge=1)
+    generation_batch_size: int = Field(default=64, ge=1, le=BATCH)
     """Completions generated together and stored as one batch. Lower it if generation runs out of memory."""
-    scoring_batch_size: int = Field(default=16, ge=1)
+    scoring_batch_size: int = Field(default=16, ge=1, le=BATCH)
     """Answers of full length that are scored in one forward pass; shorter ones are packed, as many as have no more tokens.
     Lower it if scoring runs out of memory."""
-    scoring_tokens_per_batch: int | None = Field(default=None, ge=1)
+    scoring_tokens_per_batch: int | None = Field(default=None, ge=1, le=TOKENS_AT_ONCE)
     """Most tokens that are scored in one forward pass, at least those of a prompt and an answer of full length; null is as many
     as scoring_batch_size of these have, but not over 4096. Lower it if scoring runs out of memory."""
     layout: Literal["auto", "padded"] = "auto"
     """How prompts and answers go through the model when they are scored or trained on. auto: packed in one row without
     padding, every prompt once; padded where a model's attention does not allow it. padded: always, to compare with."""
-    checkpoint_steps: int = Field(default=50, ge=1)
+    checkpoint_steps: int = Field(default=50, ge=1, le=STEPS)
     """Optimiser steps between two checkpoints, which is the most that a crash in the middle of training can cost. Lower it if
     steps are slow."""
-    vram_gb: float | None = Field(default=None, gt=0)
+    vram_gb: float | None = Field(default=None, gt=0, le=SINGLE)
     """Most GPU memory to plan with, in GB of 10^9 bytes; null is all that is free. Set it to leave room for other programs."""
     residency: Literal["auto", "resident", "sleep", "exit"] = "auto"
     """What generator and learner do while the other one works, if they are two engines. resident: stay loaded. sleep: the

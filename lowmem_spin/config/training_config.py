@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from lowmem_spin.config.bounds import BATCH, EPOCHS, RANK, ROWS, SINGLE, TOKENS_AT_ONCE
 from lowmem_spin.config.choices import Option
 from lowmem_spin.config.per_iteration import Count, Positive
 from lowmem_spin.config.section import Section
@@ -12,9 +13,9 @@ from lowmem_spin.config.section import Section
 class Lora(Section):
     """The shape of the LoRA adapters; all policies of a game share it."""
 
-    r: int = Field(default=16, ge=1)
+    r: int = Field(default=16, ge=1, le=RANK)
     """Rank of the adapters. A higher one can learn more and costs memory and disk space."""
-    lora_alpha: int = Field(default=32, ge=1)
+    lora_alpha: int = Field(default=32, ge=1, le=1_000_000)
     """Scale of the adapters: the update to a layer is lora_alpha / r * B A. Scale it together with r."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
     """Dropout probability on the adapters' input during training. Raise it if training overfits."""
@@ -35,13 +36,13 @@ class Training(Section):
     it if the loss diverges or iterates drift too far."""
     num_train_epochs: Count | list[Count] = 1
     """Passes over an iteration's pairs; a list has one number per iteration. Raise it for small data sets."""
-    per_device_train_batch_size: int = Field(default=4, ge=1)
+    per_device_train_batch_size: int = Field(default=4, ge=1, le=BATCH)
     """Pairs of full length in one forward and backward pass; shorter ones are packed, as many as have no more tokens. Lower it
     if memory runs out. Dropout's random draws aside, only its product with gradient_accumulation_steps affects the result."""
-    tokens_per_batch: int | None = Field(default=None, ge=1)
+    tokens_per_batch: int | None = Field(default=None, ge=1, le=TOKENS_AT_ONCE)
     """Most tokens of pairs in one forward and backward pass, at least those of one pair of full length; null is as many as
     per_device_train_batch_size such pairs have, but not over 4096. Lower it if memory runs out; no result depends on it."""
-    gradient_accumulation_steps: int = Field(default=16, ge=1)
+    gradient_accumulation_steps: int = Field(default=16, ge=1, le=BATCH)
     """How many times per_device_train_batch_size pairs make an optimiser step. Raise it as much as you lower that."""
     optim: str = "adamw_torch"
     """Optimiser, by its name in transformers. paged_adamw_8bit saves memory on a GPU."""
@@ -52,7 +53,7 @@ class Training(Section):
     """Decay of Adam's running mean of gradients, for optimisers that have one. Lower it for short trainings."""
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     """Decay of Adam's running mean of squared gradients, for optimisers that have one. Lower it if the loss has spikes."""
-    adam_epsilon: float = Field(default=1e-8, gt=0)
+    adam_epsilon: float = Field(default=1e-8, gt=0, le=SINGLE)
     """What Adam adds to the root of that mean before it divides by it. Raise it if training is unstable."""
     lr_scheduler_type: str = "linear"
     """Learning-rate schedule, by its name in transformers, for instance linear, cosine or constant."""
@@ -62,9 +63,9 @@ class Training(Section):
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)
     """Share of the optimiser steps, from 0 to 1, in which the learning rate rises to its peak. Raise it if the first
     steps are unstable."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=1_000_000)
     """Weight decay of the optimiser on the adapter's weights; 0 turns it off. Raise it if training overfits."""
-    max_grad_norm: float = Field(default=1.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0, le=SINGLE)
     """Gradient norm above which gradients are scaled down; 0 turns clipping off. Lower it if the loss has spikes."""
     disable_dropout: bool = False
     """Whether the base's own dropout, which GPT-2 has, is off while adapters are trained; false trains with what its
@@ -84,9 +85,9 @@ class Training(Section):
 class WarmStart(Section):
     """Ordinary fine-tuning on the data's answers before the game; its adapter becomes the game's base policy."""
 
-    rows: int = Field(ge=1)
+    rows: int = Field(ge=1, le=ROWS)
     """Rows of the data to fine-tune on before the game."""
-    num_train_epochs: int = Field(default=1, ge=1)
+    num_train_epochs: int = Field(default=1, ge=1, le=EPOCHS)
     """Passes over the warm start's rows."""
-    learning_rate: float = Field(default=2e-4, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0, le=SINGLE)
     """Peak learning rate of the warm start; its other options are those of `training`."""

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
-import yaml
-
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.data_config import Data
+from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
 from lowmem_spin.data.layouts import (
     ALIKE,
     ANSWERED,
@@ -140,8 +139,8 @@ def _layout(
 def _yaml(column: str) -> str:
     """A name as it can be written in a recipe."""
     try:
-        plain = yaml.safe_load(f"{{name: {column}}}") == {"name": column}
-    except yaml.YAMLError:
+        plain = read_yaml(f"{{name: {column}}}") == {"name": column}
+    except YAMLTextError:
         plain = False
     return column if plain else json.dumps(column, ensure_ascii=False)
 

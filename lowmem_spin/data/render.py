@@ -1,16 +1,18 @@
 """Conversations to token ids, through the one renderer that generation, scoring and training share."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import jinja2
 
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, quoted
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.chat_templates import TEMPLATES
 from lowmem_spin.data.formats import Message
 from lowmem_spin.data.spelling import MARK, Spelled, Spelling
+from lowmem_spin.data.template_trial import CHARACTERS, excess
 
 FIELD = "model.chat_template"
 QUESTION, ANSWER = "\u2063question\u2063", "\u2063answer\u2063"  # contents that no template writes by itself
@@ -61,18 +63,19 @@ class Renderer:
             text = TEMPLATES.get(template, template)
             if text == template and "{" not in text:
                 known = ", ".join(TEMPLATES)
-                raise InputError(f"{FIELD}: {template!r} is unknown; known: {known}, a .jinja file, or Jinja text")
+                raise InputError(f"{FIELD}: {quoted(template)} is unknown; known: {known}, a .jinja file, or Jinja text")
             tokenizer.chat_template = text
         if tokenizer.chat_template is None:
             raise InputError(f"{FIELD}: this tokenizer has none; choose one of {', '.join(TEMPLATES)}")
-        self._set(arguments or {})
         question = [{"role": "user", "content": QUESTION}]
         try:
+            self._set(arguments or {})
+            check_template(tokenizer, FIELD, OWN)
             prompt, whole = self._texts(question, ANSWER)
+            if not whole.startswith(prompt):
+                raise InputError(self._what_differs(prompt, whole))
         except jinja2.TemplateError as error:
             raise InputError(f"{FIELD}: it fails on a conversation of user, assistant: {_short(error)}") from None
-        if not whole.startswith(prompt):
-            raise InputError(self._what_differs(prompt, whole))
         if ANSWER not in whole[len(prompt) :] or QUESTION not in prompt:
             raise InputError(f"{FIELD}: it does not write what a question or an answer says; {OWN}")
         self.lead, _, self.end_text = whole[len(prompt) :].partition(ANSWER)
@@ -95,7 +98,7 @@ class Renderer:
     def _set(self, arguments: Mapping[str, Any]) -> None:
         """Set the template's arguments in its own text."""
         for name in arguments:
-            if name not in self.tokenizer.get_chat_template():
+            if name not in _of_template(self.tokenizer.get_chat_template):
                 raise InputError(f"data.chat_template_kwargs: the chat template knows no {name!r}; leave it out")
         setting = "".join(f"{{% set {name} = {value!r} %}}" for name, value in sorted(arguments.items()))
         if setting and not self.tokenizer.get_chat_template().startswith(setting):
@@ -107,17 +110,7 @@ class Renderer:
         return self._written(context, add_generation_prompt=True, **arguments), self._written(whole, **arguments)
 
     def _written(self, conversation: list[Message], **arguments: Any) -> str:
-        """A conversation as the template writes it.
-
-        Raises:
-            jinja2.TemplateError: it fails. A template is a program, which may also divide by zero.
-        """
-        try:
-            return self.tokenizer.apply_chat_template(conversation, tokenize=False, **arguments)
-        except jinja2.TemplateError:
-            raise
-        except Exception as error:
-            raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
+        return written(self.tokenizer, conversation, **arguments)
 
     def _what_differs(self, prompt: str, whole: str) -> str:
         """Why a template cannot be used that writes an answer's conversation differently from its prompt."""
@@ -246,6 +239,43 @@ class Renderer:
         if isinstance(rendered, str):
             raise InputError(f"a conversation {rendered} cannot be answered")
         return rendered.prompt
+
+
+def written(tokenizer: Any, conversation: list[Message], **arguments: Any) -> str:
+    """A conversation as a tokenizer's chat template writes it.
+
+    Raises:
+        jinja2.TemplateError: it fails, or makes far more of a conversation than there is in it.
+    """
+    text = _of_template(partial(tokenizer.apply_chat_template, conversation, tokenize=False, **arguments))
+    given = sum(len(message["content"]) for message in conversation)
+    if len(text) > CHARACTERS + 20 * given:
+        raise jinja2.TemplateError(f"it makes {len(text):,} characters of {given:,}")
+    return text
+
+
+def check_template(tokenizer: Any, field: str, remedy: str) -> None:
+    """Refuse a chat template that takes for ever or all memory; those by name do not.
+
+    Raises:
+        InputError: one line with the field and the remedy.
+        jinja2.TemplateError: there is none of one name.
+    """
+    text = _of_template(tokenizer.get_chat_template)
+    if text not in TEMPLATES.values():
+        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        if (too_much := excess(text, special)) is not None:
+            raise InputError(f"{field}: its chat template {too_much} for a short conversation; {remedy}")
+
+
+def _of_template(ask: Callable[[], str]) -> str:
+    """What comes of a template, which is a program: it may also divide by zero."""
+    try:
+        return ask()
+    except jinja2.TemplateError:
+        raise
+    except Exception as error:
+        raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
 
 
 def _short(error: Exception) -> str:

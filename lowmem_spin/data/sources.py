@@ -8,6 +8,7 @@ from lowmem_spin.common.checked import read_checked, set_aside, warn, write_chec
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError, Notice, sha256
 from lowmem_spin.common.keys import digest
+from lowmem_spin.config.load import BUNDLED
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.model_folders import check_model_folder, check_model_names
 
@@ -98,7 +99,8 @@ class Sources:
         return Source(str(file), None, self._file(file))
 
     def _local(self, name: str) -> Path | None:
-        for candidate in (self.recipe_dir / name, Path(name)):
+        shipped = [folder / name for folder in BUNDLED]  # so that a copy of a shipped recipe finds its files from anywhere
+        for candidate in (self.recipe_dir / name, Path(name), *shipped):
             if candidate.exists():
                 return candidate
         return None

@@ -96,8 +96,17 @@ def _experts(files: ModelFiles) -> set[str]:
     return {name.removesuffix(".weight") for name in files.weights if EXPERTS.search(name)}
 
 
+class UnseenLayersError(Exception):
+    """Only code that comes with the model knows its layers, and nothing is to be run."""
+
+
 def _modules(recipe: Recipe, files: ModelFiles) -> dict[str, tuple[int, ...]]:
     """The matrices of the model itself, where its checkpoint's names are not enough: slower, but what counts."""
+    if not files.runs_code and recipe.model.trust_remote_code and "auto_map" in files.whole_config:
+        raise UnseenLayersError(
+            f"{FIELD}: the layers of {files.name} are known only to the code that comes with it, which is not run here: they "
+            "are checked when a game begins"
+        )
     from lowmem_spin.engines.loading import matrices
 
     return matrices(files.model, recipe.model.trust_remote_code)

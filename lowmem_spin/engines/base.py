@@ -10,6 +10,17 @@ from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.files import Tokens
 
 
+class Advance(Protocol):
+    """Told of a training as it goes on."""
+
+    def __call__(self, rows: int, loss: float | None = None, resumed: bool = False) -> None:
+        """So many rows were learned from, by an earlier run if `resumed`; 0 of them: a checkpoint was written.
+
+        `loss` is the last one that is known.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Request:
     """One completion to sample. Its noise depends on `seed` alone, never on the batch it is in."""
@@ -96,11 +107,11 @@ class Learner(Protocol):
         loss: dict[str, Any],
         settings: dict[str, Any],
         work: Path,
-        advance: Callable[[int], None],
+        advance: Advance,
     ) -> tuple[Path, list[dict[str, float]]]:
         """Train from `init`; the folder of the new adapter and the metrics of its logged steps.
 
         It goes on from the last finished checkpoint in `work`; damaged ones have to be moved away before, see checkpoints.py.
-        `advance` is told of the rows behind every optimiser step, and of 0 rows when a checkpoint has been written.
+        `advance` is told of every optimiser step and every checkpoint.
         """
         ...

@@ -6,12 +6,13 @@ is too short or a token without an embedding, by row_check.py.
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lowmem_spin.common.errors import InputError, shortened
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines.adapter_check import check_adapter, check_targets, is_mixture
+from lowmem_spin.engines.adapter_check import UnseenLayersError, check_adapter, check_targets, is_mixture
 from lowmem_spin.engines.architectures import check_architecture
 from lowmem_spin.engines.config_check import DEPTHS, check_config, check_shapes
 from lowmem_spin.engines.memory import WIDTH, count_weights
@@ -24,7 +25,7 @@ LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 OWN_TOKENIZER = "use the tokenizer that belongs to this model, or enlarge the embedding (model.resize_token_embeddings)"
 
 
-def check_base(recipe: Recipe, model: Source, adapter: Source | None, dtype: str) -> list[str]:
+def check_base(recipe: Recipe, model: Source, adapter: Source | None, dtype: str, runs_code: bool = True) -> list[str]:
     """Refuse a base that cannot be played as the recipe says.
 
     Args:
@@ -32,6 +33,7 @@ def check_base(recipe: Recipe, model: Source, adapter: Source | None, dtype: str
         model: its base; nothing is said of one that a plan could not reach.
         adapter: its model.adapter.
         dtype: what the game computes in.
+        runs_code: whether code that comes with the model may run, if the recipe lets it.
 
     Returns:
         Lines on what is played otherwise than it may seem.
@@ -41,16 +43,19 @@ def check_base(recipe: Recipe, model: Source, adapter: Source | None, dtype: str
     """
     if not model.resolved:
         return []
-    files = ModelFiles(model)
+    files = ModelFiles(model, runs_code=runs_code)
     check_config(files)
     check_architecture(files, recipe.model.trust_remote_code)
     notes = [*_stored_form(recipe, files, dtype)]
     _check_weights(files)
     notes += _check_tokenizer(recipe, files)
     _check_room(recipe, files)
-    check_targets(recipe, files)
-    if adapter is not None:
-        notes += check_adapter(recipe, files, adapter)
+    try:
+        check_targets(recipe, files)
+        if adapter is not None:
+            notes += check_adapter(recipe, files, adapter)
+    except UnseenLayersError as unseen:
+        notes.append(str(unseen))
     if recipe.model.quantization == "nf4" and is_mixture(files):
         packed, kept = count_weights(files)
         notes.append(
@@ -139,6 +144,7 @@ def _check_tokenizer(recipe: Recipe, files: ModelFiles) -> Iterator[str]:
     if vocabulary is None:
         remedy = "copy tokenizer.json and tokenizer_config.json into it" if files.model.local else "take a model that has them"
         raise InputError(f"model.name_or_path: {files.name} has no tokenizer files; {remedy}")
+    _check_beside_tokenizer(files)
     known = files.embedding_rows
     if known is None:
         return
@@ -165,6 +171,20 @@ def _check_tokenizer(recipe: Recipe, files: ModelFiles) -> Iterator[str]:
         yield (
             f"{files.name}: its tokenizer has tokens up to {largest}, its embedding {known} rows; rows with others are refused"
         )
+
+
+def _check_beside_tokenizer(files: ModelFiles) -> None:
+    """Files that transformers reads with a tokenizer, and of which it does not say what is wrong with which."""
+    if not files.model.local:
+        return
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        files.json(name)
+    template = Path(files.model.location) / "chat_template.jinja"
+    try:
+        if template.is_file():
+            template.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise none_of_a_model(files.model, f"{template.name} is not text in UTF-8; save it as such") from None
 
 
 def _loaded_ids(files: ModelFiles) -> dict[str, int]:

@@ -232,7 +232,7 @@ def _train(learner: Learner, work: Path, seed: int, dtype: str) -> Path:
         **{"lr_scheduler_type": "linear", "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "seed": seed},
         "learner": {"dtype": dtype},
     }
-    return learner.train(None, pairs, {"name": "sft"}, settings, work, lambda rows: None)[0]
+    return learner.train(None, pairs, {"name": "sft"}, settings, work, lambda *told: None)[0]
 
 
 def answers(generator: Generator, adapters: list[Path | None]) -> list[Completion]:

@@ -1,14 +1,19 @@
 """Where an engine computes: the device, its memory and its types, found without importing torch."""
 
 import functools
+import math
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
+
+GAUGED = 5.0  # seconds between two looks at the GPU's memory
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,28 @@ def _memory(field: str) -> float:
         raise InputError(
             f"runtime.vram_gb: the driver says {answer[0]!r} of the GPU's memory; use runtime.device cpu"
         ) from None
+
+
+def memory_gauge() -> Callable[[], list[str]]:
+    """A function that says how much of the first GPU's memory is taken, by whatever process; nothing where there is none.
+
+    The driver is asked at most every GAUGED seconds: each time takes a process.
+    """
+    if cuda_capability() is None:
+        return list
+    said: list[str] = []
+    asked = -math.inf
+
+    def gauge() -> list[str]:
+        nonlocal said, asked
+        if time.monotonic() - asked >= GAUGED:
+            asked, found = time.monotonic(), driver("memory.used,memory.total")
+            sizes = [size.split()[0] for size in found or []]  # "7123 MiB"
+            numbers = [float(size) * 2**20 / 1e9 for size in sizes if size.isdecimal()]
+            said = [f"GPU {numbers[0]:.1f} of {numbers[1]:.1f} GB"] if len(numbers) == 2 else []
+        return said
+
+    return gauge
 
 
 def driver(fields: str) -> list[str] | None:

@@ -13,10 +13,11 @@ from typing import Any
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
+from lowmem_spin.engines.known_models import CONFIGS
 from lowmem_spin.engines.model_files import EMBEDDINGS, EXPERTS, HEADS, POSITIONS, ROUTERS, ModelFiles
 
 GIB = 2**30
-CARDS = {"24 GB": 24e9, "16 GB": 16e9, "15 GB (T4)": 15e9}
+CARDS = {"24 GB": 24e9, "16 GB": 16e9, "15 GB (T4)": 15e9, "12 GB": 12e9, "8 GB": 8e9}
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits, an 8-bit scale per 64, a float32 scale per 256 of those
 CONTEXT = 0.6 * GIB  # what CUDA takes before the first tensor; an allowance
 FRAGMENTATION = 1.1  # of everything else; an allowance
@@ -134,6 +135,13 @@ def read_shape(model: Source) -> Shape:
         return shape
     experts = sum(weight.size for name, weight in files.weights.items() if EXPERTS.search(name))
     return dataclasses.replace(shape, counted=(packed, kept), experts=experts)
+
+
+def planned_shape(model: Source) -> Shape | None:
+    """The same for a plan: of a popular model that the hub was not reached for its published shape; None of another."""
+    if model.resolved:
+        return read_shape(model)
+    return Shape.of(CONFIGS[model.location]) if model.location in CONFIGS else None
 
 
 def count_weights(files: ModelFiles) -> tuple[int, int]:

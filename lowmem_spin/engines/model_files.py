@@ -24,7 +24,7 @@ POSITIONS = ("wpe", "embed_positions", "positions_embed", "position_embeddings")
 EXPERTS = re.compile(r"(^|\.)experts(\.|$)|block_sparse_moe\.(input|output)_linear")
 ROUTERS = (".gate", ".router")
 LONGEST = 200  # characters of a weight's name
-SHARD = r"[^/\\]+\.safetensors"
+SHARD = r"[^/\\\0\n]{1,200}\.safetensors"
 LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 STRETCHED = ("linear", "dynamic", "yarn")  # rotary positions reach `factor` times as far as the config's length says
 
@@ -91,6 +91,7 @@ class ModelFiles:
 
     model: Source
     field: str = "model.name_or_path"
+    runs_code: bool = True  # whether code that comes with the model may run, if the recipe lets it
 
     def json(self, name: str) -> dict[str, Any]:
         """An object of a JSON file; empty if there is no such file.

@@ -3,7 +3,7 @@
 import gc
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.config.training_config import Lora
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
+from lowmem_spin.engines.base import Advance
 from lowmem_spin.engines.loading import end_tokens, load_base, load_tokenizer, without_dropout
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.training.attention import attending_to_trees
@@ -230,7 +231,7 @@ class PeftLearner:
         loss: dict[str, Any],
         settings: dict[str, Any],
         work: Path,
-        advance: Callable[[int], None],
+        advance: Advance,
     ) -> tuple[Path, list[dict[str, float]]]:
         """Train the slot from `init`, or from fresh weights on the base; see engines.Learner."""
         if init is None:

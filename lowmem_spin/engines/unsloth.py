@@ -8,6 +8,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
+from lowmem_spin.engines.base import Advance
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.worker import Resident, Worker
 
@@ -45,7 +46,7 @@ class Unsloth:
         loss: dict[str, Any],
         settings: dict[str, Any],
         work: Path,
-        advance: Callable[[int], None],
+        advance: Advance,
     ) -> tuple[Path, list[dict[str, float]]]:
         """Train from `init`; see engines.Learner."""
         return self.worker.call("train", init, pairs, loss, settings, work, report=advance)

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.streams import spell_out
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.engines.base import Advance
 
 PR_SET_PDEATHSIG = 1
 
@@ -46,7 +47,7 @@ def _serve(pipe: Connection, target: str, arguments: tuple[Any, ...], environmen
 
 def _answer(pipe: Connection, served: Any, method: str, values: tuple[Any, ...], reports: bool) -> None:
     """Call a method; one that reports gets, as its last argument, a function that sends numbers to the parent."""
-    report = [lambda number: pipe.send(("report", number))] if reports else []
+    report = [lambda *numbers: pipe.send(("report", numbers))] if reports else []
     try:
         pipe.send(("result", getattr(served, method)(*values, *report)))
     except MemoryError:
@@ -80,7 +81,7 @@ class Worker:
         theirs.close()
         self._receive(None)
 
-    def call(self, method: str, *values: Any, report: Callable[[int], None] | None = None) -> Any:
+    def call(self, method: str, *values: Any, report: Advance | None = None) -> Any:
         """The method's result. With `report`, the method gets a function as its last argument, which calls it here.
 
         Raises:
@@ -93,7 +94,7 @@ class Worker:
             self._died()
         return self._receive(report)
 
-    def _receive(self, report: Callable[[int], None] | None) -> Any:
+    def _receive(self, report: Advance | None) -> Any:
         while True:
             try:
                 kind, value = self._pipe.recv()
@@ -107,7 +108,7 @@ class Worker:
                 self.process.join(10)
                 raise WorkerDiedError(f"the {self.name} worker failed: {value}; {self.remedy}; its log is {self.log}")
             if report is not None:
-                report(value)
+                report(*value)
 
     def _died(self) -> NoReturn:
         self.process.join(10)
@@ -136,7 +137,7 @@ class Resident:
         self.worker = start(recipe)
         self.restarted = False
 
-    def call(self, method: str, *values: Any, report: Callable[[int], None] | None = None) -> Any:
+    def call(self, method: str, *values: Any, report: Advance | None = None) -> Any:
         """As Worker.call; after a death, of a smaller worker."""
         reported = _Once(report) if report else None
         try:
@@ -167,15 +168,15 @@ class Resident:
 class _Once:
     """Passes reports of progress on; what a second try reports again is held back."""
 
-    def __init__(self, report: Callable[[int], None]) -> None:
+    def __init__(self, report: Advance) -> None:
         self.report, self.done, self.passed = report, 0, 0
 
-    def __call__(self, number: int) -> None:
-        self.done += number
-        if number == 0:
+    def __call__(self, rows: int, loss: float | None = None, resumed: bool = False) -> None:
+        self.done += rows
+        if rows == 0:
             self.report(0)
         elif self.done > self.passed:
-            self.report(self.done - self.passed)
+            self.report(self.done - self.passed, loss, resumed)
             self.passed = self.done
 
     def again(self) -> None:

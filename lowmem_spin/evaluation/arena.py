@@ -11,7 +11,9 @@ from lowmem_spin.common.checked import write_checked
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
+from lowmem_spin.common.trust import Trust
 from lowmem_spin.data.formats import Message
+from lowmem_spin.engines.foreign_code import code_of_oracle
 from lowmem_spin.engines.oracles.base import Oracle, open_oracle
 from lowmem_spin.engines.oracles.judge import LLMJudge
 from lowmem_spin.evaluation import bradley_terry, json_rows
@@ -26,7 +28,9 @@ ArenaPrompts = list[tuple[Prompt, list[Message], str]]
 """Each prompt as the policies and as the judge see it, and the data's answer if there is one."""
 
 
-def arena(folder: Path, prompts: Path | None, limit: int, judged: Judged, display: Display) -> dict[str, Any]:
+def arena(
+    folder: Path, prompts: Path | None, limit: int, judged: Judged, display: Display, trust: bool = False
+) -> dict[str, Any]:
     """Let the base and all trained iterates answer, have them judged, and count who wins how often.
 
     Args:
@@ -35,6 +39,7 @@ def arena(folder: Path, prompts: Path | None, limit: int, judged: Judged, displa
         limit: of how many prompts.
         judged: the judge; without one, the recipe's oracle.
         display: what a person sees.
+        trust: whether code that comes with the run may run.
 
     Returns:
         What `arena.json` in the folder has.
@@ -42,12 +47,13 @@ def arena(folder: Path, prompts: Path | None, limit: int, judged: Judged, displa
     Raises:
         InputError: one line on what is missing.
     """
-    run, shared = run_folder.read_run(folder), SharedResources()
+    run, shared = run_folder.read_run(folder), SharedResources(trust=Trust(trust))
     try:
         game = EvaluationTarget.from_run(run, "all", shared, display)
         if len(game.wanted) < 2:
             raise InputError(f"run {str(folder)!r}: has no iterate yet to put against the base; play it first")
         oracle = _oracle(game, run, judged, display)
+        shared.trust.check(code_of_oracle(oracle), lambda line: display.log(line, "yellow"))
         questions, room = _asked(game, prompts, limit, display)
         if isinstance(oracle, LLMJudge):
             oracle.endpoint.reach()
@@ -126,8 +132,8 @@ def _play(
     tables, sampling = answering.tables, answering.sampling
     own = [digest(sampling.spec(policy)) for policy in policies]
     named = judgement_spec([f"{table}/0" for table in own], judge)
-    note_used(game.folder, "completions", own)
-    note_used(game.folder, "judgements", [digest(named)])
+    note_used(game.store, game.folder, "completions", own)
+    note_used(game.store, game.folder, "judgements", [digest(named)])
     answers = tables.answers([(policy, prompts) for policy in policies], sampling, f"{len(names)} policies")
     rows = []
     for position, (prompt, messages, reference) in enumerate(questions):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import DamagedError, read_text, write_atomically
+from lowmem_spin.common.files import DamagedError, json_text, read_text, write_text
 from lowmem_spin.runner.health import Estimate
 
 FILE = "benchmarks.jsonl"
@@ -42,10 +42,10 @@ def keep_results(
         if policies.get(line["name"]) == line["policy"]
         and ((line["suite"], line["task"], line["limit"]) != (suite, task, limit) or line["fewshot"] not in shots)
     ]
-    text = "".join(json.dumps(line) + "\n" for line in [*kept, *lines])
+    text = "".join(json_text(line) + "\n" for line in [*kept, *lines])
     if not path.exists() or read_text(path) != text:
         (folder / "report.html").unlink(missing_ok=True)  # it shows other numbers
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(path, text)
 
 
 def _lines(path: Path) -> list[Record]:
@@ -69,7 +69,7 @@ def _number(record: Record, base: Record | None, metric: str) -> dict[str, float
         return shown
     values, others = mine.get("values", []), theirs.get("values", [])
     if len(values) == len(others) > 1:
-        apart = Estimate(np.array(values) - np.array(others))
+        apart = Estimate(np.array(values, float) - np.array(others, float))
         return shown | {"gain": apart.mean, "gain_stderr": apart.error}
     errors = mine["stderr"], theirs["stderr"]
     error = None if None in errors else math.hypot(*errors)

@@ -27,5 +27,5 @@ def rows(path: Path, option: str, absent: str) -> list[Any]:
         raise InputError(f"{option}: {absent}") from None
     except OSError as error:
         raise InputError(f"{option}: {str(path)!r} cannot be read: {error.strerror}; give a file of JSON") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{option}: {str(path)!r} is not JSON, nor lines of it: {error}") from None

@@ -19,7 +19,7 @@ from lowmem_spin.engines.oracles.base import Oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
 from lowmem_spin.engines.registry import PORTABLE
 from lowmem_spin.evaluation.benchmark_records import keep_results
-from lowmem_spin.runner import run_folder
+from lowmem_spin.runner import gc, run_folder
 from lowmem_spin.runner.game_rows import split_rows
 from lowmem_spin.runner.health import HeldOut
 from lowmem_spin.runner.open import OpenGame, SharedResources, read_rows
@@ -69,7 +69,9 @@ class EvaluationTarget:
             InputError: its store or base is not here, or there is no such policy.
         """
         store = run_folder.open_store(run, lambda line: display.log(line, "yellow"))
-        recipe, model, adapter = run.recipe, run_folder.find_base(run, store), run.recipe.model.adapter
+        recipe, adapter = run.recipe, run.recipe.model.adapter
+        model = run_folder.find_trusted_base(run, store, shared.trust, lambda line: display.log(line, "yellow"))
+        store.users.note(run.folder, gc.keys_of(run), more=True)
         names = ["base", *run_folder.trained_iterates(run, store)] if iterate == "all" else [iterate]
         base_adapter = Path(adapter) if adapter else None
 

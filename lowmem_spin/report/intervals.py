@@ -26,6 +26,11 @@ class Value:
     error: float
     reach: float = Z
 
+    @classmethod
+    def read(cls, mean: Any, error: Any) -> "Value":
+        """From JSON, in which null is a number that is not known. Raises TypeError or ValueError of what is no number."""
+        return cls(*(math.nan if number is None else float(number) for number in (mean, error)))
+
     @property
     def half(self) -> float:
         """Half the width of the 95% interval."""
@@ -33,6 +38,8 @@ class Value:
 
     def text(self, percent: bool, digits: int, sign: str = "") -> str:
         """The mean, and the half-width of its interval where that is known."""
+        if math.isnan(self.mean):
+            return "?"
         scale = 100 if percent else 1
         mean = f"{scale * self.mean:{sign}z.{digits}f}"
         return mean if math.isnan(self.half) else f"{mean} ±{scale * self.half:.{digits}f}"

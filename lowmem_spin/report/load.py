@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from pydantic import ValidationError
 
 from lowmem_spin.algorithm.roles import PLAIN_SFT, Part, Role, part_in, parts_in
 from lowmem_spin.common.checked import read_checked
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, shortened
 from lowmem_spin.common.files import DamagedError, read_text
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.places import put_in_place
+from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
 from lowmem_spin.evaluation.arena import FILE as ARENA
 from lowmem_spin.report.intervals import Value
 from lowmem_spin.report.measures import MATCH
 from lowmem_spin.report.results import Benchmark, PolicyResults, RunResults, SweepFile, SweepResults, recipe_field
-from lowmem_spin.runner.run_folder import as_far_as_played
+from lowmem_spin.runner.run_folder import as_far_as_played, check_keys
 
 SAMPLED = ("prompts", "proposals", "rejected", "acceptance", "ess", "log_z")
 MEASURED = ("kl_to_base", "kl_to_previous", "kl_from_base", "length", "truncated")
@@ -56,6 +56,12 @@ def read_sweep(folder: Path) -> SweepResults:
         place = ".".join(map(str, first["loc"]))
         raise InputError(f"{path}: {place}: {first['msg']}; run the sweep again to write it anew") from None
     finished = [point for point in file.points if point.status == "finished"]
+    for point in finished:
+        if not (folder / point.dir).resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"{path}: dir {shortened(repr(point.dir))} of {shortened(point.name)} is not in the sweep's folder; no sweep "
+                "writes that: leave the folder alone, or sweep anew"
+            )
     return SweepResults(folder, file, {point.name: read_run(folder / point.dir) for point in finished})
 
 
@@ -72,10 +78,11 @@ def read_run(folder: Path) -> RunResults:
         parts = parts_in(record)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{folder / 'run.json'}: its roles do not read back; run the recipe again to write it anew") from None
+    check_keys(folder / "run.json", {f"policies.{name}": [key] for name, key in record["policies"].items()})
     text = _text(folder / "recipe.yaml")
     try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError:
+        recipe = read_yaml(text)
+    except YAMLTextError:
         recipe = None
     if not isinstance(recipe, dict):
         raise InputError(f"{folder / 'recipe.yaml'}: not a recipe; run the recipe again to write it anew")
@@ -95,7 +102,7 @@ def read_benchmarks(folder: Path, keys: dict[str, str]) -> list[Benchmark]:
     for number, line in enumerate(_text(path).splitlines(), 1):
         try:
             found.append(_benchmark(json.loads(line)))
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
             again = "delete the file and evaluate again: its numbers are in the store"
             raise InputError(f"{path}: line {number} is not a whole record of a benchmark; {again}") from None
     order = list(keys)
@@ -108,9 +115,9 @@ def _benchmark(record: Any) -> Benchmark:
     values, gains = {}, {}
     for metric, number in record["numbers"].items():
         if number["value"] is not None:
-            values[metric] = Value(float(number["value"]), _error(number["stderr"]))
+            values[metric] = Value.read(number["value"], number["stderr"])
         if number.get("gain") is not None:
-            gains[metric] = Value(float(number["gain"]), _error(number["gain_stderr"]))
+            gains[metric] = Value.read(number["gain"], number["gain_stderr"])
     names = record["name"], record["policy"], record["suite"], record["task"]
     if not all(isinstance(name, str) for name in names) or not _texts(record["recorded"]["versions"]):
         raise TypeError("names")
@@ -142,13 +149,9 @@ def _arena(folder: Path, keys: dict[str, str]) -> dict[str, Any] | None:
             isinstance(record[name], kind) for name, kind in (("judge", str), ("how", str), ("from", str), ("prompts", int))
         ):
             raise TypeError("judge")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path}: does not read back; delete it, `lowmem-spin arena` writes it again") from None
     return record
-
-
-def _error(value: Any) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _policies(path: Path, keys: dict[str, str], parts: dict[str, Part]) -> list[PolicyResults]:
@@ -158,7 +161,7 @@ def _policies(path: Path, keys: dict[str, str], parts: dict[str, Part]) -> list[
     for number, line in enumerate(_text(path, again).removesuffix("\n").split("\n"), 1):
         try:
             policies.append(_policy(json.loads(line)))
-        except (KeyError, TypeError, ValueError, OverflowError):
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             raise InputError(f"{path}: line {number} is not a whole record of a policy; {again}") from None
     expected = [PLAIN_SFT if parts[name].role is Role.BASELINE else name for name in keys]
     if [policy.name for policy in policies] != list(dict.fromkeys(expected)):
@@ -179,7 +182,7 @@ def _policies(path: Path, keys: dict[str, str], parts: dict[str, Part]) -> list[
 def _policy(record: Any) -> PolicyResults:
     """One record; raises KeyError, TypeError or ValueError if it is not whole."""
     names = [name for name in record if f"{name}_se" in record]
-    values = {name: Value(float(record[name]), float(record[f"{name}_se"])) for name in names}
+    values = {name: Value.read(record[name], record[f"{name}_se"]) for name in names}
     categories = {name.partition("/")[2]: values.pop(name) for name in names if name.startswith(f"{MATCH}/")}
     of_answers = OF_ANSWERS if any(name in record for name in OF_ANSWERS) else ()
     for name in (*MEASURED, *of_answers):
@@ -222,14 +225,16 @@ def _manifest(path: Path, key: str) -> dict[str, Any] | None:
     try:
         manifest = read_checked(path)
         return manifest if digest(manifest["asked"]) == key and _curves(manifest["metrics"]) else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # also a link that goes round in a circle
         return None
 
 
 def _curves(metrics: Any) -> bool:
     """Whether these are training records: dicts of numbers with a step."""
     return isinstance(metrics, list) and all(
-        isinstance(record, dict) and "step" in record and all(isinstance(v, int | float) for v in record.values())
+        isinstance(record, dict)
+        and isinstance(record.get("step"), int | float)
+        and all(isinstance(v, int | float | None) for v in record.values())
         for record in metrics
     )
 

@@ -1,5 +1,6 @@
 """The numbers of a policy that metrics.jsonl has, and how each is shown, whatever table or picture it stands in."""
 
+import math
 from dataclasses import dataclass
 
 from lowmem_spin.report.intervals import Value
@@ -26,7 +27,7 @@ class Measure:
 
     def text(self, value: Value, sign: str = "", brief: bool = False) -> str:
         """The number with the half-width of its 95% interval; `brief` may leave that out."""
-        if brief and self.mean:
+        if brief and self.mean and not math.isnan(value.mean):
             return format(value.mean, self.mean)
         return value.text(self.percent, 1 if self.percent else 2, sign)
 

@@ -7,6 +7,7 @@ escape. The page fetches nothing and runs nothing.
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from lowmem_spin.common.errors import printable
+from lowmem_spin.common.files import write_atomically, write_text
 from lowmem_spin.config.choices import in_words
 from lowmem_spin.report import arena, benchmarks
 from lowmem_spin.report.benchmarks import Block
@@ -27,6 +29,7 @@ from lowmem_spin.report.results import RunResults, SweepResults, plain_value, re
 from lowmem_spin.report.summary import duration, points_grid, run_grid, sweep_grid, sweep_verdict, verdict
 from lowmem_spin.report.svg import inline, style
 
+PNG: dict[str, Any] = {"format": "png", "dpi": 160, "facecolor": "white", "metadata": {"Software": None}}
 RUN_LEGEND = (
     "± is the half-width of a 95% interval over held-out rows; it says nothing about another seed. Gain: score minus the "
     "base's on the same rows. KL in nats per completion. = data: own samples that equal the data's answer."
@@ -39,16 +42,21 @@ SWEEP_LEGEND = (
 )
 
 
-def write_picture(run: RunResults, path: Path) -> None:
+def write_picture(results: RunResults | SweepResults, path: Path) -> None:
     """Scores, drift and categories side by side, as they stand in the report."""
     with style():
-        panels = [panel for panel in run_panels(run) if panel.name in ("score", "kl", "radar")]
+        if isinstance(results, RunResults):
+            panels = [panel for panel in run_panels(results) if panel.name in ("score", "kl", "radar")]
+            title = f"{results.folder.resolve().name}: {_game(results.recipe)}"
+        else:
+            panels = [panel for panel in sweep_panels(results) if panel.name in (results.score, "kl_to_base", "radar")]
+            title = f"{results.file.recipe}. {panels[0].caption}"
         figure = Figure(figsize=(WIDTH * len(panels), TALL), layout="constrained")
-        figure.suptitle(printable(f"{run.folder.resolve().name}: {_game(run.recipe)}"))
+        figure.suptitle(printable(title))
         for panel, part in zip(panels, figure.subfigures(1, len(panels), squeeze=False)[0], strict=True):
             panel.draw(part)
-            part.suptitle(panel.caption, fontsize="medium")
-        figure.savefig(path, dpi=140, facecolor="white")
+            part.suptitle("" if panel.caption in title else panel.caption, fontsize="medium")
+        write_atomically(path, partial(figure.savefig, format="png", dpi=140, facecolor="white"))
 
 
 def write_page(results: RunResults | SweepResults) -> Path:
@@ -64,7 +72,7 @@ def write_all(results: RunResults | SweepResults) -> list[Path]:
         paths = [_write_page(results, panels), results.folder / "report.md"]
         for panel in panels:
             paths.append(results.folder / f"report_{panel.name}.png")
-            panel.figure.savefig(paths[-1], dpi=160, facecolor="white", metadata={"Software": None})
+            write_atomically(paths[-1], partial(panel.figure.savefig, **PNG))
     grids = [run_grid(results)] if isinstance(results, RunResults) else [sweep_grid(results), points_grid(results)]
     legend = RUN_LEGEND if isinstance(results, RunResults) else SWEEP_LEGEND
     pictures = "\n".join(f"![{panel.name}](report_{panel.name}.png)" for panel in panels)
@@ -74,7 +82,7 @@ def write_all(results: RunResults | SweepResults) -> list[Path]:
             part for grid, title in arena.grids(results.arena) for part in (f"## {escape_markdown(title)}", "", grid.markdown())
         ]
         tables += [*met, escape_markdown(arena.note(results.arena)), ""]
-    paths[1].write_text("\n".join([*(grid.markdown() for grid in grids), legend, "", *tables, pictures, ""]), encoding="utf-8")
+    write_text(paths[1], "\n".join([*(grid.markdown() for grid in grids), legend, "", *tables, pictures, ""]))
     return paths
 
 
@@ -99,10 +107,8 @@ def _write_page(results: RunResults | SweepResults, panels: Sequence[Panel]) -> 
         drawing = Markup(inline(panel.figure, f"{panel.name}-", panel.caption))  # noqa: S704 ElementTree has escaped it
         parts.setdefault(panel.part, []).append({"svg": drawing, "caption": panel.caption})
     path = results.folder / "report.html"
-    path.write_text(
-        template.render(parts=list(parts.items()), blocks=blocks, bars=benchmarks.LEGEND, arena=_arena(results), **content),
-        encoding="utf-8",
-    )
+    page = template.render(parts=list(parts.items()), blocks=blocks, bars=benchmarks.LEGEND, arena=_arena(results), **content)
+    write_text(path, page)
     return path
 
 

@@ -142,7 +142,7 @@ class Configuration:
     @property
     def label(self) -> str:
         parts = [f"{name.rpartition('.')[2]} {plain_value(value)}" for name, value in self.setting.items()]
-        return ", ".join(part.removeprefix("variant ") for part in parts) or "the recipe"
+        return ", ".join(part.removeprefix("variant ").removeprefix("run ") for part in parts) or "the recipe"
 
     @property
     def iterates(self) -> int:

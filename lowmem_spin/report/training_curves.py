@@ -63,7 +63,7 @@ def _curve(run: RunResults, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """(steps, values) of one metric over all iterates, averaged in bins where there are many."""
     starts, x, y = _starts(run), [], []
     for start, manifest in zip(starts, run.trainings.values(), strict=True):
-        records = [record for record in manifest["metrics"] if metric in record]
+        records = [record for record in manifest["metrics"] if record.get(metric) is not None]
         for part in np.array_split(np.arange(len(records)), min(len(records), POINTS) or 1):
             if len(part):
                 x.append(start + fmean(records[place]["step"] for place in part))

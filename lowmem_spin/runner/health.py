@@ -230,7 +230,8 @@ def summary_line(health: Health, training: dict[str, Any] | None) -> str:
         last = metrics[-max(1, len(metrics) // 4) :]
 
         def late(name: str) -> float:
-            return sum(record[name] for record in last) / len(last)
+            known = [record[name] for record in last if record[name] is not None]
+            return sum(known) / len(known) if known else float("nan")
 
         parts.append(f"loss {late('loss'):.3f}")
         if "rewards/margins" in last[0]:

@@ -10,12 +10,14 @@ from lowmem_spin.algorithm.stages import Average, Draw, Inputs, Stage, Train, Tr
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.files import DamagedError, write_parquet
 from lowmem_spin.common.keys import digest
+from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.prepare import prepare, prepared_key
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.rows import Rows
 from lowmem_spin.data.sources import Source, Sources, base_key
 from lowmem_spin.engines.base_check import check_base
+from lowmem_spin.engines.foreign_code import code_of_model, code_of_oracle
 from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
 from lowmem_spin.engines.row_check import check_rows
@@ -104,6 +106,7 @@ class SharedResources:
     orders: Orders = field(default_factory=Orders)
     splits: dict[tuple[Any, ...], tuple[list[int], HeldOut]] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)  # what the games of a sweep have in common is said once
+    trust: Trust = field(default_factory=Trust)  # in code that comes with recipes and models
 
     def split(self, resolved: ResolvedRecipe, train: Rows, held: Rows | None = None) -> GameRows:
         """As split_rows; each file's rows are split once."""
@@ -162,6 +165,8 @@ def open_game(recipe: Recipe, recipe_dir: Path, display: Display, shared: Shared
     sources = Sources(recipe_dir, store.root / "sources.json", notice=store.notice)
     choices = choose_engines(recipe, store.root, display)
     resolved = resolve(recipe, sources, choices, lambda line: display.log(line, "yellow"))
+    code = [*code_of_oracle(resolved.oracle), *code_of_model(recipe, resolved.model)]
+    shared.trust.check(code, lambda line: display.log(line, "yellow"))
     for line in check_base(recipe, resolved.model, resolved.adapter, choices.machine.dtype):
         if line not in shared.said:
             shared.said.add(line)

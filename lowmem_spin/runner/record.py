@@ -7,13 +7,15 @@ from operator import getitem
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lowmem_spin.algorithm.roles import Part, Role
 from lowmem_spin.algorithm.stages import Train
-from lowmem_spin.common.checked import read_checked, write_checked
-from lowmem_spin.common.files import DamagedError, write_atomically
+from lowmem_spin.common.checked import read_checked, set_aside, write_checked
+from lowmem_spin.common.errors import shortened
+from lowmem_spin.common.files import DamagedError, write_text
 from lowmem_spin.config.places import DIR, STORE, ways
+from lowmem_spin.config.yaml_text import write_yaml
+from lowmem_spin.engines.dequantized import weights_key
+from lowmem_spin.runner import gc
 from lowmem_spin.runner.claim import put_link
 from lowmem_spin.runner.open import OpenGame
 
@@ -48,8 +50,16 @@ def write_record(game: OpenGame, benchmark_files: Mapping[str, Path]) -> None:
     # How this game has ended stays with its results while it is looked through again.
     ended = {"stopped": earlier["stopped"]} if "stopped" in earlier and is_recorded(game) else {}
     write_checked(game.folder / "run.json", {**record, **ended, "seconds": earlier.get("seconds", {})})
-    text = yaml.safe_dump(written, sort_keys=False)
-    write_atomically(game.folder / "recipe.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(game.folder / "recipe.yaml", write_yaml(written, sort_keys=False))
+
+
+def note_user(game: OpenGame) -> None:
+    """Have the store know that this folder uses what the game has there."""
+    resolved = game.resolved
+    weights = weights_key(resolved.model.identity, game.recipe.model.quantization, resolved.choices.machine.dtype)
+    keys = gc.keys_of_game(game.recipe, game.inputs, game.stages, resolved.data_files(), weights)
+    game.folder.mkdir(parents=True, exist_ok=True)
+    game.store.users.note(game.folder, keys, more=is_recorded(game))
 
 
 def set_damaged_record_aside(game: OpenGame) -> None:
@@ -60,7 +70,7 @@ def set_damaged_record_aside(game: OpenGame) -> None:
     except FileNotFoundError:
         return
     except DamagedError as error:
-        game.store.set_aside(path, str(error), "written again")
+        set_aside(path, game.store.root, str(error), "written again", game.store.notice)
 
 
 def _files(game: OpenGame, benchmark_files: Mapping[str, Path]) -> dict[str, str]:
@@ -129,4 +139,6 @@ def note_stop(game: OpenGame, stopped: dict[str, str] | None) -> None:
 def link_iterate(game: OpenGame, stage: Train, adapter: Path) -> None:
     """Put an iterate where people and other tools find it: iterates/0, iterates/1, ..."""
     if stage.role is Role.ITERATE:
-        put_link(game.folder / "iterates" / str(stage.iteration), stage.policy, adapter)
+        entry = game.folder / "iterates" / str(stage.iteration)
+        if (astray := put_link(entry, stage.policy, adapter)) is not None:
+            game.store.notice(f"{entry} led to {shortened(astray)}; it leads to its adapter again")

@@ -9,14 +9,23 @@ from lowmem_spin.algorithm.game import sampling_params
 from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Score, Stage, Train, TrainSampler, is_baseline
 from lowmem_spin.common.display import Display
-from lowmem_spin.common.files import DamagedError, read_text, write_atomically
+from lowmem_spin.common.files import DamagedError, json_text, read_text, write_text
 from lowmem_spin.common.keys import digest
+from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.runner.claim import METRICS, check_folder, clear_folder
 from lowmem_spin.runner.early_stopping import EarlyStop, stops_early
 from lowmem_spin.runner.health import Health, evaluate_policy, sample_policy, summary_line
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.pairs import judged_win_rates, opponent_answers, score_pairs, summarize_sampling, training_pairs
-from lowmem_spin.runner.record import add_seconds, link_iterate, note_stop, set_damaged_record_aside, write_record
+from lowmem_spin.runner.planning.forecast import steps_ahead
+from lowmem_spin.runner.record import (
+    add_seconds,
+    link_iterate,
+    note_stop,
+    note_user,
+    set_damaged_record_aside,
+    write_record,
+)
 from lowmem_spin.runner.run_folder import PICTURES
 from lowmem_spin.runner.trackers import Tracker
 from lowmem_spin.store import adapters
@@ -31,7 +40,7 @@ class Player:
         replace: whether another game's results in the folder may go.
 
     Raises:
-        InputError: the folder is another game's, or somebody's.
+        InputError: the folder is another game's, or somebody's; or a judge that is still needed has no key.
     """
 
     def __init__(
@@ -45,9 +54,11 @@ class Player:
         self.game, self.display, self.counted = game, display, counted
         self.healths: list[Health] = []
         self.stopped: EarlyStop | None = None
+        _check_judge(game)
         check_folder(game, replace)
         clear_folder(game)
         set_damaged_record_aside(game)
+        note_user(game)
         write_record(game, benchmark_files or {})
         trained = [stage.policy for stage in game.stages if isinstance(stage, Train)]
         recipe = game.recipe
@@ -99,7 +110,9 @@ class Player:
         display.log(
             f"results in {game.folder}, shared work in {game.store.root}; interrupt whenever you like, run again to go on"
         )
+        display.expect(steps_ahead([(game, stage) for stage in game.stages]))
         for index, stage in enumerate(game.stages):
+            display.begin_step(index)
             display.title = f"[{index + 1}/{len(game.stages)}] "
             self.play(stage)
         with display.timed("report"):
@@ -111,6 +124,7 @@ class Player:
 
     def finish(self) -> None:
         """Write the numbers; pictures of other numbers go."""
+        note_user(self.game)
         self.tracker.close()
         note_stop(self.game, None if self.stopped is None else vars(self.stopped))
         base = self.healths[0]
@@ -131,22 +145,32 @@ class Player:
             self._warn(f"{metrics} has other numbers of this game's policies than the store gives; written again")
         for stale in PICTURES:
             (self.game.folder / stale).unlink(missing_ok=True)
-        write_atomically(metrics, lambda temporary: temporary.write_text(records, encoding="utf-8"))
+        write_text(metrics, records)
 
 
 def _contradicts(before: str, found: Sequence[dict[str, Any]]) -> bool:
     """Whether lines of an earlier metrics.jsonl do not read, or have other numbers of the same policies."""
-    known = {(record["name"], record["policy"]): json.loads(json.dumps(record)) for record in found}
+    known = {(record["name"], record["policy"]): json.loads(json_text(record)) for record in found}
     try:
-        earlier = [json.loads(line) for line in before.splitlines()]
+        earlier = [json.loads(json_text(json.loads(line))) for line in before.splitlines()]  # some had NaN
         return any(known.get((one["name"], one["policy"]), one) != one for one in earlier)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return True
 
 
 def _lines(records: Sequence[dict[str, Any]], without: Sequence[str] = ()) -> str:
     """metrics.jsonl; earlier versions wrote it without some fields."""
-    return "".join(json.dumps({name: v for name, v in one.items() if name not in without}) + "\n" for one in records)
+    return "".join(json_text({name: v for name, v in one.items() if name not in without}) + "\n" for one in records)
+
+
+def _check_judge(game: OpenGame) -> None:
+    """Refuse before anything is computed what the first question to a judge would be refused for; a game that is played to
+    its end asks it nothing."""
+    judge, trained = game.recipe.game.oracle, [stage.policy for stage in game.stages if isinstance(stage, Train)]
+    if isinstance(judge, JudgeOracle) and judge.api_key_env is not None and not all(map(game.store.adapter, trained)):
+        from lowmem_spin.engines.oracles.endpoint import check_key
+
+        check_key("game.oracle", judge.api_key_env)
 
 
 def step(game: OpenGame, stage: Stage) -> None:

@@ -1,6 +1,6 @@
 """A run folder: which game it holds, where its store is, and which adapter each of its policies has."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,18 @@ from typing import Any
 from lowmem_spin.algorithm.roles import Part, Role, parts_in
 from lowmem_spin.algorithm.stages import Inputs
 from lowmem_spin.common.checked import read_checked, write_checked
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, quoted, shortened
 from lowmem_spin.common.files import DamagedError, Notice
+from lowmem_spin.common.keys import digest, is_key
+from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.load import load_recipe
 from lowmem_spin.config.places import STAMP
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source, Sources, base_key
+from lowmem_spin.engines.foreign_code import code_of_model
 from lowmem_spin.engines.machine import Machine, find_machine
 from lowmem_spin.store.store import Store
+from lowmem_spin.store.users import KINDS
 
 USED = "benchmarks_use.json"
 PICTURES = ("iterates.png", "report.html")
@@ -55,13 +59,37 @@ def read_run(folder: Path) -> RunFolder:
     try:
         record = read_checked(path)
         inputs, policies, parts = Inputs(**record["inputs"]), dict(record["policies"]), parts_in(record)
+        digest(vars(inputs))  # whether keys can be made of it
+        if not isinstance(record.get("model", ""), str) or not isinstance(record.get("stopped", {}), dict):
+            raise TypeError("model, or stopped")
     except DamagedError as error:
         raise InputError(f"{path}: {error}; run the recipe again to write it") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: does not read ({type(error).__name__}: {error}); run the recipe again to write it") from None
+    keys = {"inputs.base": [inputs.base], "inputs.data": [inputs.data], "data": record.get("data", [])}
+    check_keys(path, {**keys, **{f"policies.{name}": [key] for name, key in policies.items()}})
     if not (folder / "recipe.yaml").is_file():
         raise InputError(f"run {str(folder)!r}: has no recipe.yaml; run the recipe again to write it")
     return RunFolder(folder, load_recipe(folder / "recipe.yaml"), inputs, policies, parts, record)
+
+
+def check_keys(path: Path, given: Mapping[str, Any]) -> None:
+    """Refuse what is no key where a record has keys: each becomes the name of a file in the store.
+
+    Args:
+        path: the record's.
+        given: {field: list of what should be keys}.
+
+    Raises:
+        InputError: one line; somebody has written a path, for instance.
+    """
+    for field, keys in given.items():
+        wrong = [keys] if not isinstance(keys, list) else [key for key in keys if not is_key(key)]
+        if wrong:
+            raise InputError(
+                f"{path}: {field} has {shortened(repr(wrong[0]))}, which is no key: no game writes that, so somebody else has; "
+                "leave the folder alone, or play its recipe anew"
+            )
 
 
 def open_store(run: RunFolder, notice: Notice) -> Store:
@@ -87,10 +115,10 @@ def find_policy(run: RunFolder, store: Store, policy: str | None, option: str = 
         policy = str(run.record["stopped"]["keep"])
     if policy is None:
         policy = next(iter(reversed(trained_iterates(run, store))), "0")
-    name = iterates.get(int(policy), policy) if policy.isdecimal() else policy
+    name = iterates.get(int(policy), policy) if policy.isdecimal() and len(policy) < 10 else policy
     if name not in run.policies:
         known = ", ".join(str(part.iteration) if part.is_iterate else other for other, part in run.parts.items())
-        raise InputError(f"{option} {policy!r}: {str(run.folder)!r} has no such policy; it has {known}")
+        raise InputError(f"{option} {quoted(policy)}: {str(run.folder)!r} has no such policy; it has {known}")
     if run.parts[name].role is Role.BASE:
         given = run.recipe.model.adapter
         return StoredPolicy(name, run.inputs.base, Path(given) if given else None)
@@ -137,14 +165,23 @@ def find_base(run: RunFolder, store: Store) -> Source:
     return found
 
 
+def find_trusted_base(run: RunFolder, store: Store, trust: Trust, notify: Notice) -> Source:
+    """The base, to be loaded: raises as find_base, and where code that comes with it may not run."""
+    base = find_base(run, store)
+    trust.check(code_of_model(run.recipe, base), notify)
+    return base
+
+
 def machine_of(run: RunFolder) -> Machine:
     """Where to compute; the types are the game's. No optimiser is needed, so one that needs a GPU is no obstacle."""
     training = run.recipe.training.model_copy(update={"optim": "adamw_torch"})
     return find_machine(run.recipe.model_copy(update={"training": training}))
 
 
-def note_used(folder: Path, kind: str, keys: Iterable[str]) -> None:
+def note_used(store: Store, folder: Path, kind: str, keys: Iterable[str]) -> None:
     """Note tables of the store that this run's benchmarks are made from, so that gc leaves them."""
+    keys = list(keys)
+    store.users.note(folder, {kind: keys}, more=True)
     known = tables_in_use(folder)
     every = {**known, kind: sorted({*known.get(kind, []), *keys})}
     if every != known:
@@ -156,8 +193,11 @@ def tables_in_use(folder: Path) -> dict[str, list[str]]:
     path = folder / USED
     try:
         found = read_checked(path)
-        return {str(kind): [str(key) for key in keys] for kind, keys in found.items()}
+        if found.keys() - set(KINDS):
+            raise ValueError("kinds")
     except FileNotFoundError:
         return {}
     except (ValueError, AttributeError, TypeError):
         raise InputError(f"{path}: does not read back; delete it, `lowmem-spin evaluate` writes it again") from None
+    check_keys(path, found)
+    return found

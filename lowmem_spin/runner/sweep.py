@@ -12,10 +12,12 @@ from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Sco
 from lowmem_spin.common.checked import read_checked, write_checked
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, printable
-from lowmem_spin.common.files import DISK, DamagedError, UnreadableError
+from lowmem_spin.common.files import DISK, DamagedError, UnreadableError, write_text
+from lowmem_spin.common.trust import UntrustedError
 from lowmem_spin.config.grid import Axes, SweepPoint
 from lowmem_spin.runner.claim import check_folder, check_sweep_folder
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
+from lowmem_spin.runner.planning.forecast import steps_ahead
 from lowmem_spin.runner.record import is_recorded
 from lowmem_spin.runner.run import Player
 
@@ -153,6 +155,7 @@ def play_sweep(
     for _, game in games:  # all of them, before the first folder is written to
         check_folder(game, replace)
     for entry, game in games:
+        game.store.users.begin()
         with _surviving(entry, shared, display):
             _begin(entry, game, display, counted, finished, check, replace)
     opened = [entry for entry in sweep.entries if entry.player]
@@ -164,7 +167,10 @@ def play_sweep(
         display.log(f"not of this sweep, but of an earlier one in this folder: {', '.join(left)}; {stay}", "yellow")
     sweep.write()
     steps = in_step([entry.stages for entry in opened], [entry.player.game.signature for entry in opened if entry.player])
+    games_of = [entry.player.game for entry in opened if entry.player]
+    display.expect(steps_ahead([(games_of[step.game], None if step.samples_only else step.stage) for step in steps]))
     for place, step in enumerate(steps):
+        display.begin_step(place)
         entry = opened[step.game]
         if entry.status == "failed" or entry.player is None:
             continue
@@ -206,13 +212,12 @@ def _surviving(entry: Entry, shared: SharedResources, display: Display, sweep: S
         yield
     except Exception as error:  # whatever it is, hours of other points must not be lost to it
         disk = isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in DISK
-        if disk or isinstance(error, UnreadableError):
-            raise  # a full or closed disk, or one that does not answer, is every point's
+        if disk or isinstance(error, UnreadableError | UntrustedError):
+            raise  # a full or closed disk, or one that does not answer, is every point's, and trust is asked for beforehand
         entry.status, entry.error = "failed", printable(" ".join(str(error).split()) or type(error).__name__)
         if not isinstance(error, InputError):
             place = Path(str(entry.point.recipe.output.dir)) / ERROR
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            write_text(place, "".join(traceback.format_exception(error)))
             entry.error += f"; the traceback is in {place}"
         display.log(f"{entry.point.name} failed: {entry.error}", "red")
         shared.engines.close()  # in whatever state it has left them

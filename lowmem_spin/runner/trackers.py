@@ -16,7 +16,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError, Notice, read_text
 from lowmem_spin.runner.health import Health
 
-PROJECT = "lowmem-spin"
+PROJECT, SPENT = "lowmem-spin", ("step", "epoch")
 Log = Callable[[dict[str, float], int], Any]
 Opened = tuple[Log, Callable[[], Any]]  # log(values, step), close()
 
@@ -111,7 +111,9 @@ class Tracker:
             self._opened = TRACKERS[self.name](self.folder, self.folder.name, self.key, self.config)
         log, _ = self._opened
         for record in metrics:
-            values = {f"{group}train/{name}": value for name, value in record.items() if name not in ("step", "epoch")}
+            values = {
+                f"{group}train/{name}": value for name, value in record.items() if name not in SPENT and value is not None
+            }
             log(values, first + int(record["step"]))
         log({f"{group}health/{name}": value for name, value in health.numbers().items()}, self.step)
         self._logged.append(entry)

@@ -10,9 +10,10 @@ from typing import Any
 
 from lowmem_spin.algorithm.stages import Average, Train, TrainSampler
 from lowmem_spin.common.files import Tokens
-from lowmem_spin.engines.base import sampling_mixtures
+from lowmem_spin.engines.base import Advance, sampling_mixtures
 from lowmem_spin.engines.training.average import ema_adapter
 from lowmem_spin.engines.training.checkpoints import checkpoints, damaged_checkpoints
+from lowmem_spin.store.contracts import Meter
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store
 
@@ -53,7 +54,7 @@ def train_sampler(tables: Tables, stage: TrainSampler, prompts: Callable[[], Seq
         rows = stage.draw.prompts * stage.settings["epochs"]
         with tables.progress.stage("amortise", stage.name, rows) as meter, _naming_a_full_disk(work):
             trainer = GFlowNetTrainer(engine, previous, base, prompts(), stage.alpha, longest, stage.settings, work)
-            made, metrics = trainer.run(lambda rows: meter.advance(rows) if rows else meter.saved())
+            made, metrics = trainer.run(_telling(meter))
         manifest = {"kind": "amortise", "name": stage.name, "asked": stage.spec(), "rows": stage.draw.prompts}
         return tables.store.commit_adapter(stage.policy, made, {**manifest, "metrics": metrics})
 
@@ -83,10 +84,22 @@ def _train(tables: Tables, stage: Train, pairs: Sequence[Any], label: str) -> Pa
             stage.loss,
             stage.settings,
             work,
-            lambda rows: meter.advance(rows, round(rows * tokens_per_row)) if rows else meter.saved(),
+            _telling(meter, tokens_per_row),
         )
     manifest = {"kind": "train", "name": stage.name, "asked": stage.spec(), "rows": len(pairs), "metrics": metrics}
     return tables.store.commit_adapter(stage.policy, made, manifest)
+
+
+def _telling(meter: Meter, tokens_per_row: float = 0.0) -> Advance:
+    def told(rows: int, loss: float | None = None, resumed: bool = False) -> None:
+        if not rows:
+            meter.saved()
+        elif resumed:
+            meter.skip(rows)
+        else:
+            meter.advance(rows, round(rows * tokens_per_row), loss)
+
+    return told
 
 
 def training_folder(store: Store, policy: str) -> Path:

@@ -8,9 +8,15 @@ from lowmem_spin.engines.oracles.base import Oracle
 
 
 class Meter(Protocol):
-    """One stage's progress bar."""
+    """How far one stage is."""
 
-    def advance(self, rows: int, tokens: int = 0) -> None: ...
+    def advance(self, rows: int, tokens: int = 0, loss: float | None = None) -> None:
+        """So many rows were computed."""
+        ...
+
+    def skip(self, rows: int) -> None:
+        """So many rows were stored already."""
+        ...
 
     def saved(self) -> None:
         """All that was computed so far is stored: a good moment to stop."""

@@ -91,7 +91,7 @@ class Tables:
         with self.progress.stage("generate", label, sum(map(len, batches))) as meter:
             for batch in batches:
                 missing = [(policy, prompt) for policy, prompt in batch if prompt.name not in stored[policy]]
-                meter.advance(len(batch) - len(missing))
+                meter.skip(len(batch) - len(missing))
                 if missing:
                     requests = [
                         Request(self.adapter(policy), prompt.tokens, number(tables[policy].key, *prompt.name))
@@ -158,7 +158,7 @@ class Tables:
                 logps: list[float] = []
                 for batch in shard:
                     missing = [row for row in batch if row.name not in stored]
-                    meter.advance(len(batch) - len(missing))
+                    meter.skip(len(batch) - len(missing))
                     if missing:
                         logps += learner.score(self.adapter(policy), [(row.prompt, row.tokens) for row in missing])
                         scored += missing
@@ -200,7 +200,7 @@ class Tables:
         with self.progress.stage("judge", label, len(rows)) as meter:
             for shard in _batches(rows, self.generation_batch):
                 missing = [row for row in shard if row.name not in stored]
-                meter.advance(len(shard) - len(missing))
+                meter.skip(len(shard) - len(missing))
                 if missing:
                     preferences = oracle.prefer([row.question for row in missing])
                     passing |= {missing[place].name: preferences[place] for place in oracle.undecided}

@@ -9,6 +9,7 @@
     store/data/<key>.parquet            prepared rows
     store/work/<key>/                   checkpoints of a training in progress
     store/aside/                        what did not read back, moved out of the way
+    store/users/                        which run folders need what of it; see users.py
 
 Writes go to a temporary name and are renamed, so a file is whole or absent. A table has one writer at a time.
 """
@@ -25,19 +26,23 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from lowmem_spin.common.checked import read_checked, set_aside, write_checked
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, shortened
 from lowmem_spin.common.files import (
     DamagedError,
     Notice,
     check_folder_place,
+    make_folder,
     read_parquet,
     read_text,
     reading,
     write_atomically,
     write_parquet,
 )
+from lowmem_spin.common.keys import is_key
 from lowmem_spin.store.committed import adapter_fault, seal_adapter
+from lowmem_spin.store.users import Users
 
+FREED = "freed-"  # begins the name, in aside/, of what is being deleted
 FORMAT = "1"  # of the store's layout; another number is another store
 COMPLETIONS = pa.schema(
     {
@@ -91,7 +96,7 @@ class Table:
 
     def __init__(self, store: "Store", kind: str, key: str, asked: dict[str, Any], adapter_sha256: str) -> None:
         self.store, self.kind, self.key, self.adapter_sha256 = store, kind, key, adapter_sha256
-        self.folder = store.root / kind / key
+        self.folder = store.place(kind, key)
         self.manifest = {"kind": kind, "asked": asked, "maker": adapter_sha256}
         self.schema = SCHEMAS[kind].with_metadata({"maker": adapter_sha256})
         self._shards: dict[str, pa.Table] = {}
@@ -177,9 +182,10 @@ class Store:
 
     def __init__(self, root: Path, notice: Notice) -> None:
         self.root, self.notice = root, notice
+        self.users = Users(root, notice)
         self._verified: set[str] = set()
         check_folder_place(root, "output.store")
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         stamp = root / "FORMAT"
         if not stamp.exists():
             write_atomically(stamp, lambda temporary: temporary.write_text(FORMAT))
@@ -211,8 +217,34 @@ class Store:
             self.set_aside(path, f"does not read back ({error})")
             return None
 
+    def place(self, kind: str, key: str, ending: str = "") -> Path:
+        """Where what has this key is, or will be.
+
+        Raises:
+            InputError: a key that would lead elsewhere, or a link in its place that does.
+        """
+        if not (key.isascii() and key.isalnum()):
+            raise InputError(f"output.store: {shortened(repr(key))} is no key of {str(self.root)!r}; leave alone what names it")
+        place = self.root / kind / f"{key}{ending}"
+        if place.is_symlink() and place.is_dir() and not place.resolve().is_relative_to(self.root.resolve()):
+            raise InputError(f"output.store: {str(place)!r} is a link that leads out of the store; remove it")
+        return place
+
+    def check_inside(self, path: Path) -> None:
+        """Refuse to move what is not in the store, whatever names it or links to it.
+
+        Raises:
+            InputError: one line.
+        """
+        if path.name in ("", "..") or not path.parent.resolve().is_relative_to(self.root.resolve()):
+            raise InputError(
+                f"output.store: {str(path)!r} is not in {str(self.root)!r}, or only by a link, so nothing there is moved; "
+                "remove the link"
+            )
+
     def set_aside(self, path: Path, why: str, then: str = "computed again") -> None:
         """Move something that cannot be trusted to aside/, saying so and what becomes of it."""
+        self.check_inside(path)
         set_aside(path, self.root, why, then, self.notice)
 
     @contextlib.contextmanager
@@ -230,7 +262,7 @@ class Store:
             lock.release()
 
     def _lock(self, key: str) -> FileLock:
-        place = self.root / "locks" / f"{key}.lock"
+        place = self.place("locks", key, ".lock")
         place.parent.mkdir(exist_ok=True)
         if place.is_dir():
             self.set_aside(place, "is a folder", "made again")
@@ -241,27 +273,34 @@ class Store:
 
         It moves out of the way first: a half-deleted adapter would not read.
         """
+        self.check_inside(path)
         try:
-            with self._lock(path.stem).acquire(timeout=0):
-                place = self.root / "aside" / f"freed-{path.name}-{uuid.uuid4().hex[:8]}"
+            with contextlib.ExitStack() as held:
+                for key in filter(is_key, (path.stem, path.parent.name)):
+                    lock = self._lock(key)
+                    held.enter_context(lock.acquire(timeout=0))
+                    held.callback(Path(lock.lock_file).unlink, missing_ok=True)  # nothing is left that it is of
+                place = self.root / "aside" / f"{FREED}{path.name}-{uuid.uuid4().hex[:8]}"
                 place.parent.mkdir(exist_ok=True)
                 path.rename(place)
         except Timeout:
             return False
-        shutil.rmtree(place) if place.is_dir() else place.unlink()
+        except FileNotFoundError:  # another process has freed it
+            return True
+        shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
         return True
 
     def data(self, key: str) -> Path:
         """Where the prepared rows of this key are, or will be."""
-        return self.root / "data" / f"{key}.parquet"
+        return self.place("data", key, ".parquet")
 
     def work(self, key: str) -> Path:
         """Folder for a training in progress."""
-        return self.root / "work" / key
+        return self.place("work", key)
 
     def adapter(self, key: str) -> Path | None:
         """Folder of a committed adapter whose bytes are still the ones committed, else None."""
-        folder = self.root / "adapters" / key
+        folder = self.place("adapters", key)
         if not folder.exists():
             return None
         if key not in self._verified:
@@ -274,7 +313,7 @@ class Store:
 
     def manifest(self, key: str) -> dict[str, Any]:
         """What a committed adapter was made from and how training went."""
-        return read_checked(self.root / "adapters" / key / "manifest.json")
+        return read_checked(self.place("adapters", key) / "manifest.json")
 
     def adapter_sha256(self, key: str) -> str:
         """Hash of a committed adapter's weights."""
@@ -282,7 +321,7 @@ class Store:
 
     def result(self, policy: str, key: str, adapter_sha256: str) -> dict[str, Any] | None:
         """What a policy scored on a benchmark; a record that is damaged, or of other weights, is set aside and is None."""
-        path = self.root / "results" / policy / f"{key}.json"
+        path = self._result(policy, key)
         try:
             record = read_checked(path)
         except FileNotFoundError:
@@ -297,12 +336,16 @@ class Store:
 
     def commit_result(self, policy: str, key: str, record: dict[str, Any]) -> None:
         """Keep a result, whole or not at all; hold `writing(key)` meanwhile."""
-        write_checked(self.root / "results" / policy / f"{key}.json", record)
+        write_checked(self._result(policy, key), record)
+
+    def _result(self, policy: str, key: str) -> Path:
+        self.place("results", key)  # refuses what is none
+        return self.place("results", policy) / f"{key}.json"
 
     def commit_adapter(self, key: str, folder: Path, manifest: dict[str, Any]) -> Path:
         """Move a finished adapter folder into the store; if another process was first, adopt its result."""
         seal_adapter(folder, manifest)
-        place = self.root / "adapters" / key
+        place = self.place("adapters", key)
         place.parent.mkdir(exist_ok=True)
         if not place.exists():
             folder.rename(place)

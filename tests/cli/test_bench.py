@@ -35,7 +35,11 @@ from lowmem_spin.runner.planning.calibration import Calibration, Measurement
 
 PROMPT, COMPLETION, PAIRS = 24, 10, 12
 EPOCHS = {"score": 1, "train": 2}  # in a row that a plan counts
-KNOWN = {"gemma-2b": 2_506_172_416, "llama-8b": 8_030_261_248}  # of google/gemma-2b and meta-llama/Meta-Llama-3-8B
+KNOWN = {  # of google/gemma-2b, meta-llama/Meta-Llama-3-8B and HuggingFaceTB/SmolLM2-135M
+    "gemma-2b": 2_506_172_416,
+    "llama-8b": 8_030_261_248,
+    "smollm2-135m": 134_515_008,
+}
 SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "head_dim": 32}
 
 
@@ -256,7 +260,7 @@ def test_a_damaged_calibration_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--model", "nope"], "--model: 'nope' is not a benchmark's model; known: gemma-2b, llama-8b, tiny"),
+        (["--model", "nope"], "--model: 'nope' is not a benchmark's model; known: gemma-2b, llama-8b, smollm2-135m, tiny"),
         (["--vram", "0"], "--vram: 0 cannot be used; give the card's gigabytes, for instance 24"),
         (["--vram", "nan"], "--vram: nan cannot be used"),
         (["--pairs", "0"], "--pairs: 0 cannot be used; give 1 or more"),

@@ -304,6 +304,9 @@ def test_an_export_is_whole_or_absent(home: Path, game: run_folder.RunFolder, st
         ("chat nowhere", "run 'nowhere': no such folder"),
         ("chat {home}", "has no run.json; give a folder that"),
         ("chat {home}/runs/game --iterate 2", "--iterate '2': "),
+        (f"chat {{home}}/runs/game --iterate {'9' * 5000}", "has no such policy; it has base, 0, 1"),
+        ("chat {home}/runs/game --temperature inf", "--temperature inf: cannot be used; give 0, which is greedy, or"),
+        (f"export {{home}}/runs/game --to {'x' * 300}", "it has a name of 300 bytes, and paths have at most 3,800"),
         ("export {home}/runs/game --to {to} --iterate second", "it has base, 0, 1"),
         ("export {home}/runs/game --to {to} --iterate base", "--iterate base: it has no adapter of its own"),
         ("export {home}/runs/game --to {to} --dtype float16", "--dtype float16: an adapter keeps its own"),
@@ -358,7 +361,7 @@ def stored(folder: Path) -> set[str]:
 def test_gc_frees_what_a_deleted_run_alone_had(home: Path, tmp_path: Path) -> None:
     """The oracle: what was in the store before the second run came, and what it added."""
     shutil.copytree(home, tmp_path, symlinks=True, dirs_exist_ok=True)
-    store, top = ("--store", tmp_path / "store"), ("--runs", tmp_path / "runs")
+    store, top = ("--store", tmp_path / "store"), ("--runs", tmp_path / "runs", "--grace-hours", 0)
     play(tmp_path, "game")  # it is here now
     before = stored(tmp_path)
     other = play(tmp_path, "sweep/deep/other", game__iterations=1, generation__temperature=0.7, data__max_prompt_length=511)
@@ -410,10 +413,10 @@ def test_gc_keeps_data_and_weights_of_a_run_that_does_not_name_them(home: Path, 
     path = tmp_path / "runs" / "game" / "run.json"
     record = read_checked(path)
     path.write_text(json.dumps({name: value for name, value in record.items() if name not in ("data", "model")}))
-    old = call("gc", "--store", tmp_path / "store", "--runs", tmp_path / "runs")
+    old = call("gc", "--store", tmp_path / "store", "--runs", tmp_path / "runs", "--grace-hours", 0)
     assert "nothing is unused" in old.stdout
     path.write_text(json.dumps(record))
-    new = call("gc", "--store", tmp_path / "store", "--runs", tmp_path / "runs")
+    new = call("gc", "--store", tmp_path / "store", "--runs", tmp_path / "runs", "--grace-hours", 0)
     assert new.stdout.count(strange) == 2
 
 

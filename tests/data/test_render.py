@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers
 from transformers import AutoTokenizer
 
 from helpers.tokenizers_built import FAMILIES, MISTRAL, TURNS, ZEPHYR, byte_level, eating, prepending, prepending_once
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.data_config import Data
 from lowmem_spin.config.load import load_recipe
+from lowmem_spin.data import template_trial
 from lowmem_spin.data.chat_templates import TEMPLATES
 from lowmem_spin.data.prepare import prepare, prepared_key
 from lowmem_spin.data.render import Rendered, Renderer
@@ -53,6 +55,17 @@ def test_an_answer_begins_with_the_token_that_follows_its_prompt(make: Any) -> N
     assert (row.text, row.notes) == ("Hello there friend", ())
     apart = tokenizer("Hello there friend", add_special_tokens=False)["input_ids"]
     assert (row.completion[0] == apart[0]) == (make is byte_level)  # by itself it begins with a blank, which nobody says here
+
+
+def test_a_control_token_that_only_the_normalizer_makes_is_found_out() -> None:
+    """In lower case "</S>" is the end token: the row is left out, for the answer would end in its middle."""
+    tokenizer = byte_level()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.backend_tokenizer.add_special_tokens([AddedToken("</s>", normalized=True)])
+    assert tokenizer.eos_token_id in tokenizer("a </S> b")["input_ids"][1:-1]
+    bad, good = Renderer(tokenizer, None)([([user("q")], "A </S> b"), ([user("q")], "A b")])
+    assert bad == "with a control token in a text that this tokenizer cannot take as plain text"
+    assert isinstance(good, Rendered) and good.completion.count(tokenizer.eos_token_id) == 1
 
 
 @pytest.mark.parametrize("make", [prepending, prepending_once, byte_level])
@@ -347,6 +360,50 @@ def test_a_template_may_be_a_file_beside_the_recipe_and_its_text_is_the_recipes(
         load_recipe(tmp_path / "r.yaml")
     with pytest.raises(InputError, match="'messages' is not an argument that a recipe can set"):
         load_recipe(tmp_path / "r.yaml", ["model.chat_template=null", "data.chat_template_kwargs={messages: x}"])
+
+
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "line"),
+    [
+        (
+            "{{ 'a' * 10 ** 10 }}",
+            "its chat template takes more than 1 GB of memory for a short conversation; copy the template",
+        ),
+        ("{{ 'a' * 10 ** 7 }}", "its chat template makes more than 1,000,000 characters for a short conversation; copy the"),
+        (LOOPS, "its chat template takes more than 1 s for a short conversation; copy the template to a file, correct that"),
+        ("{% generation %}" + LOOPS + "{% endgeneration %}", "takes more than 1 s"),
+        ("{{ 2 ** (10 ** 10) }}", "takes more than 1 s"),  # in C, which no signal and no thread of this process could stop
+        ("{% if messages | length > 4 %}" + LOOPS + "{% endif %}", "takes more than 1 s"),
+        ("{{ 1 / 0 }}", "it fails on a conversation of user, assistant: ZeroDivisionError: division by zero"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it fails on a conversation of user, assistant: RecursionError: "),
+        ("{{ messages[9].content }}", "it fails on a conversation of user, assistant: "),
+        ("{{ 'a' + 1 }}", "it fails on a conversation of user, assistant: TypeError: "),
+        ("{{ ''.__class__.__mro__ }}", "it fails on a conversation of user, assistant: "),
+        ("{% for i in range(10 ** 12) %}{% endfor %}", "it fails on a conversation of user, assistant: OverflowError: Range"),
+        ("{{ raise_exception('no\n\x1b[2Jnever') }}", "it fails on a conversation of user, assistant: no \\x1b[2Jnever"),
+    ],
+)
+def test_a_template_that_fails_or_does_not_end_is_one_line(
+    quickstart: Path, monkeypatch: pytest.MonkeyPatch, template: str, line: str
+) -> None:
+    monkeypatch.setattr(template_trial, "SECONDS", 1)
+    with pytest.raises(InputError) as error:
+        Renderer(AutoTokenizer.from_pretrained(quickstart / "base"), template)
+    assert str(error.value).startswith("model.chat_template: ") and line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_template_makes_of_one_row_has_an_end_too(quickstart: Path) -> None:
+    """Where a text, which no trial knows, sets it off: the row is left out, with the reason."""
+    written = OPENS.replace("OPENED", "")
+    bomb = "{% if 'boom' in messages[0].content %}{{ 'a' * 10 ** 7 }}{% endif %}" + written
+    renderer = Renderer(AutoTokenizer.from_pretrained(quickstart / "base"), bomb)
+    fine, left_out = renderer([([user("a")], "b"), ([user("boom")], "b")])
+    assert isinstance(fine, Rendered) and fine.text == "b"
+    assert left_out == "that the chat template refuses (it makes 10,000,030 characters of 4)"
 
 
 def test_a_tokenizer_without_template_needs_one(quickstart: Path) -> None:

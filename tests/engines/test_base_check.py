@@ -163,6 +163,30 @@ def test_a_token_without_an_embedding(tmp_path: Path, base: Path) -> None:
         opened(tmp_path, f"model.name_or_path={base}")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        *(("config.json", text, "config.json is no JSON object") for text in ("[]", "null", '"x"', "3", "NaN")),
+        ("config.json", "[" * 100_000, "config.json is not JSON (maximum recursion depth"),
+        ("config.json", '{"a": ' + "9" * 5000 + "}", "config.json is not JSON (Exceeds the limit"),
+        ("special_tokens_map.json", "[]", "special_tokens_map.json is no JSON object; fetch it again"),
+        ("tokenizer_config.json", "null", "tokenizer_config.json is no JSON object"),
+        ("tokenizer.json", "NaN", "tokenizer.json is no JSON object"),
+        ("generation_config.json", '{"eos_token_id": "2"}', "eos_token_id '2' of"),
+        ("generation_config.json", '{"eos_token_id": [[2]]}', "eos_token_id [2] of"),
+        ("chat_template.jinja", "{{ 'ÿ' }}", "chat_template.jinja is not text in UTF-8; save it as such"),
+        *(
+            ("model.safetensors.index.json", json.dumps({"weight_map": {"x": name}}), "which is no safetensors file beside it")
+            for name in ("../x.safetensors", "/x.safetensors", "a\0.safetensors", "x" * 3000 + ".safetensors", 3)
+        ),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_json_of_another_kind(base: Path, name: str, text: str, line: str) -> None:
+    (base / name).write_text(text, encoding="latin-1")
+    refused(line, base)
+
+
 def test_special_tokens_without_an_embedding(base: Path) -> None:
     edit(base, "generation_config.json", eos_token_id=[2, 288])
     refused("eos_token_id 288 of", base)

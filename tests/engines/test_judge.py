@@ -376,7 +376,7 @@ def test_nothing_is_sent_after_an_interrupt(server: Server, tmp_path: Path) -> N
         ((400, {"error": "the-judge is not a valid model ID"}), "model: .* does not serve 'the-judge'"),
         ((404, {"error": {"message": "gone", "code": "model_not_found"}}), "model: .* does not serve 'the-judge'"),
         ((404, {"detail": "Not Found"}), "base_url: .* has no chat endpoint: 404, Not Found; it mostly ends in /v1"),
-        ((301, {}), "base_url: .* has no chat endpoint: 301"),
+        ((301, {}), r"base_url: .* sends elsewhere \(301\), which is not followed"),
     ],
 )
 def test_what_no_request_can_get_past_ends_at_once(
@@ -400,8 +400,8 @@ def test_where_nothing_can_be_asked(server: Server, tmp_path: Path, monkeypatch:
     for url, key, line in [
         (server.url, "NO_SUCH_KEY", "api_key_env: the environment variable 'NO_SUCH_KEY' is not set"),
         (unused.url, None, "base_url: .* cannot be reached: "),
-        ("localhost:8000/v1", None, "base_url: 'localhost:8000/v1' is no address"),
-        ("http://[::1", None, "base_url: .* is no address"),
+        ("localhost:8000/v1", None, "base_url: 'localhost:8000/v1' cannot be used: no address; it looks like"),
+        ("http://[::1", None, "base_url: .* cannot be used: no address"),
     ]:
         with pytest.raises(InputError, match=rf"^game\.oracle\.{line}") as error:
             LLMJudge(url, "m", tmp_path, print, key, retries=1).prefer([Comparison(ASK, ["a", "b"], "")])

@@ -1,5 +1,6 @@
 """The memory model, term by term, against real models on a CPU and against gemma-2b's known sizes."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +10,46 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from helpers.commands import call
 from helpers.games import CPU, make_micro_base, open_hf
+from lowmem_spin.cli.bench.checkpoint import SPECIAL, skeleton
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.data.sources import Source
+from lowmem_spin.engines.known_models import CONFIGS, MODELS
 from lowmem_spin.engines.loading import load_base
 from lowmem_spin.engines.memory import CARDS, Shape, advice, peak, read_shape, stage_memory
 from lowmem_spin.engines.training.logps import collate, completion_logps
 
 GEMMA_2B = Shape(18, 2048, 16384, 8, 1, 256, 256000, True)
+PUBLISHED = {  # parameters, as the models' own pages count them
+    "google/gemma-2b": 2_506_172_416,
+    "google/gemma-7b": 8_537_680_896,
+    "google/gemma-2-2b": 2_614_341_888,
+    "google/gemma-2-9b": 9_241_705_984,
+    "google/gemma-3-270m": 268_098_176,
+    "google/gemma-3-1b-pt": 999_885_952,
+    "meta-llama/Llama-2-7b-hf": 6_738_415_616,
+    "meta-llama/Meta-Llama-3-8B": 8_030_261_248,
+    "meta-llama/Llama-3.1-8B": 8_030_261_248,
+    "meta-llama/Llama-3.2-1B": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B": 3_212_749_824,
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
+    "mistralai/Mistral-7B-v0.1": 7_241_732_096,
+    "mistralai/Mistral-7B-v0.3": 7_248_023_552,
+    "microsoft/Phi-3-mini-4k-instruct": 3_821_079_552,
+    "Qwen/Qwen2.5-0.5B": 494_032_768,
+    "Qwen/Qwen2.5-1.5B": 1_543_714_304,
+    "Qwen/Qwen2.5-3B": 3_085_938_688,
+    "Qwen/Qwen2.5-7B": 7_615_616_512,
+    "Qwen/Qwen3-0.6B-Base": 596_049_920,
+    "Qwen/Qwen3-1.7B-Base": 1_720_574_976,
+    "Qwen/Qwen3-4B-Base": 4_022_468_096,
+    "Qwen/Qwen3-8B-Base": 8_190_735_360,
+    "HuggingFaceTB/SmolLM2-135M": 134_515_008,
+    "HuggingFaceTB/SmolLM2-360M": 361_821_120,
+    "HuggingFaceTB/SmolLM2-1.7B": 1_711_376_384,
+}
 ROW = ([1, 3, *range(70, 130), 5, 4], [*range(70, 133), 5])
 
 
@@ -32,6 +64,14 @@ def test_gemma_2b_has_its_known_sizes() -> None:
     assert GEMMA_2B.kv(2) == 18 * 1024
     assert GEMMA_2B.lora(16) / 1e6 == pytest.approx(19.6, abs=0.1)
     assert GEMMA_2B.weights("nf4", 2) / 1e9 == pytest.approx(2.07, abs=0.01)
+
+
+def test_popular_models_have_their_published_parameters() -> None:
+    assert {names[0] for names in MODELS} == PUBLISHED.keys()
+    for name, parameters in PUBLISHED.items():
+        assert sum(weights.numel() for weights in skeleton(CONFIGS[name] | SPECIAL).parameters()) == parameters, name
+        shape = Shape.of(CONFIGS[name])
+        assert shape.body + shape.unquantized == pytest.approx(parameters, rel=2e-4), name  # without biases and inner norms
 
 
 def test_parameters_weights_and_adapters_are_those_of_the_loaded_model(base: Path) -> None:
@@ -112,3 +152,25 @@ def test_the_plan_is_printed_without_torch(quickstart: Path) -> None:
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "24 GB       fits" in result.stdout
     assert result.stdout.splitlines()[-1] == "False"
+
+
+def test_without_a_hub_a_plan_has_hours_and_memory_for_a_card(tmp_path: Path) -> None:
+    asked = call("plan", "gemma2b_alpha", "--gpu", "4090", "--json", "--set", f"output.store={tmp_path}")
+    found = json.loads(asked.stdout)
+    assert (found["device"], found["dtype"]) == ("cuda", "bfloat16")
+    seconds = {kind: total["seconds"] for kind, total in found["totals"].items()}
+    tokens = 50_000 * 2 * (512 + 512 + 256)  # two epochs of a prompt, the data's answer and an opponent's
+    assert seconds["train"] == pytest.approx(tokens * 6 * PUBLISHED["google/gemma-2b"] / (0.4 * 165e12), rel=1e-3)
+    assert sum(seconds.values()) < 12 * 3600  # a night
+    memory = {stage["kind"]: stage["gpu_memory_bytes"] for stage in found["stages"]}
+    assert memory["train"] == pytest.approx(peak(stage_memory(plan(), GEMMA_2B, "bfloat16")["train"]), rel=0.01)
+    assert any("published shape" in note for note in found["notes"])
+    old = json.loads(call("plan", "gemma2b_alpha", "--gpu", "T4", "--json", "--set", f"output.store={tmp_path}").stdout)
+    assert old["dtype"] == "float16"
+    assert old["totals"]["train"]["seconds"] == pytest.approx(seconds["train"] * 165 / 65, rel=1e-3)
+
+
+def test_a_card_that_is_not_known_is_one_line() -> None:
+    result = call("plan", "quickstart", "--gpu", "9090")
+    assert result.returncode == 2
+    assert result.stderr.strip().endswith("--gpu: '9090' is not known; known: 4090, 3090, T4, A100, H100, H200")

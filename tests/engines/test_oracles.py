@@ -1,5 +1,6 @@
 """Preference oracles and win rates, against closed forms and a second implementation."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,17 @@ def test_a_reward_model_is_bradley_terry_on_its_own_scores(reward_folder: Path) 
     expected = [[1 / (1 + np.exp(theirs - mine)) for theirs in rewards] for mine in rewards]
     assert matrix == pytest.approx(np.array(expected), abs=1e-5)
     assert len({round(reward, 3) for reward in rewards}) == 4
+
+
+@pytest.mark.parametrize(
+    ("template", "line"), [("{{ 1 / 0 }}", "division by zero"), ("{{ 'a' * 10 ** 10 }}", "1 GB of memory")]
+)
+def test_a_reward_models_template_that_fails_is_one_line(reward_folder: Path, tmp_path: Path, template: str, line: str) -> None:
+    folder = shutil.copytree(reward_folder, tmp_path / "reward")
+    (folder / "chat_template.jinja").write_text(template)
+    oracle = RewardModel(Source(str(folder), None, "r"), "cpu", "float32", 3, 64)
+    with pytest.raises(InputError, match=rf"^game\.oracle\.model: .*{line}"):
+        oracle.prefer([Comparison(MESSAGES, ["a"], "a")])
 
 
 def test_what_is_no_reward_model_is_one_line(quickstart: Path) -> None:

@@ -96,7 +96,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def train(engine: HF, work: Path, pairs: list[Pair], **changes: Any) -> dict[str, torch.Tensor]:
-    return weights_of(engine.train(None, pairs, LOSS, {**SETTINGS, **changes}, work, lambda rows: None)[0])
+    return weights_of(engine.train(None, pairs, LOSS, {**SETTINGS, **changes}, work, lambda *told: None)[0])
 
 
 def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -181,7 +181,7 @@ class StoppedError(Exception):
 def stop_at(engine: HF, work: Path, pairs: list[Pair], steps: int) -> None:
     """Train until the checkpoint after `steps` is written, then break off."""
 
-    def advance(rows: int) -> None:
+    def advance(rows: int, *told: object) -> None:
         if rows == 0 and (work / f"checkpoint-{steps}").exists():
             raise StoppedError
 
@@ -191,7 +191,7 @@ def stop_at(engine: HF, work: Path, pairs: list[Pair], steps: int) -> None:
 
 def test_metrics_have_trls_names(quickstart: Path, tmp_path: Path) -> None:
     engine = open_hf(quickstart / "base")
-    _, metrics = engine.train(None, some_pairs(8), LOSS, SETTINGS, tmp_path, lambda rows: None)
+    _, metrics = engine.train(None, some_pairs(8), LOSS, SETTINGS, tmp_path, lambda *told: None)
     names = {"loss", "learning_rate", "grad_norm", "logps/chosen", "logps/rejected"}
     names |= {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")}
     assert names <= metrics[0].keys()
@@ -214,7 +214,7 @@ def test_training_computes_in_the_precision_that_scoring_does(
     for module in (peft_learner, trainer):
         monkeypatch.setattr(module, "autocast", lambda device, dtype: torch.autocast("cpu", torch.bfloat16))
     engine.score(None, [(pair.prompt, pair.chosen) for pair in pairs])
-    engine.train(None, pairs, LOSS, SETTINGS, tmp_path, lambda rows: None)
+    engine.train(None, pairs, LOSS, SETTINGS, tmp_path, lambda *told: None)
     assert len(seen) == 1 + 3 and all(seen)
 
 
@@ -230,11 +230,11 @@ def test_the_trainer_is_where_the_engine_is(quickstart: Path, tmp_path: Path, mo
     monkeypatch.setattr(trainer, "TrainingArguments", asking)
     for device in ("cpu", "cuda"):
         engine.device = torch.device(device)
-        engine.train(None, some_pairs(4), LOSS, SETTINGS, tmp_path / device, lambda rows: None)
+        engine.train(None, some_pairs(4), LOSS, SETTINGS, tmp_path / device, lambda *told: None)
     assert asked == [True, False]
 
 
 def test_rows_shown_add_up_to_rows_trained(quickstart: Path, tmp_path: Path) -> None:
     shown: list[int] = []
-    open_hf(quickstart / "base").train(None, some_pairs(14), LOSS, SETTINGS, tmp_path, shown.append)
+    open_hf(quickstart / "base").train(None, some_pairs(14), LOSS, SETTINGS, tmp_path, lambda rows, *told: shown.append(rows))
     assert sum(shown) == 14 * 3

@@ -93,9 +93,9 @@ def test_its_fused_kernels_give_the_gradients_of_peft(hf: HF, unsloth: Worker, a
     """A step of plain gradient descent moves every weight by its gradient: within 2e-5 of it, tensor by tensor."""
     step = {**SETTINGS, "batch_size": len(PAIRS), "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 1e6}
     before = unsloth.call("ran")
-    mine, _ = unsloth.call("train", adapters[0], PAIRS, DPO, step, tmp_path / "mine", report=lambda rows: None)
+    mine, _ = unsloth.call("train", adapters[0], PAIRS, DPO, step, tmp_path / "mine", report=lambda *told: None)
     ran = unsloth.call("ran") - before
-    theirs, _ = hf.train(adapters[0], PAIRS, DPO, step, tmp_path / "theirs", lambda rows: None)
+    theirs, _ = hf.train(adapters[0], PAIRS, DPO, step, tmp_path / "theirs", lambda *told: None)
     assert ran["LoRA_MLP.backward"] >= LAYERS
     assert {ran[f"{name}.backward"] for name in FUSED} == {ran["LoRA_MLP.backward"]}
     moved, wanted, start = (load_file(folder / "adapter_model.safetensors") for folder in (mine, theirs, adapters[0]))
@@ -109,7 +109,7 @@ def test_its_fused_kernels_give_the_gradients_of_peft(hf: HF, unsloth: Worker, a
 def test_it_trains_the_adapter_that_transformers_trains(hf: HF, unsloth: Worker, adapters: list[Path], tmp_path: Path) -> None:
     told: list[int] = []
     mine, metrics = unsloth.call("train", adapters[0], PAIRS, DPO, SETTINGS, tmp_path / "mine", report=told.append)
-    theirs, expected = hf.train(adapters[0], PAIRS, DPO, SETTINGS, tmp_path / "theirs", lambda rows: None)
+    theirs, expected = hf.train(adapters[0], PAIRS, DPO, SETTINGS, tmp_path / "theirs", lambda *told: None)
     assert sum(told) == len(PAIRS)
     assert [record["loss"] for record in metrics] == pytest.approx([record["loss"] for record in expected], abs=1e-3)
     trained, wanted = (load_file(folder / "adapter_model.safetensors") for folder in (mine, theirs))
@@ -126,7 +126,7 @@ def test_fresh_weights_start_as_the_base(unsloth: Worker, tmp_path: Path) -> Non
     """After other adapters were in the slot; and plain fine-tuning, which has no rejected side, goes through it too."""
     pairs = [Pair(*row) for row in ROWS[:2]]
     still = {**SETTINGS, "learning_rate": 1e-12}
-    folder, _ = unsloth.call("train", None, pairs, {"name": "sft"}, still, tmp_path / "still", report=lambda rows: None)
+    folder, _ = unsloth.call("train", None, pairs, {"name": "sft"}, still, tmp_path / "still", report=lambda *told: None)
     assert unsloth.call("score", folder, ROWS) == pytest.approx(unsloth.call("score", None, ROWS), abs=1e-4)
 
 

@@ -68,7 +68,7 @@ def test_a_worker_that_dies_at_work_is_started_once_more_with_half_the_batch(tmp
     said: list[str] = []
     reported: list[int] = []
     worker = resident(tmp_path, 8, said)
-    assert worker.call("work", 5, report=reported.append) == 8
+    assert worker.call("work", 5, report=lambda rows, *told: reported.append(rows)) == 8
     assert sum(reported) == 5  # rows done twice are told once
     assert said == [
         "the test worker was killed by SIGKILL; lower the batch, and run again to go on; "
@@ -82,7 +82,7 @@ def test_a_worker_that_dies_at_work_is_started_once_more_with_half_the_batch(tmp
 
 def test_one_that_is_still_too_large_ends_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(WorkerDiedError, match="killed by SIGKILL") as error:
-        resident(tmp_path, 4, []).call("work", 5, report=lambda rows: None)
+        resident(tmp_path, 4, []).call("work", 5, report=lambda *told: None)
     assert "\n" not in str(error.value)
 
 

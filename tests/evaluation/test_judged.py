@@ -707,9 +707,9 @@ def test_what_cannot_be_judged_is_one_line(
     ("given", "line"),
     [
         ((None, "m", None), "--judge-model 'm': where? add --judge-base-url"),
-        (("http://h/v1", None, None), "--judge-base-url 'http://h/v1': which of its models? add --judge-model"),
-        ((None, None, "KEY"), "--judge-api-key-env 'KEY': of which judge?"),
-        ((None, None, None), "--judge-max-tokens 7: of which judge?"),
+        (("http://h/v1", None, None), "--judge-base-url: which of its models? add --judge-model"),
+        ((None, None, "KEY"), "--judge-api-key-env: of which judge?"),
+        ((None, None, None), "--judge-max-tokens: of which judge?"),
     ],
 )
 def test_half_a_judge_is_refused(given: tuple[str | None, str | None, str | None], line: str) -> None:
@@ -730,11 +730,11 @@ def test_a_judges_further_fields_are_checked(given: str, line: str) -> None:
     with pytest.raises(InputError, match=re.escape(f"--judge-extra-body {given!r}: ")) as error:
         judge_from_options("http://h/v1", "m", None, 1, None, given)
     assert line in str(error.value)
-    with pytest.raises(InputError, match=re.escape("--judge-extra-body '{}': of which judge?")):
+    with pytest.raises(InputError, match=re.escape("--judge-extra-body: of which judge?")):
         judge_from_options(None, None, None, 1, None, "{}")
 
 
-def test_an_arena_and_mtbench_with_a_judge_that_refuses_max_tokens(copy: Path, server: Server) -> None:
+def test_an_arena_and_suites_with_a_judge_that_refuses_max_tokens(copy: Path, server: Server) -> None:
     """The options of the command line reach every request; the answers are those that the game's store has."""
     server.behave = reasoner(longer)
     options = ["--judge-base-url", server.url, "--judge-model", "reasoner", "--limit", "16"]
@@ -742,11 +742,55 @@ def test_an_arena_and_mtbench_with_a_judge_that_refuses_max_tokens(copy: Path, s
     assert_one_line(refused, "error: --judge-extra-body: ", "max_completion_tokens")
     body = "{max_tokens: null, max_completion_tokens: 99, temperature: null}"
     assert call("arena", copy / "game", *options, "--judge-extra-body", body).returncode == 0
-    server.behave = reasoner(grade)
-    mine = ["--suite", "mtbench", "--mtbench", copy / "mt", *options, "--judge-extra-body", body]
-    assert call("evaluate", copy / "game", *mine).returncode == 0
-    sent = [json.loads(text) for _, text in server.asked if "max_completion_tokens" in text]
-    assert sent and all(one.keys() == {"model", "messages", "max_completion_tokens"} for one in sent)
+    instructions(copy)
+    files = ["--suite", "mtbench,alpaca", "--mtbench", copy / "mt", "--alpaca", copy / "alpaca.json"]
+    server.behave = reasoner(lambda body, number: (longer if "answer_A" in str(body) else grade)(body, number))
+    server.asked.clear()
+    for _ in range(2):
+        assert call("evaluate", copy / "game", *files, *options, "--judge-extra-body", body).returncode == 0
+    sent = [json.loads(text) for _, text in server.asked]
+    assert all(one.keys() == {"model", "messages", "max_completion_tokens"} for one in sent)
+    assert set(server.requests.values()) == {1}  # what was asked so is not asked again
+    roles = [[message["role"] for message in one["messages"]] for one in sent]
+    assert ["user"] in roles and ["system", "user"] in roles  # of AlpacaEval and of MT-Bench
+
+
+def test_no_key_is_anywhere(copy: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge repeats the key that it was given, in replies and in refusals; other keys are not for it at all."""
+    secrets = {"A_KEY": "canary-key-of-the-judge", "HF_TOKEN": "hf_canary", "OPENAI_API_KEY": "canary-openai"}
+    for name, value in {**secrets, "OPENAI_ORG_ID": "canary-org"}.items():
+        monkeypatch.setenv(name, value)
+    said = f"Authorization: Bearer {secrets['A_KEY']}"
+
+    def behave(body: Body, number: int) -> Any:
+        text = json.dumps(body["messages"])
+        if "upper: word" in text or "upper: abab1" in text:
+            return send(400, json.dumps({"error": {"message": said}}), retry_after=said)
+        return f"{said}\ud800\x1b[31m\n{longer(body, number) if 'answer_A' in text else grade(body, number)}"
+
+    server.behave = behave
+    instructions(copy)
+    judge = ["--judge-base-url", server.url, "--judge-model", "m", "--judge-api-key-env", "A_KEY"]
+    files = ["--mtbench", copy / "mt", "--alpaca", copy / "alpaca.json"]
+    output = []
+    for command in (
+        ["evaluate", copy / "game", "--suite", "mtbench,alpaca", *files, *judge],
+        ["arena", copy / "game", "--limit", "8", *judge],
+        ["report", copy / "game"],
+        ["export", copy / "game", "--to", copy / "exported"],
+    ):
+        done = call(*command)
+        assert done.returncode == 0, done.stderr
+        output += [done.stdout, done.stderr]
+    assert "judgements have no score" in output[0] and "400, Authorization: Bearer ***" in output[0]
+    server.behave = lambda body, number: send(401, json.dumps({"detail": said}))
+    refused = call("arena", copy / "game", *judge, "--judge-model", "other")
+    assert_one_line(refused, "error: --judge-api-key-env: ", "401, Authorization: Bearer ***; look at A_KEY")
+    assert {headers["Authorization"] for headers in server.headers} == {f"Bearer {secrets['A_KEY']}"}
+    assert "canary-o" not in "".join(map(str, server.headers)) and "canary" not in "".join([*output, refused.stderr])
+    kept = [path for path in copy.rglob("*") if path.is_file()]
+    assert not [path for path in kept if b"canary" in path.read_bytes()]
+    assert [path for path in kept if b"Bearer ***" in path.read_bytes() and path.parent.name == "judge"]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from lowmem_spin.cli.play import run as play
 from lowmem_spin.cli.play import sweep as play_sweep
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.keys import digest
 from lowmem_spin.config import grid
 from lowmem_spin.config.load import find_recipe
 from lowmem_spin.data.sources import Source
@@ -475,14 +476,14 @@ def seeds(home: Path, tmp_path: Path) -> Iterator[Path]:
         made = leaderboard(folder)
         for line in made:
             if line["name"] == "iterate 0":
-                line["policy"] = f"key {seed}"
+                line["policy"] = digest(seed)
                 for number in line["numbers"].values():
                     number["value"] += shift
                     number["gain"] += shift
         (folder / "benchmarks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
         for file in ("run.json", "metrics.jsonl"):
             key = run_folder.read_run(points(home)[0]).policies["iterate 0"]
-            (folder / file).write_text(unchecked((folder / file).read_text().replace(key, f"key {seed}")))
+            (folder / file).write_text(unchecked((folder / file).read_text().replace(key, digest(seed))))
         listed.append({"name": name, "values": {"seed": seed}, "dir": f"points/{name}", "status": "finished", "error": None})
     (tmp_path / "sweep.json").write_text(json.dumps({"recipe": "q", "axes": {}, "seeds": [0, 1, 2], "points": listed}))
     yield tmp_path

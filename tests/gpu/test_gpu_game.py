@@ -59,7 +59,7 @@ def test_training_takes_the_memory_that_was_planned(machine: Machine, tmp_path: 
     }
     pairs = [Pair([70] * half, [80 + n] * half, [90 + n] * half, (-10.0, -10.0)) for n in range(6)]
     with card.watch("train"):
-        _, metrics = engine.train(None, pairs, {"name": "dpo", "beta": 0.1}, settings, tmp_path / "work", lambda rows: None)
+        _, metrics = engine.train(None, pairs, {"name": "dpo", "beta": 0.1}, settings, tmp_path / "work", lambda *told: None)
     engine.close()
     assert len(metrics) == 3
     predicted = peak(stage_memory(recipe, read_shape(source), machine.dtype)["train"])

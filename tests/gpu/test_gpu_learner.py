@@ -70,7 +70,7 @@ def against_backwards(cpu: Any, rows: list[Row]) -> list[Pair]:
 def gradient(learner: Any, adapter: Path, pairs: list[Pair], dtype: str, work: Path) -> torch.Tensor:
     """Of the loss, by all weights of an adapter: a step of plain descent moves them by it."""
     step = {"batch_size": len(pairs), "num_train_epochs": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 1e6}
-    moved, _ = learner.train(adapter, pairs, LOSS, {**SETTINGS, **step, "learner": {"dtype": dtype}}, work, lambda rows: None)
+    moved, _ = learner.train(adapter, pairs, LOSS, {**SETTINGS, **step, "learner": {"dtype": dtype}}, work, lambda *told: None)
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, moved))
     return torch.cat([(before[name] - after[name]).flatten() for name in sorted(before)])
 
@@ -97,7 +97,7 @@ def test_scoring_twice_is_identical(learner: Any, adapters: list[Path], rows: li
 
 def test_a_short_training_learns_in_float32(learner: Any, machine: Machine, pairs: list[Pair], tmp_path: Path) -> None:
     settings = {**SETTINGS, "learner": {"dtype": machine.dtype}}
-    adapter, metrics = learner.train(None, pairs, LOSS, settings, tmp_path, lambda rows: None)
+    adapter, metrics = learner.train(None, pairs, LOSS, settings, tmp_path, lambda *told: None)
     assert metrics[0]["loss"] == pytest.approx(0.693, abs=0.05)  # the policy is still its reference
     assert metrics[-1]["loss"] < 0.6  # 0.52 in float32 on a CPU
     weights = load_file(adapter / "adapter_model.safetensors")
@@ -134,7 +134,7 @@ def test_it_trains_with(learner: Any, machine: Machine, pairs: list[Pair], optim
     if machine.device == "cpu" and "8bit" in optimiser:
         pytest.skip("8 bits need a GPU")
     settings = {**SETTINGS, "optim": optimiser, "learner": {"dtype": machine.dtype}}
-    _, metrics = learner.train(None, pairs, LOSS, settings, tmp_path, lambda rows: None)
+    _, metrics = learner.train(None, pairs, LOSS, settings, tmp_path, lambda *told: None)
     assert metrics[-1]["loss"] < 0.6
 
 
@@ -146,7 +146,7 @@ def test_dropout_is_for_training_and_the_card_is_given_back(
     before = used()
     learner = start(name, quickstart, machine, tmp_path, dropout=0.3)
     settings = {**SETTINGS, "learner": {"dtype": machine.dtype}}
-    adapter, metrics = learner.train(None, pairs, LOSS, settings, tmp_path / "work", lambda rows: None)
+    adapter, metrics = learner.train(None, pairs, LOSS, settings, tmp_path / "work", lambda *told: None)
     assert metrics[-1]["loss"] < 0.65
     scored = [(pair.prompt, pair.chosen) for pair in pairs]
     assert learner.score(adapter, scored) == learner.score(adapter, scored)

@@ -1,71 +1,15 @@
 """Folders of models that something has happened to: every kind of harm, made from a seed."""
 
-import json
-import math
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-
+from helpers.damaged_values import CONFIG, GENERATION, KINDS, LORA, QUANTIZED, TEMPLATES, TOKENIZER, VALUES, Harm, read, spell
+from helpers.damaged_weights import INDEX, WEIGHTS, bytes_of, index, tensors_of
 from helpers.games import QUICKSTART
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = Path("..", "adapter")
 CODE = "import pathlib\npathlib.Path(__file__).with_name('RAN').touch()\nraise RuntimeError('a stranger\\'s code ran')\n"
-VALUES: list[Any] = [
-    *(None, 0, -1, 1, 2, 3, 5, 64, 128, 10**6, 10**12, 2**63, 10**30, 0.5, -1.5, math.nan, math.inf, "", "x", "4", "../x"),
-    *(True, False, [], {}, [1], [0, -1], [None], ["x"], {"a": 1}, [[{}]], "x" * 3000, "\x1b[2J\n", "\ud83d"),
-]
-KINDS = [
-    *("llama", "gemma", "gemma2", "gemma3", "gemma3_text", "qwen2", "qwen3", "mistral", "phi", "gpt2", "gpt_neox", "opt"),
-    *("bloom", "falcon", "mamba", "mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "jamba", "qwen3_next", "bert", "t5"),
-    *("whisper", "clip", "xlnet", "cohere", "olmo2", "granite", "llama4_text", "nope", ""),
-]
-CONFIG = [
-    *("rope_scaling", "rope_parameters", "text_config", "tie_word_embeddings", "dtype", "torch_dtype", "layer_types"),
-    *("sliding_window", "is_encoder_decoder", "is_decoder", "num_nextn_predict_layers", "attn_config", "alibi", "auto_map"),
-    *("use_bidirectional_attention", "logit_scale", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size"),
-    *("attn_implementation", "_attn_implementation", "pruned_heads", "torchscript", "return_dict", "use_return_dict"),
-    *("output_hidden_states", "output_attentions", "vision_config", "pretraining_tp", "partial_rotary_factor", "n_embd"),
-    *("quantization_config", "tokenizer_class", "sep_token_id", "suppress_tokens", "max_length", "is_causal", "problem_type"),
-    *("id2label", "num_labels", "attn_logit_softcapping", "final_logit_softcapping", "n_positions", "max_seq_len"),
-]
-TOKENIZER = [
-    *("chat_template", "eos_token", "bos_token", "pad_token", "unk_token", "additional_special_tokens", "tokenizer_class"),
-    *("added_tokens_decoder", "model_max_length", "extra_special_tokens", "auto_map", "padding_side", "add_bos_token"),
-    *("clean_up_tokenization_spaces", "backend", "split_special_tokens", "legacy", "fast_tokenizer_files", "truncation_side"),
-]
-GENERATION = [
-    *("eos_token_id", "pad_token_id", "bos_token_id", "max_length", "suppress_tokens", "forced_bos_token_id", "temperature"),
-    *("do_sample", "top_k", "num_beams", "cache_implementation", "transformers_version", "stop_strings", "watermarking_config"),
-    *("custom_generate", "assistant_model", "compile_config", "return_dict_in_generate"),
-]
-QUANTIZED = [
-    *("bitsandbytes", "awq", "gptq", "fp8", "compressed-tensors", "mxfp4", "torchao", "hqq", "quanto", "aqlm", "bitnet"),
-    *("nope", "", None, 4, ["awq"]),
-]
-TEMPLATES = [
-    *("", "{", "{{", "{% for m in messages %}", "{{ nothing.at.all }}", "{{ 1 / 0 }}", "{{ raise_exception('no\nnever') }}"),
-    *("{% for i in range(10 ** 9) %}x{% endfor %}", "{{ 'x' * 10 ** 12 }}", "{{ messages[7]['content'] }}", "{{ 'a' + 1 }}"),
-    *("{{ messages[0]['content'] }}", "{{ messages }}", "{% include 'x' %}", "{% import '/etc/passwd' as x %}", "plain text"),
-    *("{{ ''.__class__.__mro__[1].__subclasses__() }}", "{% set x = namespace() %}{{ x.y.z }}", "{{ messages | tojson }}"),
-    *("{{ messages[0].content | nope }}", "{% generation %}{% endgeneration %}", "{{ strftime_now('%') }}", "{{ messages() }}"),
-    *("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{% for m in messages %}{{ m.content }}<eos>{% endfor %}"),
-    *("{% for m in messages %}{{ m.content }}{% endfor %}", "{{ messages[0].content.encode().decode('nope') }}"),
-    *("{{ messages[0]['content'][9] }}{{ [][0] }}", "{{ int('x') }}", "{{ '%d' % 'x' }}", "{{ messages | sum }}"),
-]
-Harm = Callable[[random.Random, Path], Any]
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def spell(path: Path, content: Any) -> None:
-    path.unlink(missing_ok=True)
-    path.write_text(json.dumps(content))
 
 
 def disturb(r: random.Random, content: Any, known: list[str]) -> Any:
@@ -108,8 +52,13 @@ def spoil(r: random.Random, path: Path) -> Any:
             path.symlink_to(path.name)
         case _:
             others = [b"", b"[]", b"null", b'"x"', b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b"\xff\xfe{}"]
+            others += [b"NaN", b"2", b'{"model_type": "llama", "model_type": "llama"}', b"{" + b'"a": {' * 500 + b"}" * 501]
+            others += [
+                content[:1] + b'"vocab_size": 1' + b"0" * 4400 + b", " + content[1:],
+                content.decode("latin-1").encode("utf-16"),
+            ]
             others += [content[:at], content[:at] + b"\x00" + content[at + 1 :], b"\xef\xbb\xbf" + content]
-            path.write_bytes(r.choice(others) if kind < 9 else others[kind - 3])
+            path.write_bytes(r.choice(others) if kind < 9 else others[kind - 13])
     return kind
 
 
@@ -238,134 +187,7 @@ def vocabulary(r: random.Random, base: Path) -> Any:
     return kind
 
 
-def bytes_of(path: Path) -> Harm:
-    def harm(r: random.Random, base: Path) -> Any:
-        content, kind = bytearray((base / path).read_bytes()), r.randrange(8)
-        start = 8 + int.from_bytes(content[:8], "little")
-        match kind:
-            case 0:
-                content = content[: r.randrange(len(content))]
-            case 1 | 2:
-                for _ in range(r.choice([1, 3])):
-                    content[r.randrange(8, start)] = r.randrange(256)
-            case 3:
-                content[r.randrange(8)] = r.randrange(256)
-            case 4:
-                for _ in range(r.choice([1, 500])):
-                    content[r.randrange(start, len(content))] ^= 1 << r.randrange(8)
-            case 5:
-                content = bytearray()
-            case 6:
-                content += b"\0" * r.randrange(1, 100)
-            case _:
-                content[:8] = (2 ** r.randrange(20, 63)).to_bytes(8, "little")
-        (base / path).unlink()
-        (base / path).write_bytes(content)
-        return kind
-
-    return harm
-
-
-def tensors_of(path: Path) -> Harm:
-    def harm(r: random.Random, base: Path) -> Any:
-        found, kind = load_file(base / path), r.randrange(9)
-        for name in r.sample(sorted(found), r.choice([1, 1, 2, 9])):
-            one = found[name]
-            match kind:
-                case 0:
-                    del found[name]
-                case 1:
-                    found[
-                        r.choice([f"x.{name}", name.replace(".", "_"), name + "s", "", name.replace("0", "9"), "x" * 3000])
-                    ] = found.pop(name)
-                case 2:
-                    shapes = [
-                        one.T,
-                        one[:1],
-                        one[:0],
-                        one[None],
-                        one.flatten(),
-                        torch.cat([one, one]),
-                        one.sum(),
-                        one[..., :-1],
-                    ]
-                    found[name] = r.choice(shapes).contiguous()
-                case 3:
-                    kinds = [
-                        torch.float64,
-                        torch.float16,
-                        torch.int8,
-                        torch.int64,
-                        torch.bool,
-                        torch.uint8,
-                        torch.float8_e4m3fn,
-                    ]
-                    found[name] = one.to(r.choice(kinds))
-                case 4 | 5:
-                    spot = one.flatten()
-                    spot[r.randrange(len(spot))] = r.choice([math.nan, math.inf, -math.inf])
-                case 6:
-                    found[name] = one * r.choice([0, 1e38, -1e20])
-                case 7:
-                    found[f"{name}.absmax"] = one.clone()
-                case _:
-                    found[r.choice(["lm_head.weight", "model.layers.9.mlp.up_proj.weight", "x", "x" * 3000])] = one.clone()
-        (base / path).unlink()
-        save_file(found, base / path)
-        return kind
-
-    return harm
-
-
-def index(r: random.Random, base: Path) -> Any:
-    """Shards and an index of them that may be wrong."""
-    found = load_file(base / WEIGHTS)
-    names = sorted(found)
-    parts = {"a.safetensors": names[: len(names) // 2], "b.safetensors": names[len(names) // 2 :]}
-    for shard, own in parts.items():
-        save_file({name: found[name] for name in own}, base / shard, metadata={"format": "pt"})
-    listed: Any = {name: shard for shard, own in parts.items() for name in own}
-    kind = r.randrange(8)
-    match kind:
-        case 0:
-            pass
-        case 1:
-            listed[r.choice(names)] = r.choice(["c.safetensors", "../x", "/etc/passwd", "config.json", "x.bin", *VALUES])
-        case 2:
-            del listed[r.choice(names)]
-        case 3:
-            listed["more.weight"] = "a.safetensors"
-        case 4:
-            listed = r.choice([{}, [], None, "x", ["a.safetensors"], dict.fromkeys(names, "a.safetensors")])
-        case 5:
-            (base / r.choice(list(parts))).unlink()
-        case 6:
-            (base.parent / "x.safetensors").write_bytes((base / WEIGHTS).read_bytes())
-            listed = dict.fromkeys(names, "../x.safetensors")
-        case _:
-            listed = {name: "b.safetensors" if shard[0] == "a" else "a.safetensors" for name, shard in listed.items()}
-    if r.random() < 0.8:
-        (base / WEIGHTS).unlink()
-    spell(base / INDEX, {"metadata": {"total_size": 1} if r.random() < 0.8 else r.choice(VALUES), "weight_map": listed})
-    return kind
-
-
 ADAPTER = Path("..", "adapter")
-LORA = [
-    *(
-        "r",
-        "lora_alpha",
-        "peft_type",
-        "target_modules",
-        "bias",
-        "use_dora",
-        "use_rslora",
-        "rank_pattern",
-        "base_model_name_or_path",
-    ),
-    *("modules_to_save", "auto_mapping", "task_type", "init_lora_weights", "layers_to_transform", "fan_in_fan_out", "revision"),
-    *("lora_bias", "exclude_modules", "eva_config", "corda_config", "inference_mode", "megatron_config", "runtime_config"),
-]
 HARMS: dict[str, tuple[Harm, int]] = {
     "nothing": (lambda r, base: None, 1),
     "any file": (any_file, 4),

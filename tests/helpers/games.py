@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GemmaConfig, GemmaForCausalLM, Pr
 
 from lowmem_spin.cli.play import run
 from lowmem_spin.common.display import Display
+from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
@@ -106,7 +107,8 @@ def tiny(folder: Path, *overrides: str) -> list[str]:
 
 def opened(folder: Path, *overrides: str) -> OpenGame:
     path = find_recipe("quickstart")
-    return open_game(load_recipe(path, tiny(folder, *overrides)), folder, Display(Console(quiet=True)), SharedResources())
+    shared = SharedResources(trust=Trust(given=True))  # in the tests' own oracles
+    return open_game(load_recipe(path, tiny(folder, *overrides)), folder, Display(Console(quiet=True)), shared)
 
 
 def played(folder: Path, *overrides: str) -> OpenGame:

@@ -18,18 +18,21 @@ from rich.console import Console
 from scipy import stats
 
 from helpers.page import Page, cells, check_offline
-from lowmem_spin.algorithm.roles import role_of_name
+from lowmem_spin.algorithm.roles import Role, role_of_name
 from lowmem_spin.cli.play import run
 from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import json_text, write_json, write_text
+from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.report.intervals import Value, difference, over, quantile, within_noise
 from lowmem_spin.report.load import read_results, read_run, read_sweep
 from lowmem_spin.report.page import write_all, write_picture
 from lowmem_spin.report.results import PolicyResults, RunResults, SweepResults
-from lowmem_spin.report.summary import terminal_table
+from lowmem_spin.report.summary import run_grid, terminal_table, verdict
 from lowmem_spin.runner import run_folder
+from lowmem_spin.runner.health import Estimate, Health
 
 HOSTILE = (
     "<script>alert(1)</script> $x_1$ \x1b[31m\x00 &amp; |\u202eevil\u202c | שלום\n"
@@ -82,10 +85,10 @@ def sweep(folder: Path, game: Path, scores: dict[tuple[float, Any, int], float |
             shutil.copytree(game, folder / "points" / name, symlinks=False)
             lines = records(folder / "points" / name)
             lines[2]["exact_match"] = score
-            lines[2]["policy"] = f"key of {name}"
+            lines[2]["policy"] = digest(name)
             rewrite(folder / "points" / name, lines)
             record = read_checked(folder / "points" / name / "run.json")
-            record["policies"]["iterate 1"] = f"key of {name}"
+            record["policies"]["iterate 1"] = digest(name)
             (folder / "points" / name / "run.json").write_text(json.dumps(record))
     axes = {"game.alpha": sorted({a for a, _, _ in scores}), "game.history": list(dict.fromkeys(h for _, h, _ in scores))}
     seeds = sorted({seed for _, _, seed in scores})
@@ -304,6 +307,47 @@ def test_the_same_results_give_the_same_bytes(played: Path) -> None:
     first = {path.name: path.read_bytes() for path in write_all(read_results(played))}
     again = {path.name: path.read_bytes() for path in write_all(read_results(played))}
     assert first == again
+
+
+def test_nothing_is_written_through_a_link(played: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    written = ["report.html", "report.md", "report_score.png", "iterates.png", "metrics.jsonl", "run.json"]
+    results = read_run(played)
+    for name in written:
+        (played / name).unlink(missing_ok=True)
+        (played / name).symlink_to(mine)
+    write_all(results)
+    write_picture(results, played / "iterates.png")
+    write_text(played / "metrics.jsonl", "")
+    write_json(played / "run.json", {})
+    assert mine.read_text() == "mine"
+    assert not any((played / name).is_symlink() for name in written)
+    assert not [path for path in played.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("unknown", [None, math.nan])  # as earlier versions wrote it
+def test_a_number_that_is_not_known_is_read_and_never_shown_as_one(played: Path, unknown: float | None) -> None:
+    kinds = ("gain_se", "kl_to_base_se", "engine_gap", "engine_gap_se", "win_rate_to_base", "win_rate_to_base_se")
+    rewrite(played, [line | dict.fromkeys(kinds, unknown) for line in records(played)])
+    results = read_run(played)
+    shown = "\n".join([run_grid(results).markdown(), *terminal(results), *verdict(results)])
+    assert not re.search(r"\b(nan|none|null)\b", shown, re.IGNORECASE) and "| ? |" in shown
+    policy = next(one for one in results.policies if one.name == "iterate 1")
+    assert math.isnan(policy.values["kl_to_base"].half) and math.isnan(policy.values["win_rate_to_base"].mean)
+
+
+def test_a_number_that_is_none_is_null_in_what_is_written() -> None:
+    """One held-out prompt has no spread."""
+    one = Estimate(np.array([0.5]))
+    health = Health("base", Role.BASE, None, "k", None, one, one, one, one, one, Estimate(np.array([np.nan])), None)
+
+    def refuse(number: str) -> None:
+        raise AssertionError(number)
+
+    found = json.loads(json_text(health.record(health)), parse_constant=refuse)
+    assert (found["length"], found["length_se"], found["engine_gap"], found["gain_se"]) == (0.5, None, None, None)
+    assert json.loads(json_text([math.inf, {"a": (-math.inf, 1.5)}]), parse_constant=refuse) == [None, {"a": [None, 1.5]}]
 
 
 def test_a_run_elsewhere_without_its_store_says_what_is_missing(played: Path) -> None:

@@ -22,6 +22,7 @@ from lowmem_spin.cli import play
 from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import check_inside
 from lowmem_spin.config.grid import planned_points, sweep_axes, sweep_folder, sweep_points
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.runner import gc, run_folder
@@ -179,17 +180,19 @@ def test_another_game_is_refused_and_replaces_only_when_asked(copy: Path) -> Non
 
 
 @pytest.mark.parametrize("command", ["run", "sweep"])
-def test_the_command_line_replaces_only_when_asked(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_command_line_replaces_and_trusts_only_when_asked(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked = []
 
     def played(*given: Any) -> None:
-        asked.append(given[-1])
+        asked.append(given[-2:])
         raise InputError("not now")
 
     monkeypatch.setattr(play, command, played)
-    for options in ([], ["--replace"]):
+    for options in ([], ["--replace"], ["--trust"]):
         assert call(command, "quickstart", f"--set=output.dir={tmp_path / 'run'}", *options).returncode == 2
-    assert asked == [False, True]
+    assert asked == [(False, False), (True, False), (False, True)]
 
 
 def test_the_same_game_goes_on(copy: Path) -> None:
@@ -266,6 +269,42 @@ def test_copies_of_iterates_are_known_where_a_file_system_has_no_links(copy: Pat
     assert list((copy / "run" / "iterates").iterdir()) == []
 
 
+def test_a_folder_in_a_runs_folder_that_leads_out_of_it_is_not_written_to(tmp_path: Path) -> None:
+    for name in ("run/serve", "run/alpaca", "mine"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "linked").symlink_to("run")  # the folder itself may be anywhere
+    (tmp_path / "run" / "inside").symlink_to("alpaca")
+    (tmp_path / "run" / "mtbench").symlink_to("../mine")
+    check_inside(tmp_path / "linked", "serve", "alpaca", "inside", "not/yet/there")
+    for name in ("mtbench", "mtbench/model_answer", ".."):
+        with pytest.raises(InputError, match=r"' is a link that leads out of '.*linked'; remove it$"):
+            check_inside(tmp_path / "linked", "serve", name)
+
+
+def test_links_that_lead_elsewhere_are_put_right(copy: Path, tmp_path: Path) -> None:
+    trained = [stage for stage in game(copy).stages if isinstance(stage, Train)]
+    places = [(copy / "store" / "adapters" / stage.policy).resolve() for stage in trained]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("mine")
+    for name, target, said in (
+        ("0", "nowhere", True),
+        ("1", str(tmp_path / "mine"), True),
+        ("0", f"../../store/adapters/{trained[1].policy}", True),
+        ("1", f"../../gone/{'a' * 20}", True),
+        ("0", "0", True),  # round in a circle
+        ("0", f"../../gone/{trained[0].policy}", False),  # a store that was here before
+    ):
+        (copy / "run" / "iterates" / name).unlink()
+        (copy / "run" / "iterates" / name).symlink_to(target)
+        going_on, notices = begin(copy).game, list[str]()
+        going_on.store.notice = notices.append
+        for stage, place in zip(trained, places, strict=True):
+            link_iterate(going_on, stage, place)
+        assert [(copy / "run" / "iterates" / number).resolve() for number in "01"] == places
+        assert [notice.partition(" led to ")[0] for notice in notices] == [str(copy / "run" / "iterates" / name)] * said
+    assert content(tmp_path / "mine") == {"notes": b"mine"}
+
+
 def test_a_sweep_in_the_folder_of_another_is_refused_whole(tmp_path: Path) -> None:
     path, display = find_recipe("quickstart"), Display(Console(quiet=True))
 
@@ -304,7 +343,7 @@ def test_gc_frees_nothing_that_no_store_wrote(copy: Path) -> None:
         (copy / "store" / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / "store" / name).write_text("mine")
     (copy / "store" / "data" / f"{'a' * 20}.parquet").write_text("ours, of a run that is gone")
-    result = call("gc", "--store", copy / "store", "--runs", copy / "run", "--delete")
+    result = call("gc", "--store", copy / "store", "--runs", copy / "run", "--grace-hours", 0, "--delete")
     assert result.returncode == 0 and "a" * 20 in result.stdout, result.stderr
     assert not (copy / "store" / "data" / f"{'a' * 20}.parquet").exists()
     assert (copy / "store" / "data" / "train.jsonl").read_text() == (copy / "store" / "work/thesis/text").read_text() == "mine"

@@ -488,7 +488,7 @@ def test_a_contest_that_is_killed_goes_on_and_ends_the_same(tmp_path: Path) -> N
     options = [*CONTEST, oracle, "game.iterations=1", "runtime.generation_batch_size=8", "evaluation.health_prompts=2"]
     changes = [word for change in tiny(killed, *options) for word in ("--set", change)]
     for kind, least in (("completions", 3), ("judgements", 1)):  # the first completions are held-out samples
-        process = Command("run", "quickstart", *changes)
+        process = Command("run", "quickstart", "--trust", *changes)
         while not under_way(killed, kind, least):
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.005)

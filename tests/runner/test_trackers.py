@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,14 @@ OFFLINE = {"WANDB_SILENT": "true", "HF_HUB_OFFLINE": "1"}
 @pytest.fixture(scope="module")
 def game(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tracked")
+
+
+@pytest.fixture(autouse=True)
+def token(monkeypatch: pytest.MonkeyPatch, game: Path) -> Iterator[None]:
+    """What the environment has of the user's own is in nothing that a game or a tracker writes."""
+    monkeypatch.setenv("HF_TOKEN", "hf_canary")
+    yield
+    assert not [path for path in game.rglob("*") if path.is_file() and b"hf_canary" in path.read_bytes()]
 
 
 def finished(game: Path, tracker: str) -> Path:

@@ -146,7 +146,7 @@ def test_an_adapter_of_an_earlier_version_is_valid(store: Store, said: list[str]
     assert store.adapter("k") == folder and store.adapter_sha256("k") == manifest["sha256"]
     for damage in ("{", "[]", '{"r": "x", "lora_alpha": 8}'):
         (folder / "adapter_config.json").write_text(damage)
-        place = Path(shutil.copytree(folder, store.root / "adapters" / f"with {len(damage)}"))
+        place = Path(shutil.copytree(folder, store.root / "adapters" / f"with{len(damage)}"))
         assert store.adapter(place.name) is None and "adapter_config.json" in said[-1]
 
 

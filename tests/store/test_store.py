@@ -134,6 +134,14 @@ def test_what_the_system_does_not_let_be_read_stays_and_is_named(store: Store, s
     assert store.result("p", "k", "base") == {"maker": "base"}
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no folder in which the system makes none")
+def test_where_the_system_makes_no_folders_is_one_line() -> None:
+    with pytest.raises(
+        InputError, match=r"^'/proc/nowhere': the system makes no folder there; choose another output\.store or"
+    ):
+        Store(Path("/proc/nowhere"), print)
+
+
 def test_whatever_bit_of_a_table_is_wrong_is_damage_and_nothing_else(store: Store) -> None:
     table(store).append(rows(*(f"row {n}" for n in range(50))))
     (file,) = table(store).folder.glob("*.parquet")

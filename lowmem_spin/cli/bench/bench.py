@@ -26,7 +26,12 @@ from lowmem_spin.runner.planning.calibration import Measurement
 from lowmem_spin.runner.run import step
 
 SPARE = 20  # times as many rows as pairs: two iterations then share few prompts, and each computes nearly all of its rows
-BATCHES = {"gemma-2b": (64, 8, 4), "llama-8b": (32, 4, 1), "tiny": (64, 32, 8)}  # completions, scored rows, trained pairs
+BATCHES = {  # completions, scored rows, trained pairs
+    "gemma-2b": (64, 8, 4),
+    "llama-8b": (32, 4, 1),
+    "smollm2-135m": (32, 8, 2),
+    "tiny": (64, 32, 8),
+}
 
 
 @dataclass(frozen=True)

@@ -15,38 +15,16 @@ from typing import Any
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import share
 from lowmem_spin.config.load import BUNDLED
+from lowmem_spin.engines import known_models
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.worker import Worker
 
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": [2, 5]}  # of the quickstart's tokenizer, which all share
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 CONFIGS: dict[str, dict[str, Any]] = {
-    "gemma-2b": {
-        "model_type": "gemma",
-        "num_hidden_layers": 18,
-        "hidden_size": 2048,
-        "intermediate_size": 16384,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 1,
-        "head_dim": 256,
-        "vocab_size": 256000,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": True,
-        **SPECIAL,
-    },
-    "llama-8b": {
-        "model_type": "llama",
-        "num_hidden_layers": 32,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 128256,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": False,
-        **SPECIAL,
-    },
+    "gemma-2b": {**known_models.CONFIGS["google/gemma-2b"], **SPECIAL},
+    "llama-8b": {**known_models.CONFIGS["meta-llama/Meta-Llama-3-8B"], **SPECIAL},
+    "smollm2-135m": {**known_models.CONFIGS["HuggingFaceTB/SmolLM2-135M"], **SPECIAL},
     "tiny": {  # the quickstart's base
         "model_type": "gemma",
         "num_hidden_layers": 4,

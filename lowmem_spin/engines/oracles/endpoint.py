@@ -1,6 +1,8 @@
 """A model behind an OpenAI-compatible chat endpoint: many requests at once, tries where they help, every reply kept."""
 
+import json
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
@@ -15,7 +17,10 @@ from lowmem_spin.common.checked import warn
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Notice
 from lowmem_spin.common.keys import digest
+from lowmem_spin.config.endpoint_fields import SecretError, check_address
+from lowmem_spin.engines.oracles.exchange import Exchange
 from lowmem_spin.engines.oracles.reply_cache import Replies
+from lowmem_spin.engines.oracles.server_words import repeated, says_no_such_model
 
 Messages = Sequence[Mapping[str, str]]
 Item = TypeVar("Item")
@@ -31,11 +36,16 @@ def check_key(field: str, name: str) -> str:
     """The key in an environment variable.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or what is there can be no key; it is not repeated.
     """
     key = os.environ.get(name, "").strip()
     if not key:
         raise InputError(f"{part(field, 'api_key_env')}: the environment variable {name!r} is not set; export it")
+    if not re.fullmatch("[!-~]+", key):
+        raise InputError(
+            f"{part(field, 'api_key_env')}: the key in {name!r} has a character that no header can carry, such as a line "
+            "break, a space or an accent; export the key alone"
+        )
     return key
 
 
@@ -44,9 +54,14 @@ class NoReplyError(Exception):
 
 
 class _Client(openai.OpenAI):
-    """OpenAI's client, but `stop` ends its waits between tries: in a thread, an interrupt would not."""
+    """OpenAI's client, but `stop` ends its waits between tries, which in a thread an interrupt would not. And what OPENAI_
+    variables of the environment say, such as an organization, is meant for OpenAI: here it would go to any host."""
 
     stop: threading.Event
+
+    @property
+    def default_headers(self) -> dict[str, str | openai.Omit]:
+        return {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "lowmem-spin"}
 
     def _sleep_for_retry(self, *, retries_taken: int, max_retries: int, options: Any, response: httpx2.Response | None) -> None:
         headers = None if response is None else response.headers
@@ -70,6 +85,8 @@ class Endpoint:
     kill. A request is the model's name, the messages, and how to sample. The address is not part of it, so a server can
     move; nor is the key. Two models of one name, at two addresses, need two caches.
 
+    The key goes to this address alone: redirects are not followed. Where the server repeats it, it is *** in what comes out.
+
     Args:
         base_url: of the API, up to and with its version: https://host/v1.
         model: by its name there.
@@ -79,7 +96,7 @@ class Endpoint:
         extra: more fields of every request, such as top_p, seed, or max_completion_tokens where max_tokens is refused; None
             leaves a field out.
         concurrency: how many requests are under way at once.
-        timeout: seconds that a reply may take.
+        timeout: seconds that a try may take, from connecting to the reply's last byte.
         retries: tries after the first, with exponential backoff, or after the time that the server asks for if that is at
             most two minutes; see openai.OpenAI.
         notify: told, in a line, that kept replies are damaged.
@@ -110,15 +127,16 @@ class Endpoint:
         self._client: _Client | None = None
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._agreed = False  # whether the server ever gave a reply
+        self._key: re.Pattern[str] | None = None  # as a server may spell it
 
     def _checked_host(self) -> str:
         try:
-            url = httpx2.URL(self.base_url)
-        except httpx2.InvalidURL:
-            url = httpx2.URL()
-        if url.scheme not in ("http", "https") or not url.host:
-            raise InputError(f"{part(self.field, 'base_url')}: {self.base_url!r} is no address; it looks like https://host/v1")
-        return url.host
+            check_address(self.base_url)
+            return httpx2.URL(self.base_url).host
+        except SecretError as error:
+            raise InputError(f"{part(self.field, 'base_url')}: {error}") from None
+        except (ValueError, httpx2.InvalidURL) as error:
+            raise InputError(f"{part(self.field, 'base_url')}: {self.base_url!r} cannot be used: {error}") from None
 
     def _connected(self) -> _Client:
         with self._lock:
@@ -128,15 +146,15 @@ class Endpoint:
 
     def _connect(self) -> _Client:
         key = check_key(self.field, self.api_key_env) if self.api_key_env else None
+        self._key = None if key is None else repeated(key)
+        elsewhere = self._host not in ("localhost", "127.0.0.1", "::1")  # a proxy does not know this machine
         connections = httpx2.Client(
-            limits=httpx2.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency),
-            trust_env=self._host not in ("localhost", "127.0.0.1", "::1"),  # a proxy does not know this machine
-            event_hooks={"request": [self._sending], "response": [_received]},
+            transport=Exchange(self.timeout, self.concurrency, proxies=elsewhere),
+            event_hooks={"request": [self._sending], "response": [self._received]},
         )
         client = _Client(
             base_url=self.base_url,
             api_key=key or "none",  # without any it would send OPENAI_API_KEY, wherever that goes
-            timeout=httpx2.Timeout(self.timeout, connect=min(self.timeout, 5.0)),
             max_retries=self.retries,
             http_client=connections,
         )
@@ -228,27 +246,24 @@ class Endpoint:
             setattr(self.counts, what, getattr(self.counts, what) + 1)
 
     def _post(self, body: dict[str, Any]) -> str:
-        client = self._connected()
+        client, content = self._connected(), json.dumps(body).encode()
         try:
-            response = client.post("chat/completions", cast_to=httpx2.Response, body=body)
+            response = client.post("chat/completions", cast_to=httpx2.Response, content=content)
         except openai.APIConnectionError as error:
             if isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout) and not self._agreed:
                 raise self._unreachable(error) from None
-            raise NoReplyError(_cause(error)) from error
+            raise NoReplyError(self._cause(error)) from None
         except openai.APIStatusError as error:
-            raise self._refusal(error) from error
+            raise self._refusal(error) from None
         self._agreed = True
-        return _text(response)
+        return self._text(response)
 
     def _unreachable(self, error: openai.APIConnectionError) -> InputError:
-        return InputError(f"{part(self.field, 'base_url')}: {self.base_url!r} cannot be reached: {_cause(error)}")
+        return InputError(f"{part(self.field, 'base_url')}: {self.base_url!r} cannot be reached: {self._cause(error)}")
 
     def _refusal(self, error: openai.APIStatusError) -> Exception:
         """What an answer without success means: for this request, or for all of them."""
-        status, code, why = error.status_code, error.code, error.body
-        if isinstance(why, dict):
-            why = why.get("message") or why.get("detail")
-        why = " ".join(str(why or "").split())[:200]
+        status, code, why = error.status_code, error.code, self._said(error)
         said = f"{status}, {why}" if why else str(status)
         if status == 401 or (status == 403 and not self._agreed):
             remedy = f"look at {self.api_key_env}" if self.api_key_env else "name the variable that holds a key"
@@ -258,34 +273,47 @@ class Endpoint:
         if status == 400 and str(code).startswith("unsupported"):
             remedy = "leave that field out or set another, such as {max_tokens: null, max_completion_tokens: 4096}"
             return InputError(f"{part(self.field, 'extra_body')}: {self.base_url!r} refuses how it is asked: {said}; {remedy}")
-        unknown = self.model in why and (status == 404 or (status == 400 and not self._agreed))
-        if unknown or code == "model_not_found":
+        if code == "model_not_found" or (status in (400, 404) and says_no_such_model(why, self.model)):
             return InputError(f"{part(self.field, 'model')}: {self.base_url!r} does not serve {self.model!r}: {said}")
-        if status in (404, 405) or status < 400:
+        if 300 <= status < 400 and not self._agreed:
+            remedy = "which is not followed; give the address that answers itself"
+            return InputError(f"{part(self.field, 'base_url')}: {self.base_url!r} sends elsewhere ({said}), {remedy}")
+        if (status in (404, 405) or status < 200) and not self._agreed:
             return InputError(
                 f"{part(self.field, 'base_url')}: {self.base_url!r} has no chat endpoint: {said}; it mostly ends in /v1"
             )
         wait = error.response.headers.get("retry-after")
-        return NoReplyError(f"{said} (Retry-After: {wait})" if wait else said)
+        return NoReplyError(f"{said} (Retry-After: {self._shown(wait, 40)})" if wait else said)
 
+    def _said(self, error: openai.APIStatusError) -> str:
+        """In the server's own words, why there is no reply."""
+        why = error.body
+        if isinstance(why, dict):
+            why = why.get("message") or why.get("detail") or (why and error.response.text)
+        return self._shown(why if isinstance(why, str) else error.response.text if why else "")
 
-def _cause(error: openai.APIConnectionError) -> str:
-    return str(error.__cause__) or type(error.__cause__).__name__
+    def _cause(self, error: openai.APIConnectionError) -> str:
+        return self._shown(str(error.__cause__)) or type(error.__cause__).__name__
 
+    def _shown(self, text: str, length: int = 200) -> str:
+        """The beginning of something that a server said, on one line."""
+        return " ".join(self._without_key(text).split())[:length]
 
-def _received(response: httpx2.Response) -> None:
-    """The client tries again where a connection breaks, but not where what came is no reply: so that breaks it here."""
-    if response.is_success and response.request.method == "POST":
-        response.read()
-        _text(response)
+    def _without_key(self, text: str) -> str:
+        """All that comes from a server goes through here."""
+        return text if self._key is None else self._key.sub("***", text)
 
+    def _received(self, response: httpx2.Response) -> None:
+        """The client tries again where a connection breaks, but not where what came is no reply: so that breaks it here."""
+        if response.is_success and response.request.method == "POST":
+            self._text(response)
 
-def _text(response: httpx2.Response) -> str:
-    """The reply's text; "" where the model said nothing, as when it thought to the limit."""
-    try:
-        content = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError):
-        content = response
-    if content is not None and not isinstance(content, str):
-        raise httpx2.DecodingError(f"a reply that is no chat completion: {response.text[:100]!r}")
-    return content or ""
+    def _text(self, response: httpx2.Response) -> str:
+        """The reply's text; "" where the model said nothing, as when it thought to the limit."""
+        try:
+            content = response.json()["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            content = response
+        if content is not None and not isinstance(content, str):
+            raise httpx2.DecodingError(f"a reply that is no chat completion: {self._shown(response.text, 100)!r}")
+        return self._without_key(content or "")

@@ -1,9 +1,11 @@
 """A preference oracle that is a Python function: tests, parsers, exact answers; whatever can be computed."""
 
-import importlib.util
+import ast
+import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from lowmem_spin.algorithm.preferences import Comparison, check_preferences, of_scores
 from lowmem_spin.algorithm.source_hashes import edited
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import sha256
+from lowmem_spin.common.files import reading
 from lowmem_spin.config.choices import FunctionOracle
 from lowmem_spin.engines.oracles.base import NoWeights, OracleContext
 
@@ -26,14 +28,16 @@ def exact_match(messages: list[dict[str, str]], answers: list[str], reference: s
 class Function(NoWeights):
     """`exact_match`, or `file.py:function`: called with (messages, answers, reference) for every prompt.
 
-    It returns one score for each answer, or the preferences themselves, a K by K matrix.
+    It returns one score for each answer, or the preferences themselves, a K by K matrix. A file is only read until there is
+    something to judge: whoever opens a game to plan it, or to look at it, runs nothing of it.
     """
 
     def __init__(self, name: str, recipe_dir: Path) -> None:
         self.name = name
+        self.file: Path | None = None
+        self.function: Callable[..., Any] | None = None
         if name == "exact_match":
-            self.function: Callable[..., Any] = exact_match
-            self.content, self.place = "built in", name
+            self.function, self.content, self.place = exact_match, "built in", name
             return
         path, colon, attribute = name.rpartition(":")
         file = next((place for place in (recipe_dir / path, Path(path)) if place.is_file()), None) if colon else None
@@ -41,8 +45,12 @@ class Function(NoWeights):
             raise InputError(
                 f"{FIELD}: {name!r} is neither exact_match nor file.py:function with a file beside the recipe or here"
             )
-        self.content, self.place = sha256(file), f"{file.resolve()}:{attribute}"
-        self.function = _load(file, attribute, name)
+        self.file = file = file.resolve()
+        self.place = f"{file}:{attribute}"
+        with reading(file):
+            source = file.read_bytes()
+        self.content = hashlib.sha256(source).hexdigest()
+        _check(source, file, attribute)
 
     @classmethod
     def from_recipe(cls, section: FunctionOracle, context: OracleContext) -> Self:
@@ -63,6 +71,8 @@ class Function(NoWeights):
         return [self._prefer(question) for question in questions]
 
     def _prefer(self, question: Comparison) -> np.ndarray:
+        if self.function is None:
+            self.function = self._load()
         try:
             given = np.asarray(self.function(question.messages, question.answers, question.reference), np.float64)
         except Exception as error:
@@ -71,18 +81,42 @@ class Function(NoWeights):
             return of_scores(given)
         return check_preferences(given, len(question.answers), FIELD)
 
+    def _load(self) -> Callable[..., Any]:
+        """Import the very bytes that are a part of the keys, and that were trusted; a .pyc beside the file may be of others."""
+        assert self.file is not None  # noqa: S101  # what is built in is there from the start
+        with reading(self.file):
+            source = self.file.read_bytes()
+        if hashlib.sha256(source).hexdigest() != self.content:
+            raise InputError(f"{FIELD}: {str(self.file)!r} was changed while the game was open; run again")
+        module = ModuleType(f"lowmem_spin_oracle_{self.file.stem}")
+        module.__file__ = str(self.file)
+        sys.modules[module.__name__] = module
+        try:
+            exec(compile(source, str(self.file), "exec"), vars(module))  # noqa: S102  # it is what the person asked for
+        except Exception as error:
+            raise InputError(f"{FIELD}: {self.file} does not import: {type(error).__name__}: {error}") from error
+        attribute = self.name.rpartition(":")[2]
+        function = getattr(module, attribute, None)
+        if not callable(function):
+            raise InputError(f"{FIELD}: {self.file} has no function {attribute!r}")
+        return function
 
-def _load(file: Path, attribute: str, name: str) -> Callable[..., Any]:
-    spec = importlib.util.spec_from_file_location(f"lowmem_spin_oracle_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{FIELD}: {name!r} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+
+def _check(source: bytes, file: Path, attribute: str) -> None:
+    """Refuse a file that is no Python, or that nowhere gives anything this name, without running it."""
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise InputError(f"{FIELD}: {file} does not import: {type(error).__name__}: {error}") from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"{FIELD}: {file} does not import: {type(error).__name__}: {error}") from None
+    if not any({attribute, "*"} & _names(node) for node in ast.walk(tree)):  # * is whatever another module has
         raise InputError(f"{FIELD}: {file} has no function {attribute!r}")
-    return function
+
+
+def _names(node: ast.AST) -> set[str]:
+    """What a piece of source gives a name to, as far as a function of the file may come of it."""
+    match node:
+        case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Name(id=name, ctx=ast.Store()):
+            return {name}
+        case ast.alias(name=name, asname=other):
+            return {other or name}
+    return set()

@@ -57,7 +57,8 @@ def load_pairrm(model: Source, dtype: str, marks: Mapping[str, str], field: str)
             raise InputError(f"{name} is a PairRM that only its own package loads; use llm-blender/PairRM-hf")
         if config.get("model_type") != "deberta-v2" or not config.keys() >= marks.keys():
             raise InputError(f"{name} is no PairRM: a deberta-v2 whose config.json has {', '.join(marks)}")
-        tokenizer = AutoTokenizer.from_pretrained(model.location, revision=model.revision, truncation_side="right")
+        own: dict[str, Any] = {"revision": model.revision, "trust_remote_code": False}  # without this a pipe may be asked
+        tokenizer = AutoTokenizer.from_pretrained(model.location, truncation_side="right", **own)
         loader: Any = Ranker
         ranker, report = loader.from_pretrained(
             model.location,

@@ -4,11 +4,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import jinja2
 import numpy as np
 
 from lowmem_spin.algorithm.preferences import Comparison, of_rewards
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import RewardModelOracle
+from lowmem_spin.data.render import check_template, written
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.oracles.base import OracleContext
 
@@ -45,10 +47,11 @@ class RewardModel:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         source = self.source
+        own: dict[str, Any] = {"revision": source.revision, "trust_remote_code": False}  # without this a pipe may be asked
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(source.location, revision=source.revision, truncation_side="left")
+            self.tokenizer = AutoTokenizer.from_pretrained(source.location, truncation_side="left", **own)
             model: Any = AutoModelForSequenceClassification.from_pretrained(
-                source.location, revision=source.revision, dtype=getattr(torch, self.dtype), use_safetensors=True
+                source.location, dtype=getattr(torch, self.dtype), use_safetensors=True, **own
             )
         except (OSError, ValueError, KeyError) as error:
             why = " ".join(str(error).split())[:300]
@@ -57,9 +60,17 @@ class RewardModel:
             raise InputError(f"{FIELD}: {source.location!r} has {model.config.num_labels} outputs; a reward model has 1")
         if self.tokenizer.chat_template is None:
             raise InputError(f"{FIELD}: {source.location!r} has no chat template, so it is unknown how it reads a conversation")
+        try:
+            check_template(self.tokenizer, FIELD, "take another reward model")
+        except jinja2.TemplateError as error:
+            raise self._fails(error) from None
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self.tokenizer.pad_token_id
         self.model = model.to(self.device).eval()
+
+    def _fails(self, error: jinja2.TemplateError) -> InputError:
+        told = " ".join(str(error).split())[:150]
+        return InputError(f"{FIELD}: the chat template of {self.source.location!r} fails on a conversation: {told}")
 
     def release(self) -> None:
         """Let go of the model; it is loaded again when asked again."""
@@ -86,11 +97,14 @@ class RewardModel:
         """P for each question; see base.Oracle."""
         if self.model is None:
             self._load()
-        texts = [
-            self.tokenizer.apply_chat_template([*question.messages, {"role": "assistant", "content": answer}], tokenize=False)
-            for question in questions
-            for answer in question.answers
-        ]
+        try:
+            texts = [
+                written(self.tokenizer, [*question.messages, {"role": "assistant", "content": answer}])
+                for question in questions
+                for answer in question.answers
+            ]
+        except jinja2.TemplateError as error:
+            raise self._fails(error) from None
         rewards = iter(self._rewards(texts))
         return [of_rewards([next(rewards) for _ in question.answers]) for question in questions]
 

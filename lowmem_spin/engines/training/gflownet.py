@@ -11,7 +11,7 @@ import json
 import random
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from lowmem_spin.algorithm.subtb import StepLogps, subtb_loss, weighted_count
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.common.keys import number
-from lowmem_spin.engines.base import MixtureSampler
+from lowmem_spin.engines.base import Advance, MixtureSampler
 from lowmem_spin.engines.peft_learner import PeftLearner
 from lowmem_spin.engines.training.checkpoints import finish_checkpoint, last_checkpoint
 from lowmem_spin.engines.training.guards import finite, naming_memory
@@ -98,7 +98,7 @@ class GFlowNetTrainer:
         self.history: list[dict[str, float]] = []
         self.recent: list[dict[str, float]] = []  # steps since the last record
 
-    def run(self, advance: Callable[[int], None]) -> tuple[Path, list[dict[str, float]]]:
+    def run(self, advance: Advance) -> tuple[Path, list[dict[str, float]]]:
         """The folder of the new adapter, and the metrics of its steps, as means over stretches of them.
 
         `loss` can be small where the policy is wrong on what it seldom draws. `log_ratio` is the mean of log pi(y) - log R(y)
@@ -113,7 +113,7 @@ class GFlowNetTrainer:
         first = self._resume()
         if first:
             epochs, steps = divmod(first, self.per_epoch)
-            advance(epochs * len(self.prompts) + steps * self.settings["batch_size"])
+            advance(epochs * len(self.prompts) + steps * self.settings["batch_size"], resumed=True)
         if self.engine.recipe.training.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         try:
@@ -125,7 +125,7 @@ class GFlowNetTrainer:
                 saves = (step + 1) % keep == 0
                 if saves:
                     self._save(step + 1)
-                advance(len(rows))
+                advance(len(rows), self.history[-1]["loss"] if self.history else None)
                 if saves:
                     advance(0)
             return self.engine.save_slot(self.work), self.history

@@ -19,6 +19,7 @@ from lowmem_spin.algorithm.losses import LOSSES, Sides
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.common.keys import number
+from lowmem_spin.engines.base import Advance
 from lowmem_spin.engines.training.checkpoints import finish_checkpoint, last_checkpoint
 from lowmem_spin.engines.training.layout import RowLayout
 from lowmem_spin.engines.training.logps import States, autocast, completion_logps, decoder_states
@@ -189,24 +190,28 @@ def _sides(logps: Tensor, lengths: Tensor, pairs: Sequence[Pair]) -> Sides:
 
 
 class ProgressCallback(TrainerCallback):
-    """Tells the progress display of the rows behind every optimiser step, a resumed training's first ones included,
-    and, as 0 rows, that a checkpoint was written."""
+    """Tells the progress display of the rows behind every optimiser step, a resumed training's first ones included, with
+    the loss that was logged last, and, as 0 rows, that a checkpoint was written."""
 
-    def __init__(self, advance: Callable[[int], None], rows: int, effective_batch: int) -> None:
+    def __init__(self, advance: Advance, rows: int, effective_batch: int) -> None:
         self.advance, self.rows, self.effective_batch, self.told = advance, rows, effective_batch, 0
+        self.loss: float | None = None
 
-    def _tell(self, state: Any) -> None:
+    def _tell(self, state: Any, resumed: bool = False) -> None:
         epochs, steps = divmod(state.global_step, -(-self.rows // self.effective_batch))
         done = epochs * self.rows + steps * self.effective_batch
         if done > self.told:
-            self.advance(done - self.told)
+            self.advance(done - self.told, self.loss, resumed)
         self.told = done
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._tell(state)
+        self._tell(state, resumed=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._tell(state)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        self.loss = (logs or {}).get("loss", self.loss)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         finish_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
@@ -226,7 +231,7 @@ def train(
     device_batch: int,
     checkpoint_steps: int,
     gradient_checkpointing: bool,
-    advance: Callable[[int], None],
+    advance: Advance,
     states: States = decoder_states,
 ) -> list[dict[str, float]]:
     """Train the active adapter of `model` in place, from the last finished checkpoint in `work` if there is one.

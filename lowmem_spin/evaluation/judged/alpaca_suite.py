@@ -6,6 +6,7 @@ from typing import Any
 from lowmem_spin.algorithm.preferences import Comparison
 from lowmem_spin.algorithm.stages import judgement_spec
 from lowmem_spin.common.display import Display
+from lowmem_spin.common.files import check_inside
 from lowmem_spin.common.keys import digest
 from lowmem_spin.engines.oracles.judge import LLMJudge
 from lowmem_spin.evaluation.judged import alpaca
@@ -29,6 +30,7 @@ TEMPERATURE = 0.7  # of answers, as most of AlpacaEval's own entries of open mod
 
 def measure_alpaca(game: EvaluationTarget, judged: Judged, limit: int | None, display: Display) -> None:
     """Have the wanted policies answer, the answers judged, and both written to the game's folder."""
+    check_inside(game.folder, "alpaca")
     option, judge = judged.option("alpaca"), judged.judge
     instructions = alpaca.read_alpaca(judged.alpaca, limit, option)
     with display.start_up("loading the tokenizer"):
@@ -53,7 +55,7 @@ def measure_alpaca(game: EvaluationTarget, judged: Judged, limit: int | None, di
     if oracle is not None:
         reach_judge(oracle.endpoint, game, asks, judged)
     wanted = [(game.policies[name], prompts) for name in game.wanted]
-    note_used(game.folder, "completions", [digest(sampling.spec(policy)) for policy, _ in wanted])
+    note_used(game.store, game.folder, "completions", [digest(sampling.spec(policy)) for policy, _ in wanted])
     answers = dict(zip(game.wanted, with_engines.tables.answers(wanted, sampling, "AlpacaEval"), strict=True))
     place = game.folder / "alpaca"
     for name, given in answers.items():
@@ -63,7 +65,7 @@ def measure_alpaca(game: EvaluationTarget, judged: Judged, limit: int | None, di
     if judge is None or oracle is None:
         display.log(ungraded(place, judged))
         return
-    note_used(game.folder, "judgements", [digest(compared(policy)) for policy, _ in wanted])
+    note_used(game.store, game.folder, "judgements", [digest(compared(policy)) for policy, _ in wanted])
     for name in game.wanted:
         asked_of = compared(game.policies[name])
         game.ensure(

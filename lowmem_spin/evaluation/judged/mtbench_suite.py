@@ -5,6 +5,7 @@ from typing import Any
 
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
+from lowmem_spin.common.files import check_inside
 from lowmem_spin.common.keys import digest
 from lowmem_spin.data.formats import Message
 from lowmem_spin.data.render import Renderer
@@ -27,6 +28,7 @@ from lowmem_spin.store.rows import Answer
 
 def measure_mtbench(game: EvaluationTarget, judged: Judged, limit: int | None, display: Display) -> None:
     """Have the wanted policies answer, the answers judged, and both written to the game's folder."""
+    check_inside(game.folder, "mtbench", "mtbench/model_answer", "mtbench/model_judgment")
     option, folder = judged.option("mtbench"), judged.mtbench or game.store.root / "mtbench"
     if judged.download:
         mtbench.download(folder)
@@ -90,7 +92,7 @@ def _two_turns(
             prompts = {name: [as_prompt(renderer.prompt(_so_far(q, found[name][q.id]))) for q in mine] for name in game.wanted}
             requests = [(game.policies[name], prompts[name]) for name in game.wanted]
             label = f"MT-Bench turn {turn + 1} at temperature {temperature:g}"
-            note_used(game.folder, "completions", [digest(sampling.spec(policy)) for policy, _ in requests])
+            note_used(game.store, game.folder, "completions", [digest(sampling.spec(policy)) for policy, _ in requests])
             for name, answers in zip(game.wanted, with_engines.tables.answers(requests, sampling, label), strict=True):
                 for question, answer in zip(mine, answers, strict=True):
                     found[name][question.id].append(answer)

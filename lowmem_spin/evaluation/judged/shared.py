@@ -1,24 +1,25 @@
 """What is to be judged and by whom, and what MT-Bench and AlpacaEval have in common."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, quoted
+from lowmem_spin.common.files import json_text, write_text
 from lowmem_spin.config.choices import JudgeOracle
+from lowmem_spin.config.endpoint_fields import SecretError
+from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
 from lowmem_spin.data.formats import Message
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.model_files import ModelFiles
 from lowmem_spin.engines.oracles.base import OracleContext
-from lowmem_spin.engines.oracles.endpoint import Endpoint
+from lowmem_spin.engines.oracles.endpoint import Endpoint, part
 from lowmem_spin.engines.oracles.judge import LLMJudge
 from lowmem_spin.evaluation.target import EvaluationTarget
 from lowmem_spin.store.rows import Prompt, fingerprint
@@ -75,28 +76,35 @@ def judge_from_options(
     Raises:
         InputError: half of it is missing, or cannot be used.
     """
+    given: dict[str, Any] = {"base_url": base_url, "model": model, "api_key_env": api_key_env, "max_tokens": max_tokens}
     if base_url is None and model is None:
-        for option, value in (
-            ("--judge-api-key-env", api_key_env),
-            ("--judge-max-tokens", max_tokens),
-            (EXTRA_BODY, extra_body),
-        ):
-            if value is not None:
-                raise InputError(f"{option} {value!r}: of which judge? add --judge-base-url and --judge-model")
+        for name, value in {**given, "extra_body": extra_body}.items():
+            if value is not None:  # and may be a secret
+                raise InputError(f"{part('--judge', name)}: of which judge? add --judge-base-url and --judge-model")
         return None
     if base_url is None:
         raise InputError(f"--judge-model {model!r}: where? add --judge-base-url, for instance http://localhost:8000/v1")
     if model is None:
-        raise InputError(f"--judge-base-url {base_url!r}: which of its models? add --judge-model")
-    known = {"concurrency": concurrency, "max_tokens": max_tokens}
+        raise InputError("--judge-base-url: which of its models? add --judge-model")
+    given |= {"concurrency": concurrency} | ({} if extra_body is None else {"extra_body": _fields(extra_body)})
     try:
-        extra = {} if extra_body is None else {"extra_body": yaml.safe_load(extra_body)}
-        return JudgeOracle.model_validate({"base_url": base_url, "model": model, "api_key_env": api_key_env, **known, **extra})
-    except yaml.YAMLError:
-        raise InputError(f"{EXTRA_BODY} {extra_body!r}: not valid YAML; quote it: '{{max_tokens: null}}'") from None
+        return JudgeOracle.model_validate(given)
     except ValidationError as error:
-        why = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-        raise InputError(f"{EXTRA_BODY} {extra_body!r}: {why}; write it as '{{field: value}}'") from None
+        problem = error.errors(include_url=False)[0]
+        option, why = part("--judge", str(problem["loc"][0])), problem["msg"].removeprefix("Value error, ")
+        if isinstance(problem.get("ctx", {}).get("error"), SecretError):
+            raise InputError(f"{option}: {why}") from None
+        if option == EXTRA_BODY:
+            raise InputError(f"{option} {quoted(extra_body)}: {why}; write it as '{{field: value}}'") from None
+        raise InputError(f"{option} {quoted(problem['input'])}: {why}") from None
+
+
+def _fields(text: str) -> Any:
+    """Fields of a request as YAML has them, and so JSON."""
+    try:
+        return read_yaml(text)
+    except YAMLTextError:
+        raise InputError(f"{EXTRA_BODY} {quoted(text)}: not valid YAML; quote it: '{{max_tokens: null}}'") from None
 
 
 def with_recipe_defaults(given: Judged, recipes: Judged) -> Judged:
@@ -152,11 +160,9 @@ def file_name(name: str) -> str:
 
 def write_json_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """As FastChat has them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    write_text(path, "".join(json_text(record) + "\n" for record in records))
 
 
 def write_json_list(path: Path, records: Sequence[Any]) -> None:
     """As AlpacaEval has them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(records, indent=1), encoding="utf-8")
+    write_text(path, json_text(records, indent=1))

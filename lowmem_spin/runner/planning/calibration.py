@@ -30,6 +30,7 @@ PEAK = {  # dense half-precision FLOP/s with float32 accumulation, by a part of 
     "H100": 989e12,
     "H200": 989e12,
 }
+WITHOUT_BFLOAT16 = ("T4",)
 UNKNOWN_GPU = PEAK["3090"]
 CPU_CORE = 5e10  # float32 FLOP/s of one core with AVX2, rough
 
@@ -86,6 +87,16 @@ def flop(kind: Kind, parameters: int, gradient_checkpointing: bool = False) -> f
     if kind != "train":
         return 2.0 * parameters
     return (6.0 if gradient_checkpointing else 4.0) * parameters
+
+
+def check_gpu(name: str) -> None:
+    """Refuse a GPU whose speed is not known.
+
+    Raises:
+        InputError: naming those that are.
+    """
+    if name not in PEAK:
+        raise InputError(f"--gpu: {name!r} is not known; known: {', '.join(PEAK)}")
 
 
 def peak_flops(device: str) -> float:

@@ -1,23 +1,30 @@
 """What a plan estimates with: numbers for rows, what the store has of them, their lengths, and the time they take."""
 
+import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from tokenizers import Tokenizer
 
 from lowmem_spin.algorithm.touches import SAMPLE, Places
 from lowmem_spin.common.files import DamagedError, read_parquet
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.data.formats import Conversation
+from lowmem_spin.data.readers import Unusable
 from lowmem_spin.data.rows import Rows
-from lowmem_spin.engines.memory import peak, read_shape
+from lowmem_spin.engines.memory import peak, planned_shape
 from lowmem_spin.engines.registry import ENGINES
 from lowmem_spin.runner.open import ResolvedRecipe
 from lowmem_spin.runner.planning.calibration import Calibration, Kind, device_name
 from lowmem_spin.runner.planning.counting import Unit
+
+SAMPLED = 1000  # rows whose lengths are looked at
+MARKS = 3  # tokens that a template writes around a turn, or so
 
 
 @dataclass
@@ -33,9 +40,44 @@ class Lengths:
         longest = float(recipe.generation.max_new_tokens)
         if rows is None or not len(rows):
             return cls(float(recipe.data.max_prompt_length), float(recipe.data.max_completion_length), longest)
-        places = range(0, len(rows), max(1, len(rows) // 1000))
+        places = range(0, len(rows), max(1, len(rows) // SAMPLED))
         prompt, chosen = (float(np.mean([len(side(place)) for place in places])) for side in (rows.prompt, rows.chosen))
         return cls(prompt, chosen, longest)
+
+    @classmethod
+    def sampled(cls, recipe: Recipe, rows: Sequence[Conversation], tokenizer: Path | None) -> "Lengths":
+        """Of rows that are not prepared yet, by the base's tokenizer.json; without it a token is taken to be four letters."""
+        asked = ["\n".join(message["content"] for message in row.context) for row in rows]
+        said = [row.answer or "" for row in rows]
+        if tokenizer is None:
+            prompts, answers = ([len(text) / 4 for text in texts] for texts in (asked, said))
+        else:
+            backend = Tokenizer.from_file(str(tokenizer))
+            prompts, answers = ([len(one.ids) for one in backend.encode_batch(texts)] for texts in (asked, said))
+        marks = [MARKS * (len(row.context) + 1) for row in rows]
+        data = recipe.data
+        prompt = float(np.mean(np.minimum(np.add(prompts, marks), data.max_prompt_length)))
+        chosen = float(np.mean(np.minimum(np.add(answers, 1), data.max_completion_length)))
+        return cls(prompt, chosen, float(recipe.generation.max_new_tokens))
+
+
+class Sample(list[Conversation]):
+    """Usable rows, taken at random while others count the rows of a file: SAMPLED of them, or all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.drawn = 0, random.Random(0)
+
+    def passing(self, rows: Iterable[Conversation | Unusable]) -> Iterator[Conversation | Unusable]:
+        """The rows as they are."""
+        for row in rows:
+            if isinstance(row, Conversation):
+                self.seen += 1
+                if len(self) < SAMPLED:
+                    self.append(row)
+                elif (place := self.drawn.randrange(self.seen)) < SAMPLED:
+                    self[place] = row
+            yield row
 
 
 class Ids:
@@ -117,14 +159,15 @@ class Clock:
 
     found: ResolvedRecipe
     calibration: Calibration
+    gpu: str | None = None  # another device than this machine's
 
     def __post_init__(self) -> None:
-        choices = self.found.choices
-        self.device = device_name(choices.machine.device)
+        choices, shape = self.found.choices, planned_shape(self.found.model)
+        self.device = self.gpu or device_name(choices.machine.device)
         self.peaks: dict[str, float] = {}
         self.parameters: int | None = None
-        if self.found.model.resolved:
-            shape, recipe = read_shape(self.found.model), self.found.recipe
+        if shape is not None:
+            recipe = self.found.recipe
             self.parameters = shape.active
             dtype = choices.machine.dtype if choices.machine.device == "cuda" else "bfloat16"
             generator, learner = (ENGINES[name].memory(recipe, shape, dtype) for name in (choices.generator, choices.learner))

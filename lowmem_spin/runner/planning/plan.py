@@ -21,15 +21,17 @@ from lowmem_spin.data.prepare import RowCounts, count_rows
 from lowmem_spin.data.rows import Rows, take
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.base_check import check_base
+from lowmem_spin.engines.known_models import CONFIGS
 from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.model_files import find_file
 from lowmem_spin.engines.pool import EngineChoices, choose_engines
 from lowmem_spin.engines.registry import gpu_engine
 from lowmem_spin.engines.row_check import check_rows, unread_rows_note
 from lowmem_spin.runner.claim import check_folder, check_owner
 from lowmem_spin.runner.open import ResolvedRecipe, SharedResources, name_stages, resolve
-from lowmem_spin.runner.planning.calibration import load_calibration
+from lowmem_spin.runner.planning.calibration import WITHOUT_BFLOAT16, load_calibration
 from lowmem_spin.runner.planning.counting import GAME_KINDS, Unit, Work
-from lowmem_spin.runner.planning.estimates import Clock, Ids, Lengths, Stored
+from lowmem_spin.runner.planning.estimates import Clock, Ids, Lengths, Sample, Stored
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,18 @@ def _number(seconds: float) -> float | None:
     return None if math.isnan(seconds) else round(seconds, 1)
 
 
-def plan(points: Sequence[SweepPoint], recipe_dir: Path) -> Plan:
+def plan(points: Sequence[SweepPoint], recipe_dir: Path, gpu: str | None = None) -> Plan:
     """Plan one game or all games of a sweep; a point of a sweep that cannot be played becomes a note.
+
+    Args:
+        points: the games.
+        recipe_dir: the recipe's folder, from which its paths are looked for.
+        gpu: one of calibration.PEAK, to plan for instead of for this machine.
 
     Raises:
         InputError: no point can be played, for too few rows for instance.
     """
-    draft = _Draft(recipe_dir)
+    draft = _Draft(recipe_dir, gpu)
     for point in points:
         try:
             draft.add(point)
@@ -137,6 +144,7 @@ class _Draft:
     """A plan in the making. What several points have in common is looked at once."""
 
     recipe_dir: Path
+    gpu: str | None
     work: Work = field(default_factory=Work)
     notes: list[str] = field(default_factory=list)
     founds: list[ResolvedRecipe] = field(default_factory=list)
@@ -155,11 +163,13 @@ class _Draft:
         recipe, root = point.recipe, Path(point.recipe.output.store)
         check_folder_place(root, "output.store")
         sources = Sources(self.recipe_dir, root / "sources.json", patient=True, notice=lambda line: _add(self.notes, [line]))
-        found = resolve(recipe, sources, _choices(recipe, root, self.notes), lambda line: None)
+        found = resolve(recipe, sources, _choices(recipe, root, self.gpu, self.notes), lambda line: None)
         _add(
             self.notes, [f"{name}: its revision is not resolved yet: the hub cannot be reached" for name in sources.unresolved]
         )
-        _add(self.notes, check_base(recipe, found.model, found.adapter, found.choices.machine.dtype))
+        if not found.model.resolved and found.model.location in CONFIGS:
+            _add(self.notes, [f"{found.model.location}: memory and times are by its published shape"])
+        _add(self.notes, check_base(recipe, found.model, found.adapter, found.choices.machine.dtype, runs_code=False))
         if found.oracle is not None:
             _add(self.notes, ["the time that game.oracle takes to judge is not counted"])
         if any(value is not None for value in recipe.game.stop_when.model_dump().values()):
@@ -201,7 +211,12 @@ class _Draft:
             if path in self.counted or not source.local or self.files[path] is not None:
                 continue
             rows = conversations(source, data, name, split, recipe.evaluation.category, **found.asked_of(source))
-            counts = self.counted[path] = count_rows(rows, f"{name}: {source.location!r}", data)
+            sample = Sample()
+            counts = self.counted[path] = count_rows(sample.passing(rows), f"{name}: {source.location!r}", data)
+            tokenizer = find_file(found.model, "tokenizer.json") if found.model.resolved else None
+            self.lengths[path] = Lengths.sampled(recipe, sample, tokenizer)
+            if tokenizer is None:
+                _add(self.notes, ["the tokenizer is not here: a token is taken to be four letters long"])
             _add(self.notes, [f"{name}: {source.location}: {counts.line()}; no prompt's length is looked at yet"])
         train = self.counted.get(_files(found)[0])
         if train is None or found.held is not None:
@@ -251,7 +266,7 @@ class _Draft:
             root = Path(found.recipe.output.store)
             stored = stores.setdefault(str(root), Stored(root, self.ids))
             if id(found) not in clocks:
-                clocks[id(found)] = Clock(found, load_calibration(root))
+                clocks[id(found)] = Clock(found, load_calibration(root), self.gpu)
             there = stored.count(unit)
             clock, label = clocks[id(found)], self.labels.get(unit.policy, "base")
             epochs = self.epochs.get(unit.policy, 1)
@@ -290,13 +305,18 @@ def _add(notes: list[str], more: list[str]) -> None:
     notes += [note for note in more if note not in notes]
 
 
-def _choices(recipe: Recipe, root: Path, notes: list[str]) -> EngineChoices:
-    """Where and with what: this machine, or for a recipe that only a GPU can play, a GPU that has every engine."""
-    try:
-        return choose_engines(recipe, root, None)
-    except InputError as error:
-        generator = gpu_engine("generation").name if recipe.generation.engine == "auto" else recipe.generation.engine
-        learner = gpu_engine("training").name if recipe.training.engine == "auto" else recipe.training.engine
-        dtype = "bfloat16" if recipe.model.dtype == "auto" else recipe.model.dtype
-        _add(notes, [f"planned for a GPU with {generator} and {learner}, not for this machine ({error})"])
-        return EngineChoices(Machine("cuda", dtype), generator, learner)
+def _choices(recipe: Recipe, root: Path, gpu: str | None, notes: list[str]) -> EngineChoices:
+    """Where and with what: this machine, or a GPU that has every engine, for a recipe that only one can play too."""
+    why = ""
+    if gpu is None:
+        try:
+            return choose_engines(recipe, root, None)
+        except InputError as error:
+            why = str(error)
+    generator = gpu_engine("generation").name if recipe.generation.engine == "auto" else recipe.generation.engine
+    learner = gpu_engine("training").name if recipe.training.engine == "auto" else recipe.training.engine
+    automatic = "float16" if gpu in WITHOUT_BFLOAT16 else "bfloat16"
+    dtype = automatic if recipe.model.dtype == "auto" else recipe.model.dtype
+    instead = f"planned for {gpu or 'a GPU'} with {generator} and {learner}, not for this machine"
+    _add(notes, [f"{instead} ({why})" if why else instead])
+    return EngineChoices(Machine("cuda", dtype), generator, learner)

@@ -1,0 +1,73 @@
+"""The commands on the games that were played, all of them or several: runs, compare, remove. Heavy imports stay inside."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowmem_spin.cli.options import path_argument, path_option
+
+app = typer.Typer()
+PICTURE = Path("comparison.png")
+
+
+@app.command()
+def runs(top: Annotated[Path, path_argument(metavar="FOLDER", help="Where they are, however deep.")] = Path("runs")) -> None:
+    """List runs and sweeps: how far each is, its best policy, its size and its age."""
+    from rich.console import Console
+
+    from lowmem_spin.report.overview import overview_grid, played_below
+
+    found = played_below(top)
+    if not found:
+        print(f"no run and no sweep below {top}; `lowmem-spin run quickstart` plays one")
+        return
+    Console().print(overview_grid(found, top).table(f"Games in {top}"))
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], path_argument(metavar="RUN_OR_SWEEP...", help="Two or more, the same rows held out.")],
+    picture: Annotated[Path, path_option(help="The PNG to write; it replaces an earlier one.")] = PICTURE,
+) -> None:
+    """Put runs side by side: one table, with what is noise said in words, and one picture. Loads no model."""
+    from rich.console import Console
+
+    from lowmem_spin.common.display import Display
+    from lowmem_spin.common.errors import InputError
+    from lowmem_spin.report.compare import side_by_side
+    from lowmem_spin.report.page import write_picture
+    from lowmem_spin.report.summary import sweep_verdict, terminal_table
+
+    if picture.suffix != ".png":
+        raise InputError(f"--picture: {str(picture)!r} is to be a .png")
+    results, display = side_by_side(folders), Display(Console())
+    write_picture(results, picture)
+    display.console.print(terminal_table(results))
+    for line in sweep_verdict(results):
+        display.log(line)
+    display.log(f"picture {picture}")
+
+
+@app.command()
+def remove(
+    folders: Annotated[list[Path], path_argument(metavar="RUN_OR_SWEEP...", help="Folders of runs or sweeps.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete what games wrote into these folders. Adapters and answers stay in the store until `gc` frees them."""
+    from lowmem_spin.common.errors import InputError, printable
+    from lowmem_spin.runner.removal import check_removable, remove_results
+
+    for folder in folders:
+        check_removable(folder)
+    if not yes:
+        names = ", ".join(printable(str(folder)) for folder in folders)
+        try:
+            typer.confirm(f"Delete the results in {names}?", abort=True)
+        except typer.Abort:
+            raise InputError("nothing is removed; --yes removes without asking") from None
+    for folder in folders:
+        left = remove_results(folder)
+        kept = f"; not of a game, so kept: {', '.join(path.name for path in left)}" if left else ""
+        print(printable(f"removed {folder}{kept}"))
+    print("`lowmem-spin gc` shows what in the store no run uses any more")

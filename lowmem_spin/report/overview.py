@@ -1,0 +1,84 @@
+"""The games below a folder: how far each is, how good, how large, how long ago."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.report.grid import Grid
+from lowmem_spin.report.load import read_results
+from lowmem_spin.report.measures import MEASURES
+from lowmem_spin.report.results import RunResults
+from lowmem_spin.runner.gc import size_of
+
+
+@dataclass(frozen=True)
+class Played:
+    """A run's or a sweep's folder."""
+
+    folder: Path
+    state: str
+    best: str  # which policy or configuration, and its score
+    size: int  # bytes of its own, those in the store not counted
+    age: float  # seconds since it was last played
+
+
+def played_below(top: Path) -> list[Played]:
+    """Every run and sweep below `top`, the newest first; a sweep stands for its points.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not top.is_dir():
+        raise InputError(f"{str(top)!r} is no folder; give the one that has your runs")
+    sweeps = {path.parent for path in top.rglob("sweep.json")}
+    records = [path for path in top.rglob("run.json") if not sweeps & set(path.parents)]
+    found = [_played(path) for path in [*records, *(folder / "sweep.json" for folder in sweeps)]]
+    return sorted(found, key=lambda one: one.age)
+
+
+def _played(record: Path) -> Played:
+    folder, state, best = record.parent, "finished", ""
+    try:
+        results = read_results(folder)
+    except InputError:
+        state = _unfinished(record)
+    else:
+        if isinstance(results, RunResults):
+            policy, score = max(results.played, key=lambda policy: policy.score.mean), results.scores[0]
+            best = f"{policy.name}: {MEASURES[score].label} {MEASURES[score].text(policy.score)}"
+            state = f"ended after {results.record['stopped']['after']}" if "stopped" in results.record else state
+        else:
+            done, asked = len(results.runs), len(results.file.points)
+            state = state if done == asked else f"{done} of {asked} points"
+            if results.finished:
+                score, value = results.score, results.best.value(results.score)
+                best = f"{results.best.label}: {MEASURES[score].label} {MEASURES[score].text(value)}"
+    return Played(folder, state, best, size_of(folder), time.time() - record.stat().st_mtime)
+
+
+def _unfinished(record: Path) -> str:
+    """How many iterates there are of those that the game is to have, if its record says so."""
+    try:
+        asked = sum(name.startswith("iterate ") for name in json.loads(record.read_text(encoding="utf-8"))["policies"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "does not read back"
+    done = [path for path in (record.parent / "iterates").glob("*") if path.name.isdecimal() and path.exists()]
+    return f"{len(done)} of {asked} iterates"
+
+
+def overview_grid(games: list[Played], top: Path) -> Grid:
+    """A row per game."""
+    rows = [
+        [str(one.folder.relative_to(top)), one.state, one.best, f"{one.size / 1e6:,.1f} MB", _ago(one.age)] for one in games
+    ]
+    return Grid(["run", "state", "best", "size", "played"], rows, 3)
+
+
+def _ago(seconds: float) -> str:
+    """An age to one figure or two."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return "now"

@@ -1,0 +1,172 @@
+"""runs, compare, remove; recipes, copy, --version."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import yaml
+from matplotlib.image import imread
+
+from helpers.commands import call
+from helpers.games import tiny
+from lowmem_spin import __version__
+from lowmem_spin.config.load import find_recipe, load_recipe
+from lowmem_spin.report.intervals import Z
+
+RECIPES = sorted(path.stem for path in find_recipe("quickstart").parent.glob("*.yaml"))
+
+
+@pytest.fixture
+def runs(copy: Path) -> Path:
+    """Three runs: one finished, one whose last iterate is a nat better by the data's answers, one that was stopped."""
+    top = copy / "runs"
+    for name in ("first", "better", "stopped"):
+        shutil.copytree(copy / "run", top / name, symlinks=False)
+    lines = [json.loads(line) for line in (top / "better" / "metrics.jsonl").read_text().splitlines()]
+    lines[-1]["chosen_logp"] += 1
+    lines[-1]["policy"] = "a" * 20
+    (top / "better" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    record = json.loads((top / "better" / "run.json").read_text())
+    record["policies"][lines[-1]["name"]] = "a" * 20
+    (top / "better" / "run.json").write_text(json.dumps(record))
+    (top / "stopped" / "metrics.jsonl").unlink()
+    shutil.rmtree(top / "stopped" / "iterates" / "1")
+    for age, name in enumerate(("stopped", "better", "first"), 1):
+        then = time.time() - age * 3600 * 30
+        os.utime(top / name / "run.json", (then, then))
+    return top
+
+
+def last(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def test_runs_says_how_far_and_how_good_each_is(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (runs / "broken").mkdir()
+    (runs / "broken" / "run.json").write_text("{")
+    result = call("runs", runs)
+    rows = {line.split()[0]: line for line in result.stdout.splitlines() if line.strip()}
+    found = list(rows)[3:]
+    assert [name for name in found if (runs / name).is_dir()] == ["broken", "stopped", "better", "first"]
+    assert "does not read back" in rows["broken"]
+    assert "1 of 2 iterates" in rows["stopped"] and "1 d ago" in rows["stopped"]
+    assert "finished" in rows["better"] and "iterate 1: log-prob of data" in rows["better"] and "4 d ago" in rows["first"]
+
+
+def test_a_sweep_stands_for_its_points(runs: Path) -> None:
+    folder = runs / "sweep"
+    shutil.copytree(runs / "first", folder / "points" / "a", symlinks=False)
+    points = [
+        {"name": name, "values": {"game.alpha": alpha}, "dir": f"points/{name}", "status": status}
+        for name, alpha, status in (("a", 0.5, "finished"), ("b", 1, "waiting"))
+    ]
+    (folder / "sweep.json").write_text(
+        json.dumps({"recipe": "x", "axes": {"game.alpha": [0.5, 1]}, "seeds": [42], "points": points})
+    )
+    text = call("runs", runs).stdout
+    assert "1 of 2 points" in text and "alpha 0.5: log-prob of data" in " ".join(text.split())
+    assert "points/a" not in text
+
+
+def test_compare_says_what_is_noise_and_draws_it(runs: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "two.png"
+    result = call("compare", runs / "first", runs / "better", "--picture", picture)
+    assert result.returncode == 0, result.stderr
+    first, better = (last(runs / name) for name in ("first", "better"))
+    half = Z * (first["chosen_logp_se"] ** 2 + better["chosen_logp_se"] ** 2) ** 0.5
+    noise = ", within noise" if half > 1 else ""
+    (row,) = [" ".join(line.split()) for line in result.stdout.splitlines() if line.startswith("first")]
+    assert f"-1.00 ±{half:.2f}{noise}" in row
+    assert "better ends with the highest log-prob of data" in result.stdout
+    assert imread(picture).shape[0] > 300
+
+
+def test_games_that_do_not_compare_are_one_line(runs: Path, tmp_path: Path) -> None:
+    def refused(*words: object) -> str:
+        result = call("compare", *words, "--picture", tmp_path / "x.png")
+        assert result.returncode == 2 and not (tmp_path / "x.png").exists()
+        return result.stderr
+
+    assert "there is nothing to compare: name two" in refused(runs / "first")
+    assert "run the recipe again to finish the game" in refused(runs / "first", runs / "stopped")
+    lines = [json.loads(line) for line in (runs / "better" / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["samples"][0]["prompt_id"] = "another row"
+    (runs / "better" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "was measured on other held-out rows than" in refused(runs / "first", runs / "better")
+    assert "is to be a .png" in call("compare", runs / "first", runs / "first", "--picture", "x.pdf").stderr
+
+
+def test_the_same_run_twice_is_the_same_policy(runs: Path, tmp_path: Path) -> None:
+    result = call("compare", runs / "first", runs / "first", "--picture", tmp_path / "x.png")
+    assert "first (2)" in result.stdout and "the same policy" in result.stdout
+
+
+def test_remove_takes_what_a_game_wrote_and_nothing_else(copy: Path) -> None:
+    store = sorted((copy / "store").rglob("*"))
+    (copy / "run" / "notes.txt").write_text("mine")
+    (copy / "run" / "iterates" / "best").write_text("mine too")
+    result = call("remove", copy / "run", "--yes")
+    assert result.returncode == 0, result.stderr
+    assert sorted((copy / "store").rglob("*")) == store
+    assert sorted(path.name for path in (copy / "run").rglob("*")) == ["best", "iterates", "notes.txt"]
+    assert "not of a game, so kept: iterates, notes.txt" in result.stdout
+    assert "it is no folder of a run or a sweep" in call("remove", copy / "run", "--yes").stderr
+
+
+def test_remove_asks_first_and_takes_whole_sweeps(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = copy / "sweep"
+    shutil.copytree(copy / "run", sweep / "points" / "a", symlinks=True)
+    (sweep / "sweep.json").write_text("{}")
+    monkeypatch.setattr(sys, "stdin", StringIO())
+    asked = call("remove", sweep)
+    assert asked.returncode == 2 and "nothing is removed; --yes removes without asking" in asked.stderr
+    assert (sweep / "points" / "a" / "metrics.jsonl").exists()
+    assert call("remove", sweep, "--yes").returncode == 0
+    assert not sweep.exists() and (copy / "run" / "iterates" / "1" / "adapter_model.safetensors").exists()
+    link = copy / "link"
+    link.symlink_to(copy / "run")
+    assert "is a link" in call("remove", link, "--yes").stderr
+
+
+def test_every_shipped_recipe_says_what_it_takes() -> None:
+    lines = call("recipes").stdout.splitlines()
+    assert sorted(line.split()[0] for line in lines[::2]) == RECIPES
+    assert all(";" in line for line in lines[1::2])
+    assert all(len(line) <= 100 for line in lines)
+
+
+def test_a_copy_is_the_recipe_and_plays_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("copy", "quickstart", "mine.yaml").returncode == 0
+    assert (tmp_path / "mine.yaml").read_bytes() == find_recipe("quickstart").read_bytes()
+    assert call("plan", "mine.yaml").returncode == 0
+    assert load_recipe(Path("mine.yaml")).output.dir == yaml.safe_load(Path("mine.yaml").read_text())["output"]["dir"]
+    again = call("copy", "quickstart", "mine.yaml")
+    assert again.returncode == 2 and "is there already; choose another name" in again.stderr
+    assert call("copy", "zoo", tmp_path).returncode == 0 and (tmp_path / "zoo.yaml").exists()
+
+
+def test_a_near_miss_names_the_nearest() -> None:
+    assert "did you mean quickstart?" in call("run", "quikstart").stderr
+    assert "`lowmem-spin recipes` lists those that come along" in call("run", "llama").stderr
+
+
+def test_it_says_its_version() -> None:
+    said = subprocess.run([sys.executable, "-m", "lowmem_spin", "--version"], capture_output=True, text=True, check=True)
+    assert said.stdout == f"lowmem-spin {__version__}\n"
+
+
+def test_a_run_ends_when_its_hours_are_over_with_what_it_has_stored(tmp_path: Path) -> None:
+    sets = [word for override in tiny(tmp_path) for word in ("--set", override)]
+    result = call("run", "quickstart", *sets, "--max-hours", "0.0000001")
+    assert result.returncode == 0, result.stderr
+    assert "1e-07 hours are over; what is finished is stored, run the same command again to go on" in result.stdout
+    assert len(list(tmp_path.glob("store/completions/*/*.parquet"))) == 1
+    assert "cannot be used; give the hours to play" in call("run", "quickstart", *sets, "--max-hours", "nan").stderr
