@@ -642,7 +642,7 @@ def test_the_report_names_the_judge_beside_every_score(copy: Path, server: Serve
     score = benchmarks(copy, "mtbench")["iterate 0"]["numbers"]["score"]["value"]
     assert f"{score:.2f} ±" in page
     assert {"report_arena.png", "report_benchmark_0.png"} <= {path.name for path in paths}
-    stale = json.loads((copy / "game" / "arena.json").read_text())
+    stale = read_checked(copy / "game" / "arena.json")
     stale["policies"][1] = digest("another")
     (copy / "game" / "arena.json").write_text(json.dumps(stale))
     assert read_run(copy / "game").arena is None
