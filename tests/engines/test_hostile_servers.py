@@ -310,6 +310,7 @@ def test_other_names_are_taken(name: str) -> None:
                     "{a: !!binary aGk=}",
                     "{a: !!set {b}}",
                     "{a: 1, a: 2}",
+                    "{a: &b [*b]}",
                 ),
                 *('{a: "\\uD800"}', "[" * 400),
             )
@@ -317,7 +318,6 @@ def test_other_names_are_taken(name: str) -> None:
         *((text, "Input should be a valid dictionary") for text in ("7", "null", "[a]", "text")),
         *((text, "give what JSON has") for text in ("{a: .nan}", "{a: -.inf}")),
         ("{a: " + "[" * 50 + "]" * 50 + "}", "more than 50 lists and mappings in one another"),
-        ("{a: &b [*b]}", "lists and mappings more than 50 deep"),
         ("{messages: []}", "messages cannot be set here"),
     ],
 )
