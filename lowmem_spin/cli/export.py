@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import share, write_json
+from lowmem_spin.common.files import make_folder, share, write_json
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
 from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy, machine_of
@@ -34,7 +34,7 @@ def export(run: RunFolder, policy: StoredPolicy, base: Source, to: Path, dtype: 
     from lowmem_spin.engines.loading import end_tokens, load_tokenizer
 
     temporary = to.resolve().with_name(f".{uuid.uuid4().hex}")
-    temporary.mkdir(parents=True)
+    make_folder(temporary)
     try:
         tokenizer = load_tokenizer(base, run.recipe.model.trust_remote_code)
         renderer = Renderer.of(tokenizer, run.recipe)  # gives the tokenizer the template of the game

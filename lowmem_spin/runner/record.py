@@ -11,7 +11,7 @@ from lowmem_spin.algorithm.roles import Part, Role
 from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.common.checked import read_checked, set_aside, write_checked
 from lowmem_spin.common.errors import shortened
-from lowmem_spin.common.files import DamagedError, write_text
+from lowmem_spin.common.files import DamagedError, make_folder, write_text
 from lowmem_spin.config.places import DIR, STORE, ways
 from lowmem_spin.config.yaml_text import write_yaml
 from lowmem_spin.engines.dequantized import weights_key
@@ -58,7 +58,7 @@ def note_user(game: OpenGame) -> None:
     resolved = game.resolved
     weights = weights_key(resolved.model.identity, game.recipe.model.quantization, resolved.choices.machine.dtype)
     keys = gc.keys_of_game(game.recipe, game.inputs, game.stages, resolved.data_files(), weights)
-    game.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(game.folder)
     game.store.users.note(game.folder, keys, more=is_recorded(game))
 
 

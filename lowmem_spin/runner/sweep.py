@@ -71,7 +71,6 @@ class Sweep:
             }
             for entry in self.entries
         ]
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_checked(
             self.folder / "sweep.json", {"recipe": self.name, "axes": self.axes, "seeds": self.seeds, "points": points}
         )

@@ -314,13 +314,17 @@ def test_other_names_are_taken(name: str) -> None:
         *(
             (text, "not valid YAML; quote it")
             for text in (
-                "{a: !!int b}",
-                "{a: &",
-                "\x00",
-                "{a: !!python/none 1}",
-                "{a: !!binary aGk=}",
-                "{a: &b [*b]}",
-                "[" * 400,
+                *(
+                    "{a: !!int b}",
+                    "{a: &",
+                    "\x00",
+                    "{a: !!python/none 1}",
+                    "{a: !!binary aGk=}",
+                    "{a: !!set {b}}",
+                    "{a: 1, a: 2}",
+                    "{a: &b [*b]}",
+                ),
+                *('{a: "\\uD800"}', "[" * 400),
             )
         ),
         *((text, "Input should be a valid dictionary") for text in ("7", "null", "[a]", "text")),
