@@ -131,9 +131,19 @@ def campaign(folder: Path, count: int, seed: int, timeout: float = 1.0) -> Found
     try:
         with patch.dict(os.environ, {VARIABLE: KEY}), ThreadPoolExecutor(16) as pool:
             arguments = (server.url, "m", folder, "game.oracle", VARIABLE)
-            endpoint = Endpoint(*arguments, concurrency=16, timeout=timeout, retries=1)
-            first = list(pool.map(lambda question: ask(endpoint, question), questions))
-            endpoint.close()
+            known = Endpoint(*arguments, concurrency=16, timeout=timeout, retries=1)
+
+            def ask_first(number: int) -> tuple[str | Exception, float]:
+                if number % 8:
+                    return ask(known, questions[number])
+                unknown = Endpoint(*arguments, timeout=timeout, retries=1)  # a server that has not replied yet
+                try:
+                    return ask(unknown, questions[number])
+                finally:
+                    unknown.close()
+
+            first = list(pool.map(ask_first, range(count)))
+            known.close()
             tried = {question: list(server.given[question]) for question in questions}
             server.given.clear()
             server.hostile = False

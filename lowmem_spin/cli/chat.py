@@ -175,7 +175,7 @@ def _harmless(text: str) -> str:
 def _in_turn(voices: list[Voice], question: str, out: Console, notify: Show, button: StopButton) -> None:
     for voice in voices:
         if len(voices) > 1 or out.is_terminal:
-            out.print(f"{voice.policy.name}: ", style="bold", end="", highlight=False)
+            out.print(Text(f"{printable(voice.policy.name)}: ", style="bold"), end="")
 
         def show(text: str) -> None:
             out.out(_harmless(text), end="", highlight=False)
@@ -192,7 +192,7 @@ def _in_columns(voices: list[Voice], question: str, out: Console, notify: Show, 
     grid = Table.grid(expand=True, padding=(0, 2))
     for _ in voices:
         grid.add_column(ratio=1)
-    grid.add_row(*(Text(voice.policy.name, style="bold") for voice in voices))
+    grid.add_row(*(Text(printable(voice.policy.name), style="bold") for voice in voices))
     grid.add_row(*texts)
     notes = []
     with Live(grid, console=out, transient=True):  # what is longer than the screen is cut here, and whole below

@@ -13,6 +13,7 @@ from lowmem_spin.common.files import read_text
 from lowmem_spin.config.choices import in_words
 from lowmem_spin.config.yaml_text import write_yaml
 from lowmem_spin.data.sources import Source
+from lowmem_spin.report.grid import escape_markdown
 from lowmem_spin.report.intervals import Value
 from lowmem_spin.report.measures import MEASURES
 from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy
@@ -38,7 +39,7 @@ def text(run: RunFolder, policy: StoredPolicy, base: Source, dtype: str | None, 
         tags=["lowmem-spin", "self-play", run.recipe.game.algorithm, *(["lora"] if dtype is None else [])],
     )
     parts = [
-        f"# {_plain(run.folder.resolve().name)}, {policy.name}",
+        f"# {escape_markdown(run.folder.resolve().name)}, {escape_markdown(policy.name)}",
         _what(run, policy, base, dtype),
         _use_merged() if dtype is not None else _use_adapter(run, base, ends),
         "## Results\n\n" + _results(run.folder / "metrics.jsonl", policy.name),
@@ -51,10 +52,9 @@ def _what(run: RunFolder, policy: StoredPolicy, base: Source, dtype: str | None)
     game, model = run.recipe.game, run.recipe.model
     where = f"the local model `{_plain(Path(base.location).name)}`" if base.local else f"`{base.location}` at `{base.revision}`"
     bits = "in 4 bits (NF4)" if model.quantization == "nf4" else f"in {model.dtype}"
-    made = (
-        f"{policy.name} of a game of {game.algorithm} on {where}, frozen {bits}: alpha {game.alpha}, history {game.history}, "
-    )
-    made += f"{in_words(game.loss.model_dump())}. Played with lowmem-spin {__version__}, policy key `{policy.key}`."
+    made = f"{escape_markdown(policy.name)} of a game of {game.algorithm} on {where}, frozen {bits}: "
+    made += f"alpha {game.alpha}, history {game.history}, "
+    made += f"{in_words(game.loss.model_dump())}. Played with lowmem-spin {__version__}, policy key `{_plain(policy.key)}`."
     if dtype is None:
         return made + " This is the LoRA adapter alone; it was trained on the 4-bit base." * (model.quantization == "nf4")
     merged = "the base" if policy.adapter is None else "the adapter merged into the base"
@@ -114,7 +114,8 @@ def _results(metrics: Path, mine: str) -> str:
     lines = ["| policy | " + " | ".join(one.heading for one in columns.values()) + " |", "|---|" + "---:|" * len(columns)]
     for record in records:
         cells = [one.text(Value.read(record[name], record[f"{name}_se"])) for name, one in columns.items()]
-        name = f"**{record['name']}**" if record["name"] == mine else record["name"]
+        name = escape_markdown(record["name"])
+        name = f"**{name}**" if record["name"] == mine else name
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n\nOn held-out rows, ± the half-width of the 95% interval; KL in nats per completion."
 
@@ -145,5 +146,5 @@ def _license(base: Source) -> str | None:
 
 
 def _plain(name: str) -> str:
-    """A name as Markdown text."""
+    """A name as Markdown's code."""
     return printable(name).replace("`", "'")

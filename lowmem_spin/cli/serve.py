@@ -30,10 +30,9 @@ def check_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself does
         try:
             probe.bind((host, port))
-        except OSError as error:
-            raise InputError(
-                f"--port {port}: cannot listen on {host} ({error.strerror}); choose another --port or --host"
-            ) from None
+        except (OSError, UnicodeError, TypeError) as error:  # the others of a name that cannot be one
+            why = error.strerror if isinstance(error, OSError) else "no host's name"
+            raise InputError(f"--port {port}: cannot listen on {host} ({why}); choose another --port or --host") from None
 
 
 def _vllm() -> list[str] | None:
@@ -110,8 +109,18 @@ def _write_front(run: RunFolder, base: Source, folder: Path) -> None:
 
 
 def line(environment: dict[str, str], command: list[str]) -> str:
-    """The command as a shell takes it."""
-    return shlex.join(["env", *(f"{name}={value}" for name, value in environment.items()), *command])
+    """The command as a shell takes it; what would steer a terminal is spelled out."""
+    words = ["env", *(f"{name}={value}" for name, value in environment.items()), *command]
+    return " ".join(shlex.quote(word) if word.isprintable() else _spelled(word) for word in words)
+
+
+def _spelled(word: str) -> str:
+    """As bash and zsh read it: $'\\x1b'."""
+    parts = []
+    for character in word:
+        strange = not character.isprintable() or character in "\\'"
+        parts.append("".join(f"\\x{byte:02x}" for byte in os.fsencode(character)) if strange else character)
+    return f"$'{''.join(parts)}'"
 
 
 def start(environment: dict[str, str], command: list[str]) -> None:

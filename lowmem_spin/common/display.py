@@ -214,7 +214,7 @@ class Display:
     @contextmanager
     def start_up(self, label: str) -> Iterator[None]:
         """Imports and model loading, reported apart from the stages."""
-        with self.timed("start-up"), self.console.status(escape(label)):
+        with self.timed("start-up"), self.console.status(escape(printable(label))):
             yield
 
     @contextmanager

@@ -16,6 +16,7 @@ from matplotlib.image import imread
 from helpers.commands import call
 from helpers.games import tiny
 from lowmem_spin import __version__
+from lowmem_spin.common.checked import read_checked, write_checked
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.report.intervals import Z
 
@@ -32,9 +33,9 @@ def runs(copy: Path) -> Path:
     lines[-1]["chosen_logp"] += 1
     lines[-1]["policy"] = "a" * 20
     (top / "better" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    record = json.loads((top / "better" / "run.json").read_text())
+    record = read_checked(top / "better" / "run.json")
     record["policies"][lines[-1]["name"]] = "a" * 20
-    (top / "better" / "run.json").write_text(json.dumps(record))
+    write_checked(top / "better" / "run.json", record)
     (top / "stopped" / "metrics.jsonl").unlink()
     shutil.rmtree(top / "stopped" / "iterates" / "1")
     for age, name in enumerate(("stopped", "better", "first"), 1):

@@ -1,6 +1,7 @@
 """The trainer: the loss against TRL's, the order against its definition, a resumed training against a whole one."""
 
 import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from helpers.damages import harm
 from helpers.games import SETTINGS, open_hf, shake_slot, some_pairs
 from lowmem_spin.algorithm.losses import dpo
 from lowmem_spin.engines import peft_learner
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.training import trainer
-from lowmem_spin.engines.training.checkpoints import checkpoints, finish_checkpoint, last_checkpoint
+from lowmem_spin.engines.training.checkpoints import checkpoints, damaged_checkpoints, finish_checkpoint, last_checkpoint
 from lowmem_spin.engines.training.logps import Batch, collate, completion_logps, decoder_states
 from lowmem_spin.engines.training.trainer import LengthGrouped, Pair
 from lowmem_spin.store.adapters import training_folder
@@ -155,6 +157,16 @@ def test_a_resumed_training_ends_in_the_same_adapter(quickstart: Path, tmp_path:
         assert [path.name for path in checkpoints(training_folder(store, "key"))] == ["checkpoint-9"], name
         assert len(said) == number + 1 and name in said[-1] and said[-1].endswith("goes on from checkpoint-9")
     assert_equal(train(engine, work, pairs), whole, 0.0)
+    newest, r = checkpoints(work)[0], random.Random(0)
+    for _ in range(100):
+        assert damaged_checkpoints(work) == []
+        victim = r.choice(sorted(newest.iterdir()))
+        content = victim.read_bytes()
+        how = harm(r, victim)
+        assert [folder for folder, _ in damaged_checkpoints(work)] == [newest] or victim.read_bytes() == content, (victim, how)
+        if victim.is_dir():
+            victim.rmdir()
+        victim.write_bytes(content)
     for folder in checkpoints(work):
         (folder / "manifest.json").unlink()  # as earlier versions wrote them
     assert checkpoints(training_folder(store, "key")) == []

@@ -642,7 +642,7 @@ def test_the_report_names_the_judge_beside_every_score(copy: Path, server: Serve
     score = benchmarks(copy, "mtbench")["iterate 0"]["numbers"]["score"]["value"]
     assert f"{score:.2f} ±" in page
     assert {"report_arena.png", "report_benchmark_0.png"} <= {path.name for path in paths}
-    stale = json.loads((copy / "game" / "arena.json").read_text())
+    stale = read_checked(copy / "game" / "arena.json")
     stale["policies"][1] = digest("another")
     (copy / "game" / "arena.json").write_text(json.dumps(stale))
     assert read_run(copy / "game").arena is None
@@ -722,7 +722,7 @@ def test_half_a_judge_is_refused(given: tuple[str | None, str | None, str | None
     [
         ("{max_tokens: null", "not valid YAML; quote it"),
         ("max_tokens", "Input should be a valid dictionary; write it as '{field: value}'"),
-        ("{since: 2020-01-01}", "give what JSON has: text, numbers"),
+        ("{since: .nan}", "give what JSON has: text, numbers"),
         ("{stream: true}", "stream cannot be set here"),
     ],
 )
@@ -791,6 +791,26 @@ def test_no_key_is_anywhere(copy: Path, server: Server, monkeypatch: pytest.Monk
     kept = [path for path in copy.rglob("*") if path.is_file()]
     assert not [path for path in kept if b"canary" in path.read_bytes()]
     assert [path for path in kept if b"Bearer ***" in path.read_bytes() and path.parent.name == "judge"]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "line"),
+    [
+        (mtbench.QUESTIONS, {"category": "score"}, "has the category 'score'; a category is a text, and none of score"),
+        (mtbench.QUESTIONS, {"category": ["math"]}, "has the category ['math']; a category is a text"),
+        (mtbench.QUESTIONS, {"question_id": {}}, "'question_id' in a line of"),
+        (mtbench.REFERENCES, {"question_id": [1]}, "'question_id' in a line of"),
+        (mtbench.PROMPTS, {"name": []}, "'name' in a line of"),
+        (mtbench.PROMPTS, {"system_prompt": None}, "'system_prompt' in a line of"),
+    ],
+)
+def test_questions_of_odd_kinds_are_refused(tmp_path: Path, file: str, change: dict[str, Any], line: str) -> None:
+    """A category called score would stand in the place of the score."""
+    write_questions(tmp_path / "mt")
+    first, *others = (tmp_path / "mt" / file).read_text().splitlines()
+    (tmp_path / "mt" / file).write_text("\n".join([json.dumps({**json.loads(first), **change}), *others]))
+    with pytest.raises(InputError, match=f"^--mtbench: .*{re.escape(line)}"):
+        mtbench.read_mtbench(tmp_path / "mt", None, "--mtbench")
 
 
 @pytest.mark.parametrize(

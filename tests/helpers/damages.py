@@ -3,9 +3,10 @@
     PYTHONPATH=tests python -m helpers.damages --damages 200           # in a folder of its own; about 2 s each
     PYTHONPATH=tests python -m helpers.damages --hours 1 --seed 7
 
-A short game is played once to its end, and once until it is stopped in the middle of a training. Each damage is done to a
-copy of one of the two, which is then played by the command line in a process forked from one that has imported everything.
-Right is that the game ends in the same adapters, rows and numbers, or that one line with exit code 2 says why not.
+A short game is played once to its end, and once until it is stopped in the middle of a training, of which the checkpoints
+are harmed. Each damage is done to a copy of one of the two, which is then played by the command line in a process forked
+from one that has imported everything. Right is that the game ends in the same adapters, rows and numbers, or that one line
+with exit code 2 says why not.
 """
 
 import argparse
@@ -178,18 +179,16 @@ def _shape(name: str) -> str:
     return f"{stem.partition('-')[0] if '-' in stem else ''}key.{ending.rpartition('.')[2]}" if drawn else name
 
 
-def harm(r: random.Random, game: Path) -> tuple[str, str, Path]:
-    """Damage one file: (what it was, how, which)."""
-    by_kind = victims(game)
-    what = r.choice(sorted(by_kind))
-    path, how = r.choice(by_kind[what]), r.choice(sorted(HARMS))
+def harm(r: random.Random, path: Path) -> str:
+    """Damage a file; how."""
+    how = r.choice(sorted(HARMS))
     do, content = HARMS[how], path.read_bytes()
     path.unlink()
     if how == "folder":
         path.mkdir()
     elif do is not None:
         path.write_bytes(do(r, content))
-    return what, how, path
+    return how
 
 
 def verdict(expected: dict[str, Any], game: Path, ended: Ended) -> str:
@@ -236,7 +235,10 @@ def damage_once(folder: Path, expected: dict[str, dict[str, Any]], seed: object)
     shutil.rmtree(case, ignore_errors=True)
     origin = r.choice(["whole", "whole", "whole", "stopped"])
     shutil.copytree(folder / origin, case, symlinks=True)
-    what, how, path = harm(r, case)
+    by_kind = victims(case)
+    what = r.choice([kind for kind in sorted(by_kind) if origin == "whole" or kind.startswith("store/work")])
+    path = r.choice(by_kind[what])
+    how = harm(r, path)
     ended = play(case, *([MEASURED] if origin == "whole" else []))
     came = verdict(expected[origin], case, ended)
     if came not in RIGHT:

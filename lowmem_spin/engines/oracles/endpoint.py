@@ -18,7 +18,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Notice
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.endpoint_fields import SecretError, check_address
-from lowmem_spin.engines.oracles.exchange import Exchange
+from lowmem_spin.engines.oracles.exchange import Client, Exchange
 from lowmem_spin.engines.oracles.reply_cache import Replies
 from lowmem_spin.engines.oracles.server_words import repeated, says_no_such_model
 
@@ -51,22 +51,6 @@ def check_key(field: str, name: str) -> str:
 
 class NoReplyError(Exception):
     """One request has no reply, after all its tries or because the server refuses it; others may have theirs."""
-
-
-class _Client(openai.OpenAI):
-    """OpenAI's client, but `stop` ends its waits between tries, which in a thread an interrupt would not. And what OPENAI_
-    variables of the environment say, such as an organization, is meant for OpenAI: here it would go to any host."""
-
-    stop: threading.Event
-
-    @property
-    def default_headers(self) -> dict[str, str | openai.Omit]:
-        return {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "lowmem-spin"}
-
-    def _sleep_for_retry(self, *, retries_taken: int, max_retries: int, options: Any, response: httpx2.Response | None) -> None:
-        headers = None if response is None else response.headers
-        if self.stop.wait(self._calculate_retry_timeout(max_retries - retries_taken, options, headers)):
-            raise CancelledError
 
 
 @dataclass
@@ -124,7 +108,7 @@ class Endpoint:
         self.extra, self.concurrency, self.timeout, self.counts = dict(extra or {}), concurrency, timeout, Counts()
         self.retries, self._host = retries, self._checked_host()
         self._replies = Replies(cache / f"{digest({'model': model})}.jsonl", notify)
-        self._client: _Client | None = None
+        self._client: Client | None = None
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._agreed = False  # whether the server ever gave a reply
         self._key: re.Pattern[str] | None = None  # as a server may spell it
@@ -138,25 +122,27 @@ class Endpoint:
         except (ValueError, httpx2.InvalidURL) as error:
             raise InputError(f"{part(self.field, 'base_url')}: {self.base_url!r} cannot be used: {error}") from None
 
-    def _connected(self) -> _Client:
+    def _connected(self) -> Client:
         with self._lock:
             if self._client is None:
                 self._client = self._connect()
             return self._client
 
-    def _connect(self) -> _Client:
+    def _connect(self) -> Client:
         key = check_key(self.field, self.api_key_env) if self.api_key_env else None
         self._key = None if key is None else repeated(key)
         elsewhere = self._host not in ("localhost", "127.0.0.1", "::1")  # a proxy does not know this machine
-        connections = httpx2.Client(
-            transport=Exchange(self.timeout, self.concurrency, proxies=elsewhere),
-            event_hooks={"request": [self._sending], "response": [self._received]},
-        )
-        client = _Client(
+        try:
+            exchange = Exchange(self.timeout, self.concurrency, proxies=elsewhere)
+        except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
+            remedy = "look at HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE"
+            raise InputError(f"{part(self.field, 'base_url')}: the environment's proxy fails: {error}; {remedy}") from None
+        hooks = {"request": [self._sending], "response": [self._received]}
+        client = Client(
             base_url=self.base_url,
             api_key=key or "none",  # without any it would send OPENAI_API_KEY, wherever that goes
             max_retries=self.retries,
-            http_client=connections,
+            http_client=httpx2.Client(transport=exchange, event_hooks=hooks),
         )
         client.stop = self._stop
         return client

@@ -3,11 +3,30 @@
 import asyncio
 import threading
 import weakref
+from concurrent.futures import CancelledError
+from typing import Any
 
 import httpx2
+import openai
 
 LARGEST = 2**23  # bytes of an answer, unpacked: a thousand times what a judge says
 KEPT = ("retry-after", "retry-after-ms", "x-should-retry")
+
+
+class Client(openai.OpenAI):
+    """OpenAI's client, but `stop` ends its waits between tries, which in a thread an interrupt would not. And what OPENAI_
+    variables of the environment say, such as an organization, is meant for OpenAI: here it would go to any host."""
+
+    stop: threading.Event
+
+    @property
+    def default_headers(self) -> dict[str, str | openai.Omit]:
+        return {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "lowmem-spin"}
+
+    def _sleep_for_retry(self, *, retries_taken: int, max_retries: int, options: Any, response: httpx2.Response | None) -> None:
+        headers = None if response is None else response.headers
+        if self.stop.wait(self._calculate_retry_timeout(max_retries - retries_taken, options, headers)):
+            raise CancelledError
 
 
 class Exchange(httpx2.BaseTransport):
@@ -27,12 +46,13 @@ class Exchange(httpx2.BaseTransport):
     """
 
     def __init__(self, seconds: float, connections: int, proxies: bool) -> None:
-        self._seconds, self._loop = seconds, asyncio.new_event_loop()
+        self._seconds = seconds
         self._client = httpx2.AsyncClient(
             limits=httpx2.Limits(max_connections=connections),
             timeout=httpx2.Timeout(seconds, connect=min(seconds, 5.0)),
             trust_env=proxies,
         )
+        self._loop = asyncio.new_event_loop()
         threading.Thread(target=_run, args=(self._loop,), name="exchange", daemon=True).start()
         self._end = weakref.finalize(self, _end, self._client, self._loop)  # also where nobody closes it
 

@@ -35,6 +35,7 @@ REFERRED = ("math", "reasoning", "coding")  # categories that are judged beside 
 TURNS = 2
 LONGEST = 1024  # tokens of an answer
 REPLY = 2048  # tokens of a judge's reply
+OWN = ("score", "turn 1", "turn 2", "failed")  # numbers beside those of the categories
 BOUND, ENOUGH = 0.2, 20  # the share of judgements, and of no fewer than so many, that may have no reply
 SCORE = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
 
@@ -128,6 +129,11 @@ def read_mtbench(folder: Path, limit: int | None, option: str) -> MTBench:
     questions = []
     for line in _lines(folder / QUESTIONS, option, ("question_id", "category", "turns"))[:limit]:
         category = line["category"]
+        if not isinstance(category, str) or category in OWN:
+            raise InputError(
+                f"{option}: question {line['question_id']} of {str(folder)!r} has the category {category!r}; a category is a "
+                f"text, and none of {', '.join(OWN)}"
+            )
         reference = references.get(line["question_id"]) if category in REFERRED else None
         if not _is_turns(line["turns"]) or (category in REFERRED and not _is_turns(reference)):
             raise InputError(
@@ -180,6 +186,9 @@ def _lines(path: Path, option: str, fields: Sequence[str]) -> list[dict[str, Any
         lacking = [field for field in fields if not isinstance(line, dict) or field not in line]
         if lacking:
             raise InputError(f"{option}: a line of {str(path)!r} has no {lacking[0]!r}; FastChat's files have")
+        for field in {"question_id", "name", "system_prompt", "prompt_template"} & set(fields):
+            if not isinstance(line[field], int | str):
+                raise InputError(f"{option}: {field!r} in a line of {str(path)!r} is no text; in FastChat's files it is")
     return lines
 
 

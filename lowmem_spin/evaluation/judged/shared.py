@@ -12,6 +12,7 @@ from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, quoted
 from lowmem_spin.common.files import json_text, write_text
+from lowmem_spin.common.keys import digest
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.config.endpoint_fields import SecretError
 from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
@@ -155,7 +156,8 @@ def ungraded(place: Path, judged: Judged) -> str:
 
 def file_name(name: str) -> str:
     """A name as a file and as other programs take it."""
-    return re.sub(r"[^\w.-]+", "_", name)
+    clean = re.sub(r"[^\w.-]+", "_", name)
+    return clean if len(clean.encode()) <= 150 else f"{clean.encode()[:139].decode(errors='ignore')}_{digest(name)[:10]}"
 
 
 def write_json_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
