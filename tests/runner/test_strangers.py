@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from helpers.commands import assert_one_line, call
+from lowmem_spin.common.checked import read_checked, write_checked
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.store.store import Store
 
@@ -37,9 +38,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    record = json.loads(path.read_text())
+    record = read_checked(path)
     change(record)
-    path.write_text(json.dumps(record))
+    write_checked(path, record)  # who writes a file can write its checksum too
 
 
 COMMANDS = ("evaluate", "arena", "chat", "export", "serve", "gc", "report")

@@ -17,6 +17,7 @@ import yaml
 from helpers.commands import SMALL, assert_one_line, call
 from helpers.games import QUICKSTART, opened
 from lowmem_spin.algorithm.preferences import Comparison
+from lowmem_spin.common.checked import CHECKSUM, write_checked
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.trust import Code, Trust, UntrustedError
 from lowmem_spin.config.load import load_recipe
@@ -193,6 +194,7 @@ def bringing(copy: Path) -> Path:
     model = Sources(copy, copy / "sources.json").model(str(copy / "base"), None)
     for path in (record, copy / "run" / "metrics.jsonl"):
         path.write_text(path.read_text().replace(before, base_key(load_recipe(recipe), model, None)))
+    write_checked(record, {name: value for name, value in json.loads(record.read_text()).items() if name != CHECKSUM})
     return copy
 
 
