@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError, json_text, read_text, write_text
 from lowmem_spin.runner.health import Estimate
 
@@ -27,6 +26,9 @@ def keep_results(
         suite: that the task is of.
         task: its name.
         limit: documents that were asked for; None is all.
+
+    Raises:
+        DamagedError: the file that is there does not read.
     """
     path, lines = folder / FILE, []
     for name, record in records.items():
@@ -55,8 +57,8 @@ def _lines(path: Path) -> list[Record]:
             raise DamagedError("lacks fields", path)
     except FileNotFoundError:
         return []
-    except (ValueError, AttributeError):
-        raise InputError(f"{path}: does not read back; delete it, its numbers are in the store and come back") from None
+    except (ValueError, AttributeError) as error:
+        raise DamagedError("does not read back", path) from error
     return lines
 
 

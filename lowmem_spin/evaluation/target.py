@@ -8,8 +8,10 @@ from typing import Any, Protocol, Self
 from lowmem_spin.algorithm.game import sampling_params
 from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import Evaluate, Sampling
+from lowmem_spin.common.checked import set_aside
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import DamagedError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.render import Renderer
@@ -18,7 +20,7 @@ from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.oracles.base import Oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
 from lowmem_spin.engines.registry import PORTABLE
-from lowmem_spin.evaluation.benchmark_records import keep_results
+from lowmem_spin.evaluation.benchmark_records import FILE, keep_results
 from lowmem_spin.runner import gc, run_folder
 from lowmem_spin.runner.game_rows import split_rows
 from lowmem_spin.runner.health import HeldOut
@@ -176,9 +178,13 @@ class EvaluationTarget:
 
     def keep(self, suite: str, task: str, limit: int | None, asks: Callable[[str], dict[str, Any]]) -> None:
         """Write what is stored of a task for all policies to the game's folder; `asks` names it by the policy's key."""
-        keep_results(
-            self.folder, self.policies, {n: self.result(asks(key)) for n, key in self.policies.items()}, suite, task, limit
-        )
+        records = {name: self.result(asks(key)) for name, key in self.policies.items()}
+        try:
+            keep_results(self.folder, self.policies, records, suite, task, limit)
+        except DamagedError as error:
+            others = "written again; tasks that are not asked for now come back from the store with `lowmem-spin evaluate`"
+            set_aside(self.folder / FILE, self.store.root, str(error), others, self.store.notice)
+            keep_results(self.folder, self.policies, records, suite, task, limit)
 
     def _adapter_sha256(self, key: str) -> str:
         return "base" if key == self.base else self.store.adapter_sha256(key)

@@ -99,11 +99,11 @@ def read_benchmarks(folder: Path, keys: dict[str, str]) -> list[Benchmark]:
     if not path.is_file():
         return []
     found = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    again = "delete the file and evaluate again: its numbers are in the store"
+    for number, line in enumerate(_text(path, again).splitlines(), 1):
         try:
             found.append(_benchmark(json.loads(line)))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-            again = "delete the file and evaluate again: its numbers are in the store"
             raise InputError(f"{path}: line {number} is not a whole record of a benchmark; {again}") from None
     order = list(keys)
     mine = [one for one in found if (one.key == keys[one.name] if one.name in keys else one.key in keys.values())]

@@ -18,6 +18,7 @@ from lowmem_spin.common.files import DamagedError, read_parquet, write_parquet
 from lowmem_spin.data.rows import SCHEMA, Rows
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.oracles.reply_cache import Replies
+from lowmem_spin.evaluation.benchmark_records import FILE, keep_results
 from lowmem_spin.store.store import Store
 
 HARMS: dict[str, Callable[[Path], Any]] = {
@@ -215,6 +216,13 @@ def test_hashes_that_are_not_remembered_are_made_again(tmp_path: Path, said: lis
 def test_hashes_that_an_earlier_version_remembered_are_known(tmp_path: Path) -> None:
     (tmp_path / "sources.json").write_text(json.dumps({"hub|dataset|a/b|None": "the commit"}))
     assert Sources(tmp_path, tmp_path / "sources.json").data("a/b", None, "data.path").revision == "the commit"
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"{", b"[]", b'{"name": "base"}'])
+def test_benchmarks_that_do_not_read_are_damage(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(DamagedError, match="does not read back"):
+        keep_results(tmp_path, {}, {}, "diversity", "diversity", None)
 
 
 def replies(path: Path, said: list[str]) -> dict[str, str | None]:
