@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has imported torch")
 def test_a_short_campaign_changes_nothing_and_shows_no_traceback() -> None:
-    script = [sys.executable, "-m", "helpers.damages", "--damages", "8", "--seed", "3"]
+    script = [sys.executable, "-m", "helpers.damages", "--damages", "5", "--seed", "3"]
     result = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT / "tests")
     assert result.returncode == 0, result.stdout + result.stderr
 
