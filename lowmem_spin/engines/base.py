@@ -13,7 +13,7 @@ from lowmem_spin.common.files import Tokens
 class Advance(Protocol):
     """Told of a training as it goes on."""
 
-    def __call__(self, rows: int, loss: float | None = None, resumed: bool = False) -> None:
+    def __call__(self, rows: int, loss: float | None = None, resumed: bool = False, /) -> None:
         """So many rows were learned from, by an earlier run if `resumed`; 0 of them: a checkpoint was written.
 
         `loss` is the last one that is known.

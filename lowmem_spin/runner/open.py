@@ -25,7 +25,8 @@ from lowmem_spin.engines.training.trial import check_optimizer
 from lowmem_spin.runner.game_rows import GameRows, Orders, split_rows
 from lowmem_spin.runner.health import HeldOut, notices
 from lowmem_spin.store.memo import Tables
-from lowmem_spin.store.store import Store, Table
+from lowmem_spin.store.store import Store
+from lowmem_spin.store.table import Table
 
 
 class RowsAsked(TypedDict):

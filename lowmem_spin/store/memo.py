@@ -17,7 +17,8 @@ from lowmem_spin.engines.mixtures import draw_mixture
 from lowmem_spin.engines.training.trees import cuts
 from lowmem_spin.store.contracts import Engines, Progress
 from lowmem_spin.store.rows import Answer, Compared, Prompt, Scored, answers_in, logps_in, preferences_in
-from lowmem_spin.store.store import Store, Table
+from lowmem_spin.store.store import Store
+from lowmem_spin.store.table import Table
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from lowmem_spin.algorithm.preferences import Comparison
 from lowmem_spin.common.files import Tokens, token_arrays
-from lowmem_spin.store.store import Table
+from lowmem_spin.store.table import Table
 
 
 def fingerprint(tokens: Tokens) -> str:

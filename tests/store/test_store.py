@@ -20,7 +20,8 @@ from helpers.unreadable import answering_eio
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError, UnreadableError, read_parquet
 from lowmem_spin.common.keys import digest
-from lowmem_spin.store.store import Store, Table
+from lowmem_spin.store.store import Store
+from lowmem_spin.store.table import Table
 
 
 @pytest.fixture

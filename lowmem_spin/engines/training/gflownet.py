@@ -113,7 +113,7 @@ class GFlowNetTrainer:
         first = self._resume()
         if first:
             epochs, steps = divmod(first, self.per_epoch)
-            advance(epochs * len(self.prompts) + steps * self.settings["batch_size"], resumed=True)
+            advance(epochs * len(self.prompts) + steps * self.settings["batch_size"], None, True)
         if self.engine.recipe.training.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         try:
