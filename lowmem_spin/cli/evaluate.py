@@ -6,6 +6,7 @@ from pathlib import Path
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.trust import Trust
+from lowmem_spin.engines.foreign_code import key_of_judge
 from lowmem_spin.evaluation import suites
 from lowmem_spin.evaluation.benchmark_records import FILE
 from lowmem_spin.evaluation.judged.shared import with_recipe_defaults
@@ -46,6 +47,8 @@ def evaluate(folder: Path, request: EvaluationRequest, iterate: str, display: Di
         request, judged=with_recipe_defaults(request.judged, suites.benchmarks_of(games[0].recipe, folders[0]).judged)
     )
     shared = SharedResources(trust=Trust(trust))
+    if "judge" in request.judged.recipes and {"mtbench", "alpaca"} & set(request.suites):
+        shared.trust.check(key_of_judge(request.judged.judge, "evaluation.judge"), lambda line: display.log(line, "yellow"))
     try:
         targets = [EvaluationTarget.from_run(game, iterate, shared, display) for game in games]
         suites.measure_policies(targets, request, display)

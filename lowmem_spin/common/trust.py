@@ -17,14 +17,17 @@ from lowmem_spin.common.files import Notice
 
 @dataclass(frozen=True)
 class Code:
-    """Somebody's Python that a command would run."""
+    """Somebody's Python that a command would run, or what else needs a person's word."""
 
     field: str  # the recipe's that names it
     what: str  # the file or files, for people
     content: str  # SHA-256 of all of it, or name@commit on the hub
+    instead: str = ""  # what would be done, if it is not to run code
 
     @property
     def line(self) -> str:
+        if self.instead:
+            return f"{self.field}: {self.what} {self.instead}"
         return f"{self.field}: the code in {self.what} ({self.content.rpartition('@')[2][:12]}) would be run here"
 
 

@@ -1,4 +1,5 @@
-"""Which Python of somebody's a game would run: an oracle's file, and what comes with a model that is trusted to bring code."""
+"""Which Python of somebody's a game would run: an oracle's file, and what comes with a model that is trusted to bring code; and
+which key it would send away."""
 
 import hashlib
 import json
@@ -7,10 +8,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lowmem_spin.common.errors import InputError, shortened
 from lowmem_spin.common.files import sha256
 from lowmem_spin.common.trust import Code
+from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.model_files import ModelFiles
@@ -18,6 +21,7 @@ from lowmem_spin.engines.oracles import function
 from lowmem_spin.engines.oracles.base import Oracle
 
 FIELD = "model.trust_remote_code"
+LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def code_of_oracle(oracle: Oracle | None) -> list[Code]:
@@ -25,6 +29,23 @@ def code_of_oracle(oracle: Oracle | None) -> list[Code]:
     if not isinstance(oracle, function.Function) or oracle.file is None:
         return []
     return [Code(function.FIELD, repr(oracle.place), oracle.content)]
+
+
+def key_of_judge(judge: Any, field: str) -> list[Code]:
+    """The key that a recipe has sent to a judge elsewhere: a stranger's could name any variable, and any address.
+
+    Args:
+        judge: a section of the recipe; only a JudgeOracle has a key.
+        field: its name there.
+    """
+    if not isinstance(judge, JudgeOracle) or judge.api_key_env is None:
+        return []
+    parts = urlsplit(judge.base_url)
+    if parts.hostname in LOCAL:
+        return []
+    origin = f"{parts.scheme}://{parts.netloc}"
+    content = hashlib.sha256(f"{judge.api_key_env} {origin}".encode()).hexdigest()
+    return [Code(f"{field}.api_key_env", f"the key in {judge.api_key_env!r}", content, f"would be sent to {origin!r}")]
 
 
 def code_of_model(recipe: Recipe, model: Source) -> list[Code]:

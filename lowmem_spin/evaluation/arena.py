@@ -13,7 +13,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.data.formats import Message
-from lowmem_spin.engines.foreign_code import code_of_oracle
+from lowmem_spin.engines.foreign_code import code_of_oracle, key_of_judge
 from lowmem_spin.engines.oracles.base import Oracle, open_oracle
 from lowmem_spin.engines.oracles.judge import LLMJudge
 from lowmem_spin.evaluation import bradley_terry, json_rows
@@ -53,7 +53,10 @@ def arena(
         if len(game.wanted) < 2:
             raise InputError(f"run {str(folder)!r}: has no iterate yet to put against the base; play it first")
         oracle = _oracle(game, run, judged, display)
-        shared.trust.check(code_of_oracle(oracle), lambda line: display.log(line, "yellow"))
+        code = code_of_oracle(oracle)
+        if judged.judge is None:
+            code += key_of_judge(run.recipe.game.oracle, "game.oracle")
+        shared.trust.check(code, lambda line: display.log(line, "yellow"))
         questions, room = _asked(game, prompts, limit, display)
         if isinstance(oracle, LLMJudge):
             oracle.endpoint.reach()

@@ -17,7 +17,7 @@ from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.rows import Rows
 from lowmem_spin.data.sources import Source, Sources, base_key
 from lowmem_spin.engines.base_check import check_base
-from lowmem_spin.engines.foreign_code import code_of_model, code_of_oracle
+from lowmem_spin.engines.foreign_code import code_of_model, code_of_oracle, key_of_judge
 from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
 from lowmem_spin.engines.row_check import check_rows
@@ -167,6 +167,7 @@ def open_game(recipe: Recipe, recipe_dir: Path, display: Display, shared: Shared
     choices = choose_engines(recipe, store.root, display)
     resolved = resolve(recipe, sources, choices, lambda line: display.log(line, "yellow"))
     code = [*code_of_oracle(resolved.oracle), *code_of_model(recipe, resolved.model)]
+    code += [*key_of_judge(recipe.game.oracle, "game.oracle"), *key_of_judge(recipe.evaluation.judge, "evaluation.judge")]
     shared.trust.check(code, lambda line: display.log(line, "yellow"))
     for line in check_base(recipe, resolved.model, resolved.adapter, choices.machine.dtype):
         if line not in shared.said:

@@ -15,14 +15,15 @@ import pytest
 import yaml
 
 from helpers.commands import SMALL, assert_one_line, call
-from helpers.games import QUICKSTART, opened
+from helpers.games import QUICKSTART, opened, tiny
 from lowmem_spin.algorithm.preferences import Comparison
 from lowmem_spin.common.checked import CHECKSUM, write_checked
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.trust import Code, Trust, UntrustedError
+from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.config.load import load_recipe
 from lowmem_spin.data.sources import Source, Sources, base_key
-from lowmem_spin.engines.foreign_code import code_of_model
+from lowmem_spin.engines.foreign_code import code_of_model, key_of_judge
 from lowmem_spin.engines.oracles.function import Function
 from lowmem_spin.engines.oracles.reward_model import RewardModel
 
@@ -275,3 +276,29 @@ def test_a_reward_model_runs_no_code_that_comes_with_it_whatever_a_pipe_says(
     with pytest.raises(InputError, match=r"^game\.oracle\.model: "):
         RewardModel(Source(str(base), None, "own"), "cpu", "float32", 4, 64).prefer([QUESTION])
     assert not ran()
+
+
+@pytest.mark.parametrize(("url", "asked"), [("https://judge.example/v1", True), ("http://localhost:8000/v1", False)])
+def test_a_recipe_sends_no_key_elsewhere_before_a_person_has_said_so(url: str, asked: bool, tmp_path: Path) -> None:
+    """Neither the judge's of a game nor that of its benchmarks; to this machine it may go."""
+    judge = JudgeOracle(base_url=url, model="m", api_key_env="SOME_KEY")
+    for field in ("game.oracle", "evaluation.judge"):
+        code = key_of_judge(judge, field)
+        assert len(code) == asked
+        if asked:
+            with pytest.raises(UntrustedError) as refused:
+                Trust().check(code, print)
+            sent = f"{field}.api_key_env: the key in 'SOME_KEY' would be sent to 'https://judge.example'"
+            assert str(refused.value).startswith(f"{sent}; read it, then add --trust")
+    Trust(given=True).check(key_of_judge(judge, "game.oracle"), print)
+    Trust().check(key_of_judge(judge, "evaluation.judge"), print)  # the same key to the same place
+    assert not key_of_judge(judge.model_copy(update={"api_key_env": None}), "game.oracle")
+
+
+def test_a_game_is_not_opened_before_its_key_may_be_sent(tmp_path: Path) -> None:
+    judge = "game.oracle={name: judge, base_url: 'https://judge.example/v1', model: m, api_key_env: SOME_KEY}"
+    sets = [word for override in tiny(tmp_path, judge, "evaluation.metric=none") for word in ("--set", override)]
+    result = call("run", "quickstart", *sets)
+    assert result.returncode == 2
+    assert "game.oracle.api_key_env: the key in 'SOME_KEY' would be sent to 'https://judge.example'" in result.stderr
+    assert not (tmp_path / "run").exists()
