@@ -429,7 +429,7 @@ def test_a_game_is_not_begun_without_its_judges_key(
     monkeypatch.delenv("A_KEY", raising=False)
     if value is not None:
         monkeypatch.setenv("A_KEY", value)
-    refused = play(tmp_path, "game.oracle={name: judge, base_url: 'http://h/v1', model: m, api_key_env: A_KEY}")
+    refused = play(tmp_path, "game.oracle={name: judge, base_url: 'http://localhost:9/v1', model: m, api_key_env: A_KEY}")
     assert_one_line(refused, "error: game.oracle.api_key_env: ", "'A_KEY'", line)
     assert KEY not in refused.stderr and not (tmp_path / "run").exists()
 

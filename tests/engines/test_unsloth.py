@@ -109,7 +109,7 @@ def test_its_fused_kernels_give_the_gradients_of_peft(hf: HF, unsloth: Worker, a
 def test_it_trains_the_adapter_that_transformers_trains(hf: HF, unsloth: Worker, adapters: list[Path], tmp_path: Path) -> None:
     told: list[int] = []
     mine, metrics = unsloth.call(
-        "train", adapters[0], PAIRS, DPO, SETTINGS, tmp_path / "mine", report=lambda rows, *told: told.append(rows)
+        "train", adapters[0], PAIRS, DPO, SETTINGS, tmp_path / "mine", report=lambda rows, *_: told.append(rows)
     )
     theirs, expected = hf.train(adapters[0], PAIRS, DPO, SETTINGS, tmp_path / "theirs", lambda *told: None)
     assert sum(told) == len(PAIRS)

@@ -14,7 +14,7 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.data.formats import Conversation, conversations
 from lowmem_spin.data.sources import Source
 from lowmem_spin.runner.planning import estimates
-from lowmem_spin.runner.planning.estimates import Lengths, Sample
+from lowmem_spin.runner.planning.estimates import Lengths, Sample, find_tokenizer
 from lowmem_spin.runner.planning.forecast import steps_ahead
 from lowmem_spin.runner.run import Player
 
@@ -114,13 +114,13 @@ def test_a_terminal_has_one_bar_with_the_time_left_first(monkeypatch: pytest.Mon
     assert "25/100 3 min, all 3 min, loss 0.693, 17 tok/s" in out.getvalue()
 
 
-def test_lengths_of_rows_that_are_not_prepared_are_nearly_those_of_rows_that_are(tmp_path: Path, quickstart: Path) -> None:
+def test_lengths_of_rows_that_are_not_prepared_are_nearly_those_of_rows_that_are(tmp_path: Path) -> None:
     found, path = opened(tmp_path), tmp_path / "train.jsonl"
     prepared = Lengths.of(found.recipe, found.rows.train)
     sample = Sample()
     read = conversations(Source(str(path), None, ""), found.recipe.data, "data.path", "train", "category")
     assert len(list(sample.passing(read))) == sample.seen == len(found.rows.train)
-    by_tokenizer = Lengths.sampled(found.recipe, sample, quickstart / "base" / "tokenizer.json")
+    by_tokenizer = Lengths.sampled(found.recipe, sample, find_tokenizer(found.resolved.model))
     assert by_tokenizer.prompt == pytest.approx(prepared.prompt, rel=0.2)
     assert by_tokenizer.chosen == pytest.approx(prepared.chosen, rel=0.05)
     letters = sum(len(row.answer or "") for row in sample) / len(sample)

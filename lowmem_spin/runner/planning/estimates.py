@@ -17,7 +17,9 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.formats import Conversation
 from lowmem_spin.data.readers import Unusable
 from lowmem_spin.data.rows import Rows
+from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.memory import peak, planned_shape
+from lowmem_spin.engines.model_files import find_file
 from lowmem_spin.engines.registry import ENGINES
 from lowmem_spin.runner.open import ResolvedRecipe
 from lowmem_spin.runner.planning.calibration import Calibration, Kind, device_name
@@ -25,6 +27,15 @@ from lowmem_spin.runner.planning.counting import Unit
 
 SAMPLED = 1000  # rows whose lengths are looked at
 MARKS = 3  # tokens that a template writes around a turn, or so
+
+
+def find_tokenizer(model: Source) -> Tokenizer | None:
+    """The base's, without transformers; None where it is not here or does not read, which a run refuses in its own words."""
+    path = find_file(model, "tokenizer.json") if model.resolved else None
+    try:
+        return None if path is None else Tokenizer.from_file(str(path))
+    except Exception:  # noqa: BLE001 - tokenizers raises nothing more precise
+        return None
 
 
 @dataclass
@@ -45,15 +56,14 @@ class Lengths:
         return cls(prompt, chosen, longest)
 
     @classmethod
-    def sampled(cls, recipe: Recipe, rows: Sequence[Conversation], tokenizer: Path | None) -> "Lengths":
-        """Of rows that are not prepared yet, by the base's tokenizer.json; without it a token is taken to be four letters."""
+    def sampled(cls, recipe: Recipe, rows: Sequence[Conversation], tokenizer: Tokenizer | None) -> "Lengths":
+        """Of rows that are not prepared yet; without the base's tokenizer a token is taken to be four letters."""
         asked = ["\n".join(message["content"] for message in row.context) for row in rows]
         said = [row.answer or "" for row in rows]
         if tokenizer is None:
             prompts, answers = ([len(text) / 4 for text in texts] for texts in (asked, said))
         else:
-            backend = Tokenizer.from_file(str(tokenizer))
-            prompts, answers = ([len(one.ids) for one in backend.encode_batch(texts)] for texts in (asked, said))
+            prompts, answers = ([len(one.ids) for one in tokenizer.encode_batch(texts)] for texts in (asked, said))
         marks = [MARKS * (len(row.context) + 1) for row in rows]
         data = recipe.data
         prompt = float(np.mean(np.minimum(np.add(prompts, marks), data.max_prompt_length)))

@@ -23,7 +23,6 @@ from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.known_models import CONFIGS
 from lowmem_spin.engines.machine import Machine
-from lowmem_spin.engines.model_files import find_file
 from lowmem_spin.engines.pool import EngineChoices, choose_engines
 from lowmem_spin.engines.registry import gpu_engine
 from lowmem_spin.engines.row_check import check_rows, unread_rows_note
@@ -31,7 +30,7 @@ from lowmem_spin.runner.claim import check_folder, check_owner
 from lowmem_spin.runner.open import ResolvedRecipe, SharedResources, name_stages, resolve
 from lowmem_spin.runner.planning.calibration import WITHOUT_BFLOAT16, load_calibration
 from lowmem_spin.runner.planning.counting import GAME_KINDS, Unit, Work
-from lowmem_spin.runner.planning.estimates import Clock, Ids, Lengths, Sample, Stored
+from lowmem_spin.runner.planning.estimates import Clock, Ids, Lengths, Sample, Stored, find_tokenizer
 
 
 @dataclass(frozen=True)
@@ -213,10 +212,10 @@ class _Draft:
             rows = conversations(source, data, name, split, recipe.evaluation.category, **found.asked_of(source))
             sample = Sample()
             counts = self.counted[path] = count_rows(sample.passing(rows), f"{name}: {source.location!r}", data)
-            tokenizer = find_file(found.model, "tokenizer.json") if found.model.resolved else None
+            tokenizer = find_tokenizer(found.model)
             self.lengths[path] = Lengths.sampled(recipe, sample, tokenizer)
             if tokenizer is None:
-                _add(self.notes, ["the tokenizer is not here: a token is taken to be four letters long"])
+                _add(self.notes, ["the tokenizer is not here, or does not read: a token is taken to be four letters long"])
             _add(self.notes, [f"{name}: {source.location}: {counts.line()}; no prompt's length is looked at yet"])
         train = self.counted.get(_files(found)[0])
         if train is None or found.held is not None:
