@@ -1,21 +1,22 @@
 """The command line. Heavy imports are inside the commands, so that help is instant."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lowmem_spin.cli.options import TrustCode, path_argument, path_option
-from lowmem_spin.cli.policy_commands import app as living
-from lowmem_spin.cli.recipe_commands import app as copying
-from lowmem_spin.cli.run_commands import app as comparing
+from lowmem_spin.cli.options import Alphas, Grid, Histories, Overrides, RecipeName, Seeds, TrustCode, path_argument, path_option
+from lowmem_spin.cli.policy_commands import app as policy_commands
+from lowmem_spin.cli.recipe_commands import app as recipe_commands
+from lowmem_spin.cli.run_commands import app as run_commands
+
+if TYPE_CHECKING:
+    from lowmem_spin.common.display import Display
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 STORE = Path("runs/store")
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that comes along.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a recipe value, e.g. game.alpha=0.9.")
-]
 
 
 def _print_version(asked: bool) -> None:
@@ -38,6 +39,28 @@ def about(
 Replace = Annotated[bool, typer.Option("--replace", help="Replace the results of another game in the same folder.")]
 
 
+@contextmanager
+def _watched(max_hours: float | None) -> "Iterator[Display]":
+    """What a person watches a game by; its end by an interrupt, or because the hours are over, is said."""
+    import signal
+
+    from rich.console import Console
+
+    from lowmem_spin.common.display import Display, TimeIsUpError
+    from lowmem_spin.engines.machine import memory_gauge
+
+    display = Display(Console(), memory_gauge())
+    signal.signal(signal.SIGINT, display.interrupt)
+    display.stop_after(max_hours)
+    try:
+        yield display
+    except TimeIsUpError:
+        display.log(f"{max_hours:g} hours are over; what is finished is stored, run the same command again to go on", "yellow")
+    except KeyboardInterrupt:
+        display.log("interrupted; what is finished is stored, run the same command again to go on", "yellow")
+        raise typer.Exit(130) from None
+
+
 MaxHours = Annotated[float | None, typer.Option(help="Stop then, with what is finished stored; run again to go on.")]
 
 
@@ -50,33 +73,13 @@ def run(
     max_hours: MaxHours = None,
 ) -> None:
     """Play a game. Interrupting is safe: running again goes on where it stopped."""
-    import signal
-
-    from rich.console import Console
-
     from lowmem_spin.cli.play import run as play
-    from lowmem_spin.common.display import Display, TimeIsUpError
     from lowmem_spin.config.load import find_recipe, load_recipe
-    from lowmem_spin.engines.machine import memory_gauge
 
-    display = Display(Console(), memory_gauge())
-    signal.signal(signal.SIGINT, display.interrupt)
-    display.stop_after(max_hours)
-    path = find_recipe(recipe)
-    try:
+    with _watched(max_hours) as display:
+        path = find_recipe(recipe)
         play(load_recipe(path, overrides or []), path.parent, display, replace, trust)
-    except TimeIsUpError:
-        display.log(f"{max_hours:g} hours are over; what is finished is stored, run the same command again to go on", "yellow")
-    except KeyboardInterrupt:
-        display.log("interrupted; what is finished is stored, run the same command again to go on", "yellow")
-        raise typer.Exit(130) from None
     display.log(display.time_line())
-
-
-Alphas = Annotated[str | None, typer.Option("--alpha", metavar="A,B,...", help="Values of game.alpha.")]
-Histories = Annotated[str | None, typer.Option("--history", metavar="H,I,...", help="Values of game.history, inf among them.")]
-Grid = Annotated[list[str] | None, typer.Option(metavar="FIELD=V,W", help="Values of any other field; again for more.")]
-Seeds = Annotated[int, typer.Option(help="Games per combination, each with a seed of its own.")]
 
 
 @app.command()
@@ -92,104 +95,24 @@ def sweep(
     max_hours: MaxHours = None,
 ) -> None:
     """Play a recipe with some of its values varied. What the games have in common is computed once."""
-    import signal
-
-    from rich.console import Console
-
     from lowmem_spin.cli.play import sweep as play
     from lowmem_spin.cli.results import show_sweep
-    from lowmem_spin.common.display import Display, TimeIsUpError
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find_recipe
-    from lowmem_spin.engines.machine import memory_gauge
     from lowmem_spin.runner.sweep import Entry, Sweep
 
-    display = Display(Console(), memory_gauge())
-    signal.signal(signal.SIGINT, display.interrupt)
-    display.stop_after(max_hours)
     path = find_recipe(recipe)
     varied = points.sweep_axes(path, alpha, history, grid or [])
     base = points.first_recipe(path, overrides or [])
     entries = [Entry(point) for point in points.sweep_points(path, overrides or [], varied, seeds)]
     game = Sweep(path.stem, points.sweep_folder(base), varied, list(range(base.seed, base.seed + seeds)), entries)
-    display.log(f"{len(entries)} games, results in {game.folder}; interrupt whenever you like, run again to go on")
-    try:
+    with _watched(max_hours) as display:
+        display.log(f"{len(entries)} games, results in {game.folder}; interrupt whenever you like, run again to go on")
         play(game, path.parent, display, replace, trust)
-    except TimeIsUpError:
-        display.log(f"{max_hours:g} hours are over; what is finished is stored, run the same command again to go on", "yellow")
-    except KeyboardInterrupt:
-        display.log("interrupted; what is finished is stored, run the same command again to go on", "yellow")
-        raise typer.Exit(130) from None
     show_sweep(game, display)
     display.log(display.time_line())
     if any(entry.status == "failed" for entry in entries):
         raise typer.Exit(1)
-
-
-@app.command()
-def recipe(
-    name: RecipeName = "quickstart",
-    overrides: Overrides = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of all fields, for editors.")] = False,
-) -> None:
-    """Check a recipe and print it with every default filled in."""
-    import json
-
-    from lowmem_spin.config.load import find_recipe, load_recipe
-    from lowmem_spin.config.recipe import Recipe
-    from lowmem_spin.config.yaml_text import write_yaml
-
-    if schema:
-        print(json.dumps(Recipe.model_json_schema(), indent=2))
-    else:
-        print(write_yaml(load_recipe(find_recipe(name), overrides or []).model_dump(mode="json"), sort_keys=False), end="")
-
-
-@app.command()
-def plan(
-    recipe: RecipeName = "quickstart",
-    alpha: Alphas = None,
-    history: Histories = None,
-    grid: Grid = None,
-    seeds: Seeds = 1,
-    overrides: Overrides = None,
-    gpu: Annotated[str | None, typer.Option(help="Plan for this card instead: 4090, 3090, T4, A100, H100 or H200.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON and nothing else.")] = False,
-) -> None:
-    """Say what a recipe or a sweep of it would compute, what is stored already, and the memory it needs. Runs nothing."""
-    from rich.console import Console
-
-    from lowmem_spin.cli import plan as tables
-    from lowmem_spin.common.display import Display
-    from lowmem_spin.common.files import json_text
-    from lowmem_spin.config import grid as points
-    from lowmem_spin.config.load import find_recipe
-    from lowmem_spin.engines.memory import planned_shape
-    from lowmem_spin.runner.planning import plan as planning
-    from lowmem_spin.runner.planning.calibration import check_gpu
-
-    if gpu is not None:
-        check_gpu(gpu)
-    path = find_recipe(recipe)
-    varied = points.sweep_axes(path, alpha, history, grid or [])
-    asked = points.planned_points(path, overrides or [], varied, seeds)
-    made = planning.plan(asked, path.parent, gpu)
-    if as_json:
-        print(json_text(made.record(), indent=2))
-        return
-    display, first = Display(Console()), made.found.recipe
-    display.console.print(tables.rows(made))
-    display.console.print(tables.stages_left(made))
-    if (shape := planned_shape(made.found.model)) is not None:
-        dtype = made.found.choices.machine.dtype if made.found.choices.machine.device == "cuda" else "bfloat16"
-        display.console.print(tables.memory(first, shape, dtype))
-        for line in tables.verdicts(first, shape, dtype):
-            display.log(line)
-    for note in made.notes:
-        display.log(note, "yellow")
-    left = [line.measured for line in made.lines if line.to_do]
-    if left:
-        display.log(f"Times are {'from `lowmem-spin bench` on this machine' if all(left) else 'computed, not measured here'}.")
 
 
 @app.command()
@@ -273,9 +196,9 @@ def report(folder: Annotated[Path, path_argument(metavar="RUN_OR_SWEEP", help="T
     display.log(f"pictures {results.folder}/report_*.png")
 
 
-app.add_typer(living)
-app.add_typer(comparing)
-app.add_typer(copying)
+app.add_typer(policy_commands)
+app.add_typer(run_commands)
+app.add_typer(recipe_commands)
 
 
 def main() -> None:

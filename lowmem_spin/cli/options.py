@@ -25,5 +25,17 @@ def user_path(given: str | Path) -> Path:
 path_option = partial(typer.Option, metavar="PATH", parser=user_path)
 path_argument = partial(typer.Argument, parser=user_path)
 TrustCode = Annotated[
-    bool, typer.Option("--trust", help="Let code run that comes with the recipe or model; remembered until the code changes.")
+    bool,
+    typer.Option(
+        "--trust",
+        help="Let the recipe's and the model's own code run, and a key go where the recipe says; remembered until that changes.",
+    ),
 ]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that comes along.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a recipe value, e.g. game.alpha=0.9.")
+]
+Alphas = Annotated[str | None, typer.Option("--alpha", metavar="A,B,...", help="Values of game.alpha.")]
+Histories = Annotated[str | None, typer.Option("--history", metavar="H,I,...", help="Values of game.history, inf among them.")]
+Grid = Annotated[list[str] | None, typer.Option(metavar="FIELD=V,W", help="Values of any other field; again for more.")]
+Seeds = Annotated[int, typer.Option(help="Games per combination, each with a seed of its own.")]

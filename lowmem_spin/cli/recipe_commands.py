@@ -1,11 +1,11 @@
-"""The commands on recipes: recipes, copy. Heavy imports stay inside them."""
+"""The commands on recipes: recipes, copy, recipe, plan. Heavy imports stay inside them."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lowmem_spin.cli.options import path_argument
+from lowmem_spin.cli.options import Alphas, Grid, Histories, Overrides, RecipeName, Seeds, path_argument
 
 app = typer.Typer()
 
@@ -32,3 +32,69 @@ def copy(
 
     copy_recipe(find_recipe(recipe), to)
     print(f"{to} is yours to change; play it with `lowmem-spin run {to}`")
+
+
+@app.command()
+def recipe(
+    name: RecipeName = "quickstart",
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of all fields, for editors.")] = False,
+) -> None:
+    """Check a recipe and print it with every default filled in."""
+    import json
+
+    from lowmem_spin.config.load import find_recipe, load_recipe
+    from lowmem_spin.config.recipe import Recipe
+    from lowmem_spin.config.yaml_text import write_yaml
+
+    if schema:
+        print(json.dumps(Recipe.model_json_schema(), indent=2))
+    else:
+        print(write_yaml(load_recipe(find_recipe(name), overrides or []).model_dump(mode="json"), sort_keys=False), end="")
+
+
+@app.command()
+def plan(
+    recipe: RecipeName = "quickstart",
+    alpha: Alphas = None,
+    history: Histories = None,
+    grid: Grid = None,
+    seeds: Seeds = 1,
+    overrides: Overrides = None,
+    gpu: Annotated[str | None, typer.Option(help="Plan for this card instead: 4090, 3090, T4, A100, H100 or H200.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON and nothing else.")] = False,
+) -> None:
+    """Say what a recipe or a sweep of it would compute, what is stored already, and the memory it needs. Runs nothing."""
+    from rich.console import Console
+
+    from lowmem_spin.cli import plan as tables
+    from lowmem_spin.common.display import Display
+    from lowmem_spin.common.files import json_text
+    from lowmem_spin.config import grid as points
+    from lowmem_spin.config.load import find_recipe
+    from lowmem_spin.engines.memory import planned_shape
+    from lowmem_spin.runner.planning import plan as planning
+    from lowmem_spin.runner.planning.calibration import check_gpu
+
+    if gpu is not None:
+        check_gpu(gpu)
+    path = find_recipe(recipe)
+    varied = points.sweep_axes(path, alpha, history, grid or [])
+    asked = points.planned_points(path, overrides or [], varied, seeds)
+    made = planning.plan(asked, path.parent, gpu)
+    if as_json:
+        print(json_text(made.record(), indent=2))
+        return
+    display, first = Display(Console()), made.found.recipe
+    display.console.print(tables.rows(made))
+    display.console.print(tables.stages_left(made))
+    if (shape := planned_shape(made.found.model)) is not None:
+        dtype = made.found.choices.machine.dtype if made.found.choices.machine.device == "cuda" else "bfloat16"
+        display.console.print(tables.memory(first, shape, dtype))
+        for line in tables.verdicts(first, shape, dtype):
+            display.log(line)
+    for note in made.notes:
+        display.log(note, "yellow")
+    left = [line.measured for line in made.lines if line.to_do]
+    if left:
+        display.log(f"Times are {'from `lowmem-spin bench` on this machine' if all(left) else 'computed, not measured here'}.")

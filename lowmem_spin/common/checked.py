@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError, Notice, json_text, read_text, reading, sha256, write_json
 
 CHECKSUM = "checksum"  # in a JSON object: of all the rest
@@ -72,12 +73,9 @@ def fault(folder: Path) -> str | None:
     Raises:
         UnreadableError: the system does not give a file's bytes.
     """
-    try:
-        manifest = read_checked(folder / MANIFEST)
-    except FileNotFoundError:
-        return f"has no {MANIFEST}, which is written last"
-    except DamagedError as error:
-        return f"has a {MANIFEST} that {error}"
+    manifest = read_manifest(folder)
+    if isinstance(manifest, str):
+        return manifest
     expected = manifest.get("files")
     if not isinstance(expected, dict):
         return f"has a {MANIFEST} that names no files"
@@ -86,6 +84,16 @@ def fault(folder: Path) -> str | None:
     if there - expected.keys():
         return f"has a file that was not written with it, {min(there - expected.keys())}"
     return wrong_bytes(folder, expected)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | str:
+    """A sealed folder's manifest, or what is wrong with it in a few words."""
+    try:
+        return read_checked(folder / MANIFEST)
+    except FileNotFoundError:
+        return f"has no {MANIFEST}, which is written last"
+    except DamagedError as error:
+        return f"has a {MANIFEST} that {error}"
 
 
 def wrong_bytes(folder: Path, expected: dict[str, str]) -> str | None:
@@ -111,7 +119,19 @@ def warn(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def set_aside(path: Path, store: Path, why: str, then: str, notice: Notice) -> None:
+def check_within(path: Path, home: Path) -> None:
+    """Refuse to move what is not in a folder, whatever names it or links to it.
+
+    Raises:
+        InputError: one line.
+    """
+    if path.name in ("", "..") or not path.parent.resolve().is_relative_to(home.resolve()):
+        raise InputError(
+            f"{str(path)!r} is not in {str(home)!r}, or only by a link, so nothing there is moved; remove the link"
+        )
+
+
+def set_aside(path: Path, store: Path, why: str, then: str, notice: Notice, home: Path | None = None) -> None:
     """Move what cannot be trusted to the store's aside/, saying so.
 
     Args:
@@ -120,7 +140,12 @@ def set_aside(path: Path, store: Path, why: str, then: str, notice: Notice) -> N
         why: what is wrong with it.
         then: what becomes of it: "computed again".
         notice: called with the line.
+        home: the folder that it has to be in; None is the store.
+
+    Raises:
+        InputError: it is elsewhere.
     """
+    check_within(path, store if home is None else home)
     place = store / "aside" / f"{path.parent.name}-{path.name}-{uuid.uuid4().hex[:8]}"
     place.parent.mkdir(exist_ok=True)
     try:

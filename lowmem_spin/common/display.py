@@ -37,7 +37,7 @@ def _no_bar() -> None:
 
 
 @dataclass
-class Meter:
+class StageMeter:
     """One stage's progress."""
 
     display: "Display"
@@ -103,7 +103,7 @@ class Meter:
 class _Pace(ProgressColumn):
     """What a bar says beside itself: the time left first, for a narrow terminal cuts the rest."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: StageMeter) -> None:
         super().__init__(Column(no_wrap=True, overflow="ellipsis"))
         self.meter = meter
 
@@ -138,7 +138,7 @@ class Display:
         self.interrupted = False
         self._steps: Sequence[Mapping[str, int]] = ()  # rows of each step by kind, at most
         self._step, self._step_rows = 0, defaultdict[str, int](int)
-        self._meter: Meter | None = None  # of the stage under way
+        self._meter: StageMeter | None = None  # of the stage under way
 
     def interrupt(self, *_: object) -> None:
         """Ctrl-C, as a signal handler. Python drops an exception that is raised inside a destructor or a foreign
@@ -227,11 +227,11 @@ class Display:
             self.seconds[kind] += time.perf_counter() - began
 
     @contextmanager
-    def stage(self, kind: str, label: str, rows: int) -> Iterator[Meter]:
+    def stage(self, kind: str, label: str, rows: int) -> Iterator[StageMeter]:
         """One stage: under a bar in a terminal, elsewhere with a line every half a minute and one at its end."""
         self.stop_if_interrupted()
         with self.timed(kind):
-            self._meter = meter = Meter(self, kind, f"{self.title}{kind} {label}", rows)
+            self._meter = meter = StageMeter(self, kind, f"{self.title}{kind} {label}", rows)
             try:
                 with self._bar(meter) if self.console.is_terminal else self._lines(meter):
                     yield meter
@@ -239,7 +239,7 @@ class Display:
                 self._meter = None
 
     @contextmanager
-    def _bar(self, meter: Meter) -> Iterator[None]:
+    def _bar(self, meter: StageMeter) -> Iterator[None]:
         columns = [TextColumn("{task.description}"), BarColumn(10), MofNCompleteColumn(), _Pace(meter)]
         with Progress(*columns, console=self.console, transient=True) as progress:
             meter.bar = lambda: progress.update(task, completed=meter.done)
@@ -248,7 +248,7 @@ class Display:
         meter.bar = _no_bar
 
     @contextmanager
-    def _lines(self, meter: Meter) -> Iterator[None]:
+    def _lines(self, meter: StageMeter) -> Iterator[None]:
         over = threading.Event()
 
         def tell() -> None:

@@ -70,7 +70,7 @@ def set_damaged_record_aside(game: OpenGame) -> None:
     except FileNotFoundError:
         return
     except DamagedError as error:
-        set_aside(path, game.store.root, str(error), "written again", game.store.notice)
+        set_aside(path, game.store.root, str(error), "written again", game.store.notice, game.folder)
 
 
 def _files(game: OpenGame, benchmark_files: Mapping[str, Path]) -> dict[str, str]:

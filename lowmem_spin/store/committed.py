@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin.common.checked import MANIFEST, file_hashes, read_checked, write_checked, wrong_bytes
+from lowmem_spin.common.checked import MANIFEST, file_hashes, read_manifest, write_checked, wrong_bytes
 from lowmem_spin.common.files import DamagedError, read_text, share
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -23,12 +23,9 @@ def adapter_fault(folder: Path) -> str | None:
     Raises:
         UnreadableError: the system does not give a file's bytes.
     """
-    try:
-        manifest = read_checked(folder / MANIFEST)
-    except FileNotFoundError:
-        return f"lacks {MANIFEST}"
-    except DamagedError as error:
-        return f"has a {MANIFEST} that {error}"
+    manifest = read_manifest(folder)
+    if isinstance(manifest, str):
+        return manifest
     expected = {WEIGHTS: manifest.get("sha256"), **manifest.get("files", {})}
     return wrong_bytes(folder, expected) or (None if "files" in manifest else _config_fault(folder))
 

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from lowmem_spin.common.checked import read_checked, set_aside, write_checked
+from lowmem_spin.common.checked import check_within, read_checked, set_aside, write_checked
 from lowmem_spin.common.errors import InputError, shortened
 from lowmem_spin.common.files import (
     DamagedError,
@@ -102,21 +102,8 @@ class Store:
             raise InputError(f"output.store: {str(place)!r} is a link that leads out of the store; remove it")
         return place
 
-    def check_inside(self, path: Path) -> None:
-        """Refuse to move what is not in the store, whatever names it or links to it.
-
-        Raises:
-            InputError: one line.
-        """
-        if path.name in ("", "..") or not path.parent.resolve().is_relative_to(self.root.resolve()):
-            raise InputError(
-                f"output.store: {str(path)!r} is not in {str(self.root)!r}, or only by a link, so nothing there is moved; "
-                "remove the link"
-            )
-
     def set_aside(self, path: Path, why: str, then: str = "computed again") -> None:
         """Move something that cannot be trusted to aside/, saying so and what becomes of it."""
-        self.check_inside(path)
         set_aside(path, self.root, why, then, self.notice)
 
     @contextlib.contextmanager
@@ -145,7 +132,7 @@ class Store:
 
         It moves out of the way first: a half-deleted adapter would not read.
         """
-        self.check_inside(path)
+        check_within(path, self.root)
         try:
             with contextlib.ExitStack() as held:
                 for key in filter(is_key, (path.stem, path.parent.name)):
