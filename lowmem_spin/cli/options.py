@@ -28,7 +28,7 @@ TrustCode = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Let the recipe's and the model's own code run, and a key go where the recipe says; remembered until that changes.",
+        help="Let the recipe's and the model's own code run, and keys go where the recipe says; remembered until that changes.",
     ),
 ]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that comes along.")]

@@ -295,10 +295,24 @@ def test_a_recipe_sends_no_key_elsewhere_before_a_person_has_said_so(url: str, a
     assert not key_of_judge(judge.model_copy(update={"api_key_env": None}), "game.oracle")
 
 
-def test_a_game_is_not_opened_before_its_key_may_be_sent(tmp_path: Path) -> None:
-    judge = "game.oracle={name: judge, base_url: 'https://judge.example/v1', model: m, api_key_env: SOME_KEY}"
-    sets = [word for override in tiny(tmp_path, judge, "evaluation.metric=none") for word in ("--set", override)]
-    result = call("run", "quickstart", *sets)
-    assert result.returncode == 2
-    assert "game.oracle.api_key_env: the key in 'SOME_KEY' would be sent to 'https://judge.example'" in result.stderr
+ELSEWHERE = {"base_url": "https://judge.example/v1", "model": "m", "api_key_env": "SOME_KEY"}
+SENT = "api_key_env: the key in 'SOME_KEY' would be sent to 'https://judge.example'"
+
+
+@pytest.mark.parametrize("field", ["game.oracle", "evaluation.judge"])
+def test_a_game_is_not_opened_before_its_key_may_be_sent(field: str, tmp_path: Path) -> None:
+    judge = json.dumps({**ELSEWHERE, "name": "judge"})
+    sets = [word for override in tiny(tmp_path, f"{field}={judge}") for word in ("--set", override)]
+    assert_one_line(call("run", "quickstart", *sets), f"{field}.{SENT}", "add --trust")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_strangers_run_has_no_key_sent_to_its_judge(copy: Path) -> None:
+    """Neither for its arena nor for its benchmarks; where a person names the judge, nobody is asked."""
+    recipe = yaml.safe_load((copy / "run" / "recipe.yaml").read_text())
+    recipe["game"]["oracle"] = recipe["evaluation"]["judge"] = {**ELSEWHERE, "name": "judge"}
+    (copy / "run" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert_one_line(call("arena", copy / "run"), f"game.oracle.{SENT}", "add --trust")
+    assert_one_line(call("evaluate", copy / "run", "--suite", "mtbench"), f"evaluation.judge.{SENT}", "add --trust")
+    named = ["--judge-base-url", "https://other.example/v1", "--judge-model", "m", "--judge-api-key-env", "OTHER_KEY"]
+    assert "environment variable 'OTHER_KEY' is not set" in call("arena", copy / "run", *named).stderr
