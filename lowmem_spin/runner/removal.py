@@ -34,12 +34,15 @@ def remove_results(folder: Path) -> list[Path]:
         InputError: the folder is neither a run's nor a sweep's.
     """
     check_removable(folder)
-    left = []
+    left: list[Path] = []
     for part in (folder / ITERATES, folder / "points"):
         if part.is_symlink():  # what is behind it is somebody's
             part.unlink()
-    for record in (folder / "points").glob("*/run.json"):
-        left += remove_results(record.parent)
+    for record in sorted((folder / "points").glob("*/run.json")):
+        if record.parent.is_symlink():
+            left.append(record.parent)
+        else:
+            left += remove_results(record.parent)
     iterates = [path for path in (folder / ITERATES).glob("*") if path.name.isdecimal()]
     for path in [*iterates, *(path for name in OWN if name != ITERATES for path in folder.glob(name))]:
         if path.is_dir() and not path.is_symlink():

@@ -54,7 +54,7 @@ def train_sampler(tables: Tables, stage: TrainSampler, prompts: Callable[[], Seq
         rows = stage.draw.prompts * stage.settings["epochs"]
         with tables.progress.stage("amortise", stage.name, rows) as meter, _naming_a_full_disk(work):
             trainer = GFlowNetTrainer(engine, previous, base, prompts(), stage.alpha, longest, stage.settings, work)
-            made, metrics = trainer.run(_telling(meter))
+            made, metrics = trainer.run(told_of(meter))
         manifest = {"kind": "amortise", "name": stage.name, "asked": stage.spec(), "rows": stage.draw.prompts}
         return tables.store.commit_adapter(stage.policy, made, {**manifest, "metrics": metrics})
 
@@ -84,13 +84,15 @@ def _train(tables: Tables, stage: Train, pairs: Sequence[Any], label: str) -> Pa
             stage.loss,
             stage.settings,
             work,
-            _telling(meter, tokens_per_row),
+            told_of(meter, tokens_per_row),
         )
     manifest = {"kind": "train", "name": stage.name, "asked": stage.spec(), "rows": len(pairs), "metrics": metrics}
     return tables.store.commit_adapter(stage.policy, made, manifest)
 
 
-def _telling(meter: Meter, tokens_per_row: float = 0.0) -> Advance:
+def told_of(meter: Meter, tokens_per_row: float = 0.0) -> Advance:
+    """What a training tells the meter by: rows that an earlier run learned from are no measure of this one's speed."""
+
     def told(rows: int, loss: float | None = None, resumed: bool = False) -> None:
         if not rows:
             meter.saved()

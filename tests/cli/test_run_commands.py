@@ -17,8 +17,10 @@ from helpers.commands import call
 from helpers.games import tiny
 from lowmem_spin import __version__
 from lowmem_spin.common.checked import read_checked, write_checked
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.report.intervals import Z
+from lowmem_spin.runner.removal import remove_results
 
 RECIPES = sorted(path.stem for path in find_recipe("quickstart").parent.glob("*.yaml"))
 
@@ -124,13 +126,19 @@ def test_remove_takes_what_a_game_wrote_and_nothing_else(copy: Path) -> None:
 def test_remove_asks_first_and_takes_whole_sweeps(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = copy / "sweep"
     shutil.copytree(copy / "run", sweep / "points" / "a", symlinks=True)
+    (sweep / "points" / "b").symlink_to(copy / "run")  # somebody's
     (sweep / "sweep.json").write_text("{}")
     monkeypatch.setattr(sys, "stdin", StringIO())
     asked = call("remove", sweep)
     assert asked.returncode == 2 and "nothing is removed; --yes removes without asking" in asked.stderr
     assert (sweep / "points" / "a" / "metrics.jsonl").exists()
-    assert call("remove", sweep, "--yes").returncode == 0
-    assert not sweep.exists() and (copy / "run" / "iterates" / "1" / "adapter_model.safetensors").exists()
+    assert "not of a game, so kept: b" in call("remove", sweep, "--yes").stdout
+    with pytest.raises(InputError, match=r"has no run\.json and no sweep\.json"):
+        remove_results(sweep)
+    (sweep / "points" / "b").unlink()
+    assert [path.name for path in sweep.rglob("*")] == ["points"] and (
+        copy / "run" / "iterates" / "1" / "adapter_model.safetensors"
+    ).exists()
     link = copy / "link"
     link.symlink_to(copy / "run")
     assert "is a link" in call("remove", link, "--yes").stderr

@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.dpo_config import DPOConfig
@@ -19,13 +20,14 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from helpers.damages import harm
 from helpers.games import SETTINGS, open_hf, shake_slot, some_pairs
 from lowmem_spin.algorithm.losses import dpo
+from lowmem_spin.common.display import Display, StageMeter
 from lowmem_spin.engines import peft_learner
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.training import trainer
 from lowmem_spin.engines.training.checkpoints import checkpoints, damaged_checkpoints, finish_checkpoint, last_checkpoint
 from lowmem_spin.engines.training.logps import Batch, collate, completion_logps, decoder_states
 from lowmem_spin.engines.training.trainer import LengthGrouped, Pair
-from lowmem_spin.store.adapters import training_folder
+from lowmem_spin.store.adapters import told_of, training_folder
 from lowmem_spin.store.store import Store
 
 LOSS = {"name": "dpo", "beta": 0.3}
@@ -146,7 +148,11 @@ def test_a_resumed_training_ends_in_the_same_adapter(quickstart: Path, tmp_path:
         work = tmp_path / f"stopped at {steps}"
         stop_at(engine, work, pairs, steps)
         shake_slot(engine)  # nothing may be left over from what the slot held
-        assert_equal(train(engine, work, pairs), whole, 0.0)
+        meter = StageMeter(Display(Console(quiet=True)), "train", "iterate 0", 42)
+        made, _ = engine.train(None, pairs, LOSS, SETTINGS, work, told_of(meter, 10.0))
+        assert_equal(weights_of(made), whole, 0.0)
+        learned = {3: 12, 9: 2 * 14 + 4}[steps]  # of 42 rows, before: they are no measure of this run's speed
+        assert (meter.done, meter.computed, meter.tokens) == (42, 42 - learned, 10 * (42 - learned))
     said: list[str] = []
     store = Store(tmp_path / "store", said.append)
     work = store.work("key")
@@ -247,6 +253,13 @@ def test_the_trainer_is_where_the_engine_is(quickstart: Path, tmp_path: Path, mo
 
 
 def test_rows_shown_add_up_to_rows_trained(quickstart: Path, tmp_path: Path) -> None:
-    shown: list[int] = []
-    open_hf(quickstart / "base").train(None, some_pairs(14), LOSS, SETTINGS, tmp_path, lambda rows, *told: shown.append(rows))
-    assert sum(shown) == 14 * 3
+    shown: list[tuple[int, float | None, bool]] = []
+
+    def advance(rows: int, loss: float | None = None, resumed: bool = False) -> None:
+        shown.append((rows, loss, resumed))
+
+    engine = open_hf(quickstart / "base")
+    _, metrics = engine.train(None, some_pairs(14), LOSS, SETTINGS, tmp_path, advance)
+    assert sum(rows for rows, _, _ in shown) == 14 * 3
+    assert not any(resumed for _, _, resumed in shown)
+    assert [loss for rows, loss, _ in shown if rows][-1] in [record["loss"] for record in metrics]  # the last that was logged
