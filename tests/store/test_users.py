@@ -183,7 +183,7 @@ def test_a_run_registers_itself_and_ends_its_lease(whole: Path) -> None:
 def test_gc_keeps_what_a_run_elsewhere_uses(shared: Path) -> None:
     before = stored(shared / "store")
     register(shared, shared / "run")
-    assert "1 runs below " in said(result := free(shared)) and " and 1 elsewhere use " in said(result)
+    assert "1 run below " in said(result := free(shared)) and " and 1 elsewhere use " in said(result)
     assert stored(shared / "store") == before
     (shared / "run").rename(shared / "moved")
     shown = call("gc", "--store", shared / "store", "--runs", shared / "runs", "--grace-hours", 0)
