@@ -71,7 +71,7 @@ def _unused(store: Store, top: Path, delete: bool, display: Display) -> tuple[li
         user.record.unlink(missing_ok=True)
     found = gc.unused(store.root, used)
     elsewhere = f" and {len(others.folders)} elsewhere" if others.folders else ""
-    return [*found, *gc.leftovers(store, found)], f"{len(folders)} run{"s" * (len(folders) > 1)} below {top}{elsewhere}"
+    return [*found, *gc.leftovers(store, found)], f"{len(folders)} run{'s' * (len(folders) > 1)} below {top}{elsewhere}"
 
 
 def _table(items: list[gc.Unused]) -> Table:
