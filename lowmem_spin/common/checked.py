@@ -119,15 +119,15 @@ def warn(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def check_within(path: Path, home: Path) -> None:
-    """Refuse to move what is not in a folder, whatever names it or links to it.
+def check_within(path: Path, home: Path, field: str = "output.store") -> None:
+    """Refuse to move what is not in a field's folder, whatever names it or links to it.
 
     Raises:
         InputError: one line.
     """
     if path.name in ("", "..") or not path.parent.resolve().is_relative_to(home.resolve()):
         raise InputError(
-            f"{str(path)!r} is not in {str(home)!r}, or only by a link, so nothing there is moved; remove the link"
+            f"{field}: {str(path)!r} is not in {str(home)!r}, or only by a link, so nothing there is moved; remove the link"
         )
 
 
@@ -140,12 +140,15 @@ def set_aside(path: Path, store: Path, why: str, then: str, notice: Notice, home
         why: what is wrong with it.
         then: what becomes of it: "computed again".
         notice: called with the line.
-        home: the folder that it has to be in; None is the store.
+        home: the run folder, where it has to be in that one and not in the store.
 
     Raises:
         InputError: it is elsewhere.
     """
-    check_within(path, store if home is None else home)
+    if home is None:
+        check_within(path, store)
+    else:
+        check_within(path, home, "output.dir")
     place = store / "aside" / f"{path.parent.name}-{path.name}-{uuid.uuid4().hex[:8]}"
     place.parent.mkdir(exist_ok=True)
     try:
