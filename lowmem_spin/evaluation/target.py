@@ -183,7 +183,7 @@ class EvaluationTarget:
             keep_results(self.folder, self.policies, records, suite, task, limit)
         except DamagedError as error:
             others = "written again; tasks that are not asked for now come back from the store with `lowmem-spin evaluate`"
-            set_aside(self.folder / FILE, self.store.root, str(error), others, self.store.notice)
+            set_aside(self.folder / FILE, self.store.root, str(error), others, self.store.notice, self.folder)
             keep_results(self.folder, self.policies, records, suite, task, limit)
 
     def _adapter_sha256(self, key: str) -> str:
