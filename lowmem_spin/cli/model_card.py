@@ -126,10 +126,11 @@ def _recipe(run: RunFolder) -> str:
     for section, name in (("model", "name_or_path"), ("model", "adapter"), ("data", "path"), ("evaluation", "path")):
         if content[section][name] and Path(content[section][name]).is_absolute():
             content[section][name] = Path(content[section][name]).name
-    oracle = content["game"]["oracle"] or {}
-    for name in {"function", "model"} & oracle.keys():
-        if Path(oracle[name]).is_absolute():
-            oracle[name] = Path(oracle[name]).name
+    game = content["game"]
+    for part in (part for part in map(game.get, ("oracle", "loss", "opponents", "reference")) if isinstance(part, dict)):
+        for name in {"function", "model"} & part.keys():
+            if Path(part[name]).is_absolute():
+                part[name] = Path(part[name]).name
     return "\n".join("    " + line for line in write_yaml(content, sort_keys=False).splitlines())
 
 
