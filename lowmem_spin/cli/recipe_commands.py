@@ -26,12 +26,14 @@ def copy(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe that comes along, or a YAML file.")],
     to: Annotated[Path, path_argument(metavar="FILE", help="Where the copy is to be.")],
 ) -> None:
-    """Copy a recipe to change it. The files that came with it are found from anywhere."""
+    """Copy a recipe to change it. Its Python comes along; the other files that came with it are found from anywhere."""
     from lowmem_spin.config.load import find_recipe
     from lowmem_spin.config.shipped import copy_recipe
 
-    copy_recipe(find_recipe(recipe), to)
-    print(f"{to} is yours to change; play it with `lowmem-spin run {to}`")
+    copied, *python = copy_recipe(find_recipe(recipe), to)
+    for file in python:
+        print(f"{file} came along: the recipe names functions in it")
+    print(f"{copied} is yours to change; play it with `lowmem-spin run {copied}{' --trust' * bool(python)}`")
 
 
 @app.command()

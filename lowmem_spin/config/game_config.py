@@ -139,6 +139,16 @@ class GameConfig(Section):
         return named and self.alpha == 1 and (self.reference_over == "previous" or self.iterations == 2)
 
 
+def rules_in_words(game: dict[str, Any]) -> list[str]:
+    """What a title has of a game's reference and opponents: ["alpha 0.95", "history 2"], or functions of one's own."""
+    found = []
+    for setting, section in (("alpha", game.get("reference")), ("history", game.get("opponents"))):
+        own = section.get("function") if isinstance(section, dict) else None
+        name = "reference" if setting == "alpha" else "opponents"
+        found.append(f"{setting} {game.get(setting)}" if own is None else f"{name} {str(own).rpartition('/')[2]}")
+    return found
+
+
 def check_game(game: GameConfig) -> None:
     """Refuse what does not go together.
 

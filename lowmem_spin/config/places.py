@@ -77,6 +77,12 @@ def _section(recipe: dict[str, Any], field: str) -> tuple[dict[str, Any] | None,
     return section if isinstance(section, dict) else None, name
 
 
+def python_files(recipe: Any) -> list[str]:
+    """The files of the functions that a recipe names, as it names them."""
+    written = [section.get(name) for section, name in (_section(recipe, field) for field in FUNCTIONS) if section is not None]
+    return [_parts(FUNCTIONS[0], one)[0] for one in written if isinstance(one, str) and ":" in one]
+
+
 def _parts(field: str, path: str) -> tuple[str, str]:
     head, colon, name = path.rpartition(":") if field in FUNCTIONS else (path, "", "")
     return head, colon + name

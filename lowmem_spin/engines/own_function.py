@@ -44,10 +44,11 @@ class OwnFunction:
         """
         path, colon, name = written.rpartition(":")
         file = next((place for place in (recipe_dir / path, Path(path)) if place.is_file()), None) if colon else None
+        if file is None and instead:
+            raise InputError(f"{field}: {written!r} is {instead}file.py:function with a file beside the recipe or here")
         if file is None:
-            raise InputError(
-                f"{field}: {written!r} is {instead or 'not '}file.py:function with a file beside the recipe or here"
-            )
+            remedy = "neither beside the recipe nor from here" if colon else "write it as file.py:function"
+            raise InputError(f"{field}: no file {(path or written)!r}, {remedy}")
         file = file.resolve()
         with reading(file):
             source = file.read_bytes()
