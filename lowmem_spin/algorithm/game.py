@@ -236,6 +236,15 @@ def sampling_params(recipe: Recipe, inputs: Inputs, greedy: bool = False, mixed_
     return Sampling(temperature, generation.top_p, generation.top_k, generation.max_new_tokens, seed, generator, mixture)
 
 
+def health_sampling(recipe: Recipe, inputs: Inputs) -> Sampling:
+    """How policies answer where drift is measured: at temperature 1 from all tokens, whatever the game samples with.
+
+    Only then are the answers drawn from the policy whose log-probs are compared, and the mean of their log-ratios is a KL.
+    """
+    whole = recipe.generation.model_copy(update={"temperature": 1.0, "top_p": 1.0, "top_k": None})
+    return sampling_params(recipe.model_copy(update={"generation": whole}), inputs)
+
+
 def _settings(recipe: Recipe, inputs: Inputs, t: int) -> dict[str, Any]:
     own = {"seed": recipe.seed, "iteration": t, "learner": inputs.learner}
     return {**training_settings(recipe.training, t), **own}

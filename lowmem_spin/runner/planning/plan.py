@@ -20,9 +20,9 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.formats import conversations
 from lowmem_spin.data.prepare import RowCounts, count_rows
 from lowmem_spin.data.rows import Rows, take
-from lowmem_spin.data.sources import Sources
+from lowmem_spin.data.sources import Sources, has_token
 from lowmem_spin.engines.base_check import check_base
-from lowmem_spin.engines.known_models import CONFIGS
+from lowmem_spin.engines.known_models import CONFIGS, GATED
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.pool import EngineChoices, choose_engines
 from lowmem_spin.engines.registry import gpu_engine
@@ -174,6 +174,14 @@ class _Draft:
         )
         if not found.model.resolved and found.model.location in CONFIGS:
             _add(self.notes, [f"{found.model.location}: memory and times are by its published shape"])
+        if not found.model.local and found.model.location.startswith(GATED) and not has_token():
+            _add(
+                self.notes,
+                [
+                    f"{found.model.location} is gated: accept its licence on its hub page and set HF_TOKEN before `run`; no "
+                    "token is set here"
+                ],
+            )
         _add(self.notes, check_base(recipe, found.model, found.adapter, found.choices.machine.dtype, runs_code=False))
         if found.oracle is not None:
             _add(self.notes, ["the time that game.oracle takes to judge is not counted"])
