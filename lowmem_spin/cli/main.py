@@ -121,6 +121,7 @@ def doctor(
     store: Annotated[Path, path_option(help="The store: its disk is looked at, and verdicts are kept in it.")] = STORE,
     engine: Annotated[str | None, typer.Option(help="Test only this one: vllm or unsloth.")] = None,
     overrides: Overrides = None,
+    trust: TrustCode = False,
 ) -> None:
     """Say what this machine has and which engines a game would use, and test each for real."""
     from rich.console import Console
@@ -133,12 +134,13 @@ def doctor(
     if engine is not None and engine not in names:
         raise InputError(f"--engine {engine!r}: no such engine to test; known here: {', '.join(names)}")
     if recipe is not None:
+        from lowmem_spin.common.trust import Trust
         from lowmem_spin.config import grid as points
         from lowmem_spin.config.load import find_recipe
         from lowmem_spin.runner.planning.plan import plan as planned
 
         path = find_recipe(recipe)
-        made = planned(points.planned_points(path, overrides or [], {}, 1), path.parent)
+        made = planned(points.planned_points(path, overrides or [], {}, 1), path.parent, trust=Trust(trust))
         display.log(f"{'recipe':<20}{path.stem}: model, tokenizer and adapter belong together")
         for note in made.notes:
             display.log(note, "yellow")

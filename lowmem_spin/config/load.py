@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from lowmem_spin.common.errors import InputError, quoted, shortened
 from lowmem_spin.common.files import reading
 from lowmem_spin.config.bounds import ABSURD
-from lowmem_spin.config.choices import Loss
+from lowmem_spin.config.choices import Loss, OwnLoss
 from lowmem_spin.config.endpoint_fields import SecretError
 from lowmem_spin.config.naming import of_settings, with_suffix
 from lowmem_spin.config.paths import expanded
@@ -196,6 +196,8 @@ def _places(loc: Sequence[int | str]) -> tuple[list[str], Any]:
         choices = _choices(annotation)
         if place in choices:
             annotation = choices[place]
+        elif place in (classes := {kind.__name__: kind for kind in choices.values()}):  # where no `name` decides
+            annotation = classes[place]
         elif not place.startswith(("constrained-", "list[", "literal[")) and place not in ("int", "str", "bool"):
             places.append(place)
             known = getattr(annotation, "model_fields", {})
@@ -220,6 +222,10 @@ def _unknown(places: list[str], section: type[Section]) -> str:
     *parents, last = map(shortened, places)
     options = [name for name in section.model_fields if name != "name"]
     siblings = {name for name, other in _choices(Loss).items() if last in other.model_fields}
+    if section is OwnLoss:
+        return f"a loss of your own takes it in options: {{{last}: ...}}"
+    if siblings == {"function"}:
+        return f"it belongs to a loss of your own; write {'.'.join(parents)} as {{name: function, function: file.py:loss}}"
     if section in get_args(Loss) and siblings:
         loss = section().model_dump()
         written = ", ".join(f"{name}: {value}" for name, value in loss.items())

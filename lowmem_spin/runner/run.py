@@ -31,6 +31,7 @@ from lowmem_spin.runner.pairs import judged_win_rates, opponent_answers, score_p
 from lowmem_spin.runner.planning.forecast import steps_ahead
 from lowmem_spin.runner.record import (
     add_seconds,
+    keep_code,
     link_iterate,
     note_stop,
     note_user,
@@ -71,6 +72,7 @@ class Player:
         set_damaged_record_aside(game)
         note_user(game)
         write_record(game, benchmark_files or {})
+        keep_code(game)
         trained = [stage.policy for stage in game.stages if isinstance(stage, Train)]
         recipe = game.recipe
         self.tracker = Tracker(
