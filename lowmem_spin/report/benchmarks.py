@@ -109,6 +109,7 @@ def _blocks(found: Sequence[Benchmark], rows: Callable[[Sequence[Benchmark]], li
     suites = list(dict.fromkeys([*TITLES, *(one.suite for one in found)]))
     for one in sorted(found, key=lambda one: suites.index(one.suite)):
         title = one.task if one.suite in JUDGED else TITLES.get(one.suite, one.suite)
+        title += f", {one.asked}" if one.asked else ""
         groups.setdefault((one.suite, title, one.limit), []).append(one)
     return [_block(*kind, mine, [row for row in rows(mine) if row.values]) for kind, mine in groups.items()]
 
@@ -215,7 +216,7 @@ def _notes(suite: str, limit: int | None, found: Sequence[Benchmark]) -> list[st
         notes.append(f"lm-evaluation-harness {', '.join(versions)}.")
     if suite == "leaderboard":
         shots = ", ".join(f"{c.heading} {c.fewshot}-shot {c.metric.removesuffix(',none').replace(',', ' ')}" for c in COLUMNS)
-        notes.append(f"{shots}; in percent, and their plain mean.")
+        notes.append(f"{shots}; in percent, and their plain mean. Asked without a chat template, as the leaderboard was.")
         own = sorted({one.task for one in found if one.own})
         if own:
             notes.append(f"Of your own YAML, so not compared with the paper: {', '.join(own)}.")

@@ -17,6 +17,7 @@ from lowmem_spin.common.keys import digest
 from lowmem_spin.config.places import put_in_place
 from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
 from lowmem_spin.evaluation.arena import FILE as ARENA
+from lowmem_spin.evaluation.prompting import in_words
 from lowmem_spin.report.intervals import Value
 from lowmem_spin.report.measures import MATCH
 from lowmem_spin.report.results import Benchmark, PolicyResults, RunResults, SweepFile, SweepResults, recipe_field
@@ -125,7 +126,8 @@ def _benchmark(record: Any) -> Benchmark:
     if not all(count is None or isinstance(count, int) for count in counts):
         raise TypeError("counts")
     versions = record["recorded"]["versions"]
-    return Benchmark(*names, *counts, record["own"] is True, versions, values, gains)
+    asked = in_words(record.get("prompting", {})) if record["suite"] == "tasks" else ""
+    return Benchmark(*names, *counts, record["own"] is True, versions, values, gains, asked)
 
 
 def _arena(folder: Path, keys: dict[str, str]) -> dict[str, Any] | None:
