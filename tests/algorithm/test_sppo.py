@@ -163,9 +163,11 @@ def test_with_a_penalty_the_last_iterate_reaches_the_regularised_equilibrium() -
 
 
 def test_inpo_is_ipo_on_judged_samples_with_a_geometric_reference() -> None:
-    """INPO (arXiv 2407.00617), eta and tau, as recipes/README.md writes it. Its update, from exact minimisation over all pairs of
-    the policy's own answers, is log next = alpha log policy + (1 - alpha) log base + win-rates / eta; it ends in the equilibrium
-    of the game that tau holds to the base."""
+    """INPO (arXiv 2407.00617), eta and tau, as recipes/README.md writes it.
+
+    Its update, from exact minimisation over all pairs of the policy's own answers, is
+    log next = alpha log policy + (1 - alpha) log base + win-rates / eta; it ends in the equilibrium that tau holds to the base.
+    """
     eta, tau = 1.0, 0.3
     alpha = 1 - tau / eta
     base = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64).log()
