@@ -114,7 +114,9 @@ def _results(metrics: Path, mine: str) -> str:
     columns = {name: MEASURES[name] for name in SHOWN if name in records[0]}
     lines = ["| policy | " + " | ".join(one.heading for one in columns.values()) + " |", "|---|" + "---:|" * len(columns)]
     for record in records:
-        cells = [one.text(Value.read(record[name], record[f"{name}_se"])) for name, one in columns.items()]
+        cells = [
+            one.text(Value.read(record[name], record[f"{name}_se"], record.get(f"{name}_n"))) for name, one in columns.items()
+        ]
         name = escape_markdown(record["name"])
         name = f"**{name}**" if record["name"] == mine else name
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

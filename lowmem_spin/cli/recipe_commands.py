@@ -70,13 +70,12 @@ def plan(
     """Say what a recipe or a sweep of it would compute, what is stored already, and the memory it needs. Runs nothing."""
     from rich.console import Console
 
-    from lowmem_spin.cli import plan as tables
+    from lowmem_spin.cli.plan import show_plan
     from lowmem_spin.common.display import Display
     from lowmem_spin.common.files import json_text
     from lowmem_spin.common.trust import Trust
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find_recipe
-    from lowmem_spin.engines.memory import planned_shape
     from lowmem_spin.runner.planning import plan as planning
     from lowmem_spin.runner.planning.calibration import check_gpu
 
@@ -89,16 +88,4 @@ def plan(
     if as_json:
         print(json_text(made.record(), indent=2))
         return
-    display, first = Display(Console()), made.found.recipe
-    display.console.print(tables.rows(made))
-    display.console.print(tables.stages_left(made))
-    if (shape := planned_shape(made.found.model)) is not None:
-        dtype = made.found.choices.machine.dtype if made.found.choices.machine.device == "cuda" else "bfloat16"
-        display.console.print(tables.memory(first, shape, dtype))
-        for line in tables.verdicts(first, shape, dtype):
-            display.log(line)
-    for note in made.notes:
-        display.log(note, "yellow")
-    left = [line.measured for line in made.lines if line.to_do]
-    if left:
-        display.log(f"Times are {'from `lowmem-spin bench` on this machine' if all(left) else 'computed, not measured here'}.")
+    show_plan(made, Display(Console()))

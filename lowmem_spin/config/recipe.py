@@ -8,6 +8,7 @@ from lowmem_spin.config import game_config
 from lowmem_spin.config.bounds import BATCH, ROWS, SINGLE, STEPS, TOKENS, TOKENS_AT_ONCE
 from lowmem_spin.config.choices import FunctionOracle, JudgeOracle
 from lowmem_spin.config.data_config import Data
+from lowmem_spin.config.harness_config import Harness
 from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.per_iteration import check_lengths, value_at
 from lowmem_spin.config.section import Section
@@ -97,6 +98,8 @@ class Evaluation(Section):
     benchmarks: list[str] = Field(default_factory=list)
     """Benchmarks to run on every policy when the game is over, as `lowmem-spin evaluate` does: leaderboard, mtbench, alpaca,
     diversity, or tasks of lm-evaluation-harness by name."""
+    harness: Harness = Harness()
+    """How the tasks among the benchmarks are asked: with the chat template, greedily, by default."""
     judge: JudgeOracle | None = None
     """Language model that grades mtbench and alpaca; null leaves their answers ungraded."""
     mtbench: PathText | None = None
@@ -141,8 +144,8 @@ class Output(Section):
     """Folder for completions, log-probs and adapters, each computed once. Let all runs share one store, so that they reuse
     each other's results."""
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = "none"
-    """Experiment tracker to log to as well. It logs into output.dir and offline, unless the tracker's own settings say
-    otherwise."""
+    """Experiment tracker to log to as well, live, under the recipe's name. TensorBoard, trackio and mlflow log into
+    output.dir, unless TRACKIO_SPACE_ID or MLFLOW_TRACKING_URI says where; wandb logs online if you are logged in."""
 
 
 class Recipe(Section):

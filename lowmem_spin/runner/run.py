@@ -88,7 +88,7 @@ class Player:
         if self.stopped is not None and not is_baseline(stage):
             return
         if not isinstance(stage, Evaluate):
-            step(game, stage)
+            step(game, stage, self._noting(stage))
         elif samples_only:
             sample_policy(game.tables, stage, game.rows.held, *self._answering())
         else:
@@ -104,6 +104,13 @@ class Player:
         """How a policy answers where it is measured: by sampling, and greedily where there is a right answer."""
         recipe, inputs = self.game.recipe, self.game.inputs
         return health_sampling(recipe, inputs), sampling_params(recipe, inputs, greedy=True)
+
+    def _noting(self, stage: Stage) -> adapters.Note | None:
+        """What the tracker takes the records of a training with, if its policy is one that is measured."""
+        if not isinstance(stage, Train):
+            return None
+        measured = [one for one in self.game.stages if isinstance(one, Evaluate) and one.policy == stage.policy]
+        return self.tracker.training(measured[0].name, measured[0].role) if measured else None
 
     def _stop_early(self, stage: Evaluate) -> None:
         if stage.role is not Role.ITERATE:
@@ -189,8 +196,8 @@ def _check_judge(game: OpenGame) -> None:
         check_key("game.oracle", judge.api_key_env)
 
 
-def step(game: OpenGame, stage: Stage) -> None:
-    """Make sure that the store has what this stage makes."""
+def step(game: OpenGame, stage: Stage, note: adapters.Note | None = None) -> None:
+    """Make sure that the store has what this stage makes; `note` is given a training's records as they come."""
     match stage:
         case Average():
             adapters.average(game.tables, stage)
@@ -205,6 +212,7 @@ def step(game: OpenGame, stage: Stage) -> None:
         case Score():
             score_pairs(game, stage)
         case Train():
-            link_iterate(game, stage, adapters.train(game.tables, stage, lambda: training_pairs(game, stage), stage.name))
+            made = adapters.train(game.tables, stage, lambda: training_pairs(game, stage), stage.name, note)
+            link_iterate(game, stage, made)
         case _:
             raise TypeError(f"{type(stage).__name__} is not made by a step")

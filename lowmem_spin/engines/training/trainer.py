@@ -199,7 +199,7 @@ def _sides(logps: Tensor, lengths: Tensor, pairs: Sequence[Pair]) -> Sides:
 
 class ProgressCallback(TrainerCallback):
     """Tells the progress display of the rows behind every optimiser step, a resumed training's first ones included, with
-    the loss that was logged last, and, as 0 rows, that a checkpoint was written."""
+    the loss that was logged last; of every record of metrics; and, as 0 rows, that a checkpoint was written."""
 
     def __init__(self, advance: Advance, rows: int, effective_batch: int) -> None:
         self.advance, self.rows, self.effective_batch, self.told = advance, rows, effective_batch, 0
@@ -214,16 +214,26 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._tell(state, resumed=True)
+        for record in metrics_of(state):
+            self.advance(0, None, True, record)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._tell(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        self.loss = (logs or {}).get("loss", self.loss)
+        if "loss" in (logs or {}):
+            record = metrics_of(state)[-1]
+            self.loss = record["loss"]
+            self.advance(0, self.loss, False, record)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         finish_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         self.advance(0)
+
+
+def metrics_of(state: Any) -> list[dict[str, float]]:
+    """The records of a training's logged steps; the trainer's last one, of its time, is none."""
+    return [record for record in state.log_history if "loss" in record]
 
 
 def train(
@@ -283,4 +293,4 @@ def train(
     trainer.remove_callback(PrinterCallback)  # our own display shows progress
     resume = last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    return [record for record in trainer.state.log_history if "loss" in record]
+    return metrics_of(trainer.state)
