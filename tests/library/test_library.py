@@ -13,11 +13,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import yaml
+from peft import PeftModel
 from rich.console import Console
 
 import lowmem_spin as ls
@@ -123,6 +124,7 @@ def test_an_iterate_gives_the_log_probs_that_are_stored(run: ls.Run, whole: Path
 
 def test_an_iterate_answers_in_a_batch_with_the_games_template_and_ends(run: ls.Run) -> None:
     model, tokenizer = run.iterate()
+    assert isinstance(model, PeftModel)
     talks = [[{"role": "user", "content": question}] for question in QUESTIONS]
     texts = tokenizer.apply_chat_template(talks, add_generation_prompt=True, tokenize=False)
     batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
@@ -221,7 +223,7 @@ def test_a_sweep_has_its_axes_as_columns(swept: ls.Sweep, whole: Path) -> None:
         assert table.loc[name, "policy"] == last["name"] == "iterate 1"
         assert all(table.loc[name, field] == last[field] for field in ("chosen_logp", "kl_to_base_se"))
     assert lines(runs[table.index[0]].folder) == lines(whole / "run")
-    assert swept.best.folder == runs[table["chosen_logp"].idxmax()].folder
+    assert swept.best.folder == runs[str(table["chosen_logp"].idxmax())].folder
     again = ls.load(swept.folder)
     assert isinstance(again, ls.Sweep) and again.table.equals(table)
     assert "alpha" in swept._repr_html_() and repr(swept).startswith(f"Sweep({str(swept.folder)!r}: finished, alpha 0.")
@@ -259,6 +261,10 @@ def test_recipes_are_given_in_any_form(tmp_path: Path, quickstart: Path) -> None
     assert stages[0] and all(one == stages[0] for one in stages)
 
 
+def _anywhere(folder: Path) -> dict[str, Any]:
+    return {"output.store": folder / "store", "output.dir": folder / "run"}
+
+
 @pytest.mark.parametrize(
     ("given", "line"),
     [
@@ -276,7 +282,7 @@ def test_recipes_are_given_in_any_form(tmp_path: Path, quickstart: Path) -> None
 )
 def test_what_cannot_be_used_is_one_line(given: dict[str, Any], line: str, tmp_path: Path) -> None:
     with pytest.raises(ls.InputError, match=f"^{line}") as refused:
-        ls.run("quickstart", **{"output.store": tmp_path / "store", "output.dir": tmp_path / "run"} | given)
+        ls.run("quickstart", **_anywhere(tmp_path), **given)
     assert "\n" not in str(refused.value) and not any(tmp_path.iterdir())
 
 
@@ -285,7 +291,7 @@ def test_what_is_not_there_is_refused_in_one_line(run: ls.Run, tmp_path: Path) -
         (lambda: ls.load(tmp_path), "has no run.json"),
         (lambda: ls.run("quickstrat"), "did you mean quickstart"),
         (lambda: ls.run({"model": {"name_or_path": "x"}}), "^the recipe: data: missing; add it"),
-        (lambda: ls.sweep("quickstart", grid={"alpha": 0.5}), "grid: game.alpha is to be a list of values"),
+        (lambda: ls.sweep("quickstart", grid={"alpha": cast(Any, 0.5)}), "grid: game.alpha is to be a list of values"),
         (lambda: ls.plan("quickstart", gpu="9999"), "9999"),
         (lambda: run.iterate(7), "iterate '7': .* has no such policy; it has base, 0, 1"),
         (lambda: run.generate(["hi"], temperature=-1), "^temperature -1: cannot be used"),
@@ -313,5 +319,5 @@ def test_text_of_a_stranger_is_not_html(copy: Path) -> None:
     metrics.write_text(metrics.read_text().replace("iterate 1", evil))
     found = ls.load(folder)
     assert isinstance(found, ls.Run) and evil in found.table.index
-    for shown in (found._repr_html_(), found.table._repr_html_()):
+    for shown in (found._repr_html_(), found.table.to_html()):
         assert "&lt;img" in shown and "<img" not in shown
