@@ -13,7 +13,10 @@ from helpers.commands import SMALL, assert_one_line, call
 from helpers.games import QUICKSTART, opened, played, stored
 from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.load import load_recipe
+from lowmem_spin.config.grid import sweep_axes, sweep_points
+from lowmem_spin.config.load import find_recipe, load_recipe
+from lowmem_spin.config.naming import of_settings
+from lowmem_spin.report.results import plain_value
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.run_folder import read_run
 
@@ -139,7 +142,8 @@ def whole_own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_no_look_at_a_finished_run_runs_any_of_it(whole_own: Path, tmp_path: Path) -> None:
+def test_no_look_at_a_finished_run_runs_any_of_it(whole_own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where a comparison draws its picture
     run, store = whole_own / "run", whole_own / "store"
     for words in (
         ["report", run],
@@ -152,10 +156,9 @@ def test_no_look_at_a_finished_run_runs_any_of_it(whole_own: Path, tmp_path: Pat
         assert result.returncode == 0, (words, result.stderr)
         assert "nothing is unused" in result.stdout or words[0] != "gc"
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "reference mine.py:reference, opponents mine.py:opponents, mine.py:loss, beta 0.1" in card.replace("\\", "")
-    assert str(whole_own) not in card
-    page = (run / "report.html").read_text()
-    assert "mine.py:loss, beta 0.1, reference mine.py:reference, opponents mine.py:opponents, iterations 2" in page
+    rules = "reference mine.py:reference, combine geometric, opponents mine.py:opponents"
+    assert f"{rules}, mine.py:loss, beta 0.1" in card.replace("\\", "") and str(whole_own) not in card
+    assert f"mine.py:loss, beta 0.1, {rules}, iterations 2" in (run / "report.html").read_text()
     assert not ran()
 
 
@@ -166,6 +169,19 @@ def test_a_recipe_that_was_made_to_name_functions_since_is_refused_in_one_line(w
     (copy / "run" / "run.json").write_text(json.dumps(record))
     line = "run.json: inputs.opponents does not say what game.opponents gives in each iteration; run the recipe again"
     assert_one_line(call("gc", "--store", copy / "store", "--runs", copy), line)
+
+
+def test_folders_are_named_for_the_function_and_its_options() -> None:
+    loss = {"name": "function", "function": "/home/me/mine.py:loss", "options": {"beta": 0.5, "lam": 2}}
+    assert of_settings({"game.loss": loss, "game.alpha": 0.5}) == "-alpha0.5-loss-mine.py_loss-beta0.5-lam2"
+    assert of_settings({"game.opponents": {"function": "mine.py:f"}}) == "-opponents-mine.py_f"
+    judge = {"name": "function", "function": "mine.py:f"}  # as it was before there were others
+    assert of_settings({"game.oracle": judge}) == "-oracle-function-function-mine.py_f"
+    grid = ["game.loss={name: function, function: mine.py:loss, options: {beta: 1}},ipo"]
+    recipe = find_recipe("quickstart")
+    points = sweep_points(recipe, [], sweep_axes(recipe, None, None, grid), 1)
+    assert [point.name for point in points] == ["loss-mine.py_loss-beta1_seed-42", "loss-ipo_seed-42"]
+    assert plain_value(loss) == "mine.py:loss, beta 0.5, lam 2" and plain_value({"a": 1}) == '{"a": 1}'
 
 
 @pytest.fixture
