@@ -12,20 +12,20 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from lowmem_spin.config.grid import sweep_axes, sweep_points
-from lowmem_spin.config.load import find_recipe
+import lowmem_spin as ls
 
 NOTEBOOKS = Path(__file__).parent.parent / "recipes" / "notebooks"
-SMALL = [
-    "game.pairs=32",
-    "game.iterations=2",
-    "data.resample=false",
-    "evaluation.health_prompts=8",
-    "generation.max_new_tokens=8",
-]
-SMALL += ["evaluation.compare_sft=false", "evaluation.metric=none", "evaluation.path=null"]
-TINY = {"RECIPE": "quickstart", "ALPHAS": "0.5,1", "HISTORIES": "1", "MAX_HOURS": 1}
-TINY |= {"EXTRA": " ".join(f"--set {value}" for value in SMALL)}
+SMALL = {
+    "game.pairs": 32,
+    "game.iterations": 2,
+    "data.resample": False,
+    "evaluation.health_prompts": 8,
+    "generation.max_new_tokens": 8,
+    "evaluation.compare_sft": False,
+    "evaluation.metric": "none",
+    "evaluation.path": None,
+}
+TINY = {"RECIPE": "quickstart", "ALPHAS": [0.5, 1], "HISTORIES": [1], "MAX_HOURS": 1, "SETTINGS": SMALL}
 
 
 def code(notebook: Any) -> dict[str, Any]:
@@ -78,8 +78,22 @@ def test_a_notebook_plays_the_sweep_and_shows_its_report(colab: Session) -> None
     assert "Rows of 2 games" in colab.printed("plan")
     assert colab.statuses() == [(0.5, "finished"), (1, "finished")]
     assert sum(name.endswith(".safetensors") for name in colab.written()) == 3  # iterate 0 is shared
-    shown = colab.cells["report"].outputs[-1].data["text/html"].partition('srcdoc="')[2].partition('"')[0]
+    shown = shown_as_html(colab, "report").partition('srcdoc="')[2].partition('"')[0]
     assert html.unescape(shown) == (colab.store / "quickstart-sweep" / "report.html").read_text() != ""
+
+
+def test_a_notebook_shows_numbers_and_answers(colab: Session) -> None:
+    shown, answers = (shown_as_html(colab, cell) for cell in ("table", "answers"))
+    points = sorted((colab.store / "quickstart-sweep" / "points").iterdir())
+    for point in points:
+        last = json.loads((point / "metrics.jsonl").read_text().splitlines()[-1])
+        assert all(text in shown for text in (f">{point.name}<", f">{last['name']}<", f">{last['chosen_logp']:.6f}<"))
+    base = json.loads((points[0] / "metrics.jsonl").read_text().splitlines()[0])
+    assert len(points) == 2 and all(f">{html.escape(sample['prompt'])}<" in answers for sample in base["samples"][:3])
+
+
+def shown_as_html(session: Session, cell: str) -> str:
+    return session.cells[cell].outputs[-1].data["text/html"]
 
 
 def test_kaggle_goes_on_from_the_output_of_an_earlier_session(colab: Session, tmp_path: Path) -> None:
@@ -106,15 +120,6 @@ def test_a_notebook_is_clean_and_its_own_parameters_are_a_sweep(name: str) -> No
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells.values())
     given: dict[str, Any] = {}
     exec("".join(cells["parameters"]["source"]), given)  # noqa: S102
-    assert given["EXTRA"] == "" and given["MAX_HOURS"] < 12  # when a free session ends
-    assert (
-        len(
-            sweep_points(
-                find_recipe(given["RECIPE"]),
-                [],
-                sweep_axes(find_recipe(given["RECIPE"]), given["ALPHAS"], given["HISTORIES"], []),
-                1,
-            )
-        )
-        == 8
-    )
+    assert given["SETTINGS"] == {} and given["MAX_HOURS"] < 12  # when a free session ends
+    made = ls.plan(given["RECIPE"], alpha=given["ALPHAS"], history=given["HISTORIES"], seeds=given["SEEDS"])
+    assert len(made.made.points) == 8
