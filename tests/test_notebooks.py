@@ -3,6 +3,8 @@
 import html
 import json
 import os
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,3 +125,47 @@ def test_a_notebook_is_clean_and_its_own_parameters_are_a_sweep(name: str) -> No
     assert given["SETTINGS"] == {} and given["MAX_HOURS"] < 12  # when a free session ends
     made = ls.plan(given["RECIPE"], alpha=given["ALPHAS"], history=given["HISTORIES"], seeds=given["SEEDS"])
     assert len(made.made.points) == 8
+
+
+AS_INSTALLED = """
+import json, sys
+from importlib.util import find_spec
+from pathlib import Path
+from IPython.core.interactiveshell import InteractiveShell
+
+cells, source, target = json.loads(sys.argv[1])
+sys.path[:] = [path for path in sys.path if not (Path(path) / "lowmem_spin").exists()]
+assert find_spec("lowmem_spin") is None
+shell = InteractiveShell.instance()
+shell.user_ns.update(SOURCE=source, Path=Path)
+for cell in cells:
+    assert shell.run_cell(cell).success
+sys.path.insert(0, target)
+import lowmem_spin
+from lowmem_spin.config.load import find_recipe
+print(lowmem_spin.__file__, find_recipe("quickstart"))
+"""
+
+
+@pytest.mark.parametrize("form", ["unpacked", "zip"])
+def test_the_install_cell_installs_a_clone_or_its_archive(form: str, tmp_path: Path) -> None:
+    """The cell as it is written; pip is only kept from the network, so what the project depends on is not installed."""
+    pytest.importorskip("hatchling", reason="in the test extra")
+    root, target = NOTEBOOKS.parents[1], tmp_path / "installed"
+    unpacked = tmp_path / "in put" / "lowmem-spin-main"
+    skipped = shutil.ignore_patterns("__pycache__", "runs")
+    for part in ("lowmem_spin", "recipes"):
+        shutil.copytree(root / part, unpacked / part, ignore=skipped)
+    for part in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / part, unpacked)
+    zipped = str(tmp_path / "archive"), "zip", unpacked.parent, unpacked.name
+    source = shutil.make_archive(*zipped) if form == "zip" else str(unpacked.parent)
+    cells = [code(nbformat.read(NOTEBOOKS / "colab.ipynb", as_version=4))["install"].source]
+    # No isolation is a switch that pip turns on by a 0.
+    offline = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_TARGET": str(target)}
+    environment = {**os.environ, **offline, "PYTHONPATH": "", "IPYTHONDIR": str(tmp_path / "ipython")}
+    command = [sys.executable, "-c", AS_INSTALLED, json.dumps([cells, source, str(target)])]
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    package = target / "lowmem_spin"
+    assert answer.stdout.splitlines()[-1] == f"{package / '__init__.py'} {package / 'recipes' / 'quickstart.yaml'}"
