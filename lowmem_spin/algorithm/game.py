@@ -188,6 +188,8 @@ def _train(recipe: Recipe, inputs: Inputs, t: int, pair_source: PairSource, refe
     loss, penalties = _loss(recipe, inputs, t), game.regularizer.weights
     if penalties:
         loss |= {"penalties": penalties, **game.regularizer.model_dump(include={"clamp", "importance"})}
+        if loss["importance"] == "corrected":
+            loss["importance"] = "clamped"  # as weights were not at first, so that it is another training
     return Train(
         f"iterate {t}",
         Role.ITERATE,

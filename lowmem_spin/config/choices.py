@@ -244,7 +244,8 @@ class Regularizer(Section):
     them. Lower it if these penalties make training unstable."""
     importance: Literal["none", "corrected"] = "none"
     """How the penalties treat answers that the last iterate gave. none: as the policy's own, as in RSPO's code. corrected:
-    each answer is weighted by policy / last iterate, which removes that bias."""
+    each answer is weighted by policy / last iterate, at most exp(clamp). That removes this bias with game.samples 2; of more
+    samples the best and the worst are no draws of the policy, and another bias stays."""
 
     @property
     def weights(self) -> dict[str, float]:

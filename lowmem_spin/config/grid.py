@@ -52,7 +52,7 @@ def sweep_axes(path: RecipeFile, alpha: str | None, history: str | None, grid: S
             raise InputError(f"--grid {quoted(text)}: use --seeds for several seeds")
         if name.partition(".")[0] == "output":
             raise InputError(
-                f"--grid {quoted(text)}: fields of output cannot be varied; leave it out: every point has its own folder"
+                f"--grid {quoted(text)}: fields of output cannot be varied; leave it out: every game has its own folder"
             )
         found[name] = _values(text, values)
     return found

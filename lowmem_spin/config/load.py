@@ -219,13 +219,20 @@ def _places(loc: Sequence[int | str]) -> tuple[list[str], Any]:
         choices = _choices(annotation)
         if place in choices:
             annotation = choices[place]
-        elif place in (classes := {kind.__name__: kind for kind in choices.values()}):  # where no `name` decides
+        elif place in (classes := {kind.__name__: kind for kind in _sections(annotation)}):  # where no `name` decides
             annotation = classes[place]
         elif not place.startswith(("constrained-", "list[", "literal[")) and place not in ("int", "str", "bool"):
             places.append(place)
             known = getattr(annotation, "model_fields", {})
             annotation = known[place].annotation if place in known else annotation
+            if (sections := _sections(annotation)) and len(get_args(annotation)) == 2 and type(None) in get_args(annotation):
+                annotation = sections[0]  # one that may be null
     return places, annotation
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """Those among the types of a union."""
+    return [kind for kind in get_args(annotation) if isinstance(kind, type) and issubclass(kind, Section)]
 
 
 def _choices(annotation: Any) -> dict[str, type[Section]]:
@@ -247,7 +254,7 @@ def _unknown(places: list[str], section: type[Section]) -> str:
     siblings = {name for name, other in _choices(Loss).items() if last in other.model_fields}
     if section is OwnLoss:
         return f"a loss of your own takes it in options: {{{last}: ...}}"
-    if siblings == {"function"}:
+    if section in get_args(Loss) and siblings == {"function"}:
         return f"it belongs to a loss of your own; write {'.'.join(parents)} as {{name: function, function: file.py:loss}}"
     if section in get_args(Loss) and siblings:
         loss = section().model_dump()

@@ -12,6 +12,7 @@ from traceback import walk_tb
 from types import ModuleType
 from typing import Any, Self
 
+from lowmem_spin.algorithm.source_hashes import Module
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import reading
 
@@ -78,10 +79,30 @@ class OwnFunction:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise InputError(f"{self.field}: {self.file} does not import: {type(error).__name__}: {error}") from None
 
-    def mentions(self, *names: str) -> bool:
-        """Whether the file has one of these as an attribute, or as a text."""
-        found = {getattr(node, "attr", None) or getattr(node, "value", None) for node in self.nodes() if _says(node)}
-        return bool(found & {*names})
+    def shows(self, *names: str) -> bool:
+        """Whether the function, or what it uses of its file, has one of these as an attribute or as a text."""
+        return any(_said(node) in names for node in self._used())
+
+    def hands_on(self) -> bool:
+        """Whether its first argument goes elsewhere as a whole, so that the file need not show what is read of it."""
+        used = self._used()
+        own = next((node for node in used if isinstance(node, ast.FunctionDef) and node.name == self.name), None)
+        if own is None or not (own.args.posonlyargs or own.args.args):
+            return True
+        first = (own.args.posonlyargs + own.args.args)[0].arg
+        looked_at = {id(node.value) for node in used if isinstance(node, ast.Attribute)}
+        return any(isinstance(node, ast.Name) and node.id == first and id(node) not in looked_at for node in used)
+
+    def _used(self) -> list[ast.AST]:
+        """All of the function, and of what of its file it names, and so on."""
+        statements, waiting = Module(ast.parse(self.source)).statements, [self.name]
+        found: dict[str, list[ast.AST]] = {}
+        while waiting:
+            name = waiting.pop()
+            if name in statements and name not in found:
+                found[name] = [node for statement in statements[name] for node in ast.walk(statement)]
+                waiting += [node.id for node in found[name] if isinstance(node, ast.Name)]
+        return [node for nodes in found.values() for node in nodes]
 
     def changed(self) -> bool:
         """Whether the file has other bytes now."""
@@ -147,8 +168,11 @@ def _module(source: bytes, file: Path) -> ModuleType:
     return module
 
 
-def _says(node: ast.AST) -> bool:
-    return isinstance(node, ast.Attribute) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+def _said(node: ast.AST) -> str | None:
+    """The name after a dot, or a text."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
 def _names(node: ast.AST) -> set[str]:

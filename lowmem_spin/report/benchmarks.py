@@ -34,7 +34,7 @@ NOTES = {
 }
 DIVERSITY = {
     "length": "length, tokens",
-    "truncated": "truncated, %",
+    "truncated": "without an end, %",
     "distinct_1": "distinct-1, %",
     "distinct_2": "distinct-2, %",
     "self_bleu_3": "self-BLEU-3",

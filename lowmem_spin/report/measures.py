@@ -90,9 +90,15 @@ MEASURES = {
         meaning="KL(base | policy) per answer, estimated on the base's samples: what of the base has been given up",
     ),
     "length": Measure("length", "tokens", "length", ".1f", meaning="length of an own sample, its end token included"),
-    "truncated": Measure("truncated", "%", "cut", ".1%", meaning="share of own samples that had no end within max_new_tokens"),
+    "truncated": Measure(
+        "without an end", "%", "no\nend", ".1%", meaning="share of own samples that had no end within max_new_tokens"
+    ),
     "identical": Measure(
-        "= data", "%", "= data", ".0%", meaning="share of own samples that equal the data's answer; it rises as the game is won"
+        "as in data",
+        "%",
+        "as in\ndata",
+        ".0%",
+        meaning="share of own samples that equal the data's answer; it rises as the game is won",
     ),
     "engine_gap": Measure(
         "engine gap",

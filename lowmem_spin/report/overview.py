@@ -52,7 +52,7 @@ def played(record: Path) -> Played:
             state = f"ended after {results.record['stopped']['after']}" if "stopped" in results.record else state
         else:
             done, asked = len(results.runs), len(results.file.points)
-            state = state if done == asked else f"{done} of {asked} points"
+            state = state if done == asked else f"{done} of {asked} games"
             if results.finished:
                 score, value = results.score, results.best.value(results.score)
                 best = f"{results.best.label}: {MEASURES[score].label} {MEASURES[score].text(value)}"

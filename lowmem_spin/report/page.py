@@ -33,7 +33,7 @@ from lowmem_spin.report.svg import inline, style
 PNG: dict[str, Any] = {"format": "png", "dpi": 160, "facecolor": "white", "metadata": {"Software": None}}
 RUN_LEGEND = (
     "± is the half-width of a 95% interval over held-out rows; it says nothing about another seed. Gain: score minus the "
-    "base's on the same rows. KL in nats per completion. = data: own samples that equal the data's answer."
+    "base's on the same rows. KL in nats per completion. As in data: own samples that equal the data's answer."
 )
 SWEEP_LEGEND = (
     "The last iterate of each configuration. ± is the half-width of a 95% interval: over seeds, by Student's t, where there "

@@ -136,7 +136,7 @@ def _drawn(name: str, sampler: dict[str, Any]) -> str:
 def sweep_verdict(sweep: SweepResults) -> list[str]:
     """Which configuration is ahead, and how many of the others might as well be."""
     if not sweep.finished:
-        return ["No point is finished yet."]
+        return ["No game is finished yet."]
     best, others = sweep.best, [configuration for configuration in sweep.finished if configuration is not sweep.best]
     close = [c for c in others if c.same_as(best) or within_noise(c.against(best, sweep.score))]
     measure = MEASURES[sweep.score]

@@ -146,7 +146,7 @@ def evaluate_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sa
             Scored(prompt.id, prompt.tokens, answer.name, answer.tokens)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        return tables.logps(by, scored, f"{stage.name}: drift")
+        return tables.logps(by, scored, f"{stage.name}: samples")
 
     def drift(answers: Sequence[Answer], drawn_from: str, against: str) -> Estimate:
         return Estimate(logps(answers, drawn_from) - logps(answers, against))

@@ -66,8 +66,11 @@ class OwnFunctions:
         """What of an own loss is in keys or decides about stages, without running it."""
         if self.loss is None:
             return None
-        read = {REFERENCE: ("ref_chosen", "ref_rejected", "logps"), BASE_LOGPS: ("base_chosen", "base_rejected")}
-        return {"content": self.loss.content, "reads": [what for what, names in read.items() if self.loss.mentions(*names)]}
+        found = {
+            REFERENCE: self.loss.shows("ref_chosen", "ref_rejected", "logps") or self.loss.hands_on(),
+            BASE_LOGPS: self.loss.shows("base_chosen", "base_rejected"),
+        }
+        return {"content": self.loss.content, "reads": [what for what, read in found.items() if read]}
 
     def notices(self) -> list[str]:
         """What a person should know, each in one line."""

@@ -406,7 +406,7 @@ def test_a_sweep_with_nothing_finished_is_a_page_too(game: Path, tmp_path: Path)
     folder = sweep(tmp_path, game, {(0.5, 1, 0): "failed", (1.0, 1, 0): "waiting"})
     write_all(read_results(folder))
     words = Page(folder / "report.html").words
-    assert "No point is finished yet." in words
+    assert "No game is finished yet." in words
     assert "out of memory <b>&" in words
 
 

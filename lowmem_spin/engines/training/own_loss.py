@@ -73,10 +73,10 @@ def try_loss(own: OwnFunction, options: dict[str, Any], reads: Collection[str], 
     own.check_arguments(f"({arguments})", sides, **options)
     loss, begins = opened(own), f"{own.field}: {own.place}"
     losses = loss(sides, **options)
-    _check_gradient(losses, sides, begins)
-    for rows in ([0, 1], [2, 1, 0]):
-        if not _like(loss(_sides(rows), **options), losses[rows]):
+    for row in range(len(losses)):
+        if not _like(loss(_sides([row]), **options), losses[[row]]):
             raise InputError(f"{begins} gives a pair another loss beside other pairs; compute each row from that row alone")
+    _check_gradient(losses, sides, begins)
     if not _like(loss(_shifted(sides), **options), losses) and not normalised:
         raise InputError(
             f"{begins} needs a normalised reference: it changes when both sides of one get a constant more, which is all that "
