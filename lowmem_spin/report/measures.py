@@ -13,7 +13,7 @@ class Measure:
     """What one number is called and how it is written."""
 
     label: str
-    unit: str = ""  # "%" for shares; nats need no naming
+    unit: str = ""  # "%" for shares
     brief: str = ""  # heading in a terminal, where there is a column for it
     mean: str = ""  # format of the mean in a terminal, where there is no room for the interval
 
@@ -35,12 +35,12 @@ class Measure:
 MEASURES = {
     MATCH: Measure("exact match", "%", "exact\nmatch"),
     "sampled_accuracy": Measure("sampled accuracy", "%", "sampled\naccuracy"),
-    "chosen_logp": Measure("log-prob of data", "", "log-prob\nof data"),
+    "chosen_logp": Measure("log-prob of data", "nats", "log-prob\nof data"),
     WINS: Measure("wins over base", "%"),
     "win_rate_to_previous": Measure("wins over previous", "%", "wins over\nprev."),
-    "kl_to_base": Measure("KL to base", "", "KL to\nbase", "z.2f"),
-    "kl_to_previous": Measure("KL to previous", "", "KL to\nprev.", "z.2f"),
-    "kl_from_base": Measure("KL from base"),
+    "kl_to_base": Measure("KL to base", "nats", "KL to\nbase", "z.2f"),
+    "kl_to_previous": Measure("KL to previous", "nats", "KL to\nprev.", "z.2f"),
+    "kl_from_base": Measure("KL from base", "nats"),
     "length": Measure("length", "tokens", "length", ".1f"),
     "truncated": Measure("truncated", "%", "cut", ".1%"),
     "identical": Measure("= data", "%", "= data", ".0%"),
