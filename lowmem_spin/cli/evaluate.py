@@ -10,6 +10,7 @@ from lowmem_spin.engines.foreign_code import key_of_judge
 from lowmem_spin.evaluation import suites
 from lowmem_spin.evaluation.benchmark_records import FILE
 from lowmem_spin.evaluation.judged.shared import with_recipe_defaults
+from lowmem_spin.evaluation.prompting import UNCHANGED, HarnessChanges
 from lowmem_spin.evaluation.suites import FREE, SUITES, EvaluationRequest
 from lowmem_spin.evaluation.target import EvaluationTarget
 from lowmem_spin.report import benchmarks
@@ -23,8 +24,23 @@ from lowmem_spin.runner.open import SharedResources
 PAGE = "report.html"
 
 
-def evaluate(folder: Path, request: EvaluationRequest, iterate: str, display: Display, trust: bool = False) -> None:
+def evaluate(
+    folder: Path,
+    request: EvaluationRequest,
+    iterate: str,
+    display: Display,
+    trust: bool = False,
+    changes: HarnessChanges = UNCHANGED,
+) -> None:
     """Measure what is requested; the recipe's benchmarks, or health and diversity, if nothing is.
+
+    Args:
+        folder: of a run or a sweep.
+        request: what to measure; how tasks are asked and answers judged is the recipe's, where this does not say.
+        iterate: a policy's number or name, or "all".
+        display: where it is watched.
+        trust: whether a stranger's code may run from now on.
+        changes: how tasks are asked other than the recipe says.
 
     Raises:
         InputError: one line on what cannot be measured.
@@ -38,14 +54,13 @@ def evaluate(folder: Path, request: EvaluationRequest, iterate: str, display: Di
     folders = [run.folder for run in read_sweep(folder).runs.values()] if sweep else [folder]
     games = [run_folder.read_run(one) for one in folders]
     if not games:
-        raise InputError(f"sweep {str(folder)!r}: no point is finished yet; `lowmem-spin sweep` goes on")
+        raise InputError(f"sweep {str(folder)!r}: no game is finished yet; `lowmem-spin sweep` goes on")
+    own = suites.benchmarks_of(games[0].recipe, folders[0])
     if not request.suites and not request.tasks:
-        own = suites.benchmarks_of(games[0].recipe, folders[0])
         names = (own.suites, own.tasks) if own.suites or own.tasks else (FREE, ())
         request = replace(request, suites=names[0], tasks=names[1], option=own.option)
-    request = replace(
-        request, judged=with_recipe_defaults(request.judged, suites.benchmarks_of(games[0].recipe, folders[0]).judged)
-    )
+    judged = with_recipe_defaults(request.judged, own.judged)
+    request = replace(request, judged=judged, options=changes.of(own.options, bool(request.tasks), request.harness))
     shared = SharedResources(trust=Trust(trust))
     if "judge" in request.judged.recipes and {"mtbench", "alpaca"} & set(request.suites):
         shared.trust.check(key_of_judge(request.judged.judge, "evaluation.judge"), lambda line: display.log(line, "yellow"))

@@ -61,6 +61,28 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first n documents of each task, or n prompts.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Of each --task, instead of its own number.")] = None,
     include_path: Annotated[Path | None, path_option(help="Folder with task YAMLs of your own.")] = None,
+    apply_chat_template: Annotated[
+        bool | None,
+        typer.Option(
+            "--apply-chat-template/--no-apply-chat-template",
+            help="Ask each --task in the game's chat template, which is the default, or in its plain text.",
+            show_default=False,
+        ),
+    ] = None,
+    fewshot_as_multiturn: Annotated[
+        bool | None,
+        typer.Option(
+            "--fewshot-as-multiturn/--no-fewshot-as-multiturn",
+            help="Examples as turns, which is the default with the chat template, or in one turn with the question.",
+            show_default=False,
+        ),
+    ] = None,
+    gen_kwargs: Annotated[
+        str | None, typer.Option(metavar="KEY=VALUE,...", help="How each --task is answered: do_sample=true,temperature=0.7.")
+    ] = None,
+    log_samples: Annotated[
+        bool | None, typer.Option("--log-samples", help="Write each document with its prompt and answers to samples/.")
+    ] = None,
     judge_base_url: JudgeAddress = None,
     judge_model: JudgeModel = None,
     judge_api_key_env: JudgeKey = None,
@@ -83,10 +105,12 @@ def evaluate(
     from lowmem_spin.cli.evaluate import evaluate as measure
     from lowmem_spin.common.display import Display
     from lowmem_spin.evaluation.judged.shared import Judged, judge_from_options
+    from lowmem_spin.evaluation.prompting import HarnessChanges
     from lowmem_spin.evaluation.suites import EvaluationRequest
 
     display = Display(Console())
     signal.signal(signal.SIGINT, display.interrupt)
+    changes = HarnessChanges(apply_chat_template, fewshot_as_multiturn, gen_kwargs, log_samples)
     suites = [name.strip() for name in (suite or "").split(",") if name.strip()]
     judge = judge_from_options(
         judge_base_url, judge_model, judge_api_key_env, judge_concurrency, judge_max_tokens, judge_extra_body
@@ -94,7 +118,7 @@ def evaluate(
     judged = Judged(judge, mtbench, alpaca, max_new_tokens, download)
     try:
         request = EvaluationRequest(suites, task or [], limit, num_fewshot, include_path, judged=judged)
-        measure(run, request, iterate, display, trust)
+        measure(run, request, iterate, display, trust, changes)
     except KeyboardInterrupt:
         display.log("interrupted; what is measured is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None

@@ -42,7 +42,7 @@ def show_sweep(sweep: Sweep, display: Display) -> None:
         display.console.print(terminal_table(results))
         display.log("report   " + ", ".join(str(path) for path in written if path.suffix in (".html", ".md")))
         display.log(f"picture  {sweep.folder / 'report_sweep.png'}, others report_*.png, all as .svg too")
-    display.log(f"points   {counts}, in {sweep.folder / 'points'}")
+    display.log(f"games    {counts}, in {sweep.folder / 'points'}")
 
 
 def show_arena(folder: Path, record: dict[str, Any], display: Display) -> None:

@@ -10,7 +10,7 @@ LONGEST = 80  # bytes of what is added to a name
 # Settings that change no policy and no number of a game: runs that differ in these have one folder.
 SILENT = ("output", "runtime", "model.trust_remote_code", "training.gradient_checkpointing", "game.oracle.base_url")
 SILENT += ("game.oracle.api_key_env", "game.oracle.concurrency", "game.oracle.batch_size")
-SILENT += tuple(f"evaluation.{name}" for name in ("benchmarks", "judge", "mtbench", "alpaca"))
+SILENT += tuple(f"evaluation.{name}" for name in ("benchmarks", "harness", "judge", "mtbench", "alpaca"))
 
 
 def plain(value: Any) -> str:

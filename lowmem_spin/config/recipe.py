@@ -8,6 +8,7 @@ from lowmem_spin.config import game_config
 from lowmem_spin.config.bounds import BATCH, ROWS, SINGLE, STEPS, TOKENS, TOKENS_AT_ONCE
 from lowmem_spin.config.choices import FunctionOracle, JudgeOracle
 from lowmem_spin.config.data_config import Data
+from lowmem_spin.config.harness_config import Harness
 from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.per_iteration import check_lengths, value_at
 from lowmem_spin.config.section import Section
@@ -97,6 +98,8 @@ class Evaluation(Section):
     benchmarks: list[str] = Field(default_factory=list)
     """Benchmarks to run on every policy when the game is over, as `lowmem-spin evaluate` does: leaderboard, mtbench, alpaca,
     diversity, or tasks of lm-evaluation-harness by name."""
+    harness: Harness = Harness()
+    """How the tasks among the benchmarks are asked: with the chat template, greedily, by default."""
     judge: JudgeOracle | None = None
     """Language model that grades mtbench and alpaca; null leaves their answers ungraded."""
     mtbench: PathText | None = None

@@ -35,15 +35,11 @@ def keep_results(
         if record is not None:
             about = {"name": name, "policy": policies[name], "suite": suite, "task": task, "limit": limit}
             about |= {part: record[part] for part in ("fewshot", "own", "count", "recorded")}
+            about |= {"prompting": record["prompting"]} if "prompting" in record else {}
             base = None if name == "base" else records.get("base")
             lines.append({**about, "numbers": {metric: _number(record, base, metric) for metric in record["numbers"]}})
-    shots = {line["fewshot"] for line in lines}
-    kept = [
-        line
-        for line in _lines(path)
-        if policies.get(line["name"]) == line["policy"]
-        and ((line["suite"], line["task"], line["limit"]) != (suite, task, limit) or line["fewshot"] not in shots)
-    ]
+    anew = {_question(line) for line in lines}
+    kept = [line for line in _lines(path) if policies.get(line["name"]) == line["policy"] and _question(line) not in anew]
     text = "".join(json_text(line) + "\n" for line in [*kept, *lines])
     if not path.exists() or read_text(path) != text:
         (folder / "report.html").unlink(missing_ok=True)  # it shows other numbers
@@ -60,6 +56,11 @@ def _lines(path: Path) -> list[Record]:
     except (ValueError, AttributeError) as error:
         raise DamagedError("does not read back", path) from error
     return lines
+
+
+def _question(line: Record) -> tuple[Any, ...]:
+    """What was asked of all policies alike."""
+    return line["suite"], line["task"], line["limit"], line["fewshot"], json_text(line.get("prompting", {}))
 
 
 def _number(record: Record, base: Record | None, metric: str) -> dict[str, float | None]:

@@ -9,6 +9,8 @@ import io
 import math
 import time
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,12 @@ from lm_eval.models import huggingface
 
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines.loading import generation_settings, load_tokenizer
+from lowmem_spin.engines.loading import end_tokens, generation_settings, load_tokenizer
 from lowmem_spin.engines.peft_learner import PeftLearner
 from lowmem_spin.evaluation.harness_tasks import Loaded, samples_hash, seed
+from lowmem_spin.evaluation.prompting import PLAIN
 
 HFLM: Any = huggingface.HFLM  # its decorators hide its type
 harness_evaluate: Any = evaluator.evaluate
@@ -49,17 +53,21 @@ class HarnessModel(HFLM):
     def __init__(self, engine: PeftLearner, model: Source, display: Display) -> None:
         recipe = engine.recipe
         tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)  # one of its own: the harness changes it
+        renderer = Renderer.of(tokenizer, recipe)  # gives the tokenizer the template of the game
         base, size = engine.model.get_base_model(), recipe.runtime.scoring_batch_size
         super().__init__(base, tokenizer=tokenizer, batch_size=size, trust_remote_code=recipe.model.trust_remote_code)
         self.engine, self.display, self.label = engine, display, ""
         self.own_generation = generation_settings(model, recipe.model.trust_remote_code)
+        self.in_turns = deepcopy(self.own_generation)
+        self.in_turns.eos_token_id = end_tokens(model, renderer, recipe.model.trust_remote_code)
 
     @contextlib.contextmanager
-    def playing(self, adapter: Path | None, label: str) -> Iterator[None]:
-        """Be this policy. Answers end where the model's own files say, as with any other program that loads it."""
+    def playing(self, adapter: Path | None, label: str, chat: bool) -> Iterator[None]:
+        """Be this policy. Answers end where the model's own files say, as with any other program that loads it; with the chat
+        template (`chat`) also at the end of a turn, as those of an exported policy do."""
         self.label = label
         with self.engine.playing(adapter) as policy:
-            bare, policy.generation_config = policy.generation_config, self.own_generation
+            bare, policy.generation_config = policy.generation_config, self.in_turns if chat else self.own_generation
             try:
                 yield
             finally:
@@ -87,7 +95,13 @@ class HarnessModel(HFLM):
             return super().generate_until(requests, disable_tqdm=True)
 
 
-def measure_task(bench: HarnessModel, adapter: Path | None, loaded: Loaded, limit: int | None, name: str) -> dict[str, Any]:
+Samples = dict[str, list[dict[str, Any]]]
+"""Each document with its prompt, answers and numbers, by the name of its task, as the harness has them."""
+
+
+def measure_task(
+    bench: HarnessModel, adapter: Path | None, loaded: Loaded, limit: int | None, name: str
+) -> tuple[dict[str, Any], Samples]:
     """One policy on one task.
 
     Args:
@@ -99,7 +113,7 @@ def measure_task(bench: HarnessModel, adapter: Path | None, loaded: Loaded, limi
 
     Returns:
         A record for the store: every metric with its standard error, None if there is none, and if the metric is the mean
-        of a number per document these numbers, so that two policies can be compared in pairs.
+        of a number per document these numbers, so that two policies can be compared in pairs. And the samples.
     """
     began, task = time.time(), loaded.task
     results = _evaluate(bench, adapter, loaded, limit, f"{name} on {task.name}")
@@ -114,7 +128,8 @@ def measure_task(bench: HarnessModel, adapter: Path | None, loaded: Loaded, limi
         "seconds": round(time.time() - began, 3),
     }
     shown = shots.pop() if len(shots) == 1 else None
-    return {"numbers": numbers, "count": own["sample_len"], "fewshot": shown, "own": task.own, "recorded": recorded}
+    record = {"numbers": numbers, "count": own["sample_len"], "fewshot": shown, "own": task.own, "recorded": recorded}
+    return record | ({"prompting": asked} if (asked := _asked(loaded)) else {}), samples
 
 
 def _evaluate(bench: HarnessModel, adapter: Path | None, loaded: Loaded, limit: int | None, label: str) -> Any:
@@ -124,15 +139,29 @@ def _evaluate(bench: HarnessModel, adapter: Path | None, loaded: Loaded, limit: 
         torch.manual_seed(DEFAULT_OTHER_SEED)
         for leaf in loaded.harness["tasks"].values():
             leaf.set_fewshot_seed(DEFAULT_OTHER_SEED)
-        with bench.playing(adapter, label), contextlib.redirect_stderr(io.StringIO()):  # its bars; ours is shown
+        asked = loaded.task.prompting
+        turns = {"apply_chat_template": asked.chat_template, "fewshot_as_multiturn": asked.multiturn}
+        hidden = contextlib.redirect_stderr(io.StringIO())  # its bars; ours is shown
+        with bench.playing(adapter, label, asked.chat_template), hidden:
             try:
-                return harness_evaluate(lm=bench, task_dict=loaded.harness, limit=limit)
+                return harness_evaluate(lm=bench, task_dict=loaded.harness, limit=limit, **turns)
             except torch.OutOfMemoryError:
                 size = int(bench.batch_size_per_gpu)
         torch.cuda.empty_cache()
         if size == 1:
             raise InputError(f"{label}: a single row does not fit in this GPU's memory; use a larger one")
         bench.batch_size_per_gpu = size // 2
+
+
+def _asked(loaded: Loaded) -> dict[str, Any]:
+    """What was done of what was asked for: a text that is scored whole has no turns, and nothing is generated of choices."""
+    kinds = {leaf.OUTPUT_TYPE for leaf in loaded.harness["tasks"].values()}
+    asked = loaded.task.prompting
+    if kinds == {"loglikelihood_rolling"}:
+        asked = replace(asked, chat_template=False, multiturn=False)
+    if "generate_until" not in kinds:
+        asked = replace(asked, gen_kwargs=PLAIN.gen_kwargs)
+    return asked.record()
 
 
 def _number(results: dict[str, Any], metric: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

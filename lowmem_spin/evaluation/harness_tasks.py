@@ -15,6 +15,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import sha256
 from lowmem_spin.common.keys import digest
 from lowmem_spin.evaluation.leaderboard import COLUMNS
+from lowmem_spin.evaluation.prompting import PLAIN, Prompting
 
 VERSION = 1  # bumped by hand when the same task would be measured otherwise
 QUICK = ("arc", "truthfulqa", "winogrande", "gsm8k", "hellaswag", "mmlu")  # folders of the harness with the leaderboard's tasks
@@ -29,10 +30,12 @@ class Task:
     identity: str  # hash of its configuration, its functions' source and its local data
     own: bool  # of the user's YAML, not the harness's
     suite: str = "tasks"
+    prompting: Prompting = PLAIN
 
     def spec(self, policy: str, limit: int | None, learner: dict[str, Any]) -> dict[str, Any]:
         """What names the result; its digest is the key. The harness's version is recorded and no part of it."""
         what = {"task": self.name, "identity": self.identity, "fewshot": self.fewshot, "limit": limit}
+        what |= {"prompting": record} if (record := self.prompting.record()) else {}
         return {"kind": "evaluate", "version": VERSION, "policy": policy, **what, "learner": learner}
 
 
@@ -130,6 +133,9 @@ class Catalogue:
             raise InputError(f"{self.option} {task.name!r}: it runs code that a model writes, which is not done here")
         for leaf in found["tasks"].values():
             _set_fewshot(leaf, task.fewshot)
+            if leaf.OUTPUT_TYPE == "generate_until" and task.prompting.generation:
+                own = leaf.get_config("generation_kwargs") or {}
+                leaf.set_config(key="generation_kwargs", value={**own, **task.prompting.generation})
         return Loaded(task, found)
 
     def _broken(self, task: Task, error: Exception) -> InputError:

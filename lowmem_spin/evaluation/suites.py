@@ -6,12 +6,16 @@ game's wanted policies, in a file of its own, and one line in `SUITES`.
 """
 
 import functools
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lowmem_spin.common.display import Display
+from lowmem_spin.common.files import write_atomically
+from lowmem_spin.common.keys import digest
+from lowmem_spin.config.harness_config import Harness
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.oracles.endpoint import check_key
 from lowmem_spin.engines.registry import PORTABLE
@@ -22,6 +26,7 @@ from lowmem_spin.evaluation.judged import mtbench as questions
 from lowmem_spin.evaluation.judged.alpaca_suite import measure_alpaca
 from lowmem_spin.evaluation.judged.mtbench_suite import measure_mtbench
 from lowmem_spin.evaluation.judged.shared import Judged
+from lowmem_spin.evaluation.prompting import Prompting, in_words
 from lowmem_spin.evaluation.target import EvaluationTarget
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.store.rows import Prompt
@@ -41,6 +46,7 @@ class EvaluationRequest:
     include: Path | None = None  # folder with task YAMLs
     option: str = "--task"  # where the names of tasks come from, for messages
     judged: Judged = field(default_factory=Judged)
+    options: Harness = field(default_factory=Harness)  # how `tasks` are asked
 
     @property
     def harness(self) -> bool:
@@ -51,7 +57,8 @@ class EvaluationRequest:
         """The harness's tasks that this comes to, each once."""
         leaderboard = catalogue.leaderboard() if "leaderboard" in self.suites else []
         named = [task for name in self.tasks for task in catalogue.tasks(name, self.fewshot)]
-        return list(dict.fromkeys([*leaderboard, *named]))
+        asked = Prompting.of(self.options)
+        return list(dict.fromkeys([*leaderboard, *(replace(task, prompting=asked) for task in named)]))
 
     def catalogue(self) -> Catalogue:
         return Catalogue(self.include, self.tasks, self.option)
@@ -66,7 +73,7 @@ def benchmarks_of(recipe: Recipe, recipe_dir: Path) -> EvaluationRequest:
         return None if name is None else recipe_dir / name if (recipe_dir / name).exists() else Path(name)
 
     judged = Judged(given.judge, path(given.mtbench), path(given.alpaca), recipes=JUDGED)
-    return EvaluationRequest(suites, tasks, option="evaluation.benchmarks", judged=judged)
+    return EvaluationRequest(suites, tasks, option="evaluation.benchmarks", judged=judged, options=given.harness)
 
 
 def check_benchmarks(game: OpenGame) -> dict[str, Path]:
@@ -115,7 +122,9 @@ def measure_policies(games: Sequence[EvaluationTarget], request: EvaluationReque
     with display.start_up("finding tasks"):
         catalogue = request.catalogue()
         tasks = request.find(catalogue)
-    harness = _Harness(catalogue, display)
+    if request.tasks:
+        display.log(f"{', '.join(request.tasks)}: asked {in_words(Prompting.of(request.options).record())}")
+    harness = _Harness(catalogue, request.options.log_samples, display)
     by_engine: dict[str, list[EvaluationTarget]] = {}
     for game in games:
         by_engine.setdefault(game.portable_engines(display).signature(PORTABLE), []).append(game)
@@ -123,6 +132,9 @@ def measure_policies(games: Sequence[EvaluationTarget], request: EvaluationReque
         for task in tasks:
             for game in group:
                 harness.measure(game, task, request.limit)
+    if request.options.log_samples:
+        for game in games:
+            display.log(f"samples  {game.folder / 'samples'}")
 
 
 def _diversity(game: EvaluationTarget, request: EvaluationRequest, display: Display) -> None:
@@ -141,24 +153,51 @@ def _diversity(game: EvaluationTarget, request: EvaluationRequest, display: Disp
 class _Harness:
     """lm-evaluation-harness on a loaded base; data are read, and the base is loaded, when something has to be computed."""
 
-    def __init__(self, catalogue: Catalogue, display: Display) -> None:
-        self.catalogue, self.display = catalogue, display
+    def __init__(self, catalogue: Catalogue, log_samples: bool, display: Display) -> None:
+        self.catalogue, self.log_samples, self.display = catalogue, log_samples, display
         self._loaded: Loaded | None = None
         self._bench: Any = None
         self._signature = ""
+        self._written: dict[str, dict[str, Path]] = {}  # samples by the result's key and the task: games share policies
 
     def measure(self, game: EvaluationTarget, task: Task, limit: int | None) -> None:
         learner = {"engine": PORTABLE, "dtype": game.machine.dtype}
         for name in game.wanted:
             question = task.spec(game.policies[name], limit, learner)
-            game.ensure(question, lambda: self._measure(game, name, task, limit))  # noqa: B023 called at once
+            if self.log_samples:
+                self._log(game, name, task, limit, question)
+            game.ensure(question, lambda: self._measure(game, name, task, limit)[0])  # noqa: B023 called at once
             self.display.stop_if_late()
         game.keep(task.suite, task.name, limit, lambda policy: task.spec(policy, limit, learner))
 
-    def _measure(self, game: EvaluationTarget, name: str, task: Task, limit: int | None) -> dict[str, Any]:
+    def _log(self, game: EvaluationTarget, name: str, task: Task, limit: int | None, question: dict[str, Any]) -> None:
+        """Make sure that the samples of a result are in the game's folder. The store has none: they come of measuring."""
+        from lowmem_spin.evaluation.samples import sample_files, write_samples
+
+        key, leaves = digest(question), list(self._load(task).harness["tasks"])
+        files = sample_files(game.folder, name, leaves, key)
+        if all(path.exists() for path in files.values()):
+            return
+        if key in self._written:
+            for leaf, path in files.items():
+                write_atomically(path, lambda there: shutil.copyfile(self._written[key][leaf], there))  # noqa: B023 called at once
+            return
+        if not game.lacks(question):
+            self.display.log(f"{name} on {task.name} is measured again, for its samples; the stored numbers stay")
+        record, samples = self._measure(game, name, task, limit)
+        for leaf, path in files.items():
+            write_samples(path, samples[leaf])
+        self._written[key] = files
+        game.ensure(question, lambda: record)
+
+    def _load(self, task: Task) -> Loaded:
         if self._loaded is None or self._loaded.task != task:
             with self.display.start_up(f"reading {task.name}"):
                 self._loaded = self.catalogue.load(task)
+        return self._loaded
+
+    def _measure(self, game: EvaluationTarget, name: str, task: Task, limit: int | None) -> tuple[dict[str, Any], Any]:
+        loaded = self._load(task)
         with self.display.start_up("importing lm-evaluation-harness"):
             from lowmem_spin.evaluation import harness
 
@@ -168,7 +207,7 @@ class _Harness:
             if game.pool.opened.keys() - {PORTABLE}:
                 game.pool.close()
             self._bench, self._signature = harness.HarnessModel(engines.learner(), game.model, self.display), signature  # type: ignore[arg-type]
-        return harness.measure_task(self._bench, game.adapter(name), self._loaded, limit, name)
+        return harness.measure_task(self._bench, game.adapter(name), loaded, limit, name)
 
 
 def _check_diversity(request: EvaluationRequest, recipe: Recipe, store: Path) -> None:

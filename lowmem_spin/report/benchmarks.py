@@ -34,7 +34,7 @@ NOTES = {
 }
 DIVERSITY = {
     "length": "length, tokens",
-    "truncated": "truncated, %",
+    "truncated": "without an end, %",
     "distinct_1": "distinct-1, %",
     "distinct_2": "distinct-2, %",
     "self_bleu_3": "self-BLEU-3",
@@ -109,6 +109,7 @@ def _blocks(found: Sequence[Benchmark], rows: Callable[[Sequence[Benchmark]], li
     suites = list(dict.fromkeys([*TITLES, *(one.suite for one in found)]))
     for one in sorted(found, key=lambda one: suites.index(one.suite)):
         title = one.task if one.suite in JUDGED else TITLES.get(one.suite, one.suite)
+        title += f", {one.asked}" if one.asked else ""
         groups.setdefault((one.suite, title, one.limit), []).append(one)
     return [_block(*kind, mine, [row for row in rows(mine) if row.values]) for kind, mine in groups.items()]
 
@@ -118,7 +119,6 @@ def _block(suite: str, title: str, limit: int | None, found: Sequence[Benchmark]
     columns = list(dict.fromkeys(column for one in found for _, column in _columns(one)))
     if suite == "leaderboard":
         columns = [*(column.heading for column in COLUMNS), AVERAGE]
-        rows = [_with_average(row) for row in rows]
         shares |= {AVERAGE}
     cells = [[row.name, *(_cell(row.values.get(c), c in shares) for c in columns)] for row in rows]
     headings = ["policy", *columns]
@@ -165,6 +165,8 @@ def _row(name: str, found: Sequence[Benchmark]) -> BenchmarkRow:
         for metric, column in _columns(one)
         if metric in one.gains and metric not in PLAIN
     }
+    if all(one.suite == "leaderboard" for one in found):  # here, so that over seeds each seed has its own average
+        values, gains = _with_average(values), _with_average(gains)
     return BenchmarkRow(name, values, gains)
 
 
@@ -181,11 +183,7 @@ def _over(name: str, rows: Sequence[BenchmarkRow], shared: bool = False) -> Benc
     return BenchmarkRow(name, together([row.values for row in rows]), together([row.gains for row in rows]))
 
 
-def _with_average(row: BenchmarkRow) -> BenchmarkRow:
-    return BenchmarkRow(row.name, _average(row.values), _average(row.gains))
-
-
-def _average(values: dict[str, Value]) -> dict[str, Value]:
+def _with_average(values: dict[str, Value]) -> dict[str, Value]:
     """The six with their plain mean, if they are all there; its parts are of different documents, so independent."""
     if not all(column.heading in values for column in COLUMNS):
         return values
@@ -218,14 +216,15 @@ def _notes(suite: str, limit: int | None, found: Sequence[Benchmark]) -> list[st
         notes.append(f"lm-evaluation-harness {', '.join(versions)}.")
     if suite == "leaderboard":
         shots = ", ".join(f"{c.heading} {c.fewshot}-shot {c.metric.removesuffix(',none').replace(',', ' ')}" for c in COLUMNS)
-        notes.append(f"{shots}; in percent, and their plain mean.")
+        notes.append(f"{shots}; in percent, and their plain mean. Asked without a chat template, as the leaderboard was.")
         own = sorted({one.task for one in found if one.own})
         if own:
             notes.append(f"Of your own YAML, so not compared with the paper: {', '.join(own)}.")
         if limit is None and len(own) < len({one.task for one in found}):
             notes.append(
                 f"The paper's rows are {PAPER_SOURCE}, taken with the harness of its time; it gives no errors. "
-                "Only the tasks that were measured here on all documents are shown."
+                "Only the tasks that were measured here on all documents are shown. Its two rows of iteration 0 are one "
+                "algorithm, so what they differ by is noise. Its base was not in 4 bits, as it is here by default."
             )
     return notes
 

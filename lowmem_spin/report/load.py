@@ -17,6 +17,7 @@ from lowmem_spin.common.keys import digest
 from lowmem_spin.config.places import put_in_place
 from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
 from lowmem_spin.evaluation.arena import FILE as ARENA
+from lowmem_spin.evaluation.prompting import in_words
 from lowmem_spin.report.intervals import Value
 from lowmem_spin.report.measures import MATCH
 from lowmem_spin.report.results import Benchmark, PolicyResults, RunResults, SweepFile, SweepResults, recipe_field
@@ -115,7 +116,7 @@ def _benchmark(record: Any) -> Benchmark:
     values, gains = {}, {}
     for metric, number in record["numbers"].items():
         if number["value"] is not None:
-            values[metric] = Value.read(number["value"], number["stderr"])
+            values[metric] = Value.read(number["value"], number["stderr"], record["count"])
         if number.get("gain") is not None:
             gains[metric] = Value.read(number["gain"], number["gain_stderr"])
     names = record["name"], record["policy"], record["suite"], record["task"]
@@ -125,7 +126,8 @@ def _benchmark(record: Any) -> Benchmark:
     if not all(count is None or isinstance(count, int) for count in counts):
         raise TypeError("counts")
     versions = record["recorded"]["versions"]
-    return Benchmark(*names, *counts, record["own"] is True, versions, values, gains)
+    asked = in_words(record.get("prompting", {})) if record["suite"] == "tasks" else ""
+    return Benchmark(*names, *counts, record["own"] is True, versions, values, gains, asked)
 
 
 def _arena(folder: Path, keys: dict[str, str]) -> dict[str, Any] | None:
@@ -182,7 +184,7 @@ def _policies(path: Path, keys: dict[str, str], parts: dict[str, Part]) -> list[
 def _policy(record: Any) -> PolicyResults:
     """One record; raises KeyError, TypeError or ValueError if it is not whole."""
     names = [name for name in record if f"{name}_se" in record]
-    values = {name: Value.read(record[name], record[f"{name}_se"]) for name in names}
+    values = {name: Value.read(record[name], record[f"{name}_se"], record.get(f"{name}_n")) for name in names}
     categories = {name.partition("/")[2]: values.pop(name) for name in names if name.startswith(f"{MATCH}/")}
     of_answers = OF_ANSWERS if any(name in record for name in OF_ANSWERS) else ()
     for name in (*MEASURED, *of_answers):

@@ -32,7 +32,7 @@ from lowmem_spin.report.svg import drawing, inline, style
 __all__ = ["write_all", "write_page", "write_picture"]
 RUN_LEGEND = (
     "± is the half-width of a 95% interval over held-out rows; it says nothing about another seed. Gain: score minus the "
-    "base's on the same rows. KL in nats per completion. = data: own samples that equal the data's answer."
+    "base's on the same rows. KL in nats per completion. As in data: own samples that equal the data's answer."
 )
 SWEEP_LEGEND = (
     "The last iterate of each configuration. ± is the half-width of a 95% interval: over seeds, by Student's t, where there "

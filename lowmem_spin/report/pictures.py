@@ -10,6 +10,7 @@ from matplotlib.figure import Figure, FigureBase
 from lowmem_spin.common.errors import printable
 from lowmem_spin.common.files import write_atomically, write_text
 from lowmem_spin.config.choices import in_words
+from lowmem_spin.config.game_config import rules_in_words
 from lowmem_spin.report.answers import BeforeAfter, before_after, one_line
 from lowmem_spin.report.panels import run_panels, sweep_panels
 from lowmem_spin.report.plots import TALL, Panel, laid_out, short
@@ -97,8 +98,9 @@ def write_picture(results: RunResults | SweepResults, path: Path) -> list[Path]:
 
 def game_in_words(recipe: dict[str, Any]) -> str:
     """Algorithm, loss and what is most often varied."""
-    names = ["game.alpha", "game.history", "game.iterations", "seed"]
+    names = ["game.iterations", "seed"]
     values = [f"{name.rpartition('.')[2]} {plain_value(recipe_field(recipe, name))}" for name in names]
+    values = [*rules_in_words(recipe_field(recipe, "game") or {}), *values]
     loss = recipe_field(recipe, "game.loss")
     played = [str(recipe_field(recipe, "game.algorithm")), *([in_words(loss)] if isinstance(loss, dict) else [])]
     return ", ".join([*played, *values])

@@ -57,6 +57,7 @@ class Benchmark:
     versions: dict[str, str]
     values: dict[str, Value]  # by "metric,filter" as lm-evaluation-harness writes it
     gains: dict[str, Value]  # over the base, on the same documents
+    asked: str = ""  # how, in words, of a task that can be asked in several ways
 
 
 @dataclass(frozen=True)

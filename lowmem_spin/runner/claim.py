@@ -20,7 +20,7 @@ METRICS, ITERATES = "metrics.jsonl", "iterates"
 FILES = ("run.json", "recipe.yaml", METRICS, *PICTURES)  # that a game writes into its folder
 # What commands write into a run's or a sweep's folder. Where no record says that it is one, such a name is somebody else's.
 WRITTEN = ("recipe.yaml", METRICS, ITERATES, *PICTURES, "report.md", "report_*.png", "report_*.svg")
-WRITTEN += ("benchmarks.jsonl", "arena.json", "mtbench", "alpaca", "serve")
+WRITTEN += ("benchmarks.jsonl", "arena.json", "mtbench", "alpaca", "samples", "serve")
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError)
 OF_SWEEPS = ("report.html", "report.md", "report_*.png", "report_*.svg")
 

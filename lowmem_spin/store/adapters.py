@@ -82,13 +82,18 @@ def _train(tables: Tables, stage: Train, pairs: Sequence[Any], label: str, note:
         made, metrics = learner.train(
             tables.adapter(stage.init),
             pairs,
-            stage.loss,
+            _with_source(tables, stage.loss),
             stage.settings,
             work,
             told_of(meter, tokens_per_row, note),
         )
     manifest = {"kind": "train", "name": stage.name, "asked": stage.spec(), "rows": len(pairs), "metrics": metrics}
     return tables.store.commit_adapter(stage.policy, made, manifest)
+
+
+def _with_source(tables: Tables, loss: dict[str, Any]) -> dict[str, Any]:
+    """A loss as a learner takes it: one of a person's own goes there with its source, for that may be another process."""
+    return {**loss, "function": tables.own_loss} if loss["name"] == "function" else loss
 
 
 def told_of(meter: Meter, tokens_per_row: float = 0.0, note: Note | None = None) -> Advance:

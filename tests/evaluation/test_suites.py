@@ -1,11 +1,14 @@
 """Benchmarks of a played sweep's policies: the harness's own numbers, each computed once, and what a report makes of them."""
 
+import io
 import json
 import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from rich.console import Console
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from helpers.commands import SMALL
+from helpers.commands import SMALL, call
 from helpers.games import open_hf, save_slot, shake_slot, unchecked
 from helpers.page import Page, cells, check_offline
 from lowmem_spin.cli.evaluate import evaluate
@@ -27,11 +30,13 @@ from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config import grid
+from lowmem_spin.config.harness_config import GenKwargs, Harness
 from lowmem_spin.config.load import find_recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.evaluation import diversity
-from lowmem_spin.evaluation.harness_tasks import Catalogue
+from lowmem_spin.evaluation.harness_tasks import Catalogue, Task
 from lowmem_spin.evaluation.leaderboard import COLUMNS
+from lowmem_spin.evaluation.prompting import PLAIN, HarnessChanges, Prompting
 from lowmem_spin.evaluation.suites import EvaluationRequest, measure_policies
 from lowmem_spin.evaluation.target import EvaluationTarget
 from lowmem_spin.report.benchmarks import blocks
@@ -42,7 +47,10 @@ from lowmem_spin.runner.open import SharedResources
 from lowmem_spin.runner.sweep import Entry, Sweep
 
 SWEEP = "game-sweep"
+IN_PLAIN_TEXT = HarnessChanges(apply_chat_template=False)  # the tasks here write the template's tokens themselves
 NAMES = ("skills_choice", "skills_answer")
+CHAT = "skills_chat"  # a question alone, with an example before it: the template is the harness's to write
+PENALTY = 1.3
 WRITTEN = "<bos><user>{{prompt}}<end_of_turn><model>"
 
 
@@ -51,13 +59,14 @@ def write_tasks(folder: Path, rows: list[dict[str, Any]]) -> None:
     folder.mkdir()
     for place, row in enumerate(rows):
         row["choices"] = [row["completion"], *(rows[(place + step) % len(rows)]["completion"] for step in (1, 2, 3))]
-    for name in NAMES:
+    for name in (*NAMES, CHAT):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     choice = {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": 0, "num_fewshot": 1}
     choice |= {"fewshot_split": "test", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]}
     answer = {"output_type": "generate_until", "doc_to_target": "{{completion}}", "metric_list": [{"metric": "exact_match"}]}
     answer |= {"generation_kwargs": {"until": ["\n"], "max_gen_toks": 20}}
-    for name, task in zip(NAMES, (choice, answer), strict=True):
+    chat = answer | {"doc_to_text": "{{prompt}}", "num_fewshot": 1, "fewshot_split": "test"}
+    for name, task in zip((*NAMES, CHAT), (choice, answer, chat), strict=True):
         data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / f"{name}.jsonl")}}}
         shape = {"test_split": "test", "doc_to_text": WRITTEN, "target_delimiter": "", "metadata": {"version": 2.0}}
         (folder / f"{name}.yaml").write_text(json.dumps({"task": name, **data, **shape, **task}))  # JSON is YAML
@@ -106,11 +115,15 @@ def lines(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
 @pytest.fixture(scope="module")
 def measured(home: Path) -> Path:
     """The home after `evaluate` on the whole sweep."""
-    evaluate(home / SWEEP, EvaluationRequest(tasks=NAMES, include=home / "tasks"), "all", quiet())
+    evaluate(home / SWEEP, EvaluationRequest(tasks=NAMES, include=home / "tasks"), "all", quiet(), changes=IN_PLAIN_TEXT)
+    chat = HarnessChanges(gen_kwargs=f"repetition_penalty={PENALTY}", log_samples=True)  # the template is the default
+    evaluate(home / SWEEP, EvaluationRequest(tasks=[CHAT], include=home / "tasks"), "all", quiet(), changes=chat)
     return home
 
 
-def harness(base: Path, tasks: Path, out: Path, adapter: Path | None) -> dict[str, Any]:
+def harness(
+    base: Path, tasks: Path, out: Path, adapter: Path | None, names: Sequence[str] = NAMES, **asked: Any
+) -> dict[str, Any]:
     """What the harness by itself writes of a policy."""
     import lm_eval
     from lm_eval.loggers import EvaluationTracker
@@ -121,14 +134,17 @@ def harness(base: Path, tasks: Path, out: Path, adapter: Path | None) -> dict[st
     found = evaluate_by_itself(
         model="hf",
         model_args=f"pretrained={base},dtype=float32" + (f",peft={adapter}" if adapter else ""),
-        tasks=list(NAMES),
-        task_manager=TaskManager(include_path=str(tasks)),
+        tasks=list(names),
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         batch_size=2,
         device="cpu",
         log_samples=True,
         evaluation_tracker=tracker,
+        **asked,
     )
     tracker.save_results_aggregated(results=found, samples=found["samples"])
+    for name in names:
+        tracker.save_results_samples(name, found["samples"][name])
     (results,) = out.rglob("results_*.json")
     return json.loads(results.read_text())
 
@@ -156,6 +172,96 @@ def test_the_numbers_are_those_of_the_harness_by_itself(quickstart: Path, measur
     assert found["iterate 0", "skills_answer"]["policy"] != lines(second)["iterate 0", "skills_answer"]["policy"]
 
 
+def test_with_the_chat_template_too(quickstart: Path, measured: Path, tmp_path: Path) -> None:
+    """The default, with the example as a turn and answers generated in another way; numbers and samples."""
+    first, second = points(measured)
+    found = {}
+    for name, adapter in {"base": None, "iterate 0": first / "iterates" / "0"}.items():
+        asked = {"apply_chat_template": True, "fewshot_as_multiturn": True, "gen_kwargs": {"repetition_penalty": PENALTY}}
+        theirs = harness(quickstart / "base", measured / "tasks", tmp_path / name, adapter, [CHAT], **asked)
+        ours = lines(first)[name, CHAT]
+        assert ours["numbers"]["exact_match,none"]["value"] == theirs["results"][CHAT]["exact_match,none"]
+        assert ours["recorded"]["task_hash"] == {CHAT: theirs["task_hashes"][CHAT]}
+        assert ours["prompting"] == {
+            "chat_template": True,
+            "fewshot_as_multiturn": True,
+            "gen_kwargs": {"repetition_penalty": PENALTY},
+        }
+        (written,) = (tmp_path / name).rglob("samples_*.jsonl")
+        (file,) = (first / "samples" / name.replace(" ", "_")).iterdir()
+        samples = [json.loads(line) for line in file.read_text().splitlines()]
+        assert samples == [json.loads(line) for line in written.read_text().splitlines()]
+        found[name] = [sample["resps"] for sample in samples]
+        prompt = samples[1]["arguments"]["gen_args_0"]["arg_0"]
+        assert (
+            prompt.startswith("<bos><user>") and prompt.count("<end_of_turn>") == 3 and prompt.endswith("<end_of_turn><model>")
+        )
+    assert found["base"] != found["iterate 0"]
+    alike = [point / "samples" / "base" for point in (first, second)]
+    assert [path.read_bytes() for path in alike[0].iterdir()] == [path.read_bytes() for path in alike[1].iterdir()]
+
+
+def test_a_result_in_plain_text_has_the_key_of_earlier_versions() -> None:
+    asked = Task("gsm8k", 5, "0" * 20, own=False)
+    spec = partial(Task.spec, policy="1" * 20, limit=None, learner={"engine": "hf", "dtype": "float32"})
+    assert digest(spec(asked)) == "b1f0a299628ea334f81a"
+    ways = [Harness(apply_chat_template=False), Harness(), Harness(fewshot_as_multiturn=False)]
+    ways += [Harness(apply_chat_template=chat, gen_kwargs=GenKwargs(max_gen_toks=9)) for chat in (True, False)]
+    keys = [digest(spec(replace(asked, prompting=Prompting.of(way)))) for way in ways]
+    assert keys[0] == digest(spec(asked))
+    assert len(set(keys)) == len(ways)
+
+
+def test_the_leaderboard_is_asked_in_plain_text_whatever_tasks_are() -> None:
+    request = EvaluationRequest(["leaderboard"], ["gsm8k"], options=Harness(gen_kwargs=GenKwargs(max_gen_toks=9)))
+    *papers, named = request.find(request.catalogue())
+    assert {task.prompting for task in papers} == {PLAIN}
+    assert named.prompting == Prompting(True, True, '{"max_gen_toks": 9}')
+
+
+def test_samples_that_are_gone_are_measured_again_and_the_numbers_stay(measured: Path, tmp_path: Path) -> None:
+    home = moved(measured, tmp_path)
+    first, _ = points(home)
+    logged = Harness(gen_kwargs=GenKwargs(repetition_penalty=PENALTY), log_samples=True)
+    (file,) = (first / "samples" / "base").iterdir()
+    content = file.read_bytes()
+    assert added(home, first, asked(home, tasks=[CHAT], options=logged)) == 0
+    file.unlink()
+    before, told = stored(home), io.StringIO()
+    measure_run(first, asked(home, tasks=[CHAT], options=logged), "base", Display(Console(file=told, width=500)))
+    assert file.read_bytes() == content
+    assert stored(home) == before
+    assert f"base on {CHAT} is measured again, for its samples; the stored numbers stay" in told.getvalue()
+    assert f"{CHAT}: asked with the chat template, repetition_penalty {PENALTY}" in told.getvalue()
+    assert f"samples  {first / 'samples'}" in told.getvalue()
+
+
+def test_tables_say_how_tasks_were_asked(measured: Path) -> None:
+    titles = [block.title for block in blocks(read_run(points(measured)[0]).benchmarks)]
+    assert titles[:2] == [
+        "Other tasks, without a chat template",
+        f"Other tasks, with the chat template, repetition_penalty {PENALTY}",
+    ]
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\n", b'{"name": "base", "task"'], ids=["no text", "half a line"])
+def test_damaged_benchmarks_are_set_aside_and_written_whole(measured: Path, tmp_path: Path, damage: bytes) -> None:
+    home = moved(measured, tmp_path)
+    first, _ = points(home)
+    whole = lines(first)
+    path = first / "benchmarks.jsonl"
+    path.write_bytes(path.read_bytes() + damage)
+    broken, before = path.read_bytes(), set((home / "store").glob("aside/*"))
+    options = [part for name in NAMES for part in ("--task", name)]
+    result = call("evaluate", first, *options, "--include-path", home / "tasks", "--no-apply-chat-template")
+    assert result.returncode == 0, result.stderr
+    (aside,) = set((home / "store").glob("aside/*")) - before
+    assert aside.read_bytes() == broken
+    said = " ".join((result.stdout + result.stderr).split())
+    assert said.count("moved to") == 1 and "tasks that are not asked for now come back from the store" in said
+    assert lines(first) == {key: line for key, line in whole.items() if key[1] in NAMES}
+
+
 def test_a_4_bit_base_measures_as_peft_on_transformers(quickstart: Path, home: Path, tmp_path: Path) -> None:
     import lm_eval
     from lm_eval.models import huggingface
@@ -171,7 +277,7 @@ def test_a_4_bit_base_measures_as_peft_on_transformers(quickstart: Path, home: P
     )
     names = (*NAMES, "skills")
     tasks = [catalogue.load(task) for name in names for task in catalogue.tasks(name, None)]
-    ours = [[measure_task(bench, policy, task, 20, "")["numbers"] for task in tasks] for policy in (adapter, None, adapter)]
+    ours = [[measure_task(bench, policy, task, 20, "")[0]["numbers"] for task in tasks] for policy in (adapter, None, adapter)]
     assert ours[0] == ours[2] != ours[1]
 
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
@@ -187,6 +293,13 @@ def test_a_4_bit_base_measures_as_peft_on_transformers(quickstart: Path, home: P
     theirs = by_the_harness(**given, tasks=list(NAMES), limit=20)["results"]
     theirs |= by_the_harness(**given, tasks=["skills"], limit=20)["results"]
     assert len(ours[0][2]["acc,none"]["values"]) == 40
+
+    shutil.copytree(quickstart / "base", tmp_path / "base")  # its own files know of no end but <eos>, its template does
+    (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": 2}')
+    bench = HarnessModel(engine, Source(str(tmp_path / "base"), None, "test"), quiet())
+    for chat, ends in ((True, [2, 5]), (False, 2)):
+        with bench.playing(adapter, "", chat):
+            assert bench.model.generation_config.eos_token_id == ends
     for name, numbers in zip(names, ours[0], strict=True):
         assert {metric: number["stderr"] for metric, number in numbers.items()} == {
             metric: theirs[name][metric.replace(",", "_stderr,")] for metric in numbers
@@ -199,7 +312,8 @@ def stored(home: Path) -> dict[Path, int]:
 
 
 def asked(home: Path, **changes: Any) -> EvaluationRequest:
-    return EvaluationRequest(**{"tasks": NAMES, "include": home / "tasks"} | changes)
+    plain = Harness(apply_chat_template=False)
+    return EvaluationRequest(**{"tasks": NAMES, "include": home / "tasks", "options": plain} | changes)
 
 
 def measure_run(folder: Path, question: EvaluationRequest, iterate: str, display: Display) -> None:
@@ -219,13 +333,19 @@ def added(home: Path, folder: Path, question: EvaluationRequest, iterate: str = 
     return len(after.keys() - before.keys())
 
 
+def moved(home: Path, folder: Path) -> Path:
+    """A copy of the home, for a test that changes it."""
+    there = Path(shutil.copytree(home, folder / "home", symlinks=True))
+    for path in [*(there / SWEEP).rglob("recipe.yaml"), *(there / "tasks").glob("*.yaml")]:
+        path.write_text(path.read_text().replace(str(home), str(there)))
+    return there
+
+
 def test_nothing_is_measured_twice(measured: Path, tmp_path: Path) -> None:
-    home = Path(shutil.copytree(measured, tmp_path / "home", symlinks=True))
-    for path in [*(home / SWEEP).rglob("recipe.yaml"), *(home / "tasks").glob("*.yaml")]:
-        path.write_text(path.read_text().replace(str(measured), str(home)))
+    home = moved(measured, tmp_path)
     first, second = points(home)
     assert added(home, first, asked(home)) == added(home, second, asked(home)) == 0  # though the tasks' folder moved
-    assert len(stored(home)) == 3 * 3  # base and two iterates; two tasks and diversity
+    assert len(stored(home)) == 3 * 4  # base and two iterates; three tasks and diversity
     assert added(home, first, asked(home, limit=5), "base") == 2
     assert added(home, second, asked(home, limit=5)) == 2  # the base is shared
     assert added(home, first, asked(home, tasks=NAMES[:1], fewshot=2), "base") == 1
@@ -269,6 +389,7 @@ def test_gains_are_taken_document_by_document(measured: Path) -> None:
     values = {}
     for name, key in run_folder.read_run(run).policies.items():
         records = [json.loads(path.read_text()) for path in (measured / "store" / "results" / key).glob("*.json")]
+        records = [record for record in records if "prompting" not in record]
         (values[name],) = [r["numbers"]["exact_match,none"]["values"] for r in records if "exact_match,none" in r["numbers"]]
     apart = np.array(values["iterate 0"]) - np.array(values["base"])
     number = lines(run)["iterate 0", "skills_answer"]["numbers"]["exact_match,none"]
@@ -499,3 +620,31 @@ def test_a_sweep_has_intervals_over_its_seeds(seeds: Path) -> None:
     assert cells(table, "base")[1] == f"30.00 ±{1.96 * 0.4:.2f}"  # one policy: its own error
     assert cells(table, "the recipe")[1] == f"{arcs.mean():.2f} ±{half:.2f}"
     assert cells(against, "the recipe")[1] == f"+4.00 ±{half:.2f} (noise)"
+    assert cells(table, "the recipe")[7].endswith(f" ±{half:.2f}")  # all tasks of a seed move together, and so their average
+
+
+@pytest.mark.parametrize(
+    ("changes", "tasks", "line"),
+    [
+        ({"gen_kwargs": "greedy"}, 1, "--gen-kwargs 'greedy': give KEY=VALUE,..., for instance do_sample=true,temperature=0.7"),
+        ({"gen_kwargs": "temprature=1"}, 1, "--gen-kwargs: unknown 'temprature'; did you mean temperature?"),
+        ({"gen_kwargs": "temperature=0.7"}, 1, "--gen-kwargs: temperature is only heard with do_sample true: "),
+        ({"gen_kwargs": "do_sample=true,top_p=7"}, 1, "--gen-kwargs top_p=7: Input should be less than or equal to 1"),
+        ({"apply_chat_template": False, "fewshot_as_multiturn": True}, 1, "--fewshot-as-multiturn: without the chat template"),
+        ({"apply_chat_template": False}, 0, "--no-apply-chat-template: of which task? it is for those named by --task"),
+        ({"log_samples": True}, 0, "--log-samples: of which task?"),
+    ],
+)
+def test_how_tasks_cannot_be_asked_is_one_line(changes: dict[str, Any], tasks: int, line: str) -> None:
+    with pytest.raises(InputError) as error:
+        HarnessChanges(**changes).of(Harness(), bool(tasks), bool(tasks))
+    assert str(error.value).startswith(line)
+
+
+def test_a_command_changes_only_what_it_names_of_the_recipes_way() -> None:
+    own = Harness(fewshot_as_multiturn=False, gen_kwargs=GenKwargs(max_gen_toks=9), log_samples=True)
+    assert HarnessChanges().of(own, tasks=False, harness=False) == own
+    sampled = HarnessChanges(gen_kwargs="do_sample=true,temperature=0.5,until=['a,b','c']").of(own, tasks=True, harness=True)
+    assert sampled.gen_kwargs.given == {"do_sample": True, "temperature": 0.5, "until": ["a,b", "c"]}
+    assert (sampled.multiturn, sampled.log_samples) == (False, True)
+    assert not HarnessChanges(apply_chat_template=False).of(own, tasks=True, harness=True).multiturn

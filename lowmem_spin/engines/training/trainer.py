@@ -24,6 +24,7 @@ from lowmem_spin.engines.training.checkpoints import finish_checkpoint, last_che
 from lowmem_spin.engines.training.layout import RowLayout
 from lowmem_spin.engines.training.logps import States, autocast, completion_logps, decoder_states
 from lowmem_spin.engines.training.optimizer import optimizer_arguments, optimizer_steps
+from lowmem_spin.engines.training.own_loss import opened
 from lowmem_spin.engines.training.trees import Tree
 
 
@@ -94,8 +95,7 @@ class PairTrainer(Trainer):
     ) -> None:
         super().__init__(train_dataset=list(pairs), **kwargs)  # type: ignore[arg-type]
         self.pairs, self.batches, self.layout, self.states, self.dtype = pairs, batches, layout, states, dtype
-        self.loss_options = {name: value for name, value in loss.items() if name != "name"}
-        self.loss_function = None if loss["name"] == "sft" else LOSSES[loss["name"]]
+        self.loss_function, self.loss_options = _loss(loss)
         self.model_accepts_loss_kwargs = True  # compute_loss itself divides by the pairs of the whole step
         self._sums: dict[str, float] = defaultdict(float)
 
@@ -165,6 +165,14 @@ class PairTrainer(Trainer):
             logs = {**logs, **means}
             self._sums.clear()
         super().log(logs, start_time)
+
+
+def _loss(loss: dict[str, Any]) -> tuple[Callable[..., Tensor] | None, dict[str, Any]]:
+    """The function of a loss and its options; plain fine-tuning has none, and a person's own comes with its source."""
+    if loss["name"] == "function":
+        return opened(loss["function"]), loss["options"]
+    options = {name: value for name, value in loss.items() if name != "name"}
+    return None if loss["name"] == "sft" else LOSSES[loss["name"]], options
 
 
 def _sides(logps: Tensor, lengths: Tensor, pairs: Sequence[Pair]) -> Sides:
