@@ -6,6 +6,7 @@ Pure Python; nothing runs here. What the stages are made of is in stages.py.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from lowmem_spin.algorithm.own_functions import BASE_LOGPS, REFERENCE, in_place, is_whole, reads
 from lowmem_spin.algorithm.roles import PLAIN_SFT, Role
 from lowmem_spin.algorithm.settings import training_settings
 from lowmem_spin.algorithm.stages import (
@@ -26,8 +27,8 @@ from lowmem_spin.algorithm.stages import (
     Train,
     TrainSampler,
 )
-from lowmem_spin.config.choices import GFlowNet
-from lowmem_spin.config.game_config import GameConfig
+from lowmem_spin.config.choices import GFlowNet, OwnLoss
+from lowmem_spin.config.game_config import OwnReference
 from lowmem_spin.config.per_iteration import values_at
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.config.training_config import WarmStart
@@ -106,11 +107,11 @@ def play(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
     amortized: dict[str, str] = {}  # iterate -> what has learned to answer as its mixture with the base
     for t in range(game.iterations):
         previous = iterates[-1] if iterates else base
-        reference = _reference(recipe, iterates, base)
+        reference = _reference(recipe, inputs, iterates, base)
         if isinstance(reference, Average):
             yield reference
             reference = {reference.policy: 1.0}
-        negatives = _opponents(game, iterates, base)
+        negatives = _opponents(recipe, inputs, iterates, base)
         fine_tunings = _train_samplers(
             recipe, inputs, t, [policy for policy in negatives if policy not in (base, *amortized)], base
         )
@@ -132,11 +133,13 @@ def play(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
         yield from _plain_sft(recipe, inputs, base)
 
 
-def _reference(recipe: Recipe, iterates: Sequence[str], base: str) -> Mixture | Average:
+def _reference(recipe: Recipe, inputs: Inputs, iterates: Sequence[str], base: str) -> Mixture | Average:
     """What the next iterate is held to."""
     game = recipe.game
-    if game.loss.name == "slic":
+    if game.loss.name == "slic" or (isinstance(game.loss, OwnLoss) and not reads(game, inputs, REFERENCE)):
         return {}  # it has no reference
+    if isinstance(game.reference, OwnReference):
+        return in_place(inputs.reference, iterates, base)
     if game.reference_over == "history":
         return reference_over_history(iterates, base, game.alpha)
     if game.reference == "ema":
@@ -146,8 +149,11 @@ def _reference(recipe: Recipe, iterates: Sequence[str], base: str) -> Mixture | 
     return reference(iterates[-1] if iterates else base, base, game.alpha)
 
 
-def _opponents(game: GameConfig, iterates: Sequence[str], base: str) -> Mixture:
+def _opponents(recipe: Recipe, inputs: Inputs, iterates: Sequence[str], base: str) -> Mixture:
     """Who answers; the base has its own share first."""
+    game = recipe.game
+    if game.opponents is not None:
+        return in_place(inputs.opponents, iterates, base)
     past = opponents(iterates, base, game.window, game.weights)
     rest = [(policy, weight * (1 - game.base_weight)) for policy, weight in past.items()]
     return mixture([*rest, (base, game.base_weight)])
@@ -179,9 +185,11 @@ def _draw(recipe: Recipe, inputs: Inputs, t: int, prompts: int) -> Draw:
 
 def _train(recipe: Recipe, inputs: Inputs, t: int, pair_source: PairSource, reference: Mixture, init: str, base: str) -> Train:
     game = recipe.game
-    loss, penalties = values_at(game.loss.model_dump(), t), game.regularizer.weights
+    loss, penalties = _loss(recipe, inputs, t), game.regularizer.weights
     if penalties:
         loss |= {"penalties": penalties, **game.regularizer.model_dump(include={"clamp", "importance"})}
+        if loss["importance"] == "corrected":
+            loss["importance"] = "clamped"  # as weights were not at first, so that it is another training
     return Train(
         f"iterate {t}",
         Role.ITERATE,
@@ -191,10 +199,19 @@ def _train(recipe: Recipe, inputs: Inputs, t: int, pair_source: PairSource, refe
         init,
         loss,
         _settings(recipe, inputs, t),
-        combine="geometric" if game.reference == "ema" else game.reference,
-        normalise=game.normalizer == "estimated" and len(reference) > 1,
-        penalty_reference=base if penalties else None,
+        combine=game.combine,
+        normalise=game.normalizer == "estimated" and bool(reference) and not is_whole(reference),
+        penalty_reference=base if penalties or reads(game, inputs, BASE_LOGPS) else None,
     )
+
+
+def _loss(recipe: Recipe, inputs: Inputs, t: int) -> dict[str, Any]:
+    """What iteration t minimises: a name and options. One's own is known by its content, wherever its file is."""
+    loss = recipe.game.loss
+    if not isinstance(loss, OwnLoss):
+        return values_at(loss.model_dump(), t)
+    content, function = (inputs.loss or {}).get("content"), loss.function.rpartition(":")[2]
+    return {"name": loss.name, "function": function, "content": content, "options": loss.options}
 
 
 def _train_samplers(recipe: Recipe, inputs: Inputs, t: int, policies: Sequence[str], base: str) -> list[TrainSampler]:
@@ -221,6 +238,15 @@ def sampling_params(recipe: Recipe, inputs: Inputs, greedy: bool = False, mixed_
     return Sampling(temperature, generation.top_p, generation.top_k, generation.max_new_tokens, seed, generator, mixture)
 
 
+def health_sampling(recipe: Recipe, inputs: Inputs) -> Sampling:
+    """How policies answer where drift is measured: at temperature 1 from all tokens, whatever the game samples with.
+
+    Only then are the answers drawn from the policy whose log-probs are compared, and the mean of their log-ratios is a KL.
+    """
+    whole = recipe.generation.model_copy(update={"temperature": 1.0, "top_p": 1.0, "top_k": None})
+    return sampling_params(recipe.model_copy(update={"generation": whole}), inputs)
+
+
 def _settings(recipe: Recipe, inputs: Inputs, t: int) -> dict[str, Any]:
     own = {"seed": recipe.seed, "iteration": t, "learner": inputs.learner}
     return {**training_settings(recipe.training, t), **own}
@@ -240,7 +266,7 @@ def _plain_sft(recipe: Recipe, inputs: Inputs, base: str) -> Iterator[Stage]:
     iterates: list[str] = []
     for t in range(recipe.game.iterations):
         # The opponents' count decides how often a row occurs; their identity does not matter to SFT.
-        pair_source = _pair_source(recipe, inputs, t, base, _opponents(recipe.game, iterates, base), base)
+        pair_source = _pair_source(recipe, inputs, t, base, _opponents(recipe, inputs, iterates, base), base)
         settings = _settings(recipe, inputs, t)
         train = Train(f"SFT {t}", Role.BASELINE, t, pair_source, {}, policy, {"name": "sft"}, settings)
         yield train

@@ -117,21 +117,24 @@ def rspo_penalty(
         kind: which divergence, or part of one.
         logps: under the policy being trained.
         base_logps: under the base that it is held to, not under the last iterate.
-        clamp: c, the largest exponent of forward_kl and chi2 (the others have none); None is 10, as in RSPO's code.
-            Beyond it a completion has no gradient.
+        clamp: c, the largest exponent of forward_kl, of chi2 and of a weight; None is 10, as in RSPO's code. Beyond it a
+            completion has no gradient of these.
         importance_logps: log-probs under the policy that y was drawn from. RSPO's code draws from the last iterate and
             corrects for nothing (None), which biases the expectations above as soon as the policy moves. Given, every
-            term is weighted with policy / sampler, through which no gradient flows, and they hold.
+            term is weighted with policy / sampler, through which no gradient flows, and they hold, as far as the weight
+            is below exp(c): beyond it stays there, for it would soon be infinite. Answers have to be draws: the best and
+            the worst of more than two are not.
 
     Raises:
         ValueError: there is no such kind.
     """
     if kind not in PENALTIES:
         raise ValueError(f"{kind!r} is no penalty; known: {', '.join(PENALTIES)}")
-    penalty = PENALTIES[kind](logps, base_logps, CLAMP if clamp is None else clamp)
+    largest = CLAMP if clamp is None else clamp
+    penalty = PENALTIES[kind](logps, base_logps, largest)
     if importance_logps is None:
         return penalty
-    return torch.exp(logps - importance_logps).detach() * penalty
+    return torch.exp((logps - importance_logps).clamp(max=largest)).detach() * penalty
 
 
 def rspo_penalties(
@@ -196,7 +199,7 @@ def regularized_sppo(
         (sides.chosen, sides.base_chosen, sides.ref_chosen),
         (sides.rejected, sides.base_rejected, sides.ref_rejected),
     ):
-        loss = loss + rspo_penalties(penalties or {}, logps, base, clamp, ref if importance == "corrected" else None)
+        loss = loss + rspo_penalties(penalties or {}, logps, base, clamp, None if importance == "none" else ref)
     return loss
 
 

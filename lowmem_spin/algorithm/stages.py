@@ -42,6 +42,10 @@ class Inputs:
     generator: dict[str, Any]  # engine, weight form and dtype of generation
     learner: dict[str, Any]  # engine and dtype of scoring and training
     oracle: dict[str, Any] | None = None  # identity of what judges answers, if anything does
+    # What functions of a person's own are and have said, if the recipe names any; see own_functions.py.
+    loss: dict[str, Any] | None = None  # its source's hash, and what it reads of a pair beside the policy's log-probs
+    opponents: list[Mixture] | None = None  # of each iteration, by name
+    reference: list[Mixture] | None = None
 
 
 @dataclass(frozen=True)
@@ -286,7 +290,7 @@ class Train:
 
     def _sources(self) -> list[str]:
         """The names in source_hashes.py of what it computes with."""
-        loss = [] if self.loss["name"] == "sft" else [f"loss {self.loss['name']}"]
+        loss = [] if self.loss["name"] in ("sft", "function") else [f"loss {self.loss['name']}"]  # an own one has its hash
         return ["trainer", "row order", *loss, *([f"reference {self.combine}"] if self.reference else [])]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lowmem_spin.algorithm.game import sampling_params
+from lowmem_spin.algorithm.game import health_sampling, sampling_params
 from lowmem_spin.algorithm.stages import (
     Average,
     DatasetPairs,
@@ -140,7 +140,7 @@ def _sides(stage: Score, places: Callable[[Draw], Places]) -> Iterator[tuple[str
 def _measured(stage: Evaluate, recipe: Recipe, inputs: Inputs, held: HeldOutPlaces) -> Iterator[Touch]:
     """What health.py asks for, some of it more than once."""
     policy, previous, base = stage.policy, stage.previous, inputs.base
-    sampling = sampling_params(recipe, inputs)
+    sampling = health_sampling(recipe, inputs)
     samples = {by: digest(sampling.spec(by)) for by in (policy, previous, base)}
     yield _completions(policy, sampling, held.health)
     yield _completions(base, sampling, held.health)

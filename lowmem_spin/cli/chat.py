@@ -76,7 +76,7 @@ class Voice:
     engine: HF
     policy: StoredPolicy
     sampling: Sampling
-    messages: list[Message] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)  # after the recipe's system prompt
     asked: int = 0  # questions, forgotten ones included: each is answered with noise of its own
 
     @torch.no_grad()
@@ -84,15 +84,11 @@ class Voice:
         """Stream the answer to `show` as words are finished; None, or a line on why it ended or was not begun."""
         engine, conversation = self.engine, [*self.messages, {"role": "user", "content": question}]
         try:
-            prompt = torch.tensor([engine.renderer.prompt(conversation)], device=engine.device)
+            prompt = torch.tensor([prompt_tokens(engine, conversation, self.sampling, "/reset")], device=engine.device)
         except InputError as refusal:
             return str(refusal)
-        width, limit = prompt.shape[1], context_limit(engine.model.config.to_dict())
-        if limit is not None and width + self.sampling.max_new_tokens > limit:
-            return (
-                f"the conversation has {width} tokens and an answer may have {self.sampling.max_new_tokens}, of {limit}; /reset"
-            )
-        seeds = torch.tensor([number(self.sampling.seed, self.policy.key, self.asked)], device=engine.device)
+        width = prompt.shape[1]
+        seeds = torch.tensor([row_seed(self.sampling, self.policy, self.asked)], device=engine.device)
         ends = torch.tensor(engine.ends, device=engine.device)
         noise = RowNoise(seeds, ends, self.sampling.temperature, self.sampling.top_p, self.sampling.top_k, width)
         settings = GenerationConfig(
@@ -122,13 +118,43 @@ class Voice:
 
 def open_voices(run: RunFolder, policies: list[StoredPolicy], base: Source, temperature: float | None) -> list[Voice]:
     """The policies on one base, sampling as the recipe's generation section says; loads the base."""
-    if temperature is not None and not (temperature == 0 or 1e-6 <= temperature <= 100):
-        raise InputError(f"--temperature {temperature}: cannot be used; give 0, which is greedy, or 0.000001 to 100")
+    sampling = sampling_of(run, temperature, "--temperature")
     engine = HF(run.recipe, base, machine_of(run))
-    sampling = sampling_params(run.recipe, run.inputs)
-    if temperature is not None:
-        sampling = replace(sampling, temperature=temperature)
     return [Voice(engine, policy, sampling) for policy in policies]
+
+
+def sampling_of(run: RunFolder, temperature: float | None, option: str) -> Sampling:
+    """How the recipe's generation section samples, at another temperature if one is given.
+
+    Raises:
+        InputError: it is none; the line begins with `option`.
+    """
+    sampling = sampling_params(run.recipe, run.inputs)
+    if temperature is None:
+        return sampling
+    if not (temperature == 0 or 1e-6 <= temperature <= 100):
+        raise InputError(f"{option} {temperature}: cannot be used; give 0, which is greedy, or 0.000001 to 100")
+    return replace(sampling, temperature=temperature)
+
+
+def prompt_tokens(engine: HF, conversation: list[Message], sampling: Sampling, remedy: str) -> list[int]:
+    """Ids of a conversation as the game's rows have them, with the system prompt that they have.
+
+    Raises:
+        InputError: the rows would have left it out, or its answer has no room in the model's context.
+    """
+    system = engine.recipe.data.system_prompt
+    opened = system is not None and conversation[0]["role"] != "system"
+    found = engine.renderer.prompt([{"role": "system", "content": str(system)}, *conversation] if opened else conversation)
+    limit, most = context_limit(engine.model.config.to_dict()), sampling.max_new_tokens
+    if limit is not None and len(found) + most > limit:
+        raise InputError(f"the conversation has {len(found)} tokens and an answer may have {most}, of {limit}; {remedy}")
+    return found
+
+
+def row_seed(sampling: Sampling, policy: StoredPolicy, asked: int) -> int:
+    """The noise of a policy's answer to the question of this number."""
+    return number(sampling.seed, policy.key, asked)
 
 
 def talk(voices: list[Voice], lines: Iterable[str], out: Console, notify: Show) -> None:

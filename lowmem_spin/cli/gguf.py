@@ -19,7 +19,22 @@ DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # these are c
 OUTTYPES = {dtype: name.lower() for name, dtype in DTYPES.items()}  # as the converter calls them
 # llama-quantize's types, but for those that it makes only with an importance matrix.
 TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K", "Q4_K_S", "Q4_K_M")
-TYPES += ("Q5_K", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", *DTYPES)
+TYPES += (
+    "Q5_K",
+    "Q5_K_S",
+    "Q5_K_M",
+    "Q6_K",
+    "IQ3_S",
+    "IQ3_M",
+    "IQ4_NL",
+    "IQ4_XS",
+    "TQ1_0",
+    "TQ2_0",
+    "Q1_0",
+    "Q2_0",
+    "MXFP4_MOE",
+    *DTYPES,
+)
 WITH_MATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S")
 
 

@@ -41,23 +41,15 @@ Replace = Annotated[bool, typer.Option("--replace", help="Replace the results of
 
 @contextmanager
 def _watched(max_hours: float | None) -> "Iterator[Display]":
-    """What a person watches a game by; its end by an interrupt, or because the hours are over, is said."""
-    import signal
-
+    """What a person watches a game by; an interrupt ends the command."""
     from rich.console import Console
 
-    from lowmem_spin.common.display import Display, TimeIsUpError
-    from lowmem_spin.engines.machine import memory_gauge
+    from lowmem_spin.cli.play import watched
 
-    display = Display(Console(), memory_gauge())
-    signal.signal(signal.SIGINT, display.interrupt)
-    display.stop_after(max_hours)
     try:
-        yield display
-    except TimeIsUpError:
-        display.log(f"{max_hours:g} hours are over; what is finished is stored, run the same command again to go on", "yellow")
+        with watched(Console(), max_hours, "run the same command again") as display:
+            yield display
     except KeyboardInterrupt:
-        display.log("interrupted; what is finished is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None
 
 
@@ -74,11 +66,12 @@ def run(
 ) -> None:
     """Play a game. Interrupting is safe: running again goes on where it stopped."""
     from lowmem_spin.cli.play import run as play
+    from lowmem_spin.common.trust import Trust
     from lowmem_spin.config.load import find_recipe, load_recipe
 
     with _watched(max_hours) as display:
         path = find_recipe(recipe)
-        play(load_recipe(path, overrides or []), path.parent, display, replace, trust)
+        play(load_recipe(path, overrides or []), path.parent, display, replace, Trust(trust))
     display.log(display.time_line())
 
 
@@ -95,23 +88,20 @@ def sweep(
     max_hours: MaxHours = None,
 ) -> None:
     """Play a recipe with some of its values varied. What the games have in common is computed once."""
+    from lowmem_spin.cli.play import planned_sweep
     from lowmem_spin.cli.play import sweep as play
     from lowmem_spin.cli.results import show_sweep
-    from lowmem_spin.config import grid as points
+    from lowmem_spin.common.trust import Trust
+    from lowmem_spin.config.grid import sweep_axes
     from lowmem_spin.config.load import find_recipe
-    from lowmem_spin.runner.sweep import Entry, Sweep
 
     path = find_recipe(recipe)
-    varied = points.sweep_axes(path, alpha, history, grid or [])
-    base = points.first_recipe(path, overrides or [])
-    entries = [Entry(point) for point in points.sweep_points(path, overrides or [], varied, seeds)]
-    game = Sweep(path.stem, points.sweep_folder(base), varied, list(range(base.seed, base.seed + seeds)), entries)
+    game = planned_sweep(path, overrides or [], sweep_axes(path, alpha, history, grid or []), seeds)
     with _watched(max_hours) as display:
-        display.log(f"{len(entries)} games, results in {game.folder}; interrupt whenever you like, run again to go on")
-        play(game, path.parent, display, replace, trust)
+        play(game, path.parent, display, replace, Trust(trust))
     show_sweep(game, display)
     display.log(display.time_line())
-    if any(entry.status == "failed" for entry in entries):
+    if any(entry.status == "failed" for entry in game.entries):
         raise typer.Exit(1)
 
 
@@ -121,6 +111,7 @@ def doctor(
     store: Annotated[Path, path_option(help="The store: its disk is looked at, and verdicts are kept in it.")] = STORE,
     engine: Annotated[str | None, typer.Option(help="Test only this one: vllm or unsloth.")] = None,
     overrides: Overrides = None,
+    trust: TrustCode = False,
 ) -> None:
     """Say what this machine has and which engines a game would use, and test each for real."""
     from rich.console import Console
@@ -133,12 +124,13 @@ def doctor(
     if engine is not None and engine not in names:
         raise InputError(f"--engine {engine!r}: no such engine to test; known here: {', '.join(names)}")
     if recipe is not None:
+        from lowmem_spin.common.trust import Trust
         from lowmem_spin.config import grid as points
         from lowmem_spin.config.load import find_recipe
         from lowmem_spin.runner.planning.plan import plan as planned
 
         path = find_recipe(recipe)
-        made = planned(points.planned_points(path, overrides or [], {}, 1), path.parent)
+        made = planned(points.planned_points(path, overrides or [], {}, 1), path.parent, trust=Trust(trust))
         display.log(f"{'recipe':<20}{path.stem}: model, tokenizer and adapter belong together")
         for note in made.notes:
             display.log(note, "yellow")

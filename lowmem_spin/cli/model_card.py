@@ -11,6 +11,7 @@ from lowmem_spin import __version__
 from lowmem_spin.common.errors import InputError, printable
 from lowmem_spin.common.files import read_text
 from lowmem_spin.config.choices import in_words
+from lowmem_spin.config.game_config import rules_in_words
 from lowmem_spin.config.yaml_text import write_yaml
 from lowmem_spin.data.sources import Source
 from lowmem_spin.report.grid import escape_markdown
@@ -19,6 +20,8 @@ from lowmem_spin.report.measures import MEASURES
 from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy
 
 SHOWN = ("exact_match", "sampled_accuracy", "chosen_logp", "kl_to_base", "kl_to_previous", "length", "truncated")
+PLACES = ("base_url", "api_key_env")  # of a judge
+TEXTS = ("system_prompt", "chat_template")  # no paths, whatever they begin with
 
 
 def text(run: RunFolder, policy: StoredPolicy, base: Source, dtype: str | None, ends: Sequence[int]) -> str:
@@ -53,8 +56,8 @@ def _what(run: RunFolder, policy: StoredPolicy, base: Source, dtype: str | None)
     where = f"the local model `{_plain(Path(base.location).name)}`" if base.local else f"`{base.location}` at `{base.revision}`"
     bits = "in 4 bits (NF4)" if model.quantization == "nf4" else f"in {model.dtype}"
     made = f"{escape_markdown(policy.name)} of a game of {game.algorithm} on {where}, frozen {bits}: "
-    made += f"alpha {game.alpha}, history {game.history}, "
-    made += f"{in_words(game.loss.model_dump())}. Played with lowmem-spin {__version__}, policy key `{_plain(policy.key)}`."
+    rules = ", ".join([*rules_in_words(game.model_dump()), in_words(game.loss.model_dump())])
+    made += f"{escape_markdown(rules)}. Played with lowmem-spin {__version__}, policy key `{_plain(policy.key)}`."
     if dtype is None:
         return made + " This is the LoRA adapter alone; it was trained on the 4-bit base." * (model.quantization == "nf4")
     merged = "the base" if policy.adapter is None else "the adapter merged into the base"
@@ -113,7 +116,9 @@ def _results(metrics: Path, mine: str) -> str:
     columns = {name: MEASURES[name] for name in SHOWN if name in records[0]}
     lines = ["| policy | " + " | ".join(one.heading for one in columns.values()) + " |", "|---|" + "---:|" * len(columns)]
     for record in records:
-        cells = [one.text(Value.read(record[name], record[f"{name}_se"])) for name, one in columns.items()]
+        cells = [
+            one.text(Value.read(record[name], record[f"{name}_se"], record.get(f"{name}_n"))) for name, one in columns.items()
+        ]
         name = escape_markdown(record["name"])
         name = f"**{name}**" if record["name"] == mine else name
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -124,10 +129,6 @@ def _recipe(run: RunFolder) -> str:
     """The recipe without where things were, as indented code, which no text in it can end."""
     content = _shown(run.recipe.model_dump(mode="json", exclude={"output", "runtime"}))
     return "\n".join("    " + line for line in write_yaml(content, sort_keys=False).splitlines())
-
-
-PLACES = ("base_url", "api_key_env")  # of a judge
-TEXTS = ("system_prompt", "chat_template")  # no paths, whatever they begin with
 
 
 def _shown(value: Any) -> Any:

@@ -3,16 +3,33 @@
 from rich import box
 from rich.table import Table
 
-from lowmem_spin.common.display import clock
+from lowmem_spin.common.display import Display, clock
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.engines.memory import CARDS, CONTEXT, FRAGMENTATION, Shape, advice, peak, stage_memory
+from lowmem_spin.engines.memory import CARDS, CONTEXT, FRAGMENTATION, Shape, advice, peak, planned_shape, stage_memory
 from lowmem_spin.engines.registry import gpu_engine
 from lowmem_spin.engines.residency import plan_residency
 from lowmem_spin.runner.planning.counting import GAME_KINDS
 from lowmem_spin.runner.planning.plan import Plan, PlanLine
 
 RAM = 12.7e9  # bytes free on the smallest host that has such cards, a free Colab
+
+
+def show_plan(plan: Plan, display: Display) -> None:
+    """All of it, with what it could not know in yellow."""
+    display.console.print(rows(plan))
+    display.console.print(stages_left(plan))
+    if (shape := planned_shape(plan.found.model)) is not None:
+        first, machine = plan.found.recipe, plan.found.choices.machine
+        dtype = machine.dtype if machine.device == "cuda" else "bfloat16"
+        display.console.print(memory(first, shape, dtype))
+        for line in verdicts(first, shape, dtype):
+            display.log(line)
+    for note in plan.notes:
+        display.log(note, "yellow")
+    left = [line.measured for line in plan.lines if line.to_do]
+    if left:
+        display.log(f"Times are {'from `lowmem-spin bench` on this machine' if all(left) else 'computed, not measured here'}.")
 
 
 def rows(plan: Plan) -> Table:

@@ -1,12 +1,21 @@
 """Whole runs and sweeps: opened, checked, played, measured and shown."""
 
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from rich.console import Console
+
 from lowmem_spin.cli.results import show_run, show_sweep
-from lowmem_spin.common.display import Display
+from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.trust import Trust
+from lowmem_spin.config.grid import Axes, first_recipe, sweep_folder, sweep_points
+from lowmem_spin.config.load import RecipeFile
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.engines.machine import memory_gauge
 from lowmem_spin.evaluation import suites
 from lowmem_spin.runner import sweep as sweeps
 from lowmem_spin.runner.health import Health
@@ -14,13 +23,42 @@ from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.run import Player
 
 
-def run(recipe: Recipe, recipe_dir: Path, display: Display, replace: bool = False, trust: bool = False) -> list[Health]:
+@contextmanager
+def watched(console: Console, max_hours: float | None, again: str) -> Iterator[Display]:
+    """What a person watches a game by, and stops it with: that the hours are over, or Ctrl-C was pressed, is said.
+
+    Args:
+        console: where to.
+        max_hours: when to stop; None is never. It is no error: whoever called goes on.
+        again: how a person goes on, for these lines.
+
+    Raises:
+        InputError: these are no hours.
+        KeyboardInterrupt: somebody pressed Ctrl-C; what is finished is stored.
+    """
+    display = Display(console, memory_gauge())
+    display.stop_after(max_hours)
+    main = threading.current_thread() is threading.main_thread()  # others get no signals
+    before = signal.signal(signal.SIGINT, display.interrupt) if main else None
+    try:
+        yield display
+    except TimeIsUpError:
+        display.log(f"{max_hours:g} hours are over; what is finished is stored, {again} to go on", "yellow")
+    except KeyboardInterrupt:
+        display.log(f"interrupted; what is finished is stored, {again} to go on", "yellow")
+        raise
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
+def run(recipe: Recipe, recipe_dir: Path, display: Display, replace: bool = False, trust: Trust | None = None) -> list[Health]:
     """Play a game and measure it; what the store already has is not computed again.
 
     Another game's results in its folder are refused, unless they are to be replaced; and code that comes with recipe or model,
     unless it is trusted.
     """
-    counted, shared = dict(display.seconds), SharedResources(trust=Trust(trust))
+    counted, shared = dict(display.seconds), SharedResources(trust=trust or Trust())
     game = open_game(recipe, recipe_dir, display, shared)
     with game.store.users.playing():
         player = Player(game, display, counted, suites.check_benchmarks(game), replace)
@@ -31,20 +69,32 @@ def run(recipe: Recipe, recipe_dir: Path, display: Display, replace: bool = Fals
             finally:  # without a judge that has gone away, or what else a benchmark needs, the game is still played
                 with display.timed("report"):
                     show_run(game.folder, display)
-            with display.timed("shut-down"):
-                shared.engines.close()
         finally:
+            with display.timed("shut-down"):  # also of a game that was interrupted: this process may have more to do
+                shared.engines.close()
             player.keep_time()
     return player.healths
 
 
-def sweep(points: sweeps.Sweep, recipe_dir: Path, display: Display, replace: bool = False, trust: bool = False) -> None:
+def planned_sweep(path: RecipeFile, overrides: Sequence[str], varied: Axes, seeds: int) -> sweeps.Sweep:
+    """The games of a sweep, none of them played yet.
+
+    Raises:
+        InputError: one of them is no recipe; the line says which.
+    """
+    base = first_recipe(path, overrides)
+    entries = [sweeps.Entry(point) for point in sweep_points(path, overrides, varied, seeds)]
+    return sweeps.Sweep(path.stem, sweep_folder(base), varied, list(range(base.seed, base.seed + seeds)), entries)
+
+
+def sweep(points: sweeps.Sweep, recipe_dir: Path, display: Display, replace: bool = False, trust: Trust | None = None) -> None:
     """Play the points of a sweep and measure those that are finished.
 
     Raises:
         TimeIsUpError: the display's deadline has passed; what is finished is stored.
     """
-    shared = SharedResources(trust=Trust(trust))
+    shared, count = SharedResources(trust=trust or Trust()), len(points.entries)
+    display.log(f"{count} games, results in {points.folder}; interrupt whenever you like, run again to go on")
     try:
         games = sweeps.play_sweep(points, recipe_dir, display, shared, suites.check_benchmarks, replace)
         try:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lowmem_spin.cli.options import Alphas, Grid, Histories, Overrides, RecipeName, Seeds, path_argument
+from lowmem_spin.cli.options import Alphas, Grid, Histories, Overrides, RecipeName, Seeds, TrustCode, path_argument
 
 app = typer.Typer()
 
@@ -26,12 +26,14 @@ def copy(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe that comes along, or a YAML file.")],
     to: Annotated[Path, path_argument(metavar="FILE", help="Where the copy is to be.")],
 ) -> None:
-    """Copy a recipe to change it. The files that came with it are found from anywhere."""
+    """Copy a recipe to change it. Its Python comes along; the other files that came with it are found from anywhere."""
     from lowmem_spin.config.load import find_recipe
     from lowmem_spin.config.shipped import copy_recipe
 
-    copy_recipe(find_recipe(recipe), to)
-    print(f"{to} is yours to change; play it with `lowmem-spin run {to}`")
+    copied, *python = copy_recipe(find_recipe(recipe), to)
+    for file in python:
+        print(f"{file} came along: the recipe names functions in it")
+    print(f"{copied} is yours to change; play it with `lowmem-spin run {copied}{' --trust' * bool(python)}`")
 
 
 @app.command()
@@ -63,16 +65,17 @@ def plan(
     overrides: Overrides = None,
     gpu: Annotated[str | None, typer.Option(help="Plan for this card instead: 4090, 3090, T4, A100, H100 or H200.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON and nothing else.")] = False,
+    trust: TrustCode = False,
 ) -> None:
     """Say what a recipe or a sweep of it would compute, what is stored already, and the memory it needs. Runs nothing."""
     from rich.console import Console
 
-    from lowmem_spin.cli import plan as tables
+    from lowmem_spin.cli.plan import show_plan
     from lowmem_spin.common.display import Display
     from lowmem_spin.common.files import json_text
+    from lowmem_spin.common.trust import Trust
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find_recipe
-    from lowmem_spin.engines.memory import planned_shape
     from lowmem_spin.runner.planning import plan as planning
     from lowmem_spin.runner.planning.calibration import check_gpu
 
@@ -81,20 +84,8 @@ def plan(
     path = find_recipe(recipe)
     varied = points.sweep_axes(path, alpha, history, grid or [])
     asked = points.planned_points(path, overrides or [], varied, seeds)
-    made = planning.plan(asked, path.parent, gpu)
+    made = planning.plan(asked, path.parent, gpu, Trust(trust))
     if as_json:
         print(json_text(made.record(), indent=2))
         return
-    display, first = Display(Console()), made.found.recipe
-    display.console.print(tables.rows(made))
-    display.console.print(tables.stages_left(made))
-    if (shape := planned_shape(made.found.model)) is not None:
-        dtype = made.found.choices.machine.dtype if made.found.choices.machine.device == "cuda" else "bfloat16"
-        display.console.print(tables.memory(first, shape, dtype))
-        for line in tables.verdicts(first, shape, dtype):
-            display.log(line)
-    for note in made.notes:
-        display.log(note, "yellow")
-    left = [line.measured for line in made.lines if line.to_do]
-    if left:
-        display.log(f"Times are {'from `lowmem-spin bench` on this machine' if all(left) else 'computed, not measured here'}.")
+    show_plan(made, Display(Console()))

@@ -42,7 +42,7 @@ def show_sweep(sweep: Sweep, display: Display) -> None:
         display.console.print(terminal_table(results))
         display.log("report   " + ", ".join(str(path) for path in written if path.suffix in (".html", ".md")))
         display.log(f"pictures {sweep.folder / 'report_*.png'}")
-    display.log(f"points   {counts}, in {sweep.folder / 'points'}")
+    display.log(f"games    {counts}, in {sweep.folder / 'points'}")
 
 
 def show_arena(folder: Path, record: dict[str, Any], display: Display) -> None:

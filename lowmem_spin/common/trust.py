@@ -41,6 +41,7 @@ class Trust:
 
     given: bool = False  # --trust
     held: set[str] = field(default_factory=set)  # trusted by this command
+    option: str = "--trust"  # how a person says so
 
     def check(self, code: Sequence[Code], notify: Notice) -> None:
         """Pass if all of this may run; with --trust it is remembered.
@@ -53,7 +54,7 @@ class Trust:
         new = [one for one in new if one.content not in known]
         if new and not self.given:
             asked = "; ".join(one.line for one in new)
-            raise UntrustedError(f"{asked}; read it, then add --trust, which is asked for again only when it changes")
+            raise UntrustedError(f"{asked}; read it, then add {self.option}, which is asked for again only when it changes")
         self.held |= {one.content for one in code}
         if not new:
             return
@@ -61,7 +62,7 @@ class Trust:
             _remember(new)
         except OSError as error:
             where = error.filename or _file()
-            notify(f"--trust holds for this command only: {where} cannot be written ({error.strerror})")
+            notify(f"{self.option} holds for this command only: {where} cannot be written ({error.strerror})")
 
 
 def _file() -> Path:

@@ -107,11 +107,29 @@ class SPPO(Section):
     however close the oracle found them."""
 
 
-Loss = DPO | IPO | IPOLengthNormalized | Hinge | SLiC | SPPO
+class OwnLoss(Section):
+    """A loss of your own, a function in a Python file. It runs only after --trust, and is tried before the game starts."""
+
+    name: Literal["function"] = "function"
+    """Selects a loss of your own."""
+    function: PathText
+    """Your loss as file.py:function, the file looked up next to the recipe, then in the working directory. Called with B pairs
+    as algorithm.losses.Sides, and with `options`, it returns a float tensor (B,), each pair's loss from that pair alone. Change
+    the file as you like: another content is another loss, the same one elsewhere is not. What it imports is not looked at."""
+    options: dict[str, Option] = Field(default_factory=dict)
+    """Keyword arguments of your loss, for instance {margin: 2.0}, in whatever unit it takes them. Change one here, not in the
+    file, to vary it in a sweep."""
+
+
+Loss = DPO | IPO | IPOLengthNormalized | Hinge | SLiC | SPPO | OwnLoss
 
 
 def in_words(loss: dict[str, Any]) -> str:
-    """{"name": "ipo", "tau": 0.1} as a title has it: ipo, tau 0.1. Of a list, as of [0.1, 5.0]: beta 0.1 then 5.0."""
+    """{"name": "ipo", "tau": 0.1} as a title has it: ipo, tau 0.1. Of a list, as of [0.1, 5.0]: beta 0.1 then 5.0. Of one's
+    own: mine.py:loss, margin 2.0."""
+    if loss.get("name") == "function":
+        options = loss.get("options")
+        loss = {"name": str(loss.get("function")).rpartition("/")[2], **(options if isinstance(options, dict) else {})}
     return ", ".join(f"{'' if name == 'name' else name + ' '}{_plain(value)}" for name, value in loss.items())
 
 
@@ -226,7 +244,8 @@ class Regularizer(Section):
     them. Lower it if these penalties make training unstable."""
     importance: Literal["none", "corrected"] = "none"
     """How the penalties treat answers that the last iterate gave. none: as the policy's own, as in RSPO's code. corrected:
-    each answer is weighted by policy / last iterate, which removes that bias."""
+    each answer is weighted by policy / last iterate, at most exp(clamp). That removes this bias with game.samples 2; of more
+    samples the best and the worst are no draws of the policy, and another bias stays."""
 
     @property
     def weights(self) -> dict[str, float]:

@@ -68,8 +68,11 @@ class Data(Section):
     """Arguments of the chat template, such as enable_thinking: false for a model whose prompts otherwise open a thought. Chats,
     benchmarks, served and exported policies keep them. The template's text says which it knows."""
     max_prompt_length: int = Field(default=512, ge=1, le=TOKENS)
-    """Longest prompt in tokens; rows with a longer one are left out and counted, never cut. Raise it if too many are left
-    out and memory allows."""
+    """Longest prompt in tokens; data.long_prompts says what becomes of longer ones. Raise it if there are too many and memory
+    allows."""
+    long_prompts: Literal["drop", "truncate_left"] = "drop"
+    """What becomes of rows whose prompt is over data.max_prompt_length; they are counted either way. drop: they are left out.
+    truncate_left: the prompt's last tokens are kept, and the turn's opening is lost, as in SPPO's code and TRL's keep_end."""
     max_completion_length: int = Field(default=512, ge=1, le=TOKENS)
     """Longest answer of the data in tokens; longer ones are counted and cut, without an end of turn. Raise it if too many are
     cut and memory allows."""

@@ -7,11 +7,36 @@ from pydantic import BeforeValidator, Field
 
 from lowmem_spin.config.bounds import GAMES_LONG, ROWS
 from lowmem_spin.config.choices import DPO, Loss, NoSampler, Oracle, Regularizer, Sampler, StopWhen, Weight, named
+from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.section import Section
 
 
 def _infinite(value: Any) -> Any:
     return "inf" if isinstance(value, float) and math.isinf(value) else value
+
+
+class OwnOpponents(Section):
+    """Opponents by a function of your own in a Python file, instead of history, weights and base_weight."""
+
+    function: PathText
+    """Your function as file.py:function, the file looked up next to the recipe, then in the working directory. It is called
+    with the names of the iterates so far, oldest first, and that of the base, and returns {policy: weight}; weights are divided
+    by their sum. In the first iteration, where only the base is there, it is not called. Set it for opponents that history,
+    weights and base_weight cannot express. It runs only after --trust, for a plan too."""
+
+
+class OwnReference(Section):
+    """A reference by a function of your own in a Python file, instead of alpha and reference_over."""
+
+    name: Literal["function"] = "function"
+    """Selects a reference of your own."""
+    function: PathText
+    """Your function as file.py:function. It is called as that of game.opponents and returns {policy: weight}: exponents, taken
+    as they are whatever their sum, or for `combine` arithmetic shares that sum to 1. In the first iteration the reference is
+    the base, and it is not called. Set it for references that alpha cannot express. It runs only after --trust."""
+    combine: Literal["geometric", "arithmetic"] = "geometric"
+    """How the policies become one reference. geometric: product of powers of their probabilities. arithmetic: average of their
+    probabilities of a whole answer, which is normalised, as some losses need it."""
 
 
 class GameConfig(Section):
@@ -26,10 +51,11 @@ class GameConfig(Section):
     alpha: float = Field(default=0.95, ge=0, le=1)
     """Weight of the previous iterate in the reference, from 0 to 1; the base has the rest. 1 is SPIN; lower it if iterates
     drift away from the base."""
-    reference: Literal["geometric", "arithmetic", "ema"] = "geometric"
+    reference: Literal["geometric", "arithmetic", "ema"] | OwnReference = "geometric"
     """How the reference combines its policies. geometric: product of powers of their probabilities, as in alpha-SPIN.
     arithmetic: average of their probabilities of a whole answer, so that an answer likely under either stays likely. ema: one
-    policy, whose weights are the moving average alpha * previous iterate + (1 - alpha) * previous reference."""
+    policy, whose weights are the moving average alpha * previous iterate + (1 - alpha) * previous reference. Your own as
+    {name: function, function: file.py:function}."""
     ema: Literal["svd", "exact"] = "svd"
     """For game.reference ema: how the average becomes one adapter. svd: the best approximation of rank training.lora.r.
     exact: no approximation, but a rank that grows with every iteration."""
@@ -45,6 +71,9 @@ class GameConfig(Section):
     base_weight: float = Field(default=0.0, ge=0, le=1)
     """Share of prompts, from 0 to 1, that the base answers in every iteration; past iterates answer the rest. Raise it to keep
     easy opponents in the game."""
+    opponents: OwnOpponents | None = None
+    """Who answers the prompts, by a function of your own as {function: file.py:function}; null is by history, weights and
+    base_weight."""
     sampler: Annotated[
         Sampler, Field(discriminator="name"), BeforeValidator(named("rejection"), json_schema_input_type=Sampler | str)
     ] = NoSampler()
@@ -87,6 +116,38 @@ class GameConfig(Section):
         """`history` as a number, or None for all of it."""
         return None if self.history == "inf" else int(self.history)
 
+    @property
+    def combine(self) -> str:
+        """How the reference's policies become one; see algorithm/references.py. The moving average is one policy."""
+        if isinstance(self.reference, OwnReference):
+            return self.reference.combine
+        return "geometric" if self.reference == "ema" else self.reference
+
+    @property
+    def normalised(self) -> bool | None:
+        """Whether the reference is a policy, its probabilities summing to 1; None: the function that it comes of will say."""
+        if self.combine != "geometric" or self.reference == "ema" or self.normalizer == "estimated":
+            return True
+        if isinstance(self.reference, OwnReference):
+            return None
+        return self.alpha == 0 or self.iterations == 1 or self.all_previous  # at t = 0 the reference is the base
+
+    @property
+    def all_previous(self) -> bool:
+        """Whether the reference is the previous iterate alone: it has all of alpha."""
+        named = not isinstance(self.reference, OwnReference)
+        return named and self.alpha == 1 and (self.reference_over == "previous" or self.iterations == 2)
+
+
+def rules_in_words(game: dict[str, Any]) -> list[str]:
+    """What a title has of a game's reference and opponents: ["alpha 0.95", "history 2"], or functions of one's own."""
+    found = []
+    for setting, section in (("alpha", game.get("reference")), ("history", game.get("opponents"))):
+        own = section.get("function") if isinstance(section, dict) else None
+        name = "reference" if setting == "alpha" else "opponents"
+        found.append(f"{setting} {game.get(setting)}" if own is None else f"{name} {str(own).rpartition('/')[2]}")
+    return found
+
 
 def check_game(game: GameConfig) -> None:
     """Refuse what does not go together.
@@ -109,6 +170,7 @@ def check_game(game: GameConfig) -> None:
             f"game.{given}: has no effect with game.pairing concatenate, where every opponent answers every prompt; leave it "
             "out, or use game.pairing split"
         )
+    _check_own(game)
     _check_reference(game)
     _check_algorithm(game)
     if game.stop_when.win_rate_below is not None and game.oracle is None:
@@ -116,15 +178,34 @@ def check_game(game: GameConfig) -> None:
         raise ValueError(f"game.stop_when.win_rate_below: {rate} needs an oracle that judges answers; set game.oracle")
 
 
+def _check_own(game: GameConfig) -> None:
+    """Refuse settings that functions of a person's own leave without effect, and own functions that have none."""
+    instead = {"game.opponents": ["history", "weights", "base_weight"] if game.opponents is not None else []}
+    if isinstance(game.reference, OwnReference):
+        instead["game.reference"] = ["reference_over"] if game.sampler.name != "none" else ["alpha", "reference_over"]
+    for own, names in instead.items():
+        for name in names:
+            value, default = getattr(game, name), GameConfig.model_fields[name].default
+            if value != default:
+                raise ValueError(
+                    f"game.{name}: {value!r} has no effect, as {own} is a function of your own; leave it out, or have the "
+                    "function do it"
+                )
+    if isinstance(game.reference, OwnReference) and game.loss.name == "slic":
+        raise ValueError("game.reference: a function has no effect, as game.loss slic uses no reference; leave it out")
+    if game.opponents is not None and game.algorithm != "alpha-spin":
+        raise ValueError(
+            f"game.opponents: a function has no effect, as {game.algorithm} has no opponents; leave it out, or use "
+            "game.algorithm alpha-spin"
+        )
+
+
 def _check_reference(game: GameConfig) -> None:
     if game.reference == "ema" and game.reference_over == "history":
         raise ValueError(
             "game.reference_over: 'history', but game.reference ema already averages all past iterates; use previous"
         )
-    alone = game.alpha == 1 and (game.reference_over == "previous" or game.iterations == 2)  # one iterate has all of alpha
-    one = alone or game.alpha == 0 or game.iterations == 1  # at t = 0 the reference is the base
-    normalised = one or game.reference != "geometric" or game.normalizer == "estimated"
-    if game.loss.name in ("ipo_length_normalized", "sppo") and not normalised:
+    if game.loss.name in ("ipo_length_normalized", "sppo") and game.normalised is False:
         estimated = "game.normalizer estimated" if game.algorithm == "sppo" else "game.reference arithmetic"
         remedy = "use " + ("game.loss ipo" if game.loss.name == "ipo_length_normalized" else estimated)
         over = " over history" if game.reference_over == "history" else ""
@@ -132,17 +213,18 @@ def _check_reference(game: GameConfig) -> None:
             f"game.loss.name: {game.loss.name} needs a normalised reference, and a geometric mixture with alpha {game.alpha}"
             f"{over} is not (its constant cancels only between sums); {remedy}, or game.alpha 0{' or 1' * (not over)}"
         )
-    if game.normalizer == "estimated" and (game.algorithm != "sppo" or game.reference != "geometric"):
+    combined = "ema" if game.reference == "ema" else game.combine
+    if game.normalizer == "estimated" and (game.algorithm != "sppo" or combined != "geometric"):
         raise ValueError(
             f"game.normalizer: estimated needs game.algorithm sppo and game.reference geometric, not {game.algorithm} and "
-            f"{game.reference}; use none"
+            f"{combined}; use none"
         )
     if game.regularizer.weights and game.loss.name != "sppo":
         kinds = ", ".join(game.regularizer.weights)
         raise ValueError(
             f"game.regularizer: {kinds} can only be added to the sppo loss, not to {game.loss.name}; use game.loss sppo"
         )
-    if game.regularizer.importance == "corrected" and not (game.algorithm == "sppo" and alone):
+    if game.regularizer.importance == "corrected" and not (game.algorithm == "sppo" and game.all_previous):
         raise ValueError(
             "game.regularizer.importance: corrected needs answers sampled from the reference itself; use game.algorithm sppo, "
             "game.alpha 1 and game.reference_over previous"

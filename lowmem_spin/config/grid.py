@@ -9,10 +9,10 @@ from typing import Any
 
 from lowmem_spin.common.errors import InputError, quoted
 from lowmem_spin.common.keys import digest
-from lowmem_spin.config.load import load_recipe, variants
+from lowmem_spin.config.load import RecipeFile, load_recipe, variants
 from lowmem_spin.config.naming import plain, with_suffix
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml, write_yaml
+from lowmem_spin.config.yaml_text import YAMLTextError, one_line, read_yaml
 
 MOST = 10_000  # games of a sweep
 VARIANT = "variant"  # the axis of a recipe file's variants
@@ -30,7 +30,7 @@ class SweepPoint:
     recipe: Recipe
 
 
-def sweep_axes(path: Path, alpha: str | None, history: str | None, grid: Sequence[str]) -> Axes:
+def sweep_axes(path: RecipeFile, alpha: str | None, history: str | None, grid: Sequence[str]) -> Axes:
     """What is varied: the recipe file's variants, if it has any, and what the command line says, such as
     `--alpha 0.9,1 --history 1,inf --grid training.learning_rate=1e-5,5e-5`.
 
@@ -52,7 +52,7 @@ def sweep_axes(path: Path, alpha: str | None, history: str | None, grid: Sequenc
             raise InputError(f"--grid {quoted(text)}: use --seeds for several seeds")
         if name.partition(".")[0] == "output":
             raise InputError(
-                f"--grid {quoted(text)}: fields of output cannot be varied; leave it out: every point has its own folder"
+                f"--grid {quoted(text)}: fields of output cannot be varied; leave it out: every game has its own folder"
             )
         found[name] = _values(text, values)
     return found
@@ -70,7 +70,7 @@ def _values(text: str, values: str) -> list[Any]:
     return [value for place, value in enumerate(read) if value not in read[:place]]
 
 
-def sweep_points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int) -> list[SweepPoint]:
+def sweep_points(path: RecipeFile, overrides: Sequence[str], varied: Axes, seeds: int) -> list[SweepPoint]:
     """Every combination, each a whole recipe that has been checked; results go to points/<name> in the sweep's folder.
 
     Raises:
@@ -86,8 +86,8 @@ def sweep_points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int)
     known: list[Recipe] = []
     for combination in itertools.product(*varied.values(), range(base.seed, base.seed + seeds)):
         values = dict(zip([*varied, "seed"], combination, strict=True))
-        changed = [f"{field}={_yaml(value)}" for field, value in values.items() if field != VARIANT]
-        recipe = load_recipe(path, [*overrides, *changed, f"output.dir={_yaml(base.output.dir)}"], values.get(VARIANT))
+        changed = [f"{field}={one_line(value)}" for field, value in values.items() if field != VARIANT]
+        recipe = load_recipe(path, [*overrides, *changed, f"output.dir={one_line(base.output.dir)}"], values.get(VARIANT))
         if recipe in known:  # the same, written in another way
             continue
         known.append(recipe)
@@ -99,13 +99,13 @@ def sweep_points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int)
     return list(found.values())
 
 
-def planned_points(path: Path, overrides: Sequence[str], varied: Axes, seeds: int) -> list[SweepPoint]:
+def planned_points(path: RecipeFile, overrides: Sequence[str], varied: Axes, seeds: int) -> list[SweepPoint]:
     """As sweep_points; where there is but one game it is that of `run`, in a folder of its own."""
     points = sweep_points(path, overrides, varied, seeds)
     return points if varied or seeds > 1 else [replace(points[0], recipe=load_recipe(path, overrides))]
 
 
-def first_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
+def first_recipe(path: RecipeFile, overrides: Sequence[str]) -> Recipe:
     """The recipe of a sweep before anything is varied, or its first variant."""
     return load_recipe(path, overrides, next(iter(variants(path)), None))
 
@@ -125,7 +125,3 @@ def _short(field: str, varied: Axes) -> str:
     """The last part of a field's name, unless another field ends the same."""
     last = field.rsplit(".", maxsplit=1)[-1]
     return last if sum(other.split(".")[-1] == last for other in varied) <= 1 else field
-
-
-def _yaml(value: Any) -> str:
-    return write_yaml(value, default_flow_style=True, width=float("inf")).removesuffix("\n...\n").strip()

@@ -1,7 +1,9 @@
 """Recipes as files: found, read, overridden, and what is wrong with them in one line."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +12,7 @@ from pydantic import ValidationError
 from lowmem_spin.common.errors import InputError, quoted, shortened
 from lowmem_spin.common.files import reading
 from lowmem_spin.config.bounds import ABSURD
-from lowmem_spin.config.choices import Loss
+from lowmem_spin.config.choices import Loss, OwnLoss
 from lowmem_spin.config.endpoint_fields import SecretError
 from lowmem_spin.config.naming import of_settings, with_suffix
 from lowmem_spin.config.paths import expanded
@@ -21,6 +23,25 @@ from lowmem_spin.config.yaml_text import LARGEST, YAMLTextError, read_yaml
 
 PACKAGE = Path(__file__).parents[1]
 BUNDLED = [PACKAGE / "recipes", PACKAGE.parent / "recipes"]  # of a wheel, of a clone
+
+
+@dataclass(frozen=True)
+class GivenRecipe:
+    """A recipe that is no file: its sections. What it names is looked for in the working directory."""
+
+    content: Mapping[str, Any]
+    name: str = "game"
+    parent: Path = Path()
+
+    @property
+    def stem(self) -> str:
+        return self.name
+
+    def __str__(self) -> str:
+        return "the recipe"
+
+
+RecipeFile = Path | GivenRecipe
 
 
 def find_recipe(name: str) -> Path:
@@ -41,7 +62,7 @@ def find_recipe(name: str) -> Path:
     raise InputError(f"recipe {quoted(name)}: no such file or shipped recipe; {remedy}")
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = (), variant: str | None = None) -> Recipe:
+def load_recipe(path: RecipeFile, overrides: Sequence[str] = (), variant: str | None = None) -> Recipe:
     """Read a recipe, apply `a.b=value` overrides, and check it.
 
     Its folder's name says what was set, unless output.dir was: two games then do not meet in one folder.
@@ -52,7 +73,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), variant: str | None =
         InputError: one line that names the field, the value and the remedy.
     """
     content = _read(path)
-    if path.name == RECIPE:
+    if isinstance(path, Path) and path.name == RECIPE:
         put_in_place(content, path.parent)
     known = _variants(path, content.pop("variants", {}))
     if variant is None and known:
@@ -97,19 +118,21 @@ def _read_template(content: dict[str, Any], folder: Path) -> None:
         raise InputError(f"model.chat_template: {quoted(name)} is not text in UTF-8; save it as such") from None
 
 
-def variants(path: Path) -> list[str]:
+def variants(path: RecipeFile) -> list[str]:
     """Names of the games that a recipe file is of; none if it is of one."""
     return list(_variants(path, _read(path).get("variants", {})))
 
 
-def _variants(path: Path, found: Any) -> dict[str, dict[str, Any]]:
+def _variants(path: RecipeFile, found: Any) -> dict[str, dict[str, Any]]:
     fine = isinstance(found, dict) and all(isinstance(changes, dict) for changes in found.values())
     if not fine:
         raise InputError(f"{path}: variants: write them as `name: {{field: value, field: value}}`, one per line")
     return {str(name): changes for name, changes in found.items()}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: RecipeFile) -> dict[str, Any]:
+    if isinstance(path, GivenRecipe):
+        return deepcopy(dict(path.content))
     try:
         content = read_yaml(_beginning(path))
     except (YAMLTextError, UnicodeDecodeError) as error:
@@ -196,11 +219,20 @@ def _places(loc: Sequence[int | str]) -> tuple[list[str], Any]:
         choices = _choices(annotation)
         if place in choices:
             annotation = choices[place]
+        elif place in (classes := {kind.__name__: kind for kind in _sections(annotation)}):  # where no `name` decides
+            annotation = classes[place]
         elif not place.startswith(("constrained-", "list[", "literal[")) and place not in ("int", "str", "bool"):
             places.append(place)
             known = getattr(annotation, "model_fields", {})
             annotation = known[place].annotation if place in known else annotation
+            if (sections := _sections(annotation)) and len(get_args(annotation)) == 2 and type(None) in get_args(annotation):
+                annotation = sections[0]  # one that may be null
     return places, annotation
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """Those among the types of a union."""
+    return [kind for kind in get_args(annotation) if isinstance(kind, type) and issubclass(kind, Section)]
 
 
 def _choices(annotation: Any) -> dict[str, type[Section]]:
@@ -220,6 +252,10 @@ def _unknown(places: list[str], section: type[Section]) -> str:
     *parents, last = map(shortened, places)
     options = [name for name in section.model_fields if name != "name"]
     siblings = {name for name, other in _choices(Loss).items() if last in other.model_fields}
+    if section is OwnLoss:
+        return f"a loss of your own takes it in options: {{{last}: ...}}"
+    if section in get_args(Loss) and siblings == {"function"}:
+        return f"it belongs to a loss of your own; write {'.'.join(parents)} as {{name: function, function: file.py:loss}}"
     if section in get_args(Loss) and siblings:
         loss = section().model_dump()
         written = ", ".join(f"{name}: {value}" for name, value in loss.items())

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 RECIPE, RECORD = "recipe.yaml", "run.json"
-DIR, STORE, FUNCTION = "output.dir", "output.store", "game.oracle.function"  # a function's path ends in :name
+DIR, STORE = "output.dir", "output.store"
+FUNCTIONS = [f"game.{name}.function" for name in ("oracle", "loss", "opponents", "reference")]  # their paths end in :name
 STAMP = "FORMAT"  # the file by which a store is known
 
 
@@ -76,8 +77,14 @@ def _section(recipe: dict[str, Any], field: str) -> tuple[dict[str, Any] | None,
     return section if isinstance(section, dict) else None, name
 
 
+def python_files(recipe: Any) -> list[str]:
+    """The files of the functions that a recipe names, as it names them."""
+    written = [section.get(name) for section, name in (_section(recipe, field) for field in FUNCTIONS) if section is not None]
+    return [_parts(FUNCTIONS[0], one)[0] for one in written if isinstance(one, str) and ":" in one]
+
+
 def _parts(field: str, path: str) -> tuple[str, str]:
-    head, colon, name = path.rpartition(":") if field == FUNCTION else (path, "", "")
+    head, colon, name = path.rpartition(":") if field in FUNCTIONS else (path, "", "")
     return head, colon + name
 
 

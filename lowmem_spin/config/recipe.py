@@ -144,8 +144,8 @@ class Output(Section):
     """Folder for completions, log-probs and adapters, each computed once. Let all runs share one store, so that they reuse
     each other's results."""
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = "none"
-    """Experiment tracker to log to as well. It logs into output.dir and offline, unless the tracker's own settings say
-    otherwise."""
+    """Experiment tracker to log to as well, live, under the recipe's name. TensorBoard, trackio and mlflow log into
+    output.dir, unless TRACKIO_SPACE_ID or MLFLOW_TRACKING_URI says where; wandb logs online if you are logged in."""
 
 
 class Recipe(Section):

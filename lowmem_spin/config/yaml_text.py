@@ -59,6 +59,11 @@ def write_yaml(value: Any, **options: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, **options)
 
 
+def one_line(value: Any) -> str:
+    """A value as it stands after a field's name: `--set field=value`, or in a list of such."""
+    return write_yaml(value, default_flow_style=True, width=float("inf")).removesuffix("\n...\n").strip()
+
+
 class _Loader(yaml.SafeLoader):
     """Only tells what a scalar is; what it stands for is _Values' matter."""
 

@@ -20,6 +20,7 @@ from lowmem_spin.data.rows import PREFERENCES, SCHEMA, counts_line
 from lowmem_spin.data.sources import Source
 
 OVER_LONG, LEFT_OUT = "prompts over the limit, left out", ", left out"
+CUT = "prompts over the limit, of which the last tokens are kept"
 READ, CONVERSATIONS = "rows read", "conversations read"
 
 
@@ -57,6 +58,7 @@ def prepared_key(
         "columns": data.columns.model_dump(exclude_none=True),
         "system_prompt": data.system_prompt,
         "template arguments": data.chat_template_kwargs,
+        "long_prompts": data.long_prompts if data.long_prompts != "drop" else None,
     }
     chosen = {option: value for option, value in chosen.items() if value}
     return digest({"kind": "data", "version": VERSIONS["data"], **asked, **rendered, **limits, **chosen})
@@ -198,11 +200,15 @@ def _rendered(
 def _limited(row: Any, rendered: list[Rendered | str], data: Data, counts: RowCounts) -> dict[str, Any] | None:
     """The columns of a row that is within the limits, else None; counted either way."""
     answers: list[Rendered] = []
+    drops, most = data.long_prompts == "drop", data.max_prompt_length
     for answer in rendered:
-        if isinstance(answer, str) or len(answer.prompt) > data.max_prompt_length:
+        if isinstance(answer, str) or (drops and len(answer.prompt) > most):
             counts.add(f"{answer}{LEFT_OUT}" if isinstance(answer, str) else OVER_LONG, row.place)
             return None
         answers.append(answer)
+    if len(answers[0].prompt) > most:
+        counts.add(CUT, row.place)
+        answers = [answer._replace(prompt=answer.prompt[-most:]) for answer in answers]
     if row.answer is None:
         counts.add(ALONE, row.place)
         answers = [answers[0]._replace(completion=[], text="")]

@@ -35,6 +35,13 @@ class Source:
         return self.revision != UNRESOLVED
 
 
+def has_token() -> bool:
+    """Whether a token for the hub is set, or was left by a login."""
+    from huggingface_hub import get_token
+
+    return get_token() is not None
+
+
 class UnreachableError(InputError):
     """A hub that does not answer: what is asked of it may be there."""
 

@@ -1,6 +1,6 @@
 """What an engine is asked for. A generator samples completions; a learner scores and trains."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,13 @@ from lowmem_spin.common.files import Tokens
 class Advance(Protocol):
     """Told of a training as it goes on."""
 
-    def __call__(self, rows: int, loss: float | None = None, resumed: bool = False, /) -> None:
+    def __call__(
+        self, rows: int, loss: float | None = None, resumed: bool = False, record: Mapping[str, float] | None = None, /
+    ) -> None:
         """So many rows were learned from, by an earlier run if `resumed`; 0 of them: a checkpoint was written.
 
-        `loss` is the last one that is known.
+        `loss` is the last one that is known. A `record` of metrics comes by itself, as soon as it is there, with 0 rows; a
+        resumed training gives those of the earlier run first.
         """
         ...
 

@@ -23,7 +23,7 @@ from lowmem_spin.common.files import DamagedError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.load import BUNDLED
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.data.sources import Sources
+from lowmem_spin.data.sources import Sources, has_token
 from lowmem_spin.engines.base import Completion, Generator, Learner, Request
 from lowmem_spin.engines.machine import cuda_capability, driver, find_machine, unchanging
 from lowmem_spin.engines.registry import ENGINES, PORTABLE, ROLES, gpu_engine, installed, load, open_engine
@@ -57,7 +57,7 @@ def machine_facts(store: Path) -> Iterator[Fact]:
     folder = next(path for path in (store.resolve(), *store.resolve().parents) if path.exists())
     yield "free disk", f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB at {folder}"
     yield "free memory", f"{psutil.virtual_memory().available / 2**30:.1f} GiB"
-    yield "hub token", "set" if _has_token() else "none: ungated models need none"
+    yield "hub token", "set" if has_token() else "none: ungated models need none"
 
 
 def _version(package: str) -> str:
@@ -65,12 +65,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _has_token() -> bool:
-    from huggingface_hub import get_token
-
-    return get_token() is not None
 
 
 @dataclass(frozen=True)

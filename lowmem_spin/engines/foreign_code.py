@@ -1,11 +1,11 @@
-"""Which Python of somebody's a game would run: an oracle's file, and what comes with a model that is trusted to bring code; and
-which key it would send away."""
+"""Which Python of somebody's a game would run: files of functions that the recipe names, and what comes with a model that is
+trusted to bring code; and which key it would send away."""
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.model_files import ModelFiles
 from lowmem_spin.engines.oracles import function
 from lowmem_spin.engines.oracles.base import Oracle
+from lowmem_spin.engines.own_function import OwnFunction
 
 FIELD = "model.trust_remote_code"
 LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -26,9 +27,19 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 
 def code_of_oracle(oracle: Oracle | None) -> list[Code]:
     """The file of an oracle that is a person's own function."""
-    if not isinstance(oracle, function.Function) or oracle.file is None:
-        return []
-    return [Code(function.FIELD, repr(oracle.place), oracle.content)]
+    return code_of_functions([oracle.own]) if isinstance(oracle, function.Function) else []
+
+
+def code_of_functions(functions: Iterable[OwnFunction | None]) -> list[Code]:
+    """The files of a person's own functions; what several fields name is one piece of code."""
+    named: dict[str, list[OwnFunction]] = {}
+    for one in functions:
+        if one is not None:
+            named.setdefault(one.content, []).append(one)
+    return [
+        Code(", ".join(one.field for one in some), repr(some[0].place if len(some) == 1 else str(some[0].file)), content)
+        for content, some in named.items()
+    ]
 
 
 def key_of_judge(judge: Any, field: str) -> list[Code]:

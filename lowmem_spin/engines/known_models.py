@@ -74,5 +74,7 @@ MODELS: dict[tuple[str, ...], _Sizes] = {
         "llama", 24, 2048, 8192, 32, 32, 64, 49152, True, 8192
     ),
 }
+GATED = ("google/gemma", "meta-llama/")
+"""How the names begin of those that the hub gives only to who has accepted their licence."""
 CONFIGS = {name: sizes._asdict() for names, sizes in MODELS.items() for name in names}
 """The part of config.json that gives a model its shape, by its name on the hub."""

@@ -25,6 +25,21 @@ class Grid:
         cells = [[escape_markdown(cell) for cell in row] for row in [self.headings, *self.rows]]
         return "".join(f"| {' | '.join(row)} |\n" for row in [cells[0], rule, *cells[1:]])
 
+    def html(self, caption: str) -> str:
+        """As a table of HTML; text that is not ours stays text."""
+        rows = [[html.escape(printable(cell.replace("\n", " "))) for cell in row] for row in [self.headings, *self.rows]]
+        head, *body = [
+            "<tr>"
+            + "".join(
+                f"<{tag} style='text-align:{'left' if place < self.names else 'right'}'>{cell}</{tag}>"
+                for place, cell in enumerate(row)
+            )
+            + "</tr>"
+            for tag, row in zip(["th"] + ["td"] * len(self.rows), rows, strict=True)
+        ]
+        title = html.escape(printable(caption))
+        return f"<table><caption>{title}</caption><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
+
     def table(self, title: str) -> Table:
         """For a terminal; a heading may have several lines."""
         table = Table(title=escape(printable(title)), box=box.SIMPLE_HEAD)

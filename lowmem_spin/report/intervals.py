@@ -18,6 +18,16 @@ def quantile(freedom: int) -> float:
     return Z + (Z**3 + Z) / (4 * freedom) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * freedom**2)
 
 
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95% interval of a share of `count` independent yes-or-no outcomes (Wilson 1927).
+
+    Standard errors will not do near 0 and 1: of 50 outcomes all alike they are 0, whatever the probability was.
+    """
+    middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    half = Z / (1 + Z**2 / count) * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
+    return middle - half, middle + half
+
+
 @dataclass(frozen=True)
 class Value:
     """A mean, its standard error (nan if unknown), and how many of those a 95% interval reaches to either side."""
@@ -25,16 +35,30 @@ class Value:
     mean: float
     error: float
     reach: float = Z
+    count: int | None = None  # of yes-or-no outcomes, of which the mean is the share
 
     @classmethod
-    def read(cls, mean: Any, error: Any) -> "Value":
-        """From JSON, in which null is a number that is not known. Raises TypeError or ValueError of what is no number."""
-        return cls(*(math.nan if number is None else float(number) for number in (mean, error)))
+    def read(cls, mean: Any, error: Any, count: int | None = None) -> "Value":
+        """From JSON, in which null is a number that is not known. Raises TypeError or ValueError of what is no number.
+
+        Args:
+            mean: of `count` rows.
+            error: its standard error. That of yes-or-no outcomes follows from their share, and so they are known.
+            count: rows; None if that is not known.
+        """
+        known = [math.nan if number is None else float(number) for number in (mean, error)]
+        yes_or_no = False
+        if count is not None and count > 1 and 0 <= known[0] <= 1:
+            yes_or_no = math.isclose(known[1] ** 2, known[0] * (1 - known[0]) / (count - 1), rel_tol=1e-6, abs_tol=1e-15)
+        return cls(known[0], known[1], count=count if yes_or_no else None)
 
     @property
     def half(self) -> float:
-        """Half the width of the 95% interval."""
-        return self.reach * self.error
+        """How far the 95% interval reaches; a share's reaches further towards 1/2, and that is taken for both sides."""
+        if self.count is None:
+            return self.reach * self.error
+        low, high = wilson(self.mean, self.count)
+        return max(self.mean - low, high - self.mean)
 
     def text(self, percent: bool, digits: int, sign: str = "") -> str:
         """The mean, and the half-width of its interval where that is known."""
@@ -62,7 +86,7 @@ def difference(one: Mapping[Any, Value], other: Mapping[Any, Value]) -> Value:
     if len(common) > 1:
         return over([Value(one[seed].mean - other[seed].mean, math.nan) for seed in common])
     a, b = (values[common[0]] if common else over(list(values.values())) for values in (one, other))
-    return Value(a.mean - b.mean, math.hypot(a.error, b.error), max(a.reach, b.reach))
+    return Value(a.mean - b.mean, math.hypot(a.half, b.half) / Z)
 
 
 def within_noise(value: Value) -> bool:

@@ -116,7 +116,7 @@ def _benchmark(record: Any) -> Benchmark:
     values, gains = {}, {}
     for metric, number in record["numbers"].items():
         if number["value"] is not None:
-            values[metric] = Value.read(number["value"], number["stderr"])
+            values[metric] = Value.read(number["value"], number["stderr"], record["count"])
         if number.get("gain") is not None:
             gains[metric] = Value.read(number["gain"], number["gain_stderr"])
     names = record["name"], record["policy"], record["suite"], record["task"]
@@ -184,7 +184,7 @@ def _policies(path: Path, keys: dict[str, str], parts: dict[str, Part]) -> list[
 def _policy(record: Any) -> PolicyResults:
     """One record; raises KeyError, TypeError or ValueError if it is not whole."""
     names = [name for name in record if f"{name}_se" in record]
-    values = {name: Value.read(record[name], record[f"{name}_se"]) for name in names}
+    values = {name: Value.read(record[name], record[f"{name}_se"], record.get(f"{name}_n")) for name in names}
     categories = {name.partition("/")[2]: values.pop(name) for name in names if name.startswith(f"{MATCH}/")}
     of_answers = OF_ANSWERS if any(name in record for name in OF_ANSWERS) else ()
     for name in (*MEASURED, *of_answers):

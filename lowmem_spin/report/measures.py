@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lowmem_spin.report.intervals import Value
 
-MATCH, WINS = "exact_match", "win_rate_to_base"
+MATCH, WINS, GAIN = "exact_match", "win_rate_to_base", "gain"
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Measure:
     unit: str = ""  # "%" for shares; nats need no naming
     brief: str = ""  # heading in a terminal, where there is a column for it
     mean: str = ""  # format of the mean in a terminal, where there is no room for the interval
+    meaning: str = ""  # what the number is, of one policy
 
     @property
     def percent(self) -> bool:
@@ -25,6 +26,11 @@ class Measure:
     def heading(self) -> str:
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
+    @property
+    def number_unit(self) -> str:
+        """The unit of the number as metrics.jsonl has it: shares are from 0 to 1 there."""
+        return "share" if self.percent else self.unit or ("" if self.label == GAIN else "nats")
+
     def text(self, value: Value, sign: str = "", brief: bool = False) -> str:
         """The number with the half-width of its 95% interval; `brief` may leave that out."""
         if brief and self.mean and not math.isnan(value.mean):
@@ -33,15 +39,70 @@ class Measure:
 
 
 MEASURES = {
-    MATCH: Measure("exact match", "%", "exact\nmatch"),
-    "sampled_accuracy": Measure("sampled accuracy", "%", "sampled\naccuracy"),
-    "chosen_logp": Measure("log-prob of data", "", "log-prob\nof data"),
-    WINS: Measure("wins over base", "%"),
-    "win_rate_to_previous": Measure("wins over previous", "%", "wins over\nprev."),
-    "kl_to_base": Measure("KL to base", "", "KL to\nbase", "z.2f"),
-    "kl_to_previous": Measure("KL to previous", "", "KL to\nprev.", "z.2f"),
-    "kl_from_base": Measure("KL from base"),
-    "length": Measure("length", "tokens", "length", ".1f"),
-    "truncated": Measure("truncated", "%", "cut", ".1%"),
-    "identical": Measure("= data", "%", "= data", ".0%"),
+    MATCH: Measure(
+        "exact match",
+        "%",
+        "exact\nmatch",
+        meaning="share of held-out prompts whose greedy answer ends and equals the data's to the letter",
+    ),
+    GAIN: Measure(
+        "gain",
+        meaning="by how much the score is above the base's on the same rows: exact_match if it is measured, else chosen_logp, "
+        "else win_rate_to_base",
+    ),
+    "sampled_accuracy": Measure(
+        "sampled accuracy",
+        "%",
+        "sampled\naccuracy",
+        meaning="expected share of samples that equal the data's answer: the mean of exp(its log-prob), without sampling noise",
+    ),
+    "chosen_logp": Measure(
+        "log-prob of data",
+        "",
+        "log-prob\nof data",
+        meaning="log-prob of a whole answer of the data on held-out prompts; nearer to 0 is likelier",
+    ),
+    WINS: Measure(
+        "wins over base", "%", meaning="share of own samples that the game's oracle prefers to the base's on the same prompt"
+    ),
+    "win_rate_to_previous": Measure(
+        "wins over previous",
+        "%",
+        "wins over\nprev.",
+        meaning="share of own samples that the game's oracle prefers to the previous policy's on the same prompt",
+    ),
+    "kl_to_base": Measure(
+        "KL to base",
+        "",
+        "KL to\nbase",
+        "z.2f",
+        meaning="KL(policy | base) per answer, estimated on the policy's own samples: how far it has moved from the base",
+    ),
+    "kl_to_previous": Measure(
+        "KL to previous",
+        "",
+        "KL to\nprev.",
+        "z.2f",
+        meaning="KL(policy | previous policy) per answer, estimated on the policy's own samples: the last step alone",
+    ),
+    "kl_from_base": Measure(
+        "KL from base",
+        meaning="KL(base | policy) per answer, estimated on the base's samples: what of the base has been given up",
+    ),
+    "length": Measure("length", "tokens", "length", ".1f", meaning="length of an own sample, its end token included"),
+    "truncated": Measure(
+        "without an end", "%", "no\nend", ".1%", meaning="share of own samples that had no end within max_new_tokens"
+    ),
+    "identical": Measure(
+        "as in data",
+        "%",
+        "as in\ndata",
+        ".0%",
+        meaning="share of own samples that equal the data's answer; it rises as the game is won",
+    ),
+    "engine_gap": Measure(
+        "engine gap",
+        meaning="|generator's - learner's log-prob| of an own sample: far from 0, opponents are not quite the policy scored",
+    ),
 }
+"""Beside each, metrics.jsonl has its standard error over the held-out rows, as <name>_se."""

@@ -34,11 +34,12 @@ def played_below(top: Path) -> list[Played]:
         raise InputError(f"{str(top)!r} is no folder; give the one that has your runs")
     sweeps = {path.parent for path in top.rglob("sweep.json")}
     records = [path for path in top.rglob("run.json") if not sweeps & set(path.parents)]
-    found = [_played(path) for path in [*records, *(folder / "sweep.json" for folder in sweeps)]]
+    found = [played(path) for path in [*records, *(folder / "sweep.json" for folder in sweeps)]]
     return sorted(found, key=lambda one: one.age)
 
 
-def _played(record: Path) -> Played:
+def played(record: Path) -> Played:
+    """The game of a run.json or a sweep.json."""
     folder, state, best = record.parent, "finished", ""
     try:
         results = read_results(folder)
@@ -51,7 +52,7 @@ def _played(record: Path) -> Played:
             state = f"ended after {results.record['stopped']['after']}" if "stopped" in results.record else state
         else:
             done, asked = len(results.runs), len(results.file.points)
-            state = state if done == asked else f"{done} of {asked} points"
+            state = state if done == asked else f"{done} of {asked} games"
             if results.finished:
                 score, value = results.score, results.best.value(results.score)
                 best = f"{results.best.label}: {MEASURES[score].label} {MEASURES[score].text(value)}"

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from lowmem_spin.common.errors import printable
 from lowmem_spin.common.files import write_atomically, write_text
 from lowmem_spin.config.choices import in_words
+from lowmem_spin.config.game_config import rules_in_words
 from lowmem_spin.report import arena, benchmarks
 from lowmem_spin.report.benchmarks import Block
 from lowmem_spin.report.grid import Grid, escape_markdown
@@ -32,7 +33,7 @@ from lowmem_spin.report.svg import inline, style
 PNG: dict[str, Any] = {"format": "png", "dpi": 160, "facecolor": "white", "metadata": {"Software": None}}
 RUN_LEGEND = (
     "± is the half-width of a 95% interval over held-out rows; it says nothing about another seed. Gain: score minus the "
-    "base's on the same rows. KL in nats per completion. = data: own samples that equal the data's answer."
+    "base's on the same rows. KL in nats per completion. As in data: own samples that equal the data's answer."
 )
 SWEEP_LEGEND = (
     "The last iterate of each configuration. ± is the half-width of a 95% interval: over seeds, by Student's t, where there "
@@ -172,8 +173,9 @@ def _sweep(sweep: SweepResults) -> dict[str, Any]:
 
 
 def _game(recipe: dict[str, Any]) -> str:
-    names = ["game.alpha", "game.history", "game.iterations", "seed"]
+    names = ["game.iterations", "seed"]
     values = [f"{name.rpartition('.')[2]} {plain_value(recipe_field(recipe, name))}" for name in names]
+    values = [*rules_in_words(recipe_field(recipe, "game") or {}), *values]
     model, loss = recipe_field(recipe, "model.name_or_path"), recipe_field(recipe, "game.loss")
     played = [Path(str(model)).name, str(recipe_field(recipe, "game.algorithm"))]
     return ", ".join([*played, *([in_words(loss)] if isinstance(loss, dict) else []), *values])

@@ -1,6 +1,5 @@
 """What runs and sweeps have found, in tables and in sentences."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from lowmem_spin.report.grid import Grid
-from lowmem_spin.report.intervals import Value, within_noise
+from lowmem_spin.report.intervals import difference, within_noise
 from lowmem_spin.report.measures import MATCH, MEASURES, WINS
 from lowmem_spin.report.results import Configuration, PolicyResults, RunResults, SweepResults, plain_value
 from lowmem_spin.runner.health import ALARM
@@ -137,7 +136,7 @@ def _drawn(name: str, sampler: dict[str, Any]) -> str:
 def sweep_verdict(sweep: SweepResults) -> list[str]:
     """Which configuration is ahead, and how many of the others might as well be."""
     if not sweep.finished:
-        return ["No point is finished yet."]
+        return ["No game is finished yet."]
     best, others = sweep.best, [configuration for configuration in sweep.finished if configuration is not sweep.best]
     close = [c for c in others if c.same_as(best) or within_noise(c.against(best, sweep.score))]
     measure = MEASURES[sweep.score]
@@ -147,7 +146,7 @@ def sweep_verdict(sweep: SweepResults) -> list[str]:
 
 
 def _compared(policy: PolicyResults, best: PolicyResults, score: str) -> str:
-    apart = Value(policy.score.mean - best.score.mean, math.hypot(policy.score.error, best.score.error))
+    apart = difference({0: policy.score}, {1: best.score})
     shown = MEASURES[score].text(apart, "+")
     if within_noise(apart):
         return f"differs from {best.name} by no more than noise ({shown})"

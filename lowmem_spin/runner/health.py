@@ -93,14 +93,18 @@ class Health:
         """Expected share of samples that equal the data's answer: mean of exp(chosen log-prob), no sampling noise."""
         return None if self.chosen_logp is None else Estimate(np.exp(self.chosen_logp.values))
 
-    def numbers(self) -> dict[str, float]:
-        """Every estimate by name, with its standard error beside it as name_se."""
+    @property
+    def estimates(self) -> dict[str, Estimate]:
+        """All that are known, by name; exact_match/name is that of a category."""
         estimates = {name: value for name, value in vars(self).items() if isinstance(value, Estimate)}
         if self.sampled_accuracy is not None:
             estimates["sampled_accuracy"] = self.sampled_accuracy
-        estimates |= {f"exact_match/{name}": value for name, value in self.categories.items()}
-        numbers = {name: value.mean for name, value in estimates.items()}
-        return numbers | {f"{name}_se": value.error for name, value in estimates.items()}
+        return estimates | {f"exact_match/{name}": value for name, value in self.categories.items()}
+
+    def numbers(self) -> dict[str, float]:
+        """Every estimate by name, with its standard error beside it as name_se."""
+        numbers = {name: value.mean for name, value in self.estimates.items()}
+        return numbers | {f"{name}_se": value.error for name, value in self.estimates.items()}
 
     @property
     def score(self) -> Estimate:
@@ -111,10 +115,12 @@ class Health:
         return next((estimate for estimate in known if estimate is not None), even)
 
     def record(self, base: "Health") -> dict[str, Any]:
-        """One line of metrics.jsonl; `gain` is the score's difference from the base's on the same rows."""
+        """One line of metrics.jsonl, with the number of rows behind each as name_n; `gain` is the score's difference from the
+        base's on the same rows."""
         gain = self.score.minus(base.score)
         names = {"name": self.name, "policy": self.policy, "role": self.role, "iteration": self.iteration}
-        return {**names, **self.numbers(), "gain": gain.mean, "gain_se": gain.error, "samples": self.samples}
+        rows = {f"{name}_n": len(value.values) for name, value in self.estimates.items()}
+        return {**names, **self.numbers(), **rows, "gain": gain.mean, "gain_se": gain.error, "samples": self.samples}
 
 
 def sample_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sampling, greedy: Sampling) -> None:
@@ -140,7 +146,7 @@ def evaluate_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sa
             Scored(prompt.id, prompt.tokens, answer.name, answer.tokens)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        return tables.logps(by, scored, f"{stage.name}: drift")
+        return tables.logps(by, scored, f"{stage.name}: samples")
 
     def drift(answers: Sequence[Answer], drawn_from: str, against: str) -> Estimate:
         return Estimate(logps(answers, drawn_from) - logps(answers, against))

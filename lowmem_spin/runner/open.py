@@ -24,6 +24,7 @@ from lowmem_spin.engines.row_check import check_rows
 from lowmem_spin.engines.training.trial import check_optimizer
 from lowmem_spin.runner.game_rows import GameRows, Orders, split_rows
 from lowmem_spin.runner.health import HeldOut, notices
+from lowmem_spin.runner.own_functions import OwnFunctions, Said, ask, try_own_loss
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store
 from lowmem_spin.store.table import Table
@@ -49,6 +50,8 @@ class ResolvedRecipe:
     held: Source | None
     choices: EngineChoices
     oracle: Oracle | None
+    own: OwnFunctions = field(default_factory=OwnFunctions)
+    said: Said = field(default_factory=Said)  # by its own opponents and reference, as far as they were asked
 
     @property
     def base(self) -> str:
@@ -93,7 +96,17 @@ class ResolvedRecipe:
         key = self.data_key(self.train, self.recipe.data.split)
         if self.held is None:
             key = digest({"rows": key, "set aside": set_aside})
-        return Inputs(self.base, key, *self.choices.specs(self.recipe), self.oracle_spec)
+        own = {"loss": self.own.loss_identity(), "opponents": self.said.opponents, "reference": self.said.reference}
+        return Inputs(self.base, key, *self.choices.specs(self.recipe), self.oracle_spec, **own)
+
+    def asked(self, trust: Trust, notify: Callable[[str], None]) -> "ResolvedRecipe":
+        """The same with what its own opponents and reference say, which decides what the stages are. Only this runs them.
+
+        Raises:
+            InputError: they may not run, or what they say cannot be played; one line.
+        """
+        trust.check(self.own.deciding(), notify)
+        return replace(self, said=ask(self.own, self.recipe.game))
 
 
 @dataclass
@@ -166,10 +179,13 @@ def open_game(recipe: Recipe, recipe_dir: Path, display: Display, shared: Shared
     sources = Sources(recipe_dir, store.root / "sources.json", notice=store.notice)
     choices = choose_engines(recipe, store.root, display)
     resolved = resolve(recipe, sources, choices, lambda line: display.log(line, "yellow"))
-    code = [*code_of_oracle(resolved.oracle), *code_of_model(recipe, resolved.model)]
+    code = [*resolved.own.code(), *code_of_oracle(resolved.oracle), *code_of_model(recipe, resolved.model)]
     code += [*key_of_judge(recipe.game.oracle, "game.oracle"), *key_of_judge(recipe.evaluation.judge, "evaluation.judge")]
     shared.trust.check(code, lambda line: display.log(line, "yellow"))
-    for line in check_base(recipe, resolved.model, resolved.adapter, choices.machine.dtype):
+    resolved = resolved.asked(shared.trust, lambda line: display.log(line, "yellow"))
+    try_own_loss(resolved.own, resolved.said, recipe.game)
+    notices_of_base = check_base(recipe, resolved.model, resolved.adapter, choices.machine.dtype)
+    for line in (*resolved.own.notices(), *notices_of_base):
         if line not in shared.said:
             shared.said.add(line)
             display.log(line, "yellow")
@@ -197,6 +213,7 @@ def resolve(recipe: Recipe, sources: Sources, choices: EngineChoices, notify: Ca
         oracle=open_oracle(
             recipe.game.oracle, OracleContext(sources, choices.machine, sources.memory.parent / "judge", notify)
         ),
+        own=OwnFunctions.find(recipe.game, sources.recipe_dir),
     )
 
 
@@ -279,6 +296,7 @@ def assemble(
         generation_batch=recipe.runtime.generation_batch_size,
         scoring_tokens=recipe.scoring_tokens,
         opened=shared.tables.setdefault(recipe.output.store, {}),
+        own_loss=resolved.own.loss,
     )
     for stage in stages:
         if isinstance(stage, Train | TrainSampler):  # too few rows for a later iteration is said now

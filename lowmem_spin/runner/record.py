@@ -62,6 +62,12 @@ def note_user(game: OpenGame) -> None:
     game.store.users.note(game.folder, keys, more=is_recorded(game))
 
 
+def keep_code(game: OpenGame) -> None:
+    """Have the store keep the source of a person's own loss."""
+    if (loss := game.resolved.own.loss) is not None:
+        game.store.keep_code(loss.content, loss.source)
+
+
 def set_damaged_record_aside(game: OpenGame) -> None:
     """Say of a run.json that does not read that it is written again; what it alone knows are the hours spent."""
     path = game.folder / "run.json"
@@ -83,7 +89,7 @@ def _files(game: OpenGame, benchmark_files: Mapping[str, Path]) -> dict[str, str
     files |= {f"evaluation.{field}": path for field, path in benchmark_files.items()}
     located = {} if resolved.oracle is None else resolved.oracle.located()
     files |= {f"game.oracle.{name}": Path(value) for name, value in located.items() if Path(str(value)).is_absolute()}
-    return {field: str(path.resolve()) for field, path in files.items()}
+    return {**{field: str(path.resolve()) for field, path in files.items()}, **resolved.own.files()}
 
 
 def _policies(game: OpenGame) -> dict[str, str]:

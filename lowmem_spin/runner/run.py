@@ -5,9 +5,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from lowmem_spin.algorithm.game import sampling_params
+from lowmem_spin.algorithm.game import health_sampling, sampling_params
 from lowmem_spin.algorithm.roles import Role
-from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Score, Stage, Train, TrainSampler, is_baseline
+from lowmem_spin.algorithm.stages import (
+    Average,
+    Evaluate,
+    Generate,
+    Judge,
+    Sampling,
+    Score,
+    Stage,
+    Train,
+    TrainSampler,
+    is_baseline,
+)
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.files import DamagedError, json_text, read_text, write_text
 from lowmem_spin.common.keys import digest
@@ -20,6 +31,7 @@ from lowmem_spin.runner.pairs import judged_win_rates, opponent_answers, score_p
 from lowmem_spin.runner.planning.forecast import steps_ahead
 from lowmem_spin.runner.record import (
     add_seconds,
+    keep_code,
     link_iterate,
     note_stop,
     note_user,
@@ -60,6 +72,7 @@ class Player:
         set_damaged_record_aside(game)
         note_user(game)
         write_record(game, benchmark_files or {})
+        keep_code(game)
         trained = [stage.policy for stage in game.stages if isinstance(stage, Train)]
         recipe = game.recipe
         self.tracker = Tracker(
@@ -75,19 +88,29 @@ class Player:
         if self.stopped is not None and not is_baseline(stage):
             return
         if not isinstance(stage, Evaluate):
-            step(game, stage)
+            step(game, stage, self._noting(stage))
         elif samples_only:
-            own, greedy = (sampling_params(game.recipe, game.inputs, greedy=greedy) for greedy in (False, True))
-            sample_policy(game.tables, stage, game.rows.held, own, greedy)
+            sample_policy(game.tables, stage, game.rows.held, *self._answering())
         else:
-            greedy = sampling_params(game.recipe, game.inputs, greedy=True)
-            health = evaluate_policy(game.tables, stage, game.rows.held, sampling_params(game.recipe, game.inputs), greedy)
+            health = evaluate_policy(game.tables, stage, game.rows.held, *self._answering())
             self.healths.append(health)
             training = None if stage.policy == game.inputs.base else game.store.manifest(stage.policy)
             self.display.log(self.display.name + summary_line(health, training))
             self.tracker.policy(health, training["metrics"] if training else [])
             self._stop_early(stage)
         self.keep_time()
+
+    def _answering(self) -> tuple[Sampling, Sampling]:
+        """How a policy answers where it is measured: by sampling, and greedily where there is a right answer."""
+        recipe, inputs = self.game.recipe, self.game.inputs
+        return health_sampling(recipe, inputs), sampling_params(recipe, inputs, greedy=True)
+
+    def _noting(self, stage: Stage) -> adapters.Note | None:
+        """What the tracker takes the records of a training with, if its policy is one that is measured."""
+        if not isinstance(stage, Train):
+            return None
+        measured = [one for one in self.game.stages if isinstance(one, Evaluate) and one.policy == stage.policy]
+        return self.tracker.training(measured[0].name, measured[0].role) if measured else None
 
     def _stop_early(self, stage: Evaluate) -> None:
         if stage.role is not Role.ITERATE:
@@ -173,8 +196,8 @@ def _check_judge(game: OpenGame) -> None:
         check_key("game.oracle", judge.api_key_env)
 
 
-def step(game: OpenGame, stage: Stage) -> None:
-    """Make sure that the store has what this stage makes."""
+def step(game: OpenGame, stage: Stage, note: adapters.Note | None = None) -> None:
+    """Make sure that the store has what this stage makes; `note` is given a training's records as they come."""
     match stage:
         case Average():
             adapters.average(game.tables, stage)
@@ -189,6 +212,7 @@ def step(game: OpenGame, stage: Stage) -> None:
         case Score():
             score_pairs(game, stage)
         case Train():
-            link_iterate(game, stage, adapters.train(game.tables, stage, lambda: training_pairs(game, stage), stage.name))
+            made = adapters.train(game.tables, stage, lambda: training_pairs(game, stage), stage.name, note)
+            link_iterate(game, stage, made)
         case _:
             raise TypeError(f"{type(stage).__name__} is not made by a step")

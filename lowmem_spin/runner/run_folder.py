@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lowmem_spin.algorithm.own_functions import check_inputs
 from lowmem_spin.algorithm.roles import Part, Role, parts_in
 from lowmem_spin.algorithm.stages import Inputs
 from lowmem_spin.common.checked import read_checked, write_checked
@@ -70,7 +71,12 @@ def read_run(folder: Path) -> RunFolder:
     check_keys(path, {**keys, **{f"policies.{name}": [key] for name, key in policies.items()}})
     if not (folder / "recipe.yaml").is_file():
         raise InputError(f"run {str(folder)!r}: has no recipe.yaml; run the recipe again to write it")
-    return RunFolder(folder, load_recipe(folder / "recipe.yaml"), inputs, policies, parts, record)
+    recipe = load_recipe(folder / "recipe.yaml")
+    try:
+        check_inputs(recipe.game, inputs)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; run the recipe again to write it") from None
+    return RunFolder(folder, recipe, inputs, policies, parts, record)
 
 
 def check_keys(path: Path, given: Mapping[str, Any]) -> None:

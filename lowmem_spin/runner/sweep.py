@@ -159,7 +159,7 @@ def play_sweep(
             _begin(entry, game, display, counted, finished, check, replace)
     opened = [entry for entry in sweep.entries if entry.player]
     if not opened:
-        raise InputError(f"no point could be opened: {sweep.entries[0].error}")
+        raise InputError(f"no game could be opened: {sweep.entries[0].error}")
     left = sorted(finished - {entry.point.name for entry in sweep.entries})
     if left:
         stay = f"they stay in {sweep.folder / 'points'}, and the table and the report are without them"

@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store
 
 ROOM = 2**20  # bytes: a disk with less is full
+Note = Callable[[Mapping[str, float]], None]  # is given a training's records of metrics as they come
 
 
 def average(tables: Tables, stage: Average) -> Path:
@@ -59,8 +60,8 @@ def train_sampler(tables: Tables, stage: TrainSampler, prompts: Callable[[], Seq
         return tables.store.commit_adapter(stage.policy, made, {**manifest, "metrics": metrics})
 
 
-def train(tables: Tables, stage: Train, pairs: Callable[[], Sequence[Any]], label: str) -> Path:
-    """The stage's adapter; `pairs` are put together only if it has to be trained."""
+def train(tables: Tables, stage: Train, pairs: Callable[[], Sequence[Any]], label: str, note: Note | None = None) -> Path:
+    """The stage's adapter; `pairs` are put together, and `note` is told, only if it has to be trained."""
     policy = stage.policy
     folder = tables.store.adapter(policy)
     if folder is not None:
@@ -68,11 +69,11 @@ def train(tables: Tables, stage: Train, pairs: Callable[[], Sequence[Any]], labe
     with tables.store.writing(policy):
         folder = tables.store.adapter(policy)
         if folder is None:
-            folder = _train(tables, stage, pairs(), label)
+            folder = _train(tables, stage, pairs(), label, note)
     return folder
 
 
-def _train(tables: Tables, stage: Train, pairs: Sequence[Any], label: str) -> Path:
+def _train(tables: Tables, stage: Train, pairs: Sequence[Any], label: str, note: Note | None) -> Path:
     work = training_folder(tables.store, stage.policy)
     learner = tables.engines.learner()
     tokens_per_row = sum(pair.tree.tokens for pair in pairs) / len(pairs)
@@ -81,20 +82,28 @@ def _train(tables: Tables, stage: Train, pairs: Sequence[Any], label: str) -> Pa
         made, metrics = learner.train(
             tables.adapter(stage.init),
             pairs,
-            stage.loss,
+            _with_source(tables, stage.loss),
             stage.settings,
             work,
-            told_of(meter, tokens_per_row),
+            told_of(meter, tokens_per_row, note),
         )
     manifest = {"kind": "train", "name": stage.name, "asked": stage.spec(), "rows": len(pairs), "metrics": metrics}
     return tables.store.commit_adapter(stage.policy, made, manifest)
 
 
-def told_of(meter: Meter, tokens_per_row: float = 0.0) -> Advance:
+def _with_source(tables: Tables, loss: dict[str, Any]) -> dict[str, Any]:
+    """A loss as a learner takes it: one of a person's own goes there with its source, for that may be another process."""
+    return {**loss, "function": tables.own_loss} if loss["name"] == "function" else loss
+
+
+def told_of(meter: Meter, tokens_per_row: float = 0.0, note: Note | None = None) -> Advance:
     """What a training tells the meter by: rows that an earlier run learned from are no measure of this one's speed."""
 
-    def told(rows: int, loss: float | None = None, resumed: bool = False) -> None:
-        if not rows:
+    def told(rows: int, loss: float | None = None, resumed: bool = False, record: Mapping[str, float] | None = None) -> None:
+        if record is not None:
+            if note is not None:
+                note(record)
+        elif not rows:
             meter.saved()
         elif resumed:
             meter.skip(rows)

@@ -14,6 +14,7 @@ from lowmem_spin.algorithm.stages import Sampling, logps_spec
 from lowmem_spin.common.keys import digest, number
 from lowmem_spin.engines.base import Completion, MixtureSampler, Request, sampling_mixtures
 from lowmem_spin.engines.mixtures import draw_mixture
+from lowmem_spin.engines.own_function import OwnFunction
 from lowmem_spin.engines.training.trees import cuts
 from lowmem_spin.store.contracts import Engines, Progress
 from lowmem_spin.store.rows import Answer, Compared, Prompt, Scored, answers_in, logps_in, preferences_in
@@ -34,6 +35,7 @@ class Tables:
     generation_batch: int
     scoring_tokens: int  # that go through the model at once
     opened: dict[str, Table]  # by key; all games of a sweep hold them in memory once
+    own_loss: OwnFunction | None = None  # what the recipe's loss computes with, if it is a person's own
 
     def adapter(self, policy: str) -> Path | None:
         """The policy's adapter folder; None is the frozen base as it is."""

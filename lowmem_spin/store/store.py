@@ -7,6 +7,7 @@
     store/adapters/<key>/               a PEFT adapter folder and manifest.json
     store/results/<policy>/<key>.json   one policy on one benchmark
     store/data/<key>.parquet            prepared rows
+    store/code/<sha256>.py              sources of people's own losses, to read
     store/work/<key>/                   checkpoints of a training in progress
     store/aside/                        what did not read back, moved out of the way
     store/users/                        which run folders need what of it; see users.py
@@ -33,6 +34,7 @@ from lowmem_spin.common.files import (
     make_folder,
     read_parquet,
     read_text,
+    sha256,
     write_atomically,
 )
 from lowmem_spin.common.keys import is_key
@@ -200,6 +202,15 @@ class Store:
     def _result(self, policy: str, key: str) -> Path:
         self.place("results", key)  # refuses what is none
         return self.place("results", policy) / f"{key}.json"
+
+    def keep_code(self, content: str, source: bytes) -> None:
+        """Keep a source by its SHA-256, so that it can be looked up what a loss was; another file of this name is set aside."""
+        path = self.place("code", content, ".py")
+        check_within(path, self.root)
+        if path.exists() and (path.is_dir() or sha256(path) != content):
+            self.set_aside(path, "does not have the source that its name says", "written again")
+        if not path.exists():
+            write_atomically(path, lambda temporary: temporary.write_bytes(source))
 
     def commit_adapter(self, key: str, folder: Path, manifest: dict[str, Any]) -> Path:
         """Move a finished adapter folder into the store; if another process was first, adopt its result."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.draws import draw_rows
-from lowmem_spin.algorithm.game import mixture, opponents, play, reference, sampling_params
+from lowmem_spin.algorithm.game import health_sampling, mixture, opponents, play, reference, sampling_params
 from lowmem_spin.algorithm.stages import (
     VERSIONS,
     Draw,
@@ -27,7 +27,7 @@ from lowmem_spin.algorithm.stages import (
 from lowmem_spin.algorithm.touches import HeldOutPlaces, touches
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.config.recipe import Evaluation, Recipe
+from lowmem_spin.config.recipe import Evaluation, Generation, Recipe
 from lowmem_spin.config.training_config import WarmStart
 from lowmem_spin.runner.planning.counting import GAME_KINDS, Work
 
@@ -222,6 +222,14 @@ def test_what_was_played_before_there_were_other_games_keeps_its_keys(name: str)
     assert found[: len(keys.split())] == keys.split()
     assert digest(sampling_params(asked, inputs).spec("p")) == "61a822b26dce30e67d12"
     assert digest(logps_spec("p", inputs.learner)) == "7c0c7e89322b949e14ed"
+
+
+def test_drift_is_measured_on_samples_of_the_whole_policy() -> None:
+    """Else the mean of their log-ratios is no KL."""
+    cool = recipe().model_copy(update={"generation": Generation(temperature=0.5, top_p=0.9, top_k=3, max_new_tokens=9)})
+    plain = recipe().model_copy(update={"generation": Generation(max_new_tokens=9)})
+    assert health_sampling(cool, INPUTS).spec("p") == sampling_params(plain, INPUTS).spec("p")
+    assert sampling_params(cool, INPUTS).spec("p") != sampling_params(plain, INPUTS).spec("p")
 
 
 def changed(before: Recipe, after: Recipe, inputs: Inputs = INPUTS) -> list[bool]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.references import ROWS, SEQUENCES, random_policy, sides_of, some_tokens, trls
-from lowmem_spin.algorithm.losses import LOSSES, PENALTIES, rspo_penalties, rspo_penalty, sppo
+from lowmem_spin.algorithm.losses import LOSSES, PENALTIES, ipo, rspo_penalties, rspo_penalty, sppo
 
 Tensor = torch.Tensor
 RPS = torch.tensor([[0.5, 0.0, 1.0], [1.0, 0.5, 0.0], [0.0, 1.0, 0.5]], dtype=torch.float64)  # row beats column
@@ -99,6 +99,13 @@ def test_exponents_end_at_the_clamp(kind: str, far: float) -> None:
     torch.testing.assert_close(rspo_penalty(kind, logps, torch.zeros(2), clamp=2.0).detach(), torch.full((2,), math.exp(2)))
 
 
+def test_weights_end_at_the_clamp_too() -> None:
+    """100 nats from the policy that drew the answer, a weight would be infinite, and so the gradient."""
+    logps = torch.tensor([0.0, -3.0], requires_grad=True)
+    terms = rspo_penalty("reverse_kl", logps, torch.full((2,), -1.0), None, torch.tensor([-100.0, -3.5]))
+    torch.testing.assert_close(terms.detach(), torch.tensor([math.exp(10), math.exp(0.5) * 4]))
+
+
 def exact_iterate(policy: Tensor, wins: Tensor, eta: float, base: Tensor, coefficient: float) -> Tensor:
     """The next policy if every completion's loss is brought to its minimum: one Newton step, as the terms are squares."""
     logps = policy.clone().requires_grad_()
@@ -153,6 +160,33 @@ def test_with_a_penalty_the_last_iterate_reaches_the_regularised_equilibrium() -
     assert (forces - forces.mean()).abs().max() < 1e-10
     assert 0 < (near - far).norm() < 1e-6
     assert gap(RPS, far.exp()) < gap(RPS, base.exp())
+
+
+def test_inpo_is_ipo_on_judged_samples_with_a_geometric_reference() -> None:
+    """INPO (arXiv 2407.00617), eta and tau, as recipes/README.md writes it.
+
+    Its update, from exact minimisation over all pairs of the policy's own answers, is
+    log next = alpha log policy + (1 - alpha) log base + win-rates / eta; it ends in the equilibrium that tau holds to the base.
+    """
+    eta, tau = 1.0, 0.3
+    alpha = 1 - tau / eta
+    base = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64).log()
+    policy = base.flip(0)
+    for step in range(200):
+        both = policy.exp()[:, None] * policy.exp()[None, :] * RPS  # of an ordered pair, and that the first wins
+
+        def loss(logps: Tensor, both: Tensor = both, held_to: Tensor = policy * alpha + base * (1 - alpha)) -> Tensor:
+            grids = [torch.broadcast_tensors(rows[:, None], rows[None, :]) for rows in (logps, held_to)]
+            return (both * ipo(*grids[0], *grids[1], tau=eta)).sum()
+
+        slope, curvature = torch.func.grad(loss)(policy), torch.func.hessian(loss)(policy)
+        following = (policy - torch.linalg.pinv(curvature) @ slope).log_softmax(0)
+        if step == 0:
+            update = (alpha * policy + (1 - alpha) * base + RPS @ policy.exp() / eta).log_softmax(0)
+            torch.testing.assert_close(following, update)
+        policy = following
+    forces = RPS @ policy.exp() - tau * (policy - base)  # equal where no answer is worth changing to
+    assert (forces - forces.mean()).abs().max() < 1e-10
 
 
 def test_win_rates_made_of_one_score_each_end_where_another_answer_wins() -> None:

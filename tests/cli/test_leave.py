@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
@@ -428,3 +429,21 @@ def test_a_sentencepiece_tokenizer_comes_along(copy: Path, quickstart: Path, tmp
     policy = run_folder.find_policy(game, run_folder.open_store(game, print), "1")
     export(game, policy, Source(str(tmp_path / "base"), None, ""), tmp_path / "out", "bfloat16")
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() == b"pieces"
+
+
+def test_a_card_names_no_places(whole: Path) -> None:
+    from lowmem_spin.cli import model_card
+    from lowmem_spin.data.sources import Source
+    from lowmem_spin.runner import run_folder
+
+    game = run_folder.read_run(whole / "run")
+    judge = {"base_url": "http://office.example:8000/v1", "model": "/models/judge", "api_key_env": "OFFICE_KEY"}
+    changed = game.recipe.model_dump() | {"model": game.recipe.model.model_dump() | {"name_or_path": "/home/jo/models/base"}}
+    changed["evaluation"] |= {"judge": judge, "mtbench": "/home/jo/mt", "alpaca": "/home/jo/alpaca.json"}
+    changed["game"] |= {"loss": {"name": "function", "function": "/home/jo/mine.py:loss"}}
+    changed["data"] |= {"path": "/home/jo/rows.jsonl", "system_prompt": "/think a bit /now"}
+    policy = run_folder.find_policy(game, run_folder.open_store(game, print), "1")
+    source = Source("/home/jo/models/base", None, "")
+    card = model_card.text(replace(game, recipe=Recipe.model_validate(changed)), policy, source, None, [2])
+    assert not any(text in card for text in ("/home/jo", "office.example", "OFFICE_KEY", "/models/"))
+    assert "mine.py:loss" in card and "rows.jsonl" in card and "/think a bit /now" in card

@@ -73,7 +73,7 @@ def test_a_sweep_stands_for_its_points(runs: Path) -> None:
         json.dumps({"recipe": "x", "axes": {"game.alpha": [0.5, 1]}, "seeds": [42], "points": points})
     )
     text = call("runs", runs).stdout
-    assert "1 of 2 points" in text and "alpha 0.5: log-prob of data" in " ".join(text.split())
+    assert "1 of 2 games" in text and "alpha 0.5: log-prob of data" in " ".join(text.split())
     assert "points/a" not in text
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,22 @@ def test_the_table_of_recipes_has_every_one_once_with_a_command_for_it() -> None
     assert sorted(re.findall(r"^\| `lowmem-spin (?:run|sweep) ([\w.]+)", table, re.MULTILINE)) == [
         path.stem for path in RECIPES
     ]
+
+
+def test_every_game_of_the_paper_is_one_line_that_can_be_planned(tmp_path: Path) -> None:
+    commands = re.findall(r"^\| [^|`]+ \| `lowmem-spin (.+)` \|$", (RECIPES[0].parent / "README.md").read_text(), re.MULTILINE)
+    planned = {}
+    for command in commands:
+        verb, name, *options = shlex.split(command)
+        assert (verb, name) in {("run", "gemma2b_paper"), ("sweep", "gemma2b_paper")}
+        if verb == "run":
+            given = [option for option in options if option != "--set"]
+            recipe = load_recipe(find_recipe(name), given)
+            planned[recipe.game.model_dump_json()] = command
+        done = call("plan", name, *options, "--json", "--gpu", "4090", "--set", f"output.store={tmp_path}")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["totals"]["train"]["seconds"] > 0
+    assert len(planned) == len(commands) - 1 == 9  # no two lines are the same game, and one is a sweep
 
 
 def test_the_papers_recipe_is_the_papers() -> None:

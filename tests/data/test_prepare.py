@@ -18,7 +18,7 @@ from lowmem_spin.algorithm.stages import Draw
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.data_config import Data
 from lowmem_spin.data.formats import Conversation, Unusable, conversations
-from lowmem_spin.data.prepare import prepare
+from lowmem_spin.data.prepare import prepare, prepared_key
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.rows import Rows, hold_out
 from lowmem_spin.data.sources import Source
@@ -119,6 +119,21 @@ def test_long_prompts_are_counted_and_left_out_and_long_answers_lose_their_end(t
     assert kept.counts == {"rows read": 3, "prompts over the limit, left out": 1, "answers over the limit, ended early": 1}
     assert kept.table["truncated"].to_pylist() == [False, True]
     assert tokenizer.decode(kept.chosen(1)) == "c" * 20  # no end of turn that the data does not have there
+
+
+def test_long_prompts_can_keep_their_last_tokens(tmp_path: Path, tokenizer: Any) -> None:
+    """TRL's keep_end, tokens by tokens."""
+    path = write(tmp_path / "d.jsonl", [{"prompt": "p" * size + "?", "completion": "c"} for size in (3, 60)])
+    whole = prepared(path, tokenizer, max_prompt_length=100)
+    kept = prepared(path, tokenizer, max_prompt_length=40, long_prompts="truncate_left")
+    assert kept.counts == {"rows read": 2, "prompts over the limit, of which the last tokens are kept": 1}
+    assert [list(kept.prompt(place)) for place in (0, 1)] == [list(whole.prompt(0)), list(whole.prompt(1))[-40:]]
+    assert kept.completions == whole.completions
+    source, model = Source("d", None, "data"), Source("m", None, "model")
+    keys = [
+        prepared_key(source, model, Data(path="d", long_prompts=choice), None, "train") for choice in ("drop", "truncate_left")
+    ]
+    assert len(set(keys)) == 2
 
 
 def test_a_row_that_occurs_twice_is_two_rows(tmp_path: Path, tokenizer: Any) -> None:

@@ -165,6 +165,9 @@ def test_without_a_hub_a_plan_has_hours_and_memory_for_a_card(tmp_path: Path) ->
     memory = {stage["kind"]: stage["gpu_memory_bytes"] for stage in found["stages"]}
     assert memory["train"] == pytest.approx(peak(stage_memory(plan(), GEMMA_2B, "bfloat16")["train"]), rel=0.01)
     assert any("published shape" in note for note in found["notes"])
+    assert any("google/gemma-2b is gated: accept its licence" in note for note in found["notes"])
+    free = call("plan", "qwen2.5_1.5b_alpha", "--json", "--set", f"output.store={tmp_path}")
+    assert "gated" not in free.stdout
     old = json.loads(call("plan", "gemma2b_alpha", "--gpu", "T4", "--json", "--set", f"output.store={tmp_path}").stdout)
     assert old["dtype"] == "float16"
     assert old["totals"]["train"]["seconds"] == pytest.approx(seconds["train"] * 165 / 65, rel=1e-3)

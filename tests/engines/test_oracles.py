@@ -72,7 +72,7 @@ def test_a_function_scores_or_prefers(tmp_path: Path) -> None:
     assert Function("mine.py:longer", tmp_path).spec() != before
     for name, line in [
         ("mine.py:wrong", "for 3 answers it gave an array of shape"),
-        ("mine.py:broken", "failed: ZeroDivisionError"),
+        ("mine.py:broken", "failed in line 8: ZeroDivisionError"),
         ("mine.py:missing", "has no function 'missing'"),
         ("nowhere.py:f", "is neither exact_match nor file.py:function"),
     ]:

@@ -200,7 +200,7 @@ def stop_at(engine: HF, work: Path, pairs: list[Pair], steps: int) -> None:
     """Train until the checkpoint after `steps` is written, then break off."""
 
     def advance(rows: int, *told: object) -> None:
-        if rows == 0 and (work / f"checkpoint-{steps}").exists():
+        if rows == 0 and not told and (work / f"checkpoint-{steps}").exists():
             raise StoppedError
 
     with pytest.raises(StoppedError):
@@ -254,8 +254,10 @@ def test_the_trainer_is_where_the_engine_is(quickstart: Path, tmp_path: Path, mo
 
 def test_rows_shown_add_up_to_rows_trained(quickstart: Path, tmp_path: Path) -> None:
     shown: list[tuple[int, float | None, bool]] = []
+    logged: list[Any] = []
 
-    def advance(rows: int, loss: float | None = None, resumed: bool = False) -> None:
+    def advance(rows: int, loss: float | None = None, resumed: bool = False, record: Any = None) -> None:
+        logged.extend([] if record is None else [record])
         shown.append((rows, loss, resumed))
 
     engine = open_hf(quickstart / "base")
@@ -263,3 +265,4 @@ def test_rows_shown_add_up_to_rows_trained(quickstart: Path, tmp_path: Path) -> 
     assert sum(rows for rows, _, _ in shown) == 14 * 3
     assert not any(resumed for _, _, resumed in shown)
     assert [loss for rows, loss, _ in shown if rows][-1] in [record["loss"] for record in metrics]  # the last that was logged
+    assert logged == metrics

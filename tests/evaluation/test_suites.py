@@ -620,6 +620,7 @@ def test_a_sweep_has_intervals_over_its_seeds(seeds: Path) -> None:
     assert cells(table, "base")[1] == f"30.00 ±{1.96 * 0.4:.2f}"  # one policy: its own error
     assert cells(table, "the recipe")[1] == f"{arcs.mean():.2f} ±{half:.2f}"
     assert cells(against, "the recipe")[1] == f"+4.00 ±{half:.2f} (noise)"
+    assert cells(table, "the recipe")[7].endswith(f" ±{half:.2f}")  # all tasks of a seed move together, and so their average
 
 
 @pytest.mark.parametrize(

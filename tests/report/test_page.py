@@ -96,8 +96,14 @@ def sweep(folder: Path, game: Path, scores: dict[tuple[float, Any, int], float |
     return folder
 
 
-def number(mean: float, error: float, digits: int, sign: str = "", reach: float = 1.96) -> str:
-    return f"{round(mean, digits) + 0.0:{sign}.{digits}f} ±{reach * error:.{digits}f}"
+def number(mean: float, half: float, digits: int, sign: str = "") -> str:
+    return f"{round(mean, digits) + 0.0:{sign}.{digits}f} ±{half:.{digits}f}"
+
+
+def arm(share: float, count: int) -> float:
+    """The longer one of scipy's interval of a share."""
+    interval = stats.binomtest(round(share * count), count).proportion_ci(method="wilson")
+    return max(share - interval.low, interval.high - share)
 
 
 def test_the_table_of_a_run_has_the_numbers_of_metrics(played: Path) -> None:
@@ -108,8 +114,10 @@ def test_the_table_of_a_run_has_the_numbers_of_metrics(played: Path) -> None:
     for line in lines:
 
         def shown(name: str, sign: str = "", share: bool = False, line: dict[str, Any] = line) -> str:
-            scale = 100 if share else 1
-            return number(scale * line[name], scale * line[f"{name}_se"], 1 if share else 2, sign)
+            scale, half = 100 if share else 1, 1.96 * line[f"{name}_se"]
+            if name in ("exact_match", "truncated", "identical"):
+                half = arm(line[name], line[f"{name}_n"])
+            return number(scale * line[name], scale * half, 1 if share else 2, sign)
 
         drift = [shown(name) for name in ("kl_to_base", "kl_to_previous", "kl_from_base")]
         expected = [line["name"], shown("exact_match", share=True), shown("gain", "+", share=True)]
@@ -164,7 +172,7 @@ def test_a_table_with_wins_fits_a_terminal(played: Path) -> None:
 def test_the_picture_has_the_reports_panels_side_by_side(played: Path, categories: int, panels: int) -> None:
     """Scores, drift, and categories if there are enough for a radar; nothing of the user's is a formula."""
     lines = records(played)
-    names = [name for name in lines[0] if name.startswith("exact_match/") and not name.endswith("_se")]
+    names = [name for name in lines[0] if name.startswith("exact_match/") and not name.endswith(("_se", "_n"))]
     for line in lines:
         for place, name in enumerate(names):
             value, error = line.pop(name), line.pop(f"{name}_se")
@@ -192,7 +200,7 @@ def test_hostile_text_is_shown_and_is_no_markup(played: Path) -> None:
     for line in lines:
         for sample in line["samples"]:
             sample |= {"prompt": HOSTILE, "data": HOSTILE, "answer": HOSTILE}
-        for name in [name for name in line if name.startswith("exact_match/")][:3]:
+        for name in [name for name in line if name.startswith("exact_match/") and not name.endswith(("_se", "_n"))][:3]:
             line[name.replace("exact_match/", f"exact_match/{HOSTILE}")] = line[name]
             line[name.replace("exact_match/", f"exact_match/{HOSTILE}") + "_se"] = 0.0
     rewrite(played, lines)
@@ -376,11 +384,11 @@ def test_a_sweep_compares_configurations_over_their_seeds(game: Path, tmp_path: 
     for (alpha, history), values in scores.items():
         row = cells(text, f"{alpha} | {history} | 3")
         reach = float(stats.t.ppf(0.975, 2))
-        assert row[3] == number(100 * float(np.mean(values)), 100 * stats.sem(values), 1, reach=reach)
+        assert row[3] == number(100 * float(np.mean(values)), 100 * reach * stats.sem(values), 1)
         if (alpha, history) != (1.0, 1):
             apart = np.array(values) - best
             noise = ", within noise" if stats.ttest_rel(values, best).pvalue > 0.05 else ""
-            assert row[4] == number(100 * apart.mean(), 100 * stats.sem(apart), 1, "+", reach) + noise
+            assert row[4] == number(100 * apart.mean(), 100 * reach * stats.sem(apart), 1, "+") + noise
     assert cells(text, "1.0 | 1 | 3")[4] == "the best"
     noisy = ["within noise" in cells(text, f"0.5 | {history} | 3")[4] for history in (1, "inf")]
     assert noisy == [False, True]
@@ -398,7 +406,7 @@ def test_a_sweep_with_nothing_finished_is_a_page_too(game: Path, tmp_path: Path)
     folder = sweep(tmp_path, game, {(0.5, 1, 0): "failed", (1.0, 1, 0): "waiting"})
     write_all(read_results(folder))
     words = Page(folder / "report.html").words
-    assert "No point is finished yet." in words
+    assert "No game is finished yet." in words
     assert "out of memory <b>&" in words
 
 
@@ -413,6 +421,22 @@ def test_intervals_against_scipy() -> None:
     assert np.allclose([apart.mean, apart.error], [-0.1, 0.05])
     assert not within_noise(apart)
     assert within_noise(Value(0.0979, 0.05))
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.98, 50), (0.5, 50), (0.01, 100), (0.999, 500), (0.9, 20)])
+def test_the_interval_of_a_share_holds_it_as_often_as_it_says(share: float, count: int) -> None:
+    """What is printed is symmetrical and so holds it a little oftener; by standard errors it was 64% for 0.98 and 50."""
+    drawn = np.random.default_rng(0).binomial(count, share, 4000)
+    found = [Value.read(one, math.sqrt(one * (1 - one) / (count - 1)), count) for one in drawn / count]
+    assert all(value.half > 0 for value in found)
+    assert np.mean([abs(value.mean - share) <= value.half for value in found]) > 0.93
+    assert found[0].half == pytest.approx(arm(drawn[0] / count, count), abs=1e-4)
+
+
+def test_numbers_that_are_no_yes_or_no_keep_their_standard_error() -> None:
+    graded = np.random.default_rng(0).uniform(size=50)
+    assert Value.read(graded.mean(), stats.sem(graded), 50).half == pytest.approx(1.96 * stats.sem(graded))
+    assert Value.read(0.98, 0.02).half == pytest.approx(1.96 * 0.02)  # a record of an earlier version has no counts
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,17 @@ from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.run import Player
 
 CONTEST = ["game.algorithm=sppo", "game.oracle=function", "game.samples=3", "game.loss=sppo", "game.history=1"]
+COOLER = "generation={temperature: 0.7, top_p: 0.9, max_new_tokens: 16}"
 MATCHED = "evaluation={health_prompts: 3, metric: exact_match, path: 'FOLDER/held.jsonl'}"
 GAMES = {
     "mixtures": ["game.sampler=token_level", "game.history=2", "game.alpha=0.5", "game.oracle=function", MATCHED],
-    "average": ["game.reference=ema", "game.alpha=0.5", "game.pairing=concatenate", "evaluation.compare_sft=true"],
+    "average": [
+        "generation={temperature: 0.7, top_p: 0.9, max_new_tokens: 16}",
+        "game.reference=ema",
+        "game.alpha=0.5",
+        "game.pairing=concatenate",
+        "evaluation.compare_sft=true",
+    ],
     "amortised": ["game.sampler={name: gflownet, prompts: 8, epochs: 1, batch_size: 8}", "game.alpha=0.5"],
     "judged": [*CONTEST, "game.alpha=1", "game.regularizer={forward_kl: 0.1}"],
     "normalised": [*CONTEST, "game.alpha=0.5", "game.normalizer=estimated", "game.init=base"],

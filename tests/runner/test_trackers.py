@@ -1,4 +1,4 @@
-"""One experiment per game, offline, read back with the tracker's own tools. Trackers that are not installed are skipped."""
+"""One experiment per game, live, read back with the tracker's own tools. Trackers that are not installed are skipped."""
 
 import json
 import sqlite3
@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 
 from helpers.commands import assert_one_line, play, play_apart
+from lowmem_spin.algorithm.roles import Role
+from lowmem_spin.common.display import StageMeter
+from lowmem_spin.runner.tracker_backends import Experiment, logged_in_to_wandb
+from lowmem_spin.runner.trackers import Tracker
 
 OFFLINE = {"WANDB_SILENT": "true", "HF_HUB_OFFLINE": "1"}
 
@@ -41,19 +45,100 @@ def losses(game: Path) -> list[float]:
     return [record["loss"] for manifest in manifests for record in manifest["metrics"]]
 
 
-def test_tensorboard(game: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def events(folder: Path, metric: str = "train/loss") -> list[tuple[int, float]]:
+    """(step, value) as they stand in the event files, the oldest file first: nothing purged, nothing sorted."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.util.tensor_util import make_ndarray
 
-    folder = finished(game, "tensorboard")
-    (events,) = (folder / "tensorboard").iterdir()
-    read = EventAccumulator(str(events))
-    read.Reload()
-    assert [event.value for event in read.Scalars("train/loss")] == pytest.approx(losses(game), abs=1e-6)
-    steps = [event.step for event in read.Scalars("train/loss")]
-    assert steps == sorted(set(steps))
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    drift = [event.value for event in read.Scalars("health/kl_to_base")]
-    assert drift == pytest.approx([record["kl_to_base"] for record in records], abs=1e-6)
+    paths = sorted(folder.glob("tensorboard/*/events*"))
+    return [
+        (event.step, make_ndarray(value.tensor).item())
+        for path in paths
+        for event in EventFileLoader(str(path)).Load()
+        for value in event.summary.value
+        if value.tag == metric
+    ]
+
+
+def test_tensorboard(game: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A game that is interrupted in its second training, one step after a checkpoint, and goes on."""
+    folder, steps, advance = game / "tensorboard", [0], StageMeter.advance
+
+    def interrupted(meter: StageMeter, *told: object) -> None:
+        steps[0] += meter.kind == "train"
+        if steps[0] == 8:
+            assert [step for step, _ in events(folder)] == list(range(1, 8))  # logged while it goes on
+            raise KeyboardInterrupt
+        advance(meter, *told)  # type: ignore[arg-type]
+
+    asked = ["output.report_to=tensorboard", f"output.dir={folder}", "runtime.checkpoint_steps=2"]
+    with monkeypatch.context() as patched:
+        patched.setattr(StageMeter, "advance", interrupted)
+        assert play(game, *asked).returncode == 130
+    for _ in range(2):  # the second time everything is logged
+        assert play(game, *asked).returncode == 0
+        logged = events(folder)
+        assert [step for step, _ in logged] == list(range(1, 9))
+        assert [value for _, value in logged] == pytest.approx(losses(game), abs=1e-6)
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        drift = [(4 * place, pytest.approx(record["kl_to_base"], abs=1e-6)) for place, record in enumerate(records)]
+        assert events(folder, "health/kl_to_base") == drift
+    (experiment,) = (folder / "tensorboard").iterdir()
+    assert experiment.name.startswith("tensorboard-")  # the folder is called so, as its recipe would be
+
+
+def test_a_step_is_logged_once_though_its_memory_is_lost(tmp_path: Path) -> None:
+    """As by a kill between the event file and the memory of it, and one in the middle of an event."""
+    records = [{"loss": 1 / step, "step": step} for step in range(1, 7)]
+    tracker = Tracker("tensorboard", tmp_path, "k" * 16, {})
+    for record in records[:4]:
+        tracker.training("iterate 0", Role.ITERATE)(record)
+    assert [step for step, _ in events(tmp_path)] == [1, 2, 3, 4]
+    (tmp_path / "logged_to_tensorboard.json").unlink()
+    (torn,) = tmp_path.glob("tensorboard/*/events*")
+    with torn.open("rb+") as file:
+        file.truncate(torn.stat().st_size - 5)
+    tracker = Tracker("tensorboard", tmp_path, "k" * 16, {})
+    for record in records:
+        tracker.training("iterate 0", Role.ITERATE)(record)
+    tracker.close()
+    assert events(tmp_path) == [(record["step"], pytest.approx(record["loss"])) for record in records]
+
+
+def test_a_tracker_that_fails_is_one_line_and_the_next_run_logs_the_rest(tmp_path: Path) -> None:
+    in_the_way = tmp_path / "tensorboard"
+    in_the_way.write_text("no folder")
+    said: list[str] = []
+    records = [{"loss": 0.5, "step": step} for step in (1, 2, 3)]
+    for run in range(2):
+        if run == 1:
+            in_the_way.unlink()
+        tracker = Tracker("tensorboard", tmp_path, "k" * 16, {}, said.append)
+        for record in records:
+            tracker.training("SFT 1", Role.BASELINE)(record)
+        tracker.close()
+    assert len(said) == 1
+    assert said[0].startswith("tensorboard failed: ")
+    assert said[0].endswith("; the game goes on without it, run again to log the rest")
+    assert events(tmp_path, "SFT 1/train/loss") == [(1, 0.5), (2, 0.5), (3, 0.5)]
+
+
+def test_experiments_are_called_as_their_recipes() -> None:
+    assert Experiment(Path("runs/quickstart"), "k", {}).name == "quickstart"
+    assert Experiment(Path("runs/mine-sweep/points/alpha-0.5"), "k", {}).name == "mine-sweep alpha-0.5"
+
+
+def test_who_is_logged_in_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert not logged_in_to_wandb()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password a_key\n")
+    assert logged_in_to_wandb()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example:8080")
+    assert not logged_in_to_wandb()
+    monkeypatch.setenv("WANDB_API_KEY", "a_key")
+    assert logged_in_to_wandb()
 
 
 @pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")

@@ -1,11 +1,7 @@
 """A preference oracle that is a Python function: tests, parsers, exact answers; whatever can be computed."""
 
-import ast
-import hashlib
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
@@ -13,9 +9,9 @@ import numpy as np
 from lowmem_spin.algorithm.preferences import Comparison, check_preferences, of_scores
 from lowmem_spin.algorithm.source_hashes import edited
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import reading
 from lowmem_spin.config.choices import FunctionOracle
 from lowmem_spin.engines.oracles.base import NoWeights, OracleContext
+from lowmem_spin.engines.own_function import OwnFunction
 
 FIELD = "game.oracle.function"
 
@@ -34,23 +30,13 @@ class Function(NoWeights):
 
     def __init__(self, name: str, recipe_dir: Path) -> None:
         self.name = name
-        self.file: Path | None = None
+        self.own: OwnFunction | None = None
         self.function: Callable[..., Any] | None = None
         if name == "exact_match":
             self.function, self.content, self.place = exact_match, "built in", name
-            return
-        path, colon, attribute = name.rpartition(":")
-        file = next((place for place in (recipe_dir / path, Path(path)) if place.is_file()), None) if colon else None
-        if file is None:
-            raise InputError(
-                f"{FIELD}: {name!r} is neither exact_match nor file.py:function with a file beside the recipe or here"
-            )
-        self.file = file = file.resolve()
-        self.place = f"{file}:{attribute}"
-        with reading(file):
-            source = file.read_bytes()
-        self.content = hashlib.sha256(source).hexdigest()
-        _check(source, file, attribute)
+        else:
+            self.own = OwnFunction.find(FIELD, name, recipe_dir, "neither exact_match nor ")
+            self.content, self.place = self.own.content, self.own.place
 
     @classmethod
     def from_recipe(cls, section: FunctionOracle, context: OracleContext) -> Self:
@@ -72,51 +58,19 @@ class Function(NoWeights):
 
     def _prefer(self, question: Comparison) -> np.ndarray:
         if self.function is None:
-            self.function = self._load()
+            self.function = self._unchanged().call
+        returned = self.function(question.messages, question.answers, question.reference)
         try:
-            given = np.asarray(self.function(question.messages, question.answers, question.reference), np.float64)
-        except Exception as error:
-            raise InputError(f"{FIELD}: {self.name!r} failed: {type(error).__name__}: {error}") from error
+            given = np.asarray(returned, np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{FIELD}: {self.name!r} gave what is no array of numbers: {error}") from None
         if given.ndim == 1 and len(given) == len(question.answers) and np.isfinite(given).all():
             return of_scores(given)
         return check_preferences(given, len(question.answers), FIELD)
 
-    def _load(self) -> Callable[..., Any]:
-        """Import the very bytes that are a part of the keys, and that were trusted; a .pyc beside the file may be of others."""
-        assert self.file is not None  # noqa: S101  # what is built in is there from the start
-        with reading(self.file):
-            source = self.file.read_bytes()
-        if hashlib.sha256(source).hexdigest() != self.content:
-            raise InputError(f"{FIELD}: {str(self.file)!r} was changed while the game was open; run again")
-        module = ModuleType(f"lowmem_spin_oracle_{self.file.stem}")
-        module.__file__ = str(self.file)
-        sys.modules[module.__name__] = module
-        try:
-            exec(compile(source, str(self.file), "exec"), vars(module))  # noqa: S102  # it is what the person asked for
-        except Exception as error:
-            raise InputError(f"{FIELD}: {self.file} does not import: {type(error).__name__}: {error}") from error
-        attribute = self.name.rpartition(":")[2]
-        function = getattr(module, attribute, None)
-        if not callable(function):
-            raise InputError(f"{FIELD}: {self.file} has no function {attribute!r}")
-        return function
-
-
-def _check(source: bytes, file: Path, attribute: str) -> None:
-    """Refuse a file that is no Python, or that nowhere gives anything this name, without running it."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"{FIELD}: {file} does not import: {type(error).__name__}: {error}") from None
-    if not any({attribute, "*"} & _names(node) for node in ast.walk(tree)):  # * is whatever another module has
-        raise InputError(f"{FIELD}: {file} has no function {attribute!r}")
-
-
-def _names(node: ast.AST) -> set[str]:
-    """What a piece of source gives a name to, as far as a function of the file may come of it."""
-    match node:
-        case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Name(id=name, ctx=ast.Store()):
-            return {name}
-        case ast.alias(name=name, asname=other):
-            return {other or name}
-    return set()
+    def _unchanged(self) -> OwnFunction:
+        """What is a part of the keys, and was trusted, if that is still what a person sees in the file."""
+        assert self.own is not None  # noqa: S101  # what is built in is there from the start
+        if self.own.changed():
+            raise InputError(f"{FIELD}: {str(self.own.file)!r} was changed while the game was open; run again")
+        return self.own

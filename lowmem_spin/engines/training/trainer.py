@@ -24,6 +24,7 @@ from lowmem_spin.engines.training.checkpoints import finish_checkpoint, last_che
 from lowmem_spin.engines.training.layout import RowLayout
 from lowmem_spin.engines.training.logps import States, autocast, completion_logps, decoder_states
 from lowmem_spin.engines.training.optimizer import optimizer_arguments, optimizer_steps
+from lowmem_spin.engines.training.own_loss import opened
 from lowmem_spin.engines.training.trees import Tree
 
 
@@ -94,8 +95,7 @@ class PairTrainer(Trainer):
     ) -> None:
         super().__init__(train_dataset=list(pairs), **kwargs)  # type: ignore[arg-type]
         self.pairs, self.batches, self.layout, self.states, self.dtype = pairs, batches, layout, states, dtype
-        self.loss_options = {name: value for name, value in loss.items() if name != "name"}
-        self.loss_function = None if loss["name"] == "sft" else LOSSES[loss["name"]]
+        self.loss_function, self.loss_options = _loss(loss)
         self.model_accepts_loss_kwargs = True  # compute_loss itself divides by the pairs of the whole step
         self._sums: dict[str, float] = defaultdict(float)
 
@@ -167,6 +167,14 @@ class PairTrainer(Trainer):
         super().log(logs, start_time)
 
 
+def _loss(loss: dict[str, Any]) -> tuple[Callable[..., Tensor] | None, dict[str, Any]]:
+    """The function of a loss and its options; plain fine-tuning has none, and a person's own comes with its source."""
+    if loss["name"] == "function":
+        return opened(loss["function"]), loss["options"]
+    options = {name: value for name, value in loss.items() if name != "name"}
+    return None if loss["name"] == "sft" else LOSSES[loss["name"]], options
+
+
 def _sides(logps: Tensor, lengths: Tensor, pairs: Sequence[Pair]) -> Sides:
     """From log-probs and lengths of each pair's chosen and rejected answer, (2 B,), and what is known of the pairs."""
     chosen, rejected = logps.view(-1, 2).T
@@ -191,7 +199,7 @@ def _sides(logps: Tensor, lengths: Tensor, pairs: Sequence[Pair]) -> Sides:
 
 class ProgressCallback(TrainerCallback):
     """Tells the progress display of the rows behind every optimiser step, a resumed training's first ones included, with
-    the loss that was logged last, and, as 0 rows, that a checkpoint was written."""
+    the loss that was logged last; of every record of metrics; and, as 0 rows, that a checkpoint was written."""
 
     def __init__(self, advance: Advance, rows: int, effective_batch: int) -> None:
         self.advance, self.rows, self.effective_batch, self.told = advance, rows, effective_batch, 0
@@ -206,16 +214,26 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._tell(state, resumed=True)
+        for record in metrics_of(state):
+            self.advance(0, None, True, record)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._tell(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        self.loss = (logs or {}).get("loss", self.loss)
+        if "loss" in (logs or {}):
+            record = metrics_of(state)[-1]
+            self.loss = record["loss"]
+            self.advance(0, self.loss, False, record)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         finish_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         self.advance(0)
+
+
+def metrics_of(state: Any) -> list[dict[str, float]]:
+    """The records of a training's logged steps; the trainer's last one, of its time, is none."""
+    return [record for record in state.log_history if "loss" in record]
 
 
 def train(
@@ -275,4 +293,4 @@ def train(
     trainer.remove_callback(PrinterCallback)  # our own display shows progress
     resume = last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    return [record for record in trainer.state.log_history if "loss" in record]
+    return metrics_of(trainer.state)

@@ -1,11 +1,13 @@
-"""Whether a recipe's optimiser and schedule can be used on this machine: tried before a game, not after hours of it."""
+"""Whether a recipe's optimiser and schedule can be used on this machine, and a person's own loss at all: tried before a game,
+not after hours of it."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from lowmem_spin.algorithm.settings import LATER_FIELDS, training_settings
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.engines.own_function import OwnFunction
 
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # see loading.py; it comes in with transformers
 
@@ -32,6 +34,13 @@ def check_optimizer(recipe: Recipe, device: str) -> None:
     check_names(recipe.training)
     for settings, steps in trainings:
         try_optimizer(settings, steps, device)
+
+
+def check_loss(own: OwnFunction, options: dict[str, Any], reads: Collection[str], normalised: bool) -> None:
+    """Try a person's own loss; see own_loss.try_loss."""
+    from lowmem_spin.engines.training.own_loss import try_loss
+
+    try_loss(own, options, reads, normalised)
 
 
 def _is_sure(settings: dict[str, Any]) -> bool:

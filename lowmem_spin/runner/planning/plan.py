@@ -14,14 +14,15 @@ from lowmem_spin.algorithm.stages import Average, Draw, Stage, Train, TrainSampl
 from lowmem_spin.algorithm.touches import HeldOutPlaces, Places, Touch, touches
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError, check_folder_place, read_parquet
+from lowmem_spin.common.trust import Trust, UntrustedError
 from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.formats import conversations
 from lowmem_spin.data.prepare import RowCounts, count_rows
 from lowmem_spin.data.rows import Rows, take
-from lowmem_spin.data.sources import Sources
+from lowmem_spin.data.sources import Sources, has_token
 from lowmem_spin.engines.base_check import check_base
-from lowmem_spin.engines.known_models import CONFIGS
+from lowmem_spin.engines.known_models import CONFIGS, GATED
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.pool import EngineChoices, choose_engines
 from lowmem_spin.engines.registry import gpu_engine
@@ -106,23 +107,25 @@ def _number(seconds: float) -> float | None:
     return None if math.isnan(seconds) else round(seconds, 1)
 
 
-def plan(points: Sequence[SweepPoint], recipe_dir: Path, gpu: str | None = None) -> Plan:
+def plan(points: Sequence[SweepPoint], recipe_dir: Path, gpu: str | None = None, trust: Trust | None = None) -> Plan:
     """Plan one game or all games of a sweep; a point of a sweep that cannot be played becomes a note.
 
     Args:
         points: the games.
         recipe_dir: the recipe's folder, from which its paths are looked for.
         gpu: one of calibration.PEAK, to plan for instead of for this machine.
+        trust: in a recipe's own opponents and reference, which decide what the stages are; nothing else is run.
 
     Raises:
         InputError: no point can be played, for too few rows for instance.
+        UntrustedError: there are such functions, and they may not run.
     """
-    draft = _Draft(recipe_dir, gpu)
+    draft = _Draft(recipe_dir, gpu, trust or Trust())
     for point in points:
         try:
             draft.add(point)
         except InputError as error:
-            if len(points) == 1:
+            if len(points) == 1 or isinstance(error, UntrustedError):
                 raise
             _add(draft.notes, [f"{point.name} cannot be played: {error}"])
     if not draft.founds:
@@ -144,6 +147,7 @@ class _Draft:
 
     recipe_dir: Path
     gpu: str | None
+    trust: Trust
     work: Work = field(default_factory=Work)
     notes: list[str] = field(default_factory=list)
     founds: list[ResolvedRecipe] = field(default_factory=list)
@@ -163,11 +167,21 @@ class _Draft:
         check_folder_place(root, "output.store")
         sources = Sources(self.recipe_dir, root / "sources.json", patient=True, notice=lambda line: _add(self.notes, [line]))
         found = resolve(recipe, sources, _choices(recipe, root, self.gpu, self.notes), lambda line: None)
+        found = found.asked(self.trust, lambda line: _add(self.notes, [line]))
+        _add(self.notes, found.own.notices())
         _add(
             self.notes, [f"{name}: its revision is not resolved yet: the hub cannot be reached" for name in sources.unresolved]
         )
         if not found.model.resolved and found.model.location in CONFIGS:
             _add(self.notes, [f"{found.model.location}: memory and times are by its published shape"])
+        if not found.model.local and found.model.location.startswith(GATED) and not has_token():
+            _add(
+                self.notes,
+                [
+                    f"{found.model.location} is gated: accept its licence on its hub page and set HF_TOKEN before `run`; no "
+                    "token is set here"
+                ],
+            )
         _add(self.notes, check_base(recipe, found.model, found.adapter, found.choices.machine.dtype, runs_code=False))
         if found.oracle is not None:
             _add(self.notes, ["the time that game.oracle takes to judge is not counted"])

@@ -1,0 +1,1 @@
+"""The same as the command line, for notebooks and scripts: `import lowmem_spin as ls`."""
