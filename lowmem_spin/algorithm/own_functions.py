@@ -36,7 +36,7 @@ def read_mixture(given: Any, t: int) -> Mixture:
     for name, weight in given.items():
         if name not in names:
             raise ValueError(f"gave a weight to {quoted(name)}; the policies are {shortened(', '.join(reversed(names)))}")
-        if not _is_weight(weight):
+        if not _is_number(weight) or not 0 <= weight <= SINGLE:
             raise ValueError(f"gave {name} the weight {quoted(weight)}; give a finite number that is not negative")
     found = {name: float(given[name]) for name in names if given.get(name)}
     if not found:
@@ -44,9 +44,8 @@ def read_mixture(given: Any, t: int) -> Mixture:
     return found
 
 
-def _is_weight(value: Any) -> bool:
-    number = not isinstance(value, bool) and isinstance(value, Real)  # numpy's too
-    return number and 0 <= value <= SINGLE
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)  # numpy's are, too
 
 
 def read_opponents(given: Any, t: int) -> Mixture:
