@@ -21,6 +21,7 @@ class Grid:
     headings: list[str]
     rows: list[list[str]]
     names: int = 1
+    parted: int | None = None  # the row below which a terminal has a space
 
     def markdown(self) -> str:
         """As a GitHub table; text that is not ours cannot break out of its cell."""
@@ -71,8 +72,8 @@ class TerminalTable:
         for place, size in zip(group, sizes, strict=True):
             lines = "\n".join(escape(printable(line)) for line in self.grid.headings[place].split("\n"))
             table.add_column(lines, justify="left" if place < self.grid.names else "right", width=size, overflow="fold")
-        for row in self.grid.rows:
-            table.add_row(*(escape(printable(row[place])) for place in group))
+        for number, row in enumerate(self.grid.rows):
+            table.add_row(*(escape(printable(row[place])) for place in group), end_section=number == self.grid.parted)
         return table
 
 
