@@ -13,8 +13,10 @@ from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
 from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy, machine_of
 
+SENTENCEPIECE = "tokenizer.model"  # a tokenizer's own file, where it was made by that library
 
-def _check(policy: StoredPolicy, to: Path, merged: bool) -> None:
+
+def check_place(policy: StoredPolicy, to: Path, merged: bool) -> None:
     """Refuse a place where something is already, and an adapter that there is none of."""
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
         raise InputError(f"--to: {str(to)!r} is there already and not empty; give a new folder")
@@ -22,16 +24,17 @@ def _check(policy: StoredPolicy, to: Path, merged: bool) -> None:
         raise InputError("--iterate base: it has no adapter of its own to export; add --merge for the model itself")
 
 
-def export(run: RunFolder, policy: StoredPolicy, base: Source, to: Path, dtype: str | None) -> None:
+def export(run: RunFolder, policy: StoredPolicy, base: Source, to: Path, dtype: str | None, shared: bool = False) -> None:
     """Write the policy to `to`, with tokenizer, template and model card; whole or not at all.
 
-    `dtype` is the merged model's; None exports the adapter alone.
+    `dtype` is the merged model's; None exports the adapter alone. What is `shared` names no folder of this machine.
     """
-    _check(policy, to, merged=dtype is not None)
+    check_place(policy, to, merged=dtype is not None)
     from transformers import GenerationConfig
 
     from lowmem_spin.cli import model_card
     from lowmem_spin.engines.loading import end_tokens, load_tokenizer
+    from lowmem_spin.engines.model_files import find_file
 
     temporary = to.resolve().with_name(f".{uuid.uuid4().hex}")
     make_folder(temporary)
@@ -41,8 +44,10 @@ def export(run: RunFolder, policy: StoredPolicy, base: Source, to: Path, dtype: 
         ends = end_tokens(base, renderer, run.recipe.model.trust_remote_code)
         if dtype is not None:
             _write_merged(run, policy.adapter, base, ends, dtype, temporary)
+            if (spelled := find_file(base, SENTENCEPIECE)) is not None:  # other programs want it, and transformers drops it
+                shutil.copyfile(spelled, temporary / SENTENCEPIECE)
         elif policy.adapter is not None:
-            _write_adapter(policy.adapter, base, temporary)
+            _write_adapter(policy.adapter, base, temporary, shared)
             pad = ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
             GenerationConfig(eos_token_id=ends, pad_token_id=pad).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
@@ -53,11 +58,12 @@ def export(run: RunFolder, policy: StoredPolicy, base: Source, to: Path, dtype: 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_adapter(adapter: Path, base: Source, folder: Path) -> None:
-    """The stored adapter, naming the base as it is known here."""
+def _write_adapter(adapter: Path, base: Source, folder: Path, shared: bool) -> None:
+    """The stored adapter, naming the base as it is known here, or to others."""
     shutil.copyfile(adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors")
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    named = {"base_model_name_or_path": base.location, "revision": base.revision}
+    name = Path(base.location).name if shared and base.local else base.location
+    named = {"base_model_name_or_path": name, "revision": base.revision}
     write_json(folder / "adapter_config.json", config | named)
 
 

@@ -20,6 +20,8 @@ from lowmem_spin.report.measures import MEASURES
 from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy
 
 SHOWN = ("exact_match", "sampled_accuracy", "chosen_logp", "kl_to_base", "kl_to_previous", "length", "truncated")
+PLACES = ("base_url", "api_key_env")  # of a judge
+TEXTS = ("system_prompt", "chat_template")  # no paths, whatever they begin with
 
 
 def text(run: RunFolder, policy: StoredPolicy, base: Source, dtype: str | None, ends: Sequence[int]) -> str:
@@ -125,16 +127,18 @@ def _results(metrics: Path, mine: str) -> str:
 
 def _recipe(run: RunFolder) -> str:
     """The recipe without where things were, as indented code, which no text in it can end."""
-    content = run.recipe.model_dump(mode="json", exclude={"output", "runtime"})
-    for section, name in (("model", "name_or_path"), ("model", "adapter"), ("data", "path"), ("evaluation", "path")):
-        if content[section][name] and Path(content[section][name]).is_absolute():
-            content[section][name] = Path(content[section][name]).name
-    game = content["game"]
-    for part in (part for part in map(game.get, ("oracle", "loss", "opponents", "reference")) if isinstance(part, dict)):
-        for name in {"function", "model"} & part.keys():
-            if Path(part[name]).is_absolute():
-                part[name] = Path(part[name]).name
+    content = _shown(run.recipe.model_dump(mode="json", exclude={"output", "runtime"}))
     return "\n".join("    " + line for line in write_yaml(content, sort_keys=False).splitlines())
+
+
+def _shown(value: Any) -> Any:
+    """Without addresses, and of each path from the root only the name."""
+    if isinstance(value, dict):
+        told = {name: one for name, one in value.items() if name not in PLACES}
+        return {name: one if name in TEXTS else _shown(one) for name, one in told.items()}
+    if isinstance(value, list):
+        return [_shown(one) for one in value]
+    return Path(value).name if isinstance(value, str) and value.count("/") > 1 and Path(value).is_absolute() else value
 
 
 def _license(base: Source) -> str | None:

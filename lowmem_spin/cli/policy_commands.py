@@ -193,32 +193,35 @@ def chat(
 @app.command()
 def export(
     run: RunFolder,
-    to: Annotated[Path, path_option(help="A new folder.", show_default=False)],
+    to: Annotated[Path | None, path_option(help="A new folder; without it, one beside RUN.", show_default=False)] = None,
     iterate: Iterate = None,
     merge: Annotated[bool, typer.Option("--merge", help="One model instead of the adapter.")] = False,
-    dtype: Annotated[Dtype | None, typer.Option(help="Of the merged model; bfloat16 without it.", show_default=False)] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Of the merged model; bfloat16 without it, or as --gguf has it.", show_default=False)
+    ] = None,
+    gguf: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE", help="Also as a GGUF file for llama.cpp and Ollama: Q4_K_M, Q8_0, BF16, ...", show_default=False
+        ),
+    ] = None,
+    llama_cpp: Annotated[
+        Path | None, path_option(help="A clone of llama.cpp; without it, $LLAMA_CPP_DIR or the PATH.", show_default=False)
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Upload it to the hub, privately.", show_default=False)
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let all see what --push uploads.")] = False,
     trust: TrustCode = False,
 ) -> None:
-    """Write an iterate to a folder that PEFT loads, or merged into one that transformers and vLLM load."""
+    """Write an iterate to a folder that PEFT loads, or merged into one that transformers and vLLM load; as GGUF; to the hub."""
     from rich.console import Console
 
+    from lowmem_spin.cli.leave import Leaving, leave
     from lowmem_spin.common.display import Display
-    from lowmem_spin.common.errors import InputError
-    from lowmem_spin.common.trust import Trust
-    from lowmem_spin.runner import run_folder
 
-    if dtype is not None and not merge:
-        raise InputError(f"--dtype {dtype.value}: an adapter keeps its own; add --merge, or leave it out")
-    display = Display(Console(stderr=True))
-    game = run_folder.read_run(run)
-    store = run_folder.open_store(game, display.log)
-    policy = run_folder.find_policy(game, store, iterate)
-    base = run_folder.find_trusted_base(game, store, Trust(trust), display.log)
-    with display.start_up(f"exporting {policy.name}"):
-        from lowmem_spin.cli.export import export as write
-
-        write(game, policy, base, to, (dtype or Dtype.bfloat16).value if merge else None)
-    display.log(f"{policy.name} of {run} is in {to}")
+    asked = Leaving(to, merge or gguf is not None, None if dtype is None else dtype.value, gguf, llama_cpp, push, public)
+    leave(run, iterate, asked, trust, Display(Console(stderr=True)))
 
 
 @app.command()

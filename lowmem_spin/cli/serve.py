@@ -110,7 +110,7 @@ def _write_front(run: RunFolder, base: Source, folder: Path) -> None:
 
 def line(environment: dict[str, str], command: list[str]) -> str:
     """The command as a shell takes it; what would steer a terminal is spelled out."""
-    words = ["env", *(f"{name}={value}" for name, value in environment.items()), *command]
+    words = [*(["env"] if environment else []), *(f"{name}={value}" for name, value in environment.items()), *command]
     return " ".join(shlex.quote(word) if word.isprintable() else _spelled(word) for word in words)
 
 

@@ -7,9 +7,11 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from lowmem_spin.common.errors import InputError
@@ -56,6 +58,17 @@ def _answer(pipe: Connection, served: Any, method: str, values: tuple[Any, ...],
         pipe.send(("refused", str(error)))
 
 
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """A process that is started imports the main module of this one: a script that plays a game would play it there again."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 class WorkerDiedError(InputError):
     """The process of an engine is gone; what was committed is kept."""
 
@@ -77,7 +90,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, target, arguments, environment, str(log)), daemon=True)
-        self.process.start()
+        with _without_main():
+            self.process.start()
         theirs.close()
         self._receive(None)
 

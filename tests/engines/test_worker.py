@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +64,21 @@ def resident(folder: Path, limit: int, said: list[str]) -> Resident:
         return Worker("test", "test_worker:Served", arguments, {}, folder / "log", "lower the batch")
 
     return Resident(start, RECIPE, said.append)
+
+
+def test_a_script_that_starts_a_worker_is_not_run_there_again(tmp_path: Path) -> None:
+    """Without the `if __name__ == "__main__"` that nobody writes in a script of three lines."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from lowmem_spin.engines.worker import Worker\n"
+        "print('began', flush=True)\n"
+        f"worker = Worker('test', 'collections:Counter', ('abb',), {{}}, Path({str(tmp_path / 'log')!r}), '')\n"
+        "print(worker.call('total'), __name__)\n"
+        "worker.close()\n"
+    )
+    answer = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert answer.stdout.split() == ["began", "3", "__main__"], answer.stderr
 
 
 def test_a_worker_that_dies_at_work_is_started_once_more_with_half_the_batch(tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""Leaving with a policy: a folder of its own, a GGUF file for llama.cpp and Ollama, a repository on the hub."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowmem_spin.cli import gguf
+from lowmem_spin.cli.export import check_place, export
+from lowmem_spin.cli.serve import line
+from lowmem_spin.common.display import Display
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.trust import Trust
+from lowmem_spin.config.naming import plain
+from lowmem_spin.runner import run_folder
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """What `lowmem-spin export` is asked for."""
+
+    to: Path | None  # None: beside the run
+    merged: bool
+    dtype: str | None  # of the merged model; None: bfloat16, or that of an unquantized GGUF
+    gguf: str | None  # llama.cpp's name of a type
+    llama_cpp: Path | None
+    push: str | None  # USER/NAME
+    public: bool
+
+
+def leave(folder: Path, iterate: str | None, asked: Leaving, trust: bool, display: Display) -> None:
+    """Export a policy of the run in `folder`; the last one trained if `iterate` does not name one.
+
+    Raises:
+        InputError: one line, before anything is written where that can be known.
+    """
+    kind, programs = _gguf(asked)
+    _check(asked, programs)
+    game = run_folder.read_run(folder)
+    store = run_folder.open_store(game, display.log)
+    policy = run_folder.find_policy(game, store, iterate)
+    name = plain(f"{game.folder.resolve().name}-{policy.name}".replace(" ", "-"))
+    ending = f"-{kind}" if kind else "-merged" if asked.merged else ""
+    to = asked.to or game.folder.resolve().with_name(name + ending)
+    dtype = asked.dtype or gguf.DTYPES.get(kind or "", "bfloat16")
+    base = run_folder.find_trusted_base(game, store, Trust(trust), display.log)
+    check_place(policy, to, asked.merged)
+    if asked.push is not None:
+        from lowmem_spin.cli.push import check_push
+
+        check_push(asked.push, asked.public)
+    with display.start_up(f"exporting {policy.name}"):
+        export(game, policy, base, to, dtype if asked.merged else None, shared=asked.push is not None)
+    display.log(f"{policy.name} of {folder} is in {to}")
+    if programs is not None and kind is not None:
+        conversion = gguf.Conversion(to.resolve(), name, kind, dtype)
+        conversion.run(programs, display)
+        _say_to_ollama(conversion, game, display)
+    if asked.push is not None:
+        from lowmem_spin.cli.push import push
+
+        with display.start_up(f"uploading {to}"):
+            address = push(to, asked.push, asked.public, f"{policy.name} of a game of {game.recipe.game.algorithm}")
+        display.log(f"{'public' if asked.public else 'private'}  {address}")
+
+
+def _gguf(asked: Leaving) -> tuple[str | None, gguf.LlamaCpp | None]:
+    """The type, and llama.cpp."""
+    if asked.gguf is None:
+        if asked.llama_cpp is not None:
+            raise InputError(f"--llama-cpp {str(asked.llama_cpp)!r}: what for? add --gguf Q4_K_M, or another type")
+        return None, None
+    kind = gguf.quantization(asked.gguf)
+    return kind, gguf.find(asked.llama_cpp, kind)
+
+
+def _check(asked: Leaving, programs: gguf.LlamaCpp | None) -> None:
+    if asked.dtype is not None and not asked.merged:
+        raise InputError(f"--dtype {asked.dtype}: an adapter keeps its own; add --merge, or leave it out")
+    if asked.public and asked.push is None:
+        raise InputError("--public: what? add --push USER/NAME, or leave it out")
+    if asked.push is not None and programs is not None and programs.missing is not None:
+        raise InputError(f"--push with --gguf: no GGUF file can be made here: {programs.missing.partition('. ')[0]}")
+
+
+def _say_to_ollama(conversion: gguf.Conversion, game: run_folder.RunFolder, display: Display) -> None:
+    from lowmem_spin.cli.ollama import write_modelfile
+
+    for note in write_modelfile(conversion.folder, conversion.file.name, game.recipe):
+        display.log(note, "yellow")
+    file = str(conversion.folder / "Modelfile")
+    display.log(f"Ollama   {line({}, ['ollama', 'create', conversion.name.lower(), '-f', file])}")
