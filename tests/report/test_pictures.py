@@ -248,3 +248,14 @@ def test_large_losses_are_readable_and_have_a_unit() -> None:
     (curve,) = [line for line in picture.axes[0].lines(COLORS[0]) if len(line) == 2]
     assert curve[:, 1] == pytest.approx([249.8, 250.1], abs=0.01)
     assert [readable(number) for number in (0.6931, 249_800.0, 3.2e6, math.nan)] == ["0.693", "249.80k", "3.20M", "nan"]
+
+
+def test_shapes_are_unlike_where_a_category_is_beyond_noise_and_two_points() -> None:
+    def unlike(one: float, other: float, error: float) -> bool:
+        return not radars.alike(
+            {"a": Value(0.5, 0.1), "b": Value(one, error)}, {"a": Value(0.5, 0.1), "b": Value(other, error)}
+        )
+
+    assert unlike(0.90, 0.98, 0.01) and not unlike(0.90, 0.98, 0.05) and not unlike(0.97, 0.98, 0.0001)
+    seeds = [policy("iterate 0", 0.9, categories=shape(a=0.9)) for _ in range(2)]  # two seeds that agree by chance
+    assert radars.shapes(seeds)["a"].half == pytest.approx(1.96 * 0.02 / math.sqrt(2))
