@@ -56,13 +56,15 @@ class TerminalTable:
     title: str
     grid: Grid
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | str]:
         """See rich's protocol."""
         width, names = options.max_width, self.grid.names
         columns = [[heading, *(row[place] for row in self.grid.rows)] for place, heading in enumerate(self.grid.headings)]
         longest_name = max(8, (2 * width // 3) // names)  # a longer one is broken
         least = [min(_line(column), longest_name) if place < names else _word(column) for place, column in enumerate(columns)]
         for number, group in enumerate(_side_by_side(least, names, width)):
+            if number:
+                yield ""
             sizes = _sizes([columns[place] for place in group], [least[place] for place in group], width)
             yield self._part(group, sizes, self.title if number == 0 else "")
 

@@ -233,6 +233,10 @@ def test_the_answer_before_and_after_is_one_that_changed_and_is_cut_where_it_is_
     found = before_after(run([0.2, 0.6, 0.5]))
     assert found is not None and found.prompt == "two"
     assert found.answers == [("base", "<2>"), ("iterate 0", "2"), ("the data", "2")]  # iterate 0 is the best
+    long = run([0.2, 0.6])
+    long.base.samples[1]["answer"] = "word " * 200
+    answer = before_after(long).answers[0][1]  # type: ignore[union-attr]
+    assert 590 < len(answer) <= 600 and answer.endswith("word…")
     assert one_line("two\n lines\x1b[31m", 40) == "two lines\\x1b[31m"
     assert one_line("字" * 30, 11) == "字" * 5 + "…"
     assert one_line("", 9) == "(nothing)"
