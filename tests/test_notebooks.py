@@ -3,6 +3,8 @@
 import html
 import json
 import os
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +14,20 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from lowmem_spin.config.grid import sweep_axes, sweep_points
-from lowmem_spin.config.load import find_recipe
+import lowmem_spin as ls
 
 NOTEBOOKS = Path(__file__).parent.parent / "recipes" / "notebooks"
-SMALL = [
-    "game.pairs=32",
-    "game.iterations=2",
-    "data.resample=false",
-    "evaluation.health_prompts=8",
-    "generation.max_new_tokens=8",
-]
-SMALL += ["evaluation.compare_sft=false", "evaluation.metric=none", "evaluation.path=null"]
-TINY = {"RECIPE": "quickstart", "ALPHAS": "0.5,1", "HISTORIES": "1", "MAX_HOURS": 1}
-TINY |= {"EXTRA": " ".join(f"--set {value}" for value in SMALL)}
+SMALL = {
+    "game.pairs": 32,
+    "game.iterations": 2,
+    "data.resample": False,
+    "evaluation.health_prompts": 8,
+    "generation.max_new_tokens": 8,
+    "evaluation.compare_sft": False,
+    "evaluation.metric": "none",
+    "evaluation.path": None,
+}
+TINY = {"RECIPE": "quickstart", "ALPHAS": [0.5, 1], "HISTORIES": [1], "MAX_HOURS": 1, "SETTINGS": SMALL}
 
 
 def code(notebook: Any) -> dict[str, Any]:
@@ -78,8 +80,22 @@ def test_a_notebook_plays_the_sweep_and_shows_its_report(colab: Session) -> None
     assert "Rows of 2 games" in colab.printed("plan")
     assert colab.statuses() == [(0.5, "finished"), (1, "finished")]
     assert sum(name.endswith(".safetensors") for name in colab.written()) == 3  # iterate 0 is shared
-    shown = colab.cells["report"].outputs[-1].data["text/html"].partition('srcdoc="')[2].partition('"')[0]
+    shown = shown_as_html(colab, "report").partition('srcdoc="')[2].partition('"')[0]
     assert html.unescape(shown) == (colab.store / "quickstart-sweep" / "report.html").read_text() != ""
+
+
+def test_a_notebook_shows_numbers_and_answers(colab: Session) -> None:
+    shown, answers = (shown_as_html(colab, cell) for cell in ("table", "answers"))
+    points = sorted((colab.store / "quickstart-sweep" / "points").iterdir())
+    for point in points:
+        last = json.loads((point / "metrics.jsonl").read_text().splitlines()[-1])
+        assert all(text in shown for text in (f">{point.name}<", f">{last['name']}<", f">{last['chosen_logp']:.6f}<"))
+    base = json.loads((points[0] / "metrics.jsonl").read_text().splitlines()[0])
+    assert len(points) == 2 and all(f">{html.escape(sample['prompt'])}<" in answers for sample in base["samples"][:3])
+
+
+def shown_as_html(session: Session, cell: str) -> str:
+    return session.cells[cell].outputs[-1].data["text/html"]
 
 
 def test_kaggle_goes_on_from_the_output_of_an_earlier_session(colab: Session, tmp_path: Path) -> None:
@@ -106,15 +122,50 @@ def test_a_notebook_is_clean_and_its_own_parameters_are_a_sweep(name: str) -> No
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells.values())
     given: dict[str, Any] = {}
     exec("".join(cells["parameters"]["source"]), given)  # noqa: S102
-    assert given["EXTRA"] == "" and given["MAX_HOURS"] < 12  # when a free session ends
-    assert (
-        len(
-            sweep_points(
-                find_recipe(given["RECIPE"]),
-                [],
-                sweep_axes(find_recipe(given["RECIPE"]), given["ALPHAS"], given["HISTORIES"], []),
-                1,
-            )
-        )
-        == 8
-    )
+    assert given["SETTINGS"] == {} and given["MAX_HOURS"] < 12  # when a free session ends
+    made = ls.plan(given["RECIPE"], alpha=given["ALPHAS"], history=given["HISTORIES"], seeds=given["SEEDS"])
+    assert len(made.made.points) == 8
+
+
+AS_INSTALLED = """
+import json, sys
+from importlib.util import find_spec
+from pathlib import Path
+from IPython.core.interactiveshell import InteractiveShell
+
+cells, source, target = json.loads(sys.argv[1])
+sys.path[:] = [path for path in sys.path if not (Path(path) / "lowmem_spin").exists()]
+assert find_spec("lowmem_spin") is None
+shell = InteractiveShell.instance()
+shell.user_ns.update(SOURCE=source, Path=Path)
+for cell in cells:
+    assert shell.run_cell(cell).success
+sys.path.insert(0, target)
+import lowmem_spin
+from lowmem_spin.config.load import find_recipe
+print(lowmem_spin.__file__, find_recipe("quickstart"))
+"""
+
+
+@pytest.mark.parametrize("form", ["unpacked", "zip"])
+def test_the_install_cell_installs_a_clone_or_its_archive(form: str, tmp_path: Path) -> None:
+    """The cell as it is written; pip is only kept from the network, so what the project depends on is not installed."""
+    pytest.importorskip("hatchling", reason="in the test extra")
+    root, target = NOTEBOOKS.parents[1], tmp_path / "installed"
+    unpacked = tmp_path / "in put" / "lowmem-spin-main"
+    skipped = shutil.ignore_patterns("__pycache__", "runs")
+    for part in ("lowmem_spin", "recipes"):
+        shutil.copytree(root / part, unpacked / part, ignore=skipped)
+    for part in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / part, unpacked)
+    zipped = str(tmp_path / "archive"), "zip", unpacked.parent, unpacked.name
+    source = shutil.make_archive(*zipped) if form == "zip" else str(unpacked.parent)
+    cells = [code(nbformat.read(NOTEBOOKS / "colab.ipynb", as_version=4))["install"].source]
+    # No isolation is a switch that pip turns on by a 0.
+    offline = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_TARGET": str(target)}
+    environment = {**os.environ, **offline, "PYTHONPATH": "", "IPYTHONDIR": str(tmp_path / "ipython")}
+    command = [sys.executable, "-c", AS_INSTALLED, json.dumps([cells, source, str(target)])]
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    package = target / "lowmem_spin"
+    assert answer.stdout.splitlines()[-1] == f"{package / '__init__.py'} {package / 'recipes' / 'quickstart.yaml'}"

@@ -36,7 +36,7 @@ def read_mixture(given: Any, t: int) -> Mixture:
     for name, weight in given.items():
         if name not in names:
             raise ValueError(f"gave a weight to {quoted(name)}; the policies are {shortened(', '.join(reversed(names)))}")
-        if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight <= SINGLE:
+        if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= float(weight) <= SINGLE:
             raise ValueError(f"gave {name} the weight {quoted(weight)}; give a finite number that is not negative")
     found = {name: float(given[name]) for name in names if given.get(name)}
     if not found:

@@ -185,7 +185,7 @@ def report(folder: Annotated[Path, path_argument(metavar="RUN_OR_SWEEP", help="T
     display.console.print(terminal_table(results))
     display.log(f"page     {paths[0]}")
     display.log(f"table    {paths[1]}")
-    display.log(f"pictures {results.folder}/report_*.png")
+    display.log(f"pictures {results.folder}/report_*.png, and as .svg")
 
 
 app.add_typer(policy_commands)

@@ -1,11 +1,11 @@
-"""The commands on recipes: recipes, copy, recipe, plan. Heavy imports stay inside them."""
+"""The commands on recipes: recipes, copy, recipe, plan, theory. Heavy imports stay inside them."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lowmem_spin.cli.options import Alphas, Grid, Histories, Overrides, RecipeName, Seeds, TrustCode, path_argument
+from lowmem_spin.cli.options import Alphas, Grid, Histories, Overrides, RecipeName, Seeds, TrustCode, path_argument, path_option
 
 app = typer.Typer()
 
@@ -89,3 +89,26 @@ def plan(
         print(json_text(made.record(), indent=2))
         return
     show_plan(made, Display(Console()))
+
+
+@app.command()
+def theory(
+    recipe: RecipeName = "quickstart",
+    alpha: Alphas = None,
+    history: Histories = None,
+    grid: Grid = None,
+    overrides: Overrides = None,
+    iterations: Annotated[int, typer.Option(help="Iterates to play, whatever the recipe says.", min=1, max=200)] = 20,
+    picture: Annotated[Path, path_option(help="Where the picture goes: .png, .svg or .pdf.")] = Path("theory.png"),
+) -> None:
+    """Play a recipe exactly on six made-up answers, without a model: does its alpha, history and loss settle, and where?"""
+    from rich.console import Console
+
+    from lowmem_spin.cli.theory import show_theory
+    from lowmem_spin.common.display import Display
+    from lowmem_spin.config import grid as points
+    from lowmem_spin.config.load import find_recipe
+
+    path = find_recipe(recipe)
+    varied = points.sweep_axes(path, alpha, history, grid or [])
+    show_theory(points.sweep_points(path, overrides or [], varied, 1), iterations, picture, Display(Console()))

@@ -14,14 +14,14 @@ def show_run(folder: Path, display: Display) -> None:
     from lowmem_spin.report.summary import terminal_table
 
     results = read_run(folder)
-    picture, page = (folder / name for name in PICTURES)
-    if not (picture.exists() and page.exists()):
+    picture, page, vector = (folder / name for name in PICTURES)
+    if not all(path.exists() for path in (picture, page, vector)):
         from lowmem_spin.report.page import write_page, write_picture
 
         write_picture(results, picture)
         write_page(results)
     display.console.print(terminal_table(results))
-    display.log(f"picture  {picture}")
+    display.log(f"picture  {picture}, and as .svg")
     display.log(f"report   {page}")
     display.log(f"adapters {folder / 'iterates'}/0..{len(results.played) - 2}")
     display.log(f"numbers  {folder / 'metrics.jsonl'}")
@@ -41,7 +41,7 @@ def show_sweep(sweep: Sweep, display: Display) -> None:
             written = write_all(results)
         display.console.print(terminal_table(results))
         display.log("report   " + ", ".join(str(path) for path in written if path.suffix in (".html", ".md")))
-        display.log(f"pictures {sweep.folder / 'report_*.png'}")
+        display.log(f"picture  {sweep.folder / 'report_sweep.png'}, others report_*.png, all as .svg too")
     display.log(f"games    {counts}, in {sweep.folder / 'points'}")
 
 

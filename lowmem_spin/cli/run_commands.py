@@ -28,7 +28,7 @@ def runs(top: Annotated[Path, path_argument(metavar="FOLDER", help="Where they a
 @app.command()
 def compare(
     folders: Annotated[list[Path], path_argument(metavar="RUN_OR_SWEEP...", help="Two or more, the same rows held out.")],
-    picture: Annotated[Path, path_option(help="The PNG to write; it replaces an earlier one.")] = PICTURE,
+    picture: Annotated[Path, path_option(help="The PNG to write, an SVG beside it; both replace earlier ones.")] = PICTURE,
 ) -> None:
     """Put runs side by side: one table, with what is noise said in words, and one picture. Loads no model."""
     from rich.console import Console
@@ -46,7 +46,7 @@ def compare(
     display.console.print(terminal_table(results))
     for line in sweep_verdict(results):
         display.log(line)
-    display.log(f"picture {picture}")
+    display.log(f"picture {picture}, and as .svg")
 
 
 @app.command()

@@ -32,6 +32,14 @@ def clock(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def readable(number: float) -> str:
+    """A number to three decimals; from a thousand on with k or M, for a loss may have any size."""
+    for letter, size in (("M", 1e6), ("k", 1e3)):
+        if abs(number) >= size:
+            return f"{number / size:.2f}{letter}"
+    return f"{number:.3f}"
+
+
 def _no_bar() -> None:
     """Nothing is drawn where there is no terminal."""
 
@@ -82,7 +90,7 @@ class StageMeter:
 
     def speed(self) -> list[str]:
         """Loss, tokens per second and the device's memory, as far as they are known."""
-        parts = [] if self.loss is None else [f"loss {self.loss:.3f}"]
+        parts = [] if self.loss is None else [f"loss {readable(self.loss)}"]
         if self.tokens:
             parts.append(f"{self.tokens / self.elapsed:,.0f} tok/s")
         return [*parts, *self.display.gauge()]

@@ -125,12 +125,20 @@ Loss = DPO | IPO | IPOLengthNormalized | Hinge | SLiC | SPPO | OwnLoss
 
 
 def in_words(loss: dict[str, Any]) -> str:
-    """{"name": "ipo", "tau": 0.1} as a title has it: ipo, tau 0.1. Of a list, as of [0.1, 5.0]: beta 0.1 then 5.0. Of one's
-    own: mine.py:loss, margin 2.0."""
-    if loss.get("name") == "function":
-        options = loss.get("options")
-        loss = {"name": str(loss.get("function")).rpartition("/")[2], **(options if isinstance(options, dict) else {})}
-    return ", ".join(f"{'' if name == 'name' else name + ' '}{_plain(value)}" for name, value in loss.items())
+    """{"name": "ipo", "tau": 0.1} as a title has it: ipo, tau 0.1. Of a list, as of [0.1, 5.0]: beta 0.1 then 5.0."""
+    words = (f"{'' if name == 'name' else name + ' '}{_plain(value)}" for name, value in loss.items())
+    return own_in_words(loss) or ", ".join(words)
+
+
+def own_in_words(section: Any) -> str | None:
+    """A section that names a function in somebody's file, as a title has it: mine.py:loss, margin 2.0. None: it names none."""
+    function = section.get("function") if isinstance(section, dict) else None
+    if not isinstance(function, str) or ":" not in function:
+        return None
+    options = section.get("options")
+    rest = {name: value for name, value in section.items() if name not in ("name", "function", "options")}
+    rest |= options if isinstance(options, dict) else {}
+    return ", ".join([function.rpartition("/")[2], *(f"{name} {_plain(value)}" for name, value in rest.items())])
 
 
 def _plain(value: Any) -> str:

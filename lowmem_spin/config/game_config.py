@@ -6,7 +6,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from lowmem_spin.config.bounds import GAMES_LONG, ROWS
-from lowmem_spin.config.choices import DPO, Loss, NoSampler, Oracle, Regularizer, Sampler, StopWhen, Weight, named
+from lowmem_spin.config.choices import (
+    DPO,
+    Loss,
+    NoSampler,
+    Oracle,
+    Regularizer,
+    Sampler,
+    StopWhen,
+    Weight,
+    named,
+    own_in_words,
+)
 from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.section import Section
 
@@ -143,9 +154,8 @@ def rules_in_words(game: dict[str, Any]) -> list[str]:
     """What a title has of a game's reference and opponents: ["alpha 0.95", "history 2"], or functions of one's own."""
     found = []
     for setting, section in (("alpha", game.get("reference")), ("history", game.get("opponents"))):
-        own = section.get("function") if isinstance(section, dict) else None
-        name = "reference" if setting == "alpha" else "opponents"
-        found.append(f"{setting} {game.get(setting)}" if own is None else f"{name} {str(own).rpartition('/')[2]}")
+        own, name = own_in_words(section), "reference" if setting == "alpha" else "opponents"
+        found.append(f"{setting} {game.get(setting)}" if own is None else f"{name} {own}")
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from lowmem_spin.common.errors import InputError, quoted
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.load import RecipeFile, load_recipe, variants
-from lowmem_spin.config.naming import plain, with_suffix
+from lowmem_spin.config.naming import own_function, plain, with_suffix
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.config.yaml_text import YAMLTextError, one_line, read_yaml
 
@@ -112,7 +112,8 @@ def first_recipe(path: RecipeFile, overrides: Sequence[str]) -> Recipe:
 
 def _name(values: dict[str, Any], varied: Axes) -> str:
     """Of a point: field-value, and for a variant its name alone."""
-    parts = [plain(v) if field == VARIANT else f"{_short(field, varied)}-{plain(v)}" for field, v in values.items()]
+    texts = {field: own_function(field, v) or plain(v) for field, v in values.items()}
+    parts = [text if field == VARIANT else f"{_short(field, varied)}-{text}" for field, text in texts.items()]
     return "_".join(parts)
 
 

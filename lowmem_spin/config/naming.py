@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.common.keys import digest
+from lowmem_spin.config.choices import own_in_words
 
 LONGEST = 80  # bytes of what is added to a name
 # Settings that change no policy and no number of a game: runs that differ in these have one folder.
 SILENT = ("output", "runtime", "model.trust_remote_code", "training.gradient_checkpointing", "game.oracle.base_url")
 SILENT += ("game.oracle.api_key_env", "game.oracle.concurrency", "game.oracle.batch_size")
+OWN = ("game.loss", "game.opponents", "game.reference")  # may be functions in a person's file
 SILENT += tuple(f"evaluation.{name}" for name in ("benchmarks", "harness", "judge", "mtbench", "alpaca"))
 
 
@@ -30,7 +32,7 @@ def with_suffix(folder: str, suffix: str) -> str:
 def of_settings(settings: Mapping[str, Any]) -> str:
     """What {field: value} adds to a folder's name, such as "-alpha0.8-loss-ipo"; long ones are a hash."""
     heard = {field: settings[field] for field in sorted(settings) if not _is_silent(field)}
-    found = "".join(f"-{_short(field, heard)}{_value(value)}" for field, value in heard.items())
+    found = "".join(f"-{_short(field, heard)}{_own(field, value) or _value(value)}" for field, value in heard.items())
     return found if len(found.encode()) <= LONGEST else f"-{digest(_texts(heard))[:8]}"
 
 
@@ -45,6 +47,17 @@ def _short(field: str, others: Mapping[str, Any]) -> str:
         return plain(parents[-1])
     alone = sum(other.split(".")[-1] == last for other in others) == 1
     return plain(last if alone else field)
+
+
+def own_function(field: str, value: Any) -> str | None:
+    """A function of one's own as a part of a file's name, such as own.py_loss-margin2.0; None: the field names none."""
+    words = own_in_words(value) if field in OWN else None
+    return None if words is None else plain(words.replace(", ", "-").replace(" ", ""))
+
+
+def _own(field: str, value: Any) -> str:
+    name = own_function(field, value)
+    return "" if name is None else f"-{name}"
 
 
 def _value(value: Any) -> str:

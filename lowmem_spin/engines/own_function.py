@@ -117,7 +117,7 @@ class OwnFunction:
         """
         try:
             module = _module(self.source, self.file)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"{self.field}: {self.file} does not import{self._why(error)}") from error
         function = getattr(module, self.name, None)
         if not callable(function):
@@ -149,7 +149,7 @@ class OwnFunction:
         function = self.load()
         try:
             return function(*values, **options)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit() in somebody's file would end a game without a word
             raise InputError(f"{self.field}: {self.place} failed{self._why(error)}") from error
 
     def _why(self, error: BaseException) -> str:

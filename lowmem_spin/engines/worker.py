@@ -7,9 +7,11 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from lowmem_spin.common.errors import InputError
@@ -56,6 +58,17 @@ def _answer(pipe: Connection, served: Any, method: str, values: tuple[Any, ...],
         pipe.send(("refused", str(error)))
 
 
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """A process that is started imports the main module of this one: a script that plays a game would play it there again."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 class WorkerDiedError(InputError):
     """The process of an engine is gone; what was committed is kept."""
 
@@ -77,7 +90,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, target, arguments, environment, str(log)), daemon=True)
-        self.process.start()
+        with _without_main():
+            self.process.start()
         theirs.close()
         self._receive(None)
 
@@ -166,15 +180,18 @@ class Resident:
 
 
 class _Once:
-    """Passes reports of progress on; what a second try reports again is held back."""
+    """Passes reports of progress on; rows that a second try reports again are held back, records are not: who keeps them knows
+    their steps."""
 
     def __init__(self, report: Advance) -> None:
         self.report, self.done, self.passed = report, 0, 0
 
-    def __call__(self, rows: int, loss: float | None = None, resumed: bool = False) -> None:
+    def __call__(
+        self, rows: int, loss: float | None = None, resumed: bool = False, record: Mapping[str, float] | None = None, /
+    ) -> None:
         self.done += rows
         if rows == 0:
-            self.report(0)
+            self.report(0, loss, resumed, record)
         elif self.done > self.passed:
             self.report(self.done - self.passed, loss, resumed)
             self.passed = self.done

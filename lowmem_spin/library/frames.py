@@ -40,7 +40,7 @@ def metrics_frame(results: RunResults) -> "DataFrame":
     """A row per line of metrics.jsonl, with all that it has."""
     import pandas as pd
 
-    lines = read_text(results.folder / METRICS).splitlines()
+    lines = read_text(results.folder / METRICS).removesuffix("\n").split("\n")
     return pd.DataFrame([json.loads(line) for line in lines]).set_index("name")
 
 

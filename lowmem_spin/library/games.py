@@ -20,7 +20,6 @@ from lowmem_spin.report.load import read_results, read_run, read_sweep
 from lowmem_spin.report.overview import played
 from lowmem_spin.report.summary import run_grid, sweep_grid
 from lowmem_spin.runner import run_folder
-from lowmem_spin.runner.claim import METRICS
 from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy
 
 if TYPE_CHECKING:
@@ -55,6 +54,8 @@ class _Folder:
         return write_all(read_results(self.folder))[0]
 
     def __repr__(self) -> str:
+        if not (self.folder / self.record).is_file():
+            return printable(f"{type(self).__name__}({str(self.folder)!r}: not there any more)")
         found = played(self.folder / self.record)
         return printable(f"{type(self).__name__}({str(self.folder)!r}: {', '.join(filter(None, [found.state, found.best]))})")
 
@@ -81,7 +82,11 @@ class Run(_Folder):
     @property
     def finished(self) -> bool:
         """Whether the game was played to its end: only then are there numbers. Playing its recipe again goes on."""
-        return (self.folder / METRICS).is_file()
+        try:
+            read_run(self.folder)
+        except InputError:
+            return False
+        return True
 
     @property
     def table(self) -> "DataFrame":
@@ -218,8 +223,11 @@ class Sweep(_Folder):
         return Run(next(iter(found.best.runs.values())).folder, self.trust)
 
     def _repr_html_(self) -> str:
-        found = read_sweep(self.folder)
-        if not found.finished:
+        try:
+            found = read_sweep(self.folder)
+        except InputError:
+            found = None
+        if found is None or not found.finished:
             return f"<p>{html.escape(repr(self))}</p>"
         return sweep_grid(found).html(f"{self.folder.name}: last iterates, ± 95% interval")
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from lowmem_spin.cli import play
 from lowmem_spin.cli.plan import show_plan
 from lowmem_spin.cli.results import show_sweep
-from lowmem_spin.common.display import Display
+from lowmem_spin.common.display import Display, clock
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.field_names import full_name, plain_values
@@ -138,8 +138,9 @@ class Plan:
         return shown.get()
 
     def __repr__(self) -> str:
-        games = len(self.made.points)
-        return f"Plan({games} game{'s' * (games > 1)}: {self.hours:.2g} hours, {self.memory_gb:.1f} GB of GPU memory)"
+        games, memory = len(self.made.points), self.memory_gb
+        known = "memory not known" if math.isnan(memory) else f"{memory:.1f} GB of GPU memory"
+        return f"Plan({games} game{'s' * (games > 1)}: {clock(3600 * self.hours)}, {known})"
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"

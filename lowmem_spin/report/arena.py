@@ -6,8 +6,9 @@ import numpy as np
 from matplotlib.figure import FigureBase
 
 from lowmem_spin.report.grid import Grid
-from lowmem_spin.report.intervals import Value
-from lowmem_spin.report.plots import Panel, draw_heatmap
+from lowmem_spin.report.heatmap import around, draw_heatmap
+from lowmem_spin.report.intervals import Value, Z
+from lowmem_spin.report.plots import Panel
 
 
 def grids(record: dict[str, Any]) -> list[tuple[Grid, str]]:
@@ -40,13 +41,18 @@ def note(record: dict[str, Any]) -> str:
 
 def panel(record: dict[str, Any]) -> Panel:
     """The wins as a picture."""
-    names = [name.replace("iterate ", "it. ") for name in record["names"]]
-    wins = 100 * np.array(record["wins"], float)
+    names = [name.replace(" ", "\n") for name in record["names"]]
+    wins, errors = 100 * np.array(record["wins"], float), 100 * np.array(record["errors"], float)
     np.fill_diagonal(wins, np.nan)
+    noise = Z * float(np.median(errors[~np.eye(len(names), dtype=bool)]))
+    edges = around(50.0, (0.0, 100.0), noise)
     texts = np.array([["" if np.isnan(share) else f"{share:.0f}" for share in row] for row in wins])
     title = f"wins of the row over the column, %, by {record['judge']}"
 
     def draw(figure: FigureBase) -> None:
-        draw_heatmap(figure, title, wins, texts, names, names, "PuOr", (0, 100))
+        draw_heatmap(figure, title, wins, texts, names, names, edges, "wins, %", "PuOr")
 
-    return Panel("Arena", "arena", f"Every policy against every other, {record['prompts']} prompts.", draw)
+    caption = (
+        f"Every policy against every other, {record['prompts']} prompts. What has the middle colour is within noise of 50%."
+    )
+    return Panel("Arena", "arena", caption, draw)

@@ -9,7 +9,7 @@ from statistics import fmean
 from lowmem_spin.evaluation.leaderboard import COLUMNS, PAPER, PAPER_SOURCE
 from lowmem_spin.report.grid import Grid, escape_markdown
 from lowmem_spin.report.intervals import Value, over, within_noise
-from lowmem_spin.report.plots import COLORS, GREY, TALL, Curve, Panel, draw_curves, draw_radar
+from lowmem_spin.report.plots import COLORS, GREY, TALL, Curve, Panel, draw_curves, draw_radar, zoom
 from lowmem_spin.report.results import Benchmark, RunResults, SweepResults
 
 SHARES = {"acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "truncated", "distinct_1", "distinct_2"}
@@ -259,8 +259,8 @@ def panels(found: Sequence[Block]) -> list[Panel]:
             continue
         looks = zip(columns, COLORS, strict=False)
         curves = [Curve.of(column, [row.values[column] for row in block.rows], color) for column, color in looks]
-        names = [row.name.replace("iterate ", "it. ") for row in block.rows]
-        draw = partial(draw_curves, title=f"{block.title}, %", curves=curves, places=names, percent=True)
+        names = [row.name for row in block.rows]
+        draw = partial(draw_curves, title=block.title, curves=curves, places=names, unit="%")
         drawn.append(Panel("Benchmarks", f"benchmark_{place}", f"{block.title}. Bands: 95% intervals.", draw))
     return drawn
 
@@ -274,5 +274,6 @@ def _radar(block: Block, name: str) -> list[Panel]:
         (row.name, {category: row.values[category].mean / 10 for category in block.graded}, color, "-")
         for row, color in zip(scored, [GREY, *COLORS], strict=False)
     ]
-    caption = f"{block.title}: scores by category; the rim is 10."
-    return [Panel("Benchmarks", name, caption, partial(draw_radar, series=series), TALL)]
+    low, high = span = zoom([share for _, shares, _, _ in series for share in shares.values()])
+    caption = f"{block.title}: scores by category in tenths; centre {10 * low:.0f}, rim {10 * high:.0f} of 10."
+    return [Panel("Benchmarks", name, caption, partial(draw_radar, series=series, span=span), TALL)]

@@ -2,9 +2,12 @@
 
 import html
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
 from rich.markup import escape
 from rich.table import Table
 
@@ -40,17 +43,72 @@ class Grid:
         title = html.escape(printable(caption))
         return f"<table><caption>{title}</caption><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
 
-    def table(self, title: str) -> Table:
-        """For a terminal; a heading may have several lines."""
-        table = Table(title=escape(printable(title)), box=box.SIMPLE_HEAD)
+    def table(self, title: str) -> "TerminalTable":
+        """For a terminal of any width; a heading may have several lines."""
+        return TerminalTable(title, self)
+
+
+@dataclass(frozen=True)
+class TerminalTable:
+    """A grid in a terminal: no word of a number is cut. What does not fit beside the names goes below, under them again."""
+
+    title: str
+    grid: Grid
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        """See rich's protocol."""
+        width, names = options.max_width, self.grid.names
+        columns = [[heading, *(row[place] for row in self.grid.rows)] for place, heading in enumerate(self.grid.headings)]
+        longest_name = max(8, (2 * width // 3) // names)  # a longer one is broken
+        least = [min(_line(column), longest_name) if place < names else _word(column) for place, column in enumerate(columns)]
+        for number, group in enumerate(_side_by_side(least, names, width)):
+            sizes = _sizes([columns[place] for place in group], [least[place] for place in group], width)
+            yield self._part(group, sizes, self.title if number == 0 else "")
+
+    def _part(self, group: Sequence[int], sizes: Sequence[int], title: str) -> Table:
+        table = Table(title=escape(printable(title)) or None, box=box.SIMPLE_HEAD)
         table.show_edge, table.padding = False, (0, 1, 0, 0)  # type: ignore[assignment]
-        for place, heading in enumerate(self.headings):
-            lines = "\n".join(escape(printable(line)) for line in heading.split("\n"))
-            word = max(map(len, heading.split()), default=0)
-            table.add_column(lines, justify="left" if place < self.names else "right", no_wrap=place == 0, min_width=word)
-        for row in self.rows:
-            table.add_row(*(escape(printable(cell)) for cell in row))
+        for place, size in zip(group, sizes, strict=True):
+            lines = "\n".join(escape(printable(line)) for line in self.grid.headings[place].split("\n"))
+            table.add_column(lines, justify="left" if place < self.grid.names else "right", width=size, overflow="fold")
+        for row in self.grid.rows:
+            table.add_row(*(escape(printable(row[place])) for place in group))
         return table
+
+
+def _word(column: Sequence[str]) -> int:
+    return max((cell_len(printable(word)) for cell in column for word in cell.split()), default=0)
+
+
+def _line(column: Sequence[str]) -> int:
+    return max(cell_len(printable(line)) for cell in column for line in cell.split("\n"))
+
+
+def _total(sizes: Iterable[int]) -> int:
+    """With two spaces between columns, and one behind the last."""
+    return sum(size + 2 for size in sizes) - 1
+
+
+def _side_by_side(least: Sequence[int], names: int, width: int) -> list[list[int]]:
+    """Which columns stand beside each other; the names are in all of these groups."""
+    naming = list(range(names))
+    groups = [[*naming]]
+    for place in range(names, len(least)):
+        if groups[-1] != naming and _total(least[i] for i in (*groups[-1], place)) > width:
+            groups.append([*naming])
+        groups[-1].append(place)
+    return groups
+
+
+def _sizes(columns: Sequence[Sequence[str]], least: Sequence[int], width: int) -> list[int]:
+    """As wide as each column would be, less what is too much: the widest give way first, as far as their words let them."""
+    sizes = [_line(column) for column in columns]
+    while _total(sizes) > width:
+        room = [size if size > few else 0 for size, few in zip(sizes, least, strict=True)]
+        if not any(room):
+            break
+        sizes[room.index(max(room))] -= 1
+    return sizes
 
 
 def escape_markdown(text: str) -> str:

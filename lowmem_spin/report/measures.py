@@ -13,7 +13,7 @@ class Measure:
     """What one number is called and how it is written."""
 
     label: str
-    unit: str = ""  # "%" for shares; nats need no naming
+    unit: str = ""  # "%" for shares
     brief: str = ""  # heading in a terminal, where there is a column for it
     mean: str = ""  # format of the mean in a terminal, where there is no room for the interval
     meaning: str = ""  # what the number is, of one policy
@@ -58,7 +58,7 @@ MEASURES = {
     ),
     "chosen_logp": Measure(
         "log-prob of data",
-        "",
+        "nats",
         "log-prob\nof data",
         meaning="log-prob of a whole answer of the data on held-out prompts; nearer to 0 is likelier",
     ),
@@ -73,20 +73,21 @@ MEASURES = {
     ),
     "kl_to_base": Measure(
         "KL to base",
-        "",
+        "nats",
         "KL to\nbase",
         "z.2f",
         meaning="KL(policy | base) per answer, estimated on the policy's own samples: how far it has moved from the base",
     ),
     "kl_to_previous": Measure(
         "KL to previous",
-        "",
+        "nats",
         "KL to\nprev.",
         "z.2f",
         meaning="KL(policy | previous policy) per answer, estimated on the policy's own samples: the last step alone",
     ),
     "kl_from_base": Measure(
         "KL from base",
+        "nats",
         meaning="KL(base | policy) per answer, estimated on the base's samples: what of the base has been given up",
     ),
     "length": Measure("length", "tokens", "length", ".1f", meaning="length of an own sample, its end token included"),

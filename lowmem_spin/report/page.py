@@ -7,7 +7,6 @@ escape. The page fetches nothing and runs nothing.
 import os
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,19 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from lowmem_spin.common.errors import printable
-from lowmem_spin.common.files import write_atomically, write_text
-from lowmem_spin.config.choices import in_words
-from lowmem_spin.config.game_config import rules_in_words
+from lowmem_spin.common.files import write_text
 from lowmem_spin.report import arena, benchmarks
+from lowmem_spin.report.answers import before_after
 from lowmem_spin.report.benchmarks import Block
 from lowmem_spin.report.grid import Grid, escape_markdown
-from lowmem_spin.report.panels import drawn_configurations, run_panels, sweep_panels
-from lowmem_spin.report.plots import DRAWN, TALL, WIDTH, Panel
+from lowmem_spin.report.panels import Pictures, drawn_configurations, run_panels, sweep_panels
+from lowmem_spin.report.pictures import game_in_words, main_picture, picture_title, played_on, save, write_picture
+from lowmem_spin.report.plots import DRAWN, WIDTH
 from lowmem_spin.report.results import RunResults, SweepResults, plain_value, recipe_field
 from lowmem_spin.report.summary import duration, points_grid, run_grid, sweep_grid, sweep_verdict, verdict
-from lowmem_spin.report.svg import inline, style
+from lowmem_spin.report.svg import drawing, inline, style
 
-PNG: dict[str, Any] = {"format": "png", "dpi": 160, "facecolor": "white", "metadata": {"Software": None}}
+__all__ = ["write_all", "write_page", "write_picture"]
 RUN_LEGEND = (
     "± is the half-width of a 95% interval over held-out rows; it says nothing about another seed. Gain: score minus the "
     "base's on the same rows. KL in nats per completion. As in data: own samples that equal the data's answer."
@@ -43,72 +42,70 @@ SWEEP_LEGEND = (
 )
 
 
-def write_picture(results: RunResults | SweepResults, path: Path) -> None:
-    """Scores, drift and categories side by side, as they stand in the report."""
-    with style():
-        if isinstance(results, RunResults):
-            panels = [panel for panel in run_panels(results) if panel.name in ("score", "kl", "radar")]
-            title = f"{results.folder.resolve().name}: {_game(results.recipe)}"
-        else:
-            panels = [panel for panel in sweep_panels(results) if panel.name in (results.score, "kl_to_base", "radar")]
-            title = f"{results.file.recipe}. {panels[0].caption}"
-        figure = Figure(figsize=(WIDTH * len(panels), TALL), layout="constrained")
-        figure.suptitle(printable(title))
-        for panel, part in zip(panels, figure.subfigures(1, len(panels), squeeze=False)[0], strict=True):
-            panel.draw(part)
-            part.suptitle("" if panel.caption in title else panel.caption, fontsize="medium")
-        write_atomically(path, partial(figure.savefig, format="png", dpi=140, facecolor="white"))
-
-
 def write_page(results: RunResults | SweepResults) -> Path:
     """Write report.html beside the results."""
     with style():
-        return _write_page(results, _panels(results))
+        pictures = _pictures(results)
+        return _write_page(results, pictures, [drawing(figure) for figure in _figures(results, pictures)])
 
 
 def write_all(results: RunResults | SweepResults) -> list[Path]:
-    """Write report.html, report.md and a PNG for each picture beside the results."""
+    """Write report.html, report.md, and each picture as PNG and SVG, beside the results; of a sweep one that sums it up too."""
     with style():
-        panels = _panels(results)
-        paths = [_write_page(results, panels), results.folder / "report.md"]
-        for panel in panels:
-            paths.append(results.folder / f"report_{panel.name}.png")
-            write_atomically(paths[-1], partial(panel.figure.savefig, **PNG))
+        pictures = _pictures(results)
+        figures = _figures(results, pictures)
+        drawings = [drawing(figure) for figure in figures]
+        paths, names = [_write_page(results, pictures, drawings), results.folder / "report.md"], []
+        if isinstance(results, SweepResults) and pictures.panels:
+            names.append("sweep")
+            title = picture_title(results)
+            figure = main_picture(results, pictures.panels, title)
+            paths += save(figure, drawing(figure), results.folder / "report_sweep.png", title)
+        for panel, figure, drawn in zip(pictures.panels, figures, drawings, strict=True):
+            names.append(panel.name)
+            paths += save(figure, drawn, results.folder / f"report_{panel.name}.png", panel.caption)
     grids = [run_grid(results)] if isinstance(results, RunResults) else [sweep_grid(results), points_grid(results)]
     legend = RUN_LEGEND if isinstance(results, RunResults) else SWEEP_LEGEND
-    pictures = "\n".join(f"![{panel.name}](report_{panel.name}.png)" for panel in panels)
+    shown = "\n".join(f"![{name}](report_{name}.png)" for name in names)
     tables = [part for block in _blocks(results) for part in [*block.markdown(), benchmarks.LEGEND, ""]]
     if isinstance(results, RunResults) and results.arena is not None:
         met = [
             part for grid, title in arena.grids(results.arena) for part in (f"## {escape_markdown(title)}", "", grid.markdown())
         ]
         tables += [*met, escape_markdown(arena.note(results.arena)), ""]
-    write_text(paths[1], "\n".join([*(grid.markdown() for grid in grids), legend, "", *tables, pictures, ""]))
+    write_text(paths[1], "\n".join([*(grid.markdown() for grid in grids), legend, "", *tables, shown, ""]))
     return paths
 
 
-def _panels(results: RunResults | SweepResults) -> list[Panel]:
-    if isinstance(results, RunResults):
-        met = [] if results.arena is None else [arena.panel(results.arena)]
-        return [*benchmarks.panels(_blocks(results)), *met, *run_panels(results)]
-    return sweep_panels(results)
+def _pictures(results: RunResults | SweepResults) -> Pictures:
+    if isinstance(results, SweepResults):
+        return sweep_panels(results)
+    met = [] if results.arena is None else [arena.panel(results.arena)]
+    own = run_panels(results)
+    return Pictures([*benchmarks.panels(_blocks(results)), *met, *own.panels], own.said)
 
 
 def _blocks(results: RunResults | SweepResults) -> list[Block]:
     return benchmarks.blocks(results.benchmarks) if isinstance(results, RunResults) else benchmarks.of_sweep(results)
 
 
-def _write_page(results: RunResults | SweepResults, panels: Sequence[Panel]) -> Path:
+def _figures(results: RunResults | SweepResults, pictures: Pictures) -> list[Figure]:
+    of = played_on(results)
+    return [panel.figure(of) for panel in pictures.panels]
+
+
+def _write_page(results: RunResults | SweepResults, pictures: Pictures, drawings: Sequence[bytes]) -> Path:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown)
     template = environment.from_string(files("lowmem_spin.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
     content = _run(results) if isinstance(results, RunResults) else _sweep(results)
     blocks = _blocks(results)
     parts: dict[str, list[dict[str, Any]]] = {"Benchmarks": []} if blocks else {}
-    for panel in panels:
-        drawing = Markup(inline(panel.figure, f"{panel.name}-", panel.caption))  # noqa: S704 ElementTree has escaped it
-        parts.setdefault(panel.part, []).append({"svg": drawing, "caption": panel.caption})
+    for panel, drawn in zip(pictures.panels, drawings, strict=True):
+        element = Markup(inline(drawn, f"{panel.name}-", printable(panel.caption)))  # noqa: S704 ElementTree has escaped it
+        parts.setdefault(panel.part, []).append({"svg": element, "caption": panel.caption, "wide": panel.width > WIDTH})
     path = results.folder / "report.html"
-    page = template.render(parts=list(parts.items()), blocks=blocks, bars=benchmarks.LEGEND, arena=_arena(results), **content)
+    content |= {"before": before_after(results), "said": pictures.said, "arena": _arena(results)}
+    page = template.render(parts=list(parts.items()), blocks=blocks, bars=benchmarks.LEGEND, **content)
     write_text(path, page)
     return path
 
@@ -129,7 +126,7 @@ def _shown(value: Any) -> Any:
 def _run(run: RunResults) -> dict[str, Any]:
     return {
         "title": run.folder.resolve().name,
-        "subtitle": _game(run.recipe),
+        "subtitle": f"{game_in_words(run.recipe)}; {played_on(run)}",
         "verdict": verdict(run),
         "results": run_grid(run),
         "legend": RUN_LEGEND,
@@ -152,7 +149,10 @@ def _sweep(sweep: SweepResults) -> dict[str, Any]:
     shown, count = drawn_configurations(sweep), len(sweep.finished)
     return {
         "title": f"{sweep.folder.resolve().name}: sweep of {sweep.file.recipe}",
-        "subtitle": "; ".join(f"{axis}: {', '.join(map(plain_value, values))}" for axis, values in sweep.file.axes.items()),
+        "subtitle": "; ".join(
+            [f"{axis}: {', '.join(map(plain_value, values))}" for axis, values in sweep.file.axes.items()]
+            + [played_on(sweep)] * bool(runs)
+        ),
         "verdict": sweep_verdict(sweep),
         "results": sweep_grid(sweep),
         "legend": SWEEP_LEGEND,
@@ -170,15 +170,6 @@ def _sweep(sweep: SweepResults) -> dict[str, Any]:
         "keys": [(name, _keys(run)) for name, run in sweep.runs.items()],
         "recipes": [(name, run.recipe_text) for name, run in sweep.runs.items()],
     }
-
-
-def _game(recipe: dict[str, Any]) -> str:
-    names = ["game.iterations", "seed"]
-    values = [f"{name.rpartition('.')[2]} {plain_value(recipe_field(recipe, name))}" for name in names]
-    values = [*rules_in_words(recipe_field(recipe, "game") or {}), *values]
-    model, loss = recipe_field(recipe, "model.name_or_path"), recipe_field(recipe, "game.loss")
-    played = [Path(str(model)).name, str(recipe_field(recipe, "game.algorithm"))]
-    return ", ".join([*played, *([in_words(loss)] if isinstance(loss, dict) else []), *values])
 
 
 def _link(folder: Path, point: str) -> str | None:

@@ -1,82 +1,95 @@
 """The pictures of a report, each one small enough for a phone: what is drawn here is read from results.py alone."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from statistics import fmean
+from itertools import combinations
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import FigureBase
 
+from lowmem_spin.report import radars
+from lowmem_spin.report.against import line_of, lines, main_panels, numeric_axis
+from lowmem_spin.report.heatmap import draw_heatmap, steps
+from lowmem_spin.report.intervals import Value
 from lowmem_spin.report.measures import MEASURES
-from lowmem_spin.report.plots import (
-    BASELINE,
-    COLORS,
-    DASHES,
-    DRAWN,
-    GREY,
-    TALL,
-    Curve,
-    Panel,
-    draw_curves,
-    draw_heatmap,
-    draw_radar,
-    short,
-)
+from lowmem_spin.report.plots import COLORS, DASHES, DRAWN, Curve, Panel, draw_curves
 from lowmem_spin.report.results import Configuration, PolicyResults, RunResults, SweepResults, plain_value
 from lowmem_spin.report.training_curves import training_panels
 
-TITLES = {"score": "scores, %", "kl": "KL, nats", "samples": "own samples, %"}  # of pictures of several measures
+TITLES = {"score": "scores", "kl": "KL", "samples": "own samples"}  # of pictures of several measures
 
 
-def run_panels(run: RunResults) -> list[Panel]:
+@dataclass(frozen=True)
+class Pictures:
+    """Panels, and what is said under a heading where there is nothing to draw."""
+
+    panels: list[Panel]
+    said: dict[str, list[str]] = field(default_factory=dict)
+
+
+def run_panels(run: RunResults) -> Pictures:
     """A run's pictures: scores, categories, health, training."""
-    dotted = ", ".join(policy.name for policy in run.baselines)
-    caption = "Bars: 95% intervals over held-out rows." + (f" Dotted: {dotted}." if dotted else "")
+    names = ", ".join(policy.name for policy in run.baselines)
+    caption = "Bars: 95% intervals over held-out rows." + (f" Dotted: {names}." if names else "")
     panels = [_policies(run, "Scores", "score", run.scores[:2], caption)]
     if run.scores[2:]:
         panels.append(_policies(run, "Scores", "logprob", run.scores[2:], caption))
-    if len(run.base.categories) >= 3:
-        colors = _shades(len(run.played))
-        series = [(p.name, _categories([p]), color, "-") for p, color in zip(run.played, colors, strict=True)]
-        series += [(p.name, _categories([p]), BASELINE, ":") for p in run.baselines]
-        panels.append(_radar("radar", "Exact match by category, policy by policy.", series))
+    categories, said = radars.of_run(run)
     kl = ["kl_to_base", "kl_to_previous", "kl_from_base"]
     ends, shares = "Own samples that did not end, or equal the data's answer.", ["truncated", "identical"]
     if "identical" not in run.base.values:  # the data has prompts alone
         ends, shares = "Own samples that did not end.", ["truncated"]
     panels += [
+        *categories,
         _policies(run, "Game health", "kl", kl, "KL, nats per completion."),
         _policies(run, "Game health", "length", ["length"], "Length of own samples."),
         _policies(run, "Game health", "samples", shares, ends),
     ]
-    return panels + training_panels({"": [run]}, {"": (COLORS[0], "-")})
+    return Pictures(panels + training_panels({"": [run]}, {"": (COLORS[0], "-")}), {"Scores": said})
 
 
-def sweep_panels(sweep: SweepResults) -> list[Panel]:
+def sweep_panels(sweep: SweepResults) -> Pictures:
     """A sweep's pictures: one curve per configuration."""
     shown = drawn_configurations(sweep)
     if not shown:
-        return []
-    looks = {c.label: (COLORS[i % len(COLORS)], DASHES[i // len(COLORS)]) for i, c in enumerate(shown)}
+        return Pictures([])
+    looks = looks_of(sweep, shown)
     counts = {len(configuration.runs) > 1: None for configuration in shown}
-    captions = {True: "from the lowest to the highest seed", False: "where there is one seed, 95% intervals over held-out rows"}
+    captions = {True: "95% intervals over seeds", False: "where there is one seed, 95% intervals over held-out rows"}
     caption = f"Bands: {'; '.join(captions[several] for several in sorted(counts, reverse=True))}."
-    places = _places(max(c.iterates for c in shown))
+    longest = max((run.played for c in shown for run in c.runs.values()), key=len)
+    places = [policy.name for policy in longest[: max(c.iterates for c in shown)]]
 
     def curves(part: str, name: str) -> Panel:
         bands = [_band(configuration, name, *looks[configuration.label]) for configuration in shown]
-        title, percent = MEASURES[name].heading, MEASURES[name].percent
-        return Panel(part, name, caption, partial(draw_curves, title=title, curves=bands, places=places, percent=percent))
+        measure = MEASURES[name]
+        return Panel(
+            part, name, caption, partial(draw_curves, title=measure.label, curves=bands, places=places, unit=measure.unit)
+        )
 
-    panels = [curves("Scores", name) for name in sweep.scores] + _heatmaps(sweep)
-    if all(len(policy.categories) >= 3 for c in shown for run in c.runs.values() for policy in run.played):
-        last = [(c.label, _categories([run.last for run in c.runs.values()]), *looks[c.label]) for c in shown]
-        panels.append(_radar("radar", "Exact match by category, last iterates, mean over seeds.", last))
-        panels += [_radar_of(configuration, place) for place, configuration in enumerate(shown)]
+    categories, said = radars.of_sweep(shown, looks)
+    panels = [
+        *main_panels(sweep, shown, looks),
+        *(curves("Scores", name) for name in sweep.scores),
+        *_heatmaps(sweep),
+        *categories,
+    ]
     health = ["kl_to_base", "kl_to_previous", "length", "truncated", *(["identical"] if sweep.has("identical") else [])]
     panels += [curves("Game health", name) for name in health]
-    return panels + training_panels({c.label: list(c.runs.values()) for c in shown}, looks)
+    return Pictures(panels + training_panels({c.label: list(c.runs.values()) for c in shown}, looks), {"Scores": said})
+
+
+def looks_of(sweep: SweepResults, shown: Sequence[Configuration]) -> dict[str, tuple[str, str]]:
+    """A colour and dashes for each configuration: that of its line in the main picture, if dashes suffice for the rest."""
+    axis = numeric_axis(sweep)
+    if axis is not None:
+        drawn = lines(sweep, shown, axis, sweep.score)
+        along = sorted({x for line in drawn for x in line.x})
+        if 1 < len(drawn) <= len(COLORS) and len(along) <= len(DASHES):
+            color = {line.label: line.color for line in drawn}
+            return {c.label: (color[line_of(c, axis)], DASHES[along.index(float(c.setting[axis]))]) for c in shown}
+    return {c.label: (COLORS[i % len(COLORS)], DASHES[i // len(COLORS)]) for i, c in enumerate(shown)}
 
 
 def drawn_configurations(sweep: SweepResults) -> list[Configuration]:
@@ -85,32 +98,17 @@ def drawn_configurations(sweep: SweepResults) -> list[Configuration]:
     return [configuration for configuration in sweep.finished if configuration in best]
 
 
-def _places(count: int) -> list[str]:
-    return ["base", *(f"it. {place}" for place in range(count - 1))]
-
-
-def _shades(count: int) -> list[str]:
-    """Grey for the base, then from light to dark for the iterates."""
-    shades = colormaps["plasma"](np.linspace(0.8, 0.32, max(1, count - 1)))
-    return [GREY, *("#" + "".join(f"{round(255 * part):02x}" for part in shade[:3]) for shade in shades)][:count]
-
-
-def _categories(policies: Sequence[PolicyResults]) -> dict[str, float]:
-    names = policies[0].categories
-    return {short(name): fmean(policy.categories[name].mean for policy in policies) for name in names}
-
-
 def _policies(run: RunResults, part: str, name: str, measures: Sequence[str], caption: str) -> Panel:
     """Some numbers of a run over its policies; the baselines' scores as dotted lines."""
     colors = dict(zip(measures, COLORS, strict=False))
     baselines = run.baselines if part == "Scores" else []
     draw = partial(
         draw_curves,
-        title=TITLES[name] if len(measures) > 1 else MEASURES[measures[0]].heading,
+        title=TITLES[name] if len(measures) > 1 else MEASURES[measures[0]].label,
         curves=[_curve(MEASURES[measure].label, run.played, measure, color) for measure, color in colors.items()],
-        places=_places(len(run.played)),
-        percent=MEASURES[measures[0]].percent,
-        levels=[(policy.values[measure].mean, color) for measure, color in colors.items() for policy in baselines],
+        places=[policy.name for policy in run.played],
+        unit=MEASURES[measures[0]].unit,
+        levels=[(policy.values[measure].mean, color, policy.name) for measure, color in colors.items() for policy in baselines],
     )
     return Panel(part, name, caption, draw)
 
@@ -120,28 +118,9 @@ def _curve(label: str, policies: Sequence[PolicyResults], name: str, color: str,
 
 
 def _band(configuration: Configuration, name: str, color: str, dashes: str) -> Curve:
-    """A configuration's mean over the seeds, and the range of the seeds."""
-    runs = list(configuration.runs.values())
-    if len(runs) == 1:
-        return _curve(configuration.label, runs[0].played, name, color, dashes)
-    seeds = [[run.played[place].values[name].mean for run in runs] for place in range(configuration.iterates)]
-    means, lows, highs = ([gather(values) for values in seeds] for gather in (fmean, min, max))
-    return Curve(configuration.label, means, lows, highs, color, dashes)
-
-
-def _radar(name: str, caption: str, series: Sequence[tuple[str, dict[str, float], str, str]]) -> Panel:
-    return Panel("Scores", name, caption, partial(draw_radar, series=series), TALL)
-
-
-def _radar_of(configuration: Configuration, place: int) -> Panel:
-    """One configuration's categories over its iterates, as in figures 2 to 5 of arXiv 2404.04291."""
-    names, colors = _places(configuration.iterates), _shades(configuration.iterates)
-    runs = list(configuration.runs.values())
-    series = [(n, _categories([run.played[i] for run in runs]), colors[i], "-") for i, n in enumerate(names)]
-    title = "Categories over iterates"
-    return Panel(
-        title, f"radar_{place}", f"Exact match by category: {configuration.label}.", partial(draw_radar, series=series), TALL
-    )
+    """A configuration's numbers with their intervals, over the seeds where there are several."""
+    values = [configuration.value(name, place) for place in range(configuration.iterates)]
+    return Curve.of(configuration.label, values, color, dashes)
 
 
 def _heatmaps(sweep: SweepResults) -> list[Panel]:
@@ -158,10 +137,18 @@ def _heatmaps(sweep: SweepResults) -> list[Panel]:
     return [_heatmap(sweep.score, n, *group, alphas, histories) for n, group in zip(names, groups.items(), strict=True)]
 
 
+def noise_between(configurations: Sequence[Configuration], score: str) -> float:
+    """How far apart two of them may be by chance: the median half-width of their differences' 95% intervals; nan: unknown."""
+    halves = [one.against(other, score).half for one, other in combinations(configurations, 2) if not one.same_as(other)]
+    known = [half for half in halves if not np.isnan(half)]
+    return float(np.median(known)) if known else float("nan")
+
+
 def _heatmap(
     score: str, name: str, title: str, group: Sequence[Configuration], alphas: list[str], histories: list[str]
 ) -> Panel:
     measure = MEASURES[score]
+    scale = 100 if measure.percent else 1
     values = np.full((len(histories), len(alphas)), np.nan)
     texts = np.full(values.shape, "", object)
     for configuration in group:
@@ -169,13 +156,26 @@ def _heatmap(
         cell = histories.index(history), alphas.index(alpha)
         text = " ".join(dict.fromkeys(point.status for point in configuration.points))
         if configuration.runs:
-            value = configuration.value(score)
-            values[cell], text = value.mean, measure.text(value)
+            value: Value = configuration.value(score)
+            values[cell], text = scale * value.mean, measure.text(value)
         texts[cell] = text.replace(" ", "\n")
+    noise = scale * noise_between([configuration for configuration in group if configuration.runs], score)
+    edges = steps(values, noise)
 
     def draw(figure: FigureBase) -> None:
-        axes = draw_heatmap(figure, title or f"last iterate: {measure.heading}", values, texts, alphas, histories)
+        heading = title or f"last iterate: {measure.label}"
+        axes = draw_heatmap(figure, heading, values, texts, alphas, histories, edges, measure.heading)
         axes.set_xlabel("alpha")
         axes.set_ylabel("history")
 
-    return Panel("Scores", name, f"{measure.heading} of the last iterate{': ' + title if title else ''}.", draw)
+    step = f"{edges[1] - edges[0]:.2g}{' points' if measure.percent else ''}"
+    said = f"A step of colour is {step}, {_meant(edges[1] - edges[0], noise)}."
+    return Panel("Scores", name, f"{measure.heading} of the last iterate{': ' + title if title else ''}. {said}", draw)
+
+
+def _meant(step: float, noise: float) -> str:
+    if np.isnan(noise):
+        return "for how far cells differ by chance is not known"
+    return (
+        "which two cells may differ by chance (95%)" if step <= 1.001 * noise else "more than two cells differ by chance (95%)"
+    )

@@ -1,25 +1,24 @@
-"""How one picture of a report is drawn: curves over policies with a range, a radar, a heatmap, and a legend below them."""
+"""How one picture of a report is drawn: curves over policies with a range, a radar, and a legend below them."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
-from matplotlib.ticker import MaxNLocator
 
 from lowmem_spin.common.errors import printable
 from lowmem_spin.report.intervals import Value
-from lowmem_spin.report.svg import INK
+from lowmem_spin.report.svg import OF
 
 # Okabe and Ito's colours that show on light and on dark paper; more curves than colours are told apart by their dashes.
-COLORS = ["#0083c7", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9"]
+COLORS = ["#0083c7", "#e69f00", "#009e73", "#cc79a7", "#56b4e9"]
 GREY, BASELINE = "#8a8f98", "#d55e00"
-DASHES = ["-", "--"]
+DASHES = ["-", "--", "-."]
 DRAWN = len(COLORS) * len(DASHES)  # configurations in one panel; the page says when there are more
 WIDTH, HEIGHT, TALL = 4.7, 3.5, 4.4  # inches; radars are tall
+Level = tuple[float, str, str]  # height, colour, name of a horizontal line
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,14 @@ class Panel:
     caption: str
     draw: Callable[[FigureBase], None]
     height: float = HEIGHT
+    width: float = WIDTH
 
-    @cached_property
-    def figure(self) -> Figure:
-        """The picture by itself."""
-        figure = Figure(figsize=(WIDTH, self.height), layout="constrained")
+    def figure(self, of: str) -> Figure:
+        """The picture by itself, with a small line on what it is of."""
+        figure = Figure(figsize=(self.width, self.height), layout="constrained")
+        figure.suptitle(short(of, 80), fontsize=7, alpha=0.7, gid=OF)
         self.draw(figure)
-        return figure
+        return laid_out(figure)
 
 
 @dataclass(frozen=True)
@@ -60,24 +60,62 @@ class Curve:
         return cls(label, means, lows, highs, color, dashes)
 
 
+def laid_out(figure: Figure) -> Figure:
+    """The figure with everything in its place for good, however often it is saved."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
+
+
 def short(text: str, longest: int = 24) -> str:
     """Text for a picture: on one line, and not so long that it pushes the picture away."""
     text = printable(text)
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def titled_axes(figure: FigureBase, title: str) -> Axes:
-    """Empty axes with a title."""
+def titled_axes(figure: FigureBase, title: str, unit: str = "") -> Axes:
+    """Empty axes with a title, and what their height is in."""
     axes = figure.add_subplot()
     axes.set_title(short(title, 60))
+    axes.set_ylabel(unit)
     return axes
+
+
+def name_places(axes: Axes, places: Sequence[str]) -> None:
+    """The policies below the axis, by the names that they have in tables; of many only some."""
+    step = -(-len(places) // 8)
+    shown = range(0, len(places), step)
+    width = max(map(len, places)) * len(shown)
+    axes.set_xticks(list(shown), [short(places[i]).replace(" ", "\n" if width > 45 else " ") for i in shown])
+
+
+def draw_levels(axes: Axes, levels: Sequence[Level], scale: float) -> None:
+    """Dotted lines, each with its name at its right end; names that would lie upon each other share a place."""
+    low, high = axes.get_ylim()
+    last = -math.inf
+    for level, color, name in sorted(levels):
+        axes.axhline(scale * level, color=color, linestyle=":")
+        place = max(scale * level, last + 0.07 * (high - low))
+        axes.annotate(
+            name, (1, place), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points", color=color, va="center",
+            fontsize=7.5,
+        )  # fmt: skip
+        last = place
+
+
+def within_percent(axes: Axes, percent: bool) -> None:
+    """Keep the axis from stretching to what a share cannot be, and from making equal shares look apart."""
+    if percent:
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -3), min(max(high, low + 1), 103))
 
 
 def add_legend(figure: FigureBase, axes: Axes) -> None:
     """Under the picture, if there is more than one curve to name."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
-        columns = 2 if max(map(len, labels)) > 14 else 3
+        longest = max(map(len, labels))
+        columns = 3 if longest <= 14 else 2 if longest <= 28 else 1
         figure.legend(handles, [short(label, 40) for label in labels], loc="outside lower center", ncols=columns)
 
 
@@ -86,11 +124,12 @@ def draw_curves(
     title: str,
     curves: Sequence[Curve],
     places: list[str],
-    percent: bool,
-    levels: Sequence[tuple[float, str]] = (),
+    unit: str,
+    levels: Sequence[Level] = (),
 ) -> None:
-    """Curves over the base and the iterates; `levels` are dotted (height, colour)."""
-    axes = titled_axes(figure, title)
+    """Curves over the base and the iterates; `unit` is the axis', "%" for shares."""
+    percent = unit == "%"
+    axes = titled_axes(figure, title, unit)
     scale = 100 if percent else 1
     for curve in curves:
         x = range(len(curve.means))
@@ -100,17 +139,23 @@ def draw_curves(
         if len(curves) <= 3:
             reach = [(means - lows).clip(0), (highs - means).clip(0)]  # a mean of equal numbers can be rounded past them
             axes.errorbar(x, means, reach, color=curve.color, linestyle="", capsize=3)
-    for level, color in levels:
-        axes.axhline(scale * level, color=color, linestyle=":")
-    axes.set_xticks(range(len(places)), places)
-    if len(places) > 8:
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    name_places(axes, places)
+    within_percent(axes, percent)
+    draw_levels(axes, levels, scale)
     axes.grid(axis="y")
     add_legend(figure, axes)
 
 
-def draw_radar(figure: FigureBase, series: Sequence[tuple[str, dict[str, float], str, str]]) -> None:
-    """Shares from 0 to 1 by category: a closed line for each (label, {category: share}, color, dashes)."""
+def zoom(shares: Sequence[float]) -> tuple[float, float]:
+    """What a radar's centre and rim stand for: tenths around the shares, from 0 where that is near."""
+    low, high = math.floor(10 * min(shares) + 1e-9) / 10, math.ceil(10 * max(shares) - 1e-9) / 10
+    return 0.0 if low <= 0.3 else low - 0.1 * (low == high), max(high, 0.1)
+
+
+def draw_radar(
+    figure: FigureBase, series: Sequence[tuple[str, dict[str, float], str, str]], span: tuple[float, float] = (0.0, 1.0)
+) -> None:
+    """A closed line for each (label, {category: share}, color, dashes); `span` is what centre and rim stand for."""
     axes = figure.add_subplot(projection="polar")
     names = list(series[0][1])
     angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
@@ -118,30 +163,7 @@ def draw_radar(figure: FigureBase, series: Sequence[tuple[str, dict[str, float],
         values = [shares[name] for name in names]
         axes.plot([*angles, angles[0]], [*values, values[0]], label=label, color=color, linestyle=dashes)
     axes.set_xticks(angles, names)
-    axes.set_ylim(0, 1)
-    axes.set_yticks([0.25, 0.5, 0.75], ["", ".5", ""])
+    rings = np.linspace(*span, 5)[1:-1]
+    axes.set_ylim(*span)
+    axes.set_yticks(rings, [f"{100 * ring:.0f}%" if place == 1 else "" for place, ring in enumerate(rings)])
     add_legend(figure, axes)
-
-
-def draw_heatmap(
-    figure: FigureBase,
-    title: str,
-    values: np.ndarray,
-    texts: np.ndarray,
-    columns: list[str],
-    rows: list[str],
-    colors: str = "viridis",
-    span: tuple[float | None, float | None] = (None, None),
-) -> Axes:
-    """A cell with its text for each of `values` (rows, columns), nan without colour; `span` is what the colours reach over."""
-    axes = titled_axes(figure, title)
-    axes.set_facecolor("none")
-    mesh = axes.pcolormesh(values, cmap=colors, vmin=span[0], vmax=span[1], edgecolor="none")
-    axes.invert_yaxis()
-    bright = mesh.to_rgba(values)[..., :3] @ np.array([0.3, 0.6, 0.1]) > 0.5
-    for row, column in np.ndindex(values.shape):
-        ink = INK if np.isnan(values[row, column]) else "#000000" if bright[row, column] else "#ffffff"
-        axes.text(column + 0.5, row + 0.5, str(texts[row, column]), color=ink, ha="center", va="center")
-    axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
-    axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
-    return axes

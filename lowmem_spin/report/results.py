@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from lowmem_spin.algorithm.roles import Part, Role
+from lowmem_spin.config.choices import own_in_words
 from lowmem_spin.report.intervals import Value, difference, over
 from lowmem_spin.report.measures import MATCH, WINS
 
@@ -224,7 +225,7 @@ def plain_value(value: Any) -> str:
     """A recipe's value as a person writes it."""
     if isinstance(value, list):
         return f"[{', '.join(map(plain_value, value))}]"
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else own_in_words(value) or json.dumps(value)
 
 
 def recipe_field(recipe: dict[str, Any], name: str) -> Any:

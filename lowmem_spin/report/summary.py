@@ -4,9 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from rich.table import Table
-
-from lowmem_spin.report.grid import Grid
+from lowmem_spin.report.grid import Grid, TerminalTable
 from lowmem_spin.report.intervals import difference, within_noise
 from lowmem_spin.report.measures import MATCH, MEASURES, WINS
 from lowmem_spin.report.results import Configuration, PolicyResults, RunResults, SweepResults, plain_value
@@ -16,8 +14,8 @@ DRIFT = ["win_rate_to_base", "win_rate_to_previous", "kl_to_base", "kl_to_previo
 SHAPE = ["length", "truncated", "identical"]
 
 
-def terminal_table(results: RunResults | SweepResults) -> Table:
-    """What of a run's or a sweep's table fits a terminal of 80 columns."""
+def terminal_table(results: RunResults | SweepResults) -> TerminalTable:
+    """What of a run's or a sweep's table fits a terminal of 80 columns; a narrower one has it in parts."""
     if isinstance(results, RunResults):
         return run_grid(results, brief=True).table("Held-out results: %, ± 95% interval, gain over the base")
     return sweep_grid(results, brief=True).table(f"Last iterates: {MEASURES[results.score].heading}, ± 95% interval")

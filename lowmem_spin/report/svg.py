@@ -1,4 +1,4 @@
-"""A matplotlib figure as SVG that can stand inside a page: no ids that clash, nothing fetched, ink of the page's colour."""
+"""A matplotlib figure as SVG, in a page or as a file: no ids that clash, nothing fetched, ink that shows on light and dark."""
 
 import io
 import re
@@ -11,6 +11,10 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+LOOK = """* { stroke-linejoin: round; stroke-linecap: butt }
+text { font-family: system-ui, sans-serif !important }
+@media screen and (prefers-color-scheme: dark) { svg { color: #e6edf3 } .paper { fill: #0d1117 } }"""
+OF = "of"  # the id of the line that says what a picture is of; a page says so once
 INK = "#1f2328"  # text and axes; in a page it becomes currentColor, so that it shows on light and on dark paper
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: selectable, and set in the reader's own font
@@ -37,24 +41,49 @@ def style() -> Iterator[None]:
         yield
 
 
-def inline(figure: Figure, prefix: str, title: str) -> str:
-    """The figure as an <svg> element without a size of its own.
-
-    Args:
-        figure: made and given within `style()`.
-        prefix: of its ids; different for every figure of a page.
-        title: what a screen reader says.
-    """
+def drawing(figure: Figure) -> bytes:
+    """A figure as matplotlib draws it, made and given within `style()`."""
     buffer = io.BytesIO()
     metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    root = ElementTree.fromstring(buffer.getvalue())  # noqa: S314 our own output
+    return buffer.getvalue()
+
+
+def inline(drawn: bytes, prefix: str, title: str) -> str:
+    """A drawing as an <svg> element of a page.
+
+    Args:
+        drawn: see `drawing`.
+        prefix: of its ids; different for every figure of a page.
+        title: what a screen reader says.
+    """
+    return ElementTree.tostring(_root(drawn, prefix, title), encoding="unicode", short_empty_elements=True)
+
+
+def standalone(drawn: bytes, title: str) -> str:
+    """A drawing as an SVG file on paper of its own, dark where the reader's screen is."""
+    root = _root(drawn, "", title)
+    _, _, width, height = root.attrib["viewBox"].split()
+    root.attrib.update({"xmlns": "http://www.w3.org/2000/svg", "width": f"{width}pt", "height": f"{height}pt", "color": INK})
+    paper = ElementTree.Element("rect", {"width": "100%", "height": "100%", "fill": "#ffffff", "class": "paper"})
+    look = ElementTree.Element("style")
+    look.text = LOOK
+    name = ElementTree.Element("title")
+    name.text = title
+    for place, element in enumerate((name, look, paper)):
+        root.insert(place, element)
+    return ElementTree.tostring(root, encoding="unicode", short_empty_elements=True)
+
+
+def _root(drawn: bytes, prefix: str, title: str) -> ElementTree.Element:
+    root = ElementTree.fromstring(drawn)  # noqa: S314 our own output
     for parent in list(root.iter()):
         for child in list(parent):
-            if child.tag.endswith(("}metadata", "}style")):  # a style in here would hold for the whole page
+            said = prefix and child.attrib.get("id") == OF
+            if said or child.tag.endswith(("}metadata", "}style")):  # a style in here would hold for the whole page
                 parent.remove(child)
     links = re.compile(r"(?<=url\(#)|(?<=^#)")
-    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', buffer.getvalue().decode()))
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', drawn.decode()))
     for element in root.iter():
         element.tag = element.tag.partition("}")[2]
         attributes = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
@@ -69,4 +98,4 @@ def inline(figure: Figure, prefix: str, title: str) -> str:
     box = root.attrib["viewBox"]
     root.attrib.clear()
     root.attrib.update({"viewBox": box, "role": "img", "aria-label": title})
-    return ElementTree.tostring(root, encoding="unicode", short_empty_elements=True)
+    return root

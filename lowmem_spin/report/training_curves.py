@@ -11,20 +11,23 @@ from matplotlib.figure import FigureBase
 
 from lowmem_spin.report.plots import COLORS, GREY, Panel, add_legend, titled_axes
 from lowmem_spin.report.results import RunResults
+from lowmem_spin.runner.health import LOSS_UNITS
 
 POINTS = 120  # of a curve per iterate; longer ones are averaged in bins
-TRAINING: list[tuple[str, str, dict[str, str]]] = [
-    ("loss", "loss", {"loss": "-"}),
-    ("margin", "reward margin", {"rewards/margins": "-"}),
-    ("sides", "log-prob of chosen and rejected answers", {"logps/chosen": "-", "logps/rejected": ":"}),
+TRAINING: list[tuple[str, str, str, dict[str, str]]] = [
+    ("loss", "loss", "", {"loss": "-"}),
+    ("margin", "reward margin", "nats, times the loss' beta", {"rewards/margins": "-"}),
+    ("sides", "log-prob of chosen and rejected answers", "nats", {"logps/chosen": "-", "logps/rejected": ":"}),
 ]
+SIZES = [(1e6, "millions"), (1e3, "thousands")]  # SPPO's squares of a thousand times a win-rate are such numbers
 
 
 def training_panels(groups: dict[str, list[RunResults]], looks: dict[str, tuple[str, str]]) -> list[Panel]:
     """Curves over the optimiser steps of all iterates in a row, the mean over the runs of a group."""
     starts = _starts(next(iter(groups.values()))[0])
     panels = []
-    for name, title, metrics in TRAINING:
+    units = {LOSS_UNITS.get(_loss(run), "") for runs in groups.values() for run in runs}
+    for name, title, unit, metrics in TRAINING:
         curves = []
         for group, runs in groups.items():
             color, dashes = looks[group]
@@ -36,16 +39,29 @@ def training_panels(groups: dict[str, list[RunResults]], looks: dict[str, tuple[
         if any(len(x) for x, _, _ in curves):
             dotted = " Dotted: rejected." if len(metrics) > 1 else ""
             caption = f"{title[0].upper()}{title[1:]}, per batch.{dotted}"
-            panels.append(
-                Panel("Training", f"training_{name}", caption, partial(_draw, title=title, curves=curves, starts=starts))
-            )
+            measured = unit or (units.copy().pop() if len(units) == 1 else "each loss' own unit")
+            draw = partial(_draw, title=title, unit=measured, curves=curves, starts=starts)
+            panels.append(Panel("Training", f"training_{name}", caption, draw))
     return panels
 
 
-def _draw(figure: FigureBase, title: str, curves: Sequence[tuple[Any, Any, dict[str, str]]], starts: Sequence[float]) -> None:
-    axes = titled_axes(figure, title)
+def _loss(run: RunResults) -> str:
+    """What the last iterate was trained with."""
+    return str([manifest["asked"]["loss"]["name"] for manifest in run.trainings.values()][-1]) if run.trainings else ""
+
+
+def _draw(
+    figure: FigureBase,
+    title: str,
+    unit: str,
+    curves: Sequence[tuple[Any, Any, dict[str, str]]],
+    starts: Sequence[float],
+) -> None:
+    highest = max((np.abs(y).max() for _, y, _ in curves if len(y)), default=0.0)
+    size, word = next(((size, word) for size, word in SIZES if highest >= 2 * size), (1.0, ""))
+    axes = titled_axes(figure, title, " of ".join(part for part in (word, unit) if part))
     for x, y, look in curves:
-        axes.plot(x, y, linewidth=1.2, **look)  # type: ignore[arg-type]
+        axes.plot(x, np.asarray(y) / size, linewidth=1.2, **look)  # type: ignore[arg-type]
     for step in starts:
         axes.axvline(step, color=GREY, linewidth=0.6)
     axes.set_xlabel("optimiser step; a line where an iterate begins")

@@ -19,10 +19,10 @@ from lowmem_spin.runner.run_folder import PICTURES
 METRICS, ITERATES = "metrics.jsonl", "iterates"
 FILES = ("run.json", "recipe.yaml", METRICS, *PICTURES)  # that a game writes into its folder
 # What commands write into a run's or a sweep's folder. Where no record says that it is one, such a name is somebody else's.
-WRITTEN = ("recipe.yaml", METRICS, ITERATES, *PICTURES, "report.md", "report_*.png", "benchmarks.jsonl", "arena.json")
-WRITTEN += ("mtbench", "alpaca", "samples", "serve")
+WRITTEN = ("recipe.yaml", METRICS, ITERATES, *PICTURES, "report.md", "report_*.png", "report_*.svg")
+WRITTEN += ("benchmarks.jsonl", "arena.json", "mtbench", "alpaca", "samples", "serve")
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError)
-OF_SWEEPS = ("report.html", "report.md", "report_*.png")
+OF_SWEEPS = ("report.html", "report.md", "report_*.png", "report_*.svg")
 
 
 class Claimant(Protocol):

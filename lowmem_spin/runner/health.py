@@ -9,6 +9,7 @@ import numpy as np
 from lowmem_spin.algorithm.preferences import Comparison
 from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import Evaluate, Sampling, judgement_spec
+from lowmem_spin.common.display import readable
 from lowmem_spin.common.keys import digest
 from lowmem_spin.data.render import conversation_text
 from lowmem_spin.data.rows import Rows, overlap
@@ -224,6 +225,13 @@ def _by_category(match: Estimate, labels: Sequence[str | None]) -> dict[str, Est
 ALARM = 0.05  # nats per completion between the generator's and the learner's log-probs: worth a look above this
 
 
+LOSS_UNITS = {
+    **dict.fromkeys(("dpo", "sft", "slic"), "nats"),
+    **dict.fromkeys(("sppo", "ipo"), "nats²"),
+    "ipo_length_normalized": "nats² per token²",
+}
+
+
 def summary_line(health: Health, training: dict[str, Any] | None) -> str:
     """One line on one policy: how the last quarter of its training went (`training`: its manifest), and its drift.
 
@@ -239,7 +247,8 @@ def summary_line(health: Health, training: dict[str, Any] | None) -> str:
             known = [record[name] for record in last if record[name] is not None]
             return sum(known) / len(known) if known else float("nan")
 
-        parts.append(f"loss {late('loss'):.3f}")
+        loss, unit = late("loss"), LOSS_UNITS.get(training["asked"]["loss"]["name"], "")
+        parts.append(f"loss {readable(loss)}{' ' + unit if unit and abs(loss) >= 1000 else ''}")
         if "rewards/margins" in last[0]:
             scale = training["asked"]["loss"].get("beta", 1.0)
             drift = [late(f"rewards/{side}") / scale for side in ("chosen", "rejected")]

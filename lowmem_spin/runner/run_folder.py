@@ -23,7 +23,7 @@ from lowmem_spin.store.store import Store
 from lowmem_spin.store.users import KINDS
 
 USED = "benchmarks_use.json"
-PICTURES = ("iterates.png", "report.html")
+PICTURES = ("iterates.png", "report.html", "iterates.svg")
 
 
 @dataclass(frozen=True)

@@ -214,5 +214,5 @@ def test_titles_name_own_functions() -> None:
     own = recipe(loss=OWN_LOSS | {"function": "/home/me/own.py:loss"}, opponents=OWN_OPPONENTS, reference=OWN_REFERENCE)
     game = own.game.model_dump()
     assert in_words(game["loss"]) == "own.py:loss, margin 2.0"
-    assert rules_in_words(game) == ["reference own.py:g", "opponents own.py:f"]
+    assert rules_in_words(game) == ["reference own.py:g, combine geometric", "opponents own.py:f"]
     assert rules_in_words(recipe(alpha=0.5, history="inf").game.model_dump()) == ["alpha 0.5", "history inf"]

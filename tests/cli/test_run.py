@@ -94,7 +94,7 @@ def test_a_finished_game_is_recognised(copy: Path) -> None:
 
 def test_the_run_folder_is_small_and_human(whole: Path) -> None:
     run = whole / "run"
-    files = {"recipe.yaml", "run.json", "metrics.jsonl", "iterates.png", "report.html", "iterates"}
+    files = {"recipe.yaml", "run.json", "metrics.jsonl", "iterates.png", "iterates.svg", "report.html", "iterates"}
     assert {path.name for path in run.iterdir()} == files
     assert (run / "iterates" / "1" / "adapter_config.json").is_file()
     policies = json.loads((run / "run.json").read_text())["policies"]

@@ -53,6 +53,7 @@ def test_an_own_dpo_trains_the_adapter_of_the_built_in_one_bit_for_bit(quickstar
         ("mine.py:F", "F = 3\n", "mine.py has no function 'F'"),
         ("mine.py:loss", "def loss(:\n", "does not import: SyntaxError"),
         ("mine.py:loss", "import nothing_such\n\ndef loss(sides): ...\n", "does not import in line 1: ModuleNotFoundError"),
+        ("mine.py:loss", "import sys\nsys.exit(0)\n\ndef loss(sides): ...\n", "does not import in line 2: SystemExit: 0"),
         ("mine.py:loss", "def loss(sides):\n    return 1 / 0\n", "mine.py:loss failed in line 2: ZeroDivisionError: division"),
         ("mine.py:loss", "def loss(sides):\n    raise ValueError('a\\nb')\n", "failed in line 2: ValueError: a\\nb"),
     ],

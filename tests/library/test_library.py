@@ -130,6 +130,7 @@ def test_an_iterate_answers_in_a_batch_with_the_games_template_and_ends(run: ls.
     batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
     output = model.generate(**batch, max_new_tokens=20, do_sample=False)[:, batch["input_ids"].shape[1] :]
     assert tokenizer.batch_decode(output, skip_special_tokens=True) == run.generate(QUESTIONS, temperature=0)
+    assert tokenizer.convert_tokens_to_ids("<end_of_turn>") in model.generation_config.eos_token_id  # whatever its files say
 
 
 @pytest.mark.parametrize(("name", "temperature"), [("base", 0.0), ("1", 0.0), (None, 0.0), (None, None)])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -181,7 +182,11 @@ def test_the_picture_has_the_reports_panels_side_by_side(played: Path, categorie
     rewrite(played, lines)
     write_picture(read_run(played), played / "iterates.png")
     height, width, _ = imread(played / "iterates.png").shape
-    assert width / height == pytest.approx(panels * 4.7 / 4.4, rel=0.01)
+    assert (width, height) == (pytest.approx(192 * panels * 4.7, abs=1), pytest.approx(192 * (4.4 + 0.19 * 6.2), abs=1))
+    drawn = ElementTree.parse(played / "iterates.svg").getroot()  # noqa: S314 our own output
+    assert float(drawn.attrib["viewBox"].split()[2]) == pytest.approx(72 * panels * 4.7)
+    texts = ["".join(text.itertext()) for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"base", "iterate 0", "iterate 1", "plain SFT"} <= set(texts)
 
 
 def test_the_gain_is_paired(played: Path) -> None:

@@ -78,7 +78,7 @@ def test_an_adapter_with_another_digit_in_a_small_file_is_trained_again(copy: Pa
     assert rows(copy)[0] == rows(whole)[0] and distance(copy, whole) == 0.0
 
 
-@pytest.mark.parametrize("name", ["run.json", "recipe.yaml", "metrics.jsonl", "report.html", "iterates.png"])
+@pytest.mark.parametrize("name", ["run.json", "recipe.yaml", "metrics.jsonl", "report.html", "iterates.png", "iterates.svg"])
 def test_a_folder_where_a_file_is_to_be_written_is_one_line(copy: Path, name: str) -> None:
     victim = copy / "run" / name
     victim.unlink()

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -13,7 +14,12 @@ from helpers.commands import SMALL, assert_one_line, call
 from helpers.games import QUICKSTART, opened, played, stored
 from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.load import load_recipe
+from lowmem_spin.config.grid import sweep_axes, sweep_points
+from lowmem_spin.config.load import find_recipe, load_recipe
+from lowmem_spin.config.naming import of_settings
+from lowmem_spin.engines.own_function import OwnFunction
+from lowmem_spin.engines.training.own_loss import _sides, try_loss
+from lowmem_spin.report.results import plain_value
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.run_folder import read_run
 
@@ -139,7 +145,8 @@ def whole_own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_no_look_at_a_finished_run_runs_any_of_it(whole_own: Path, tmp_path: Path) -> None:
+def test_no_look_at_a_finished_run_runs_any_of_it(whole_own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where a comparison draws its picture
     run, store = whole_own / "run", whole_own / "store"
     for words in (
         ["report", run],
@@ -152,10 +159,9 @@ def test_no_look_at_a_finished_run_runs_any_of_it(whole_own: Path, tmp_path: Pat
         assert result.returncode == 0, (words, result.stderr)
         assert "nothing is unused" in result.stdout or words[0] != "gc"
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "reference mine.py:reference, opponents mine.py:opponents, mine.py:loss, beta 0.1" in card.replace("\\", "")
-    assert str(whole_own) not in card
-    page = (run / "report.html").read_text()
-    assert "mine.py:loss, beta 0.1, reference mine.py:reference, opponents mine.py:opponents, iterations 2" in page
+    rules = "reference mine.py:reference, combine geometric, opponents mine.py:opponents"
+    assert f"{rules}, mine.py:loss, beta 0.1" in card.replace("\\", "") and str(whole_own) not in card
+    assert f"mine.py:loss, beta 0.1, {rules}, iterations 2" in (run / "report.html").read_text()
     assert not ran()
 
 
@@ -166,6 +172,45 @@ def test_a_recipe_that_was_made_to_name_functions_since_is_refused_in_one_line(w
     (copy / "run" / "run.json").write_text(json.dumps(record))
     line = "run.json: inputs.opponents does not say what game.opponents gives in each iteration; run the recipe again"
     assert_one_line(call("gc", "--store", copy / "store", "--runs", copy), line)
+
+
+def test_a_copy_of_the_example_brings_its_python_and_overwrites_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("copy", "quickstart_own", "mine.yaml")
+    assert result.stdout.splitlines()[-1].endswith("play it with `lowmem-spin run mine.yaml --trust`")
+    shipped = find_recipe("quickstart_own").parent / "own.py"
+    assert (tmp_path / "own.py").read_bytes() == shipped.read_bytes()
+    assert call("plan", "mine.yaml", "--trust").returncode == 0
+    assert call("copy", "quickstart_own", "second.yaml").returncode == 0  # the file beside it is the same
+    (tmp_path / "own.py").write_text(OWN)
+    refused = call("copy", "quickstart_own", "third.yaml")
+    assert_one_line(refused, "own.py': is there already with another content; copy the recipe into another folder")
+    assert (tmp_path / "own.py").read_text() == OWN and not (tmp_path / "third.yaml").exists()
+
+
+def test_the_example_is_one_that_can_be_played_with() -> None:
+    """Its loss against the paper's formula by hand, its mixtures against a table."""
+    found = {name: OwnFunction.find("f", f"own.py:{name}", QUICKSTART.parent) for name in ("loss", "opponents", "reference")}
+    try_loss(found["loss"], {"beta": 0.1, "lam": 5.0}, ["reference"], normalised=True)
+    sides = _sides([1])  # -60 and -25 under the policy, -28 and -31 under the reference
+    margin = (-60 + 28) - (-25 + 31) - 5.0 * (-28 + 60)
+    assert found["loss"].call(sides, beta=0.1, lam=5.0).item() == pytest.approx(np.log1p(np.exp(-0.1 * margin)), rel=1e-6)
+    names = ["iterate 0", "iterate 1", "iterate 2"]
+    assert found["opponents"].call(names, "base") == {"iterate 2": 0.5, "iterate 1": 0.25, "iterate 0": 0.125, "base": 0.125}
+    assert found["reference"].call(names, "base") == dict.fromkeys(["base", "iterate 1", "iterate 2"], 1 / 3)
+
+
+def test_folders_are_named_for_the_function_and_its_options() -> None:
+    loss = {"name": "function", "function": "/home/me/mine.py:loss", "options": {"beta": 0.5, "lam": 2}}
+    assert of_settings({"game.loss": loss, "game.alpha": 0.5}) == "-alpha0.5-loss-mine.py_loss-beta0.5-lam2"
+    assert of_settings({"game.opponents": {"function": "mine.py:f"}}) == "-opponents-mine.py_f"
+    judge = {"name": "function", "function": "mine.py:f"}  # as it was before there were others
+    assert of_settings({"game.oracle": judge}) == "-oracle-function-function-mine.py_f"
+    grid = ["game.loss={name: function, function: mine.py:loss, options: {beta: 1}},ipo"]
+    recipe = find_recipe("quickstart")
+    points = sweep_points(recipe, [], sweep_axes(recipe, None, None, grid), 1)
+    assert [point.name for point in points] == ["loss-mine.py_loss-beta1_seed-42", "loss-ipo_seed-42"]
+    assert plain_value(loss) == "mine.py:loss, beta 0.5, lam 2" and plain_value({"a": 1}) == '{"a": 1}'
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def try_loss(own: OwnFunction, options: dict[str, Any], reads: Collection[str], 
     if not _like(loss(_shifted(sides), **options), losses) and not normalised:
         raise InputError(
             f"{begins} needs a normalised reference: it changes when both sides of one get a constant more, which is all that "
-            "a geometric mixture leaves open; use game.reference arithmetic, or game.alpha 0 or 1"
+            "a geometric mixture leaves open; use an arithmetic reference, or game.alpha 0 or 1"
         )
     unseen = [*(REFERENCES if REFERENCE not in reads else ()), *(BASES if BASE_LOGPS not in reads else ())]
     blank = replace(sides, **{name: torch.zeros_like(sides.chosen) for name in unseen})

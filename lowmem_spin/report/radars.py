@@ -1,0 +1,108 @@
+"""Categories as radars, zoomed to where the numbers are; shapes that are equal within noise are drawn once, or not at all."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from matplotlib import colormaps
+
+from lowmem_spin.report.intervals import Value, over, within_noise
+from lowmem_spin.report.plots import BASELINE, GREY, TALL, Panel, draw_radar, short, zoom
+from lowmem_spin.report.results import Configuration, PolicyResults, RunResults
+
+LEAST = 3  # categories that make a shape
+VISIBLE = 0.02  # a smaller difference of two shares is none that a shape shows
+Shape = Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One closed line."""
+
+    name: str
+    shape: Shape
+    color: str
+    dashes: str = "-"
+
+
+def alike(one: Shape, other: Shape) -> bool:
+    """Whether two shapes differ by no more than noise in every category."""
+    apart = [
+        Value(
+            one[name].mean - other[name].mean,
+            math.hypot(one[name].error, other[name].error),
+            max(one[name].reach, other[name].reach),
+        )
+        for name in one
+    ]
+    return all(within_noise(value) or abs(value.mean) < VISIBLE for value in apart)
+
+
+def shapes(policies: Sequence[PolicyResults]) -> Shape:
+    """The categories of one policy over its seeds."""
+    return {name: _sure([policy.categories[name] for policy in policies]) for name in policies[0].categories}
+
+
+def _sure(values: Sequence[Value]) -> Value:
+    """Over seeds, but no surer than the held-out rows of all of them make it: two seeds may agree by chance."""
+    seeds, rows = over(values), Value(0.0, math.hypot(*(value.error for value in values)) / len(values))
+    return seeds if not seeds.half < rows.half else Value(seeds.mean, rows.error)
+
+
+def shades(count: int) -> list[str]:
+    """Grey for the base, then from light to dark for the iterates."""
+    colors = colormaps["plasma"](np.linspace(0.8, 0.32, max(1, count - 1)))
+    return [GREY, *("#" + "".join(f"{round(255 * part):02x}" for part in color[:3]) for color in colors)][:count]
+
+
+def radar(part: str, name: str, caption: str, series: Sequence[Series]) -> Panel:
+    """One picture; its caption says what centre and rim stand for."""
+    low, high = zoom([value.mean for one in series for value in one.shape.values()])
+    drawn = [(one.name, {short(n): v.mean for n, v in one.shape.items()}, one.color, one.dashes) for one in series]
+    rim = f"Centre {100 * low:.0f}%, rim {100 * high:.0f}%."
+    return Panel(part, name, f"{caption} {rim}", partial(draw_radar, series=drawn, span=(low, high)), TALL)
+
+
+def of_run(run: RunResults) -> tuple[list[Panel], list[str]]:
+    """The policies of a run by category, and what is said where nothing is drawn."""
+    if len(run.base.categories) < LEAST:
+        return [], []
+    colors = shades(len(run.played))
+    series = [Series(p.name, p.categories, color) for p, color in zip(run.played, colors, strict=True)]
+    series += [Series(p.name, p.categories, BASELINE, ":") for p in run.baselines]
+    if all(alike(one.shape, series[0].shape) for one in series):
+        return [], ["No radar: in every category all policies are within noise of the base."]
+    return [radar("Scores", "radar", "Exact match by category, policy by policy.", series)], []
+
+
+def of_sweep(shown: Sequence[Configuration], looks: Mapping[str, tuple[str, str]]) -> tuple[list[Panel], list[str]]:
+    """The last iterates by category, and each configuration's iterates where they are unlike those drawn before it."""
+    if not all(len(policy.categories) >= LEAST for c in shown for run in c.runs.values() for policy in run.played):
+        return [], []
+    last = [Series(c.label, shapes([run.last for run in c.runs.values()]), *looks[c.label]) for c in shown]
+    panels, said = [], []
+    if len(last) > 1:
+        if all(alike(one.shape, other.shape) for one in last for other in last):
+            said = ["No radar of the last iterates: in every category they are within noise of each other."]
+        else:
+            panels.append(radar("Scores", "radar", "Exact match by category, last iterates, mean over seeds.", last))
+    groups: list[tuple[list[Shape], list[int]]] = []
+    for place, configuration in enumerate(shown):
+        runs = list(configuration.runs.values())
+        path = [shapes([run.played[i] for run in runs]) for i in range(configuration.iterates)]
+        for other, members in groups:
+            if len(other) == len(path) and all(map(alike, path, other)):
+                members.append(place)
+                break
+        else:
+            groups.append((path, [place]))
+    for path, members in groups:
+        names, colors = [p.name for p in next(iter(shown[members[0]].runs.values())).played], shades(len(path))
+        series = [Series(n, shape, color) for n, shape, color in zip(names, path, colors, strict=False)]
+        caption = f"Exact match by category: {shown[members[0]].label}."
+        if members[1:]:
+            caption += f" Within noise of it, so not drawn: {'; '.join(shown[place].label for place in members[1:])}."
+        panels.append(radar("Categories over iterates", f"radar_{members[0]}", caption, series))
+    return panels, said
