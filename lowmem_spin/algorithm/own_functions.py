@@ -12,8 +12,8 @@ from typing import Any
 from lowmem_spin.algorithm.stages import Inputs, Mixture
 from lowmem_spin.common.errors import quoted, shortened
 from lowmem_spin.config.bounds import SINGLE
-from lowmem_spin.config.choices import OwnLoss
 from lowmem_spin.config.game_config import GameConfig, OwnReference
+from lowmem_spin.config.loss_choices import OwnLoss
 
 BASE = "base"
 REFERENCE, BASE_LOGPS = "reference", "base"  # that a loss may read
