@@ -102,7 +102,7 @@ def test_a_sweeps_main_picture_has_the_means_and_scipys_intervals_over_alpha() -
             edge = band[np.abs(band[:, 0] - alpha) < 1e-3][:, 1]
             assert [edge.min(), edge.max()] == pytest.approx(reach, abs=0.03)
     assert picture.legend == ["history 1", "history inf"]  # in the order of the table
-    assert main.tick_labels("x") == [] and below.tick_labels("x") == ["0.5", "0.9", "1"]
+    assert main.tick_labels("x") == [] and below.tick_labels("x") == ["0.5", "0.9", "1.0"]
     assert "base 20.0" in below.texts and below.tick_labels("y") == ["20"]
     assert "plain SFT 95.0" in main.texts
     (sft,) = main.lines(BASELINE)
