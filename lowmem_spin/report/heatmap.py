@@ -47,7 +47,7 @@ def around(middle: float, span: tuple[float, float], noise: float) -> np.ndarray
     """Edges of colours to both sides of a middle: what is within noise of it has one colour."""
     half = max(noise, (span[1] - span[0]) / (2 * STEPS))
     outward = np.arange(half, max(span[1] - middle, middle - span[0]) + half, half)
-    return np.concatenate([middle - outward[::-1], middle + outward])
+    return np.unique(np.clip(np.concatenate([middle - outward[::-1], middle + outward]), *span))
 
 
 def draw_heatmap(
