@@ -1,7 +1,7 @@
 """A sweep's main picture: the last iterates' score over the axis that was swept, or name by name where that is no number."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -15,7 +15,7 @@ from lowmem_spin.report.intervals import Value
 from lowmem_spin.report.marks import marks
 from lowmem_spin.report.measures import MEASURES
 from lowmem_spin.report.plots import COLORS, DASHES, Level, Panel, add_legend, draw_levels, short
-from lowmem_spin.report.results import Configuration, SweepResults
+from lowmem_spin.report.results import Configuration, SweepResults, plain_value
 from lowmem_spin.report.svg import INK
 
 ALPHA = "game.alpha"
@@ -90,12 +90,16 @@ def main_panels(sweep: SweepResults, shown: Sequence[Configuration], looks: by_n
         }
         beside = [] if name == "kl_to_base" else marks(groups, name)
         caption = f"{measure.heading} of the last iterate against {axis.rpartition('.')[2]}. Bands: {intervals}."
-        draw = partial(draw_against, name=name, axis=axis, lines=drawn, levels=[mark.level(measure) for mark in beside])
+        ticks = {float(c.setting[axis]): plain_value(c.setting[axis]) for c in shown}
+        across = [mark.level(measure) for mark in beside]
+        draw = partial(draw_against, name=name, axis=axis, lines=drawn, levels=across, ticks=ticks)
         panels.append(Panel("Main picture", f"main_{name}", caption, draw))
     return panels
 
 
-def draw_against(figure: FigureBase, name: str, axis: str, lines: Sequence[Line], levels: Sequence[Level]) -> None:
+def draw_against(
+    figure: FigureBase, name: str, axis: str, lines: Sequence[Line], levels: Sequence[Level], ticks: Mapping[float, str]
+) -> None:
     """A line with its band for each group; the base and plain SFT across, where they are far away beyond a break."""
     measure = MEASURES[name]
     scale = 100 if measure.percent else 1
@@ -107,9 +111,8 @@ def draw_against(figure: FigureBase, name: str, axis: str, lines: Sequence[Line]
         axes.set_ylim(low, high)
         draw_levels(axes, [level for level in levels if low <= scale * level[0] <= high], scale)
         axes.grid(axis="y")
-    every = sorted({x for line in lines for x in line.x})
     for axes, _ in parts:
-        _lay_out_x(axes, every, named=axes is parts[-1][0])
+        _lay_out_x(axes, ticks, named=axes is parts[-1][0])
     parts[-1][0].set_xlabel(axis.rpartition(".")[2])
     main.set_ylabel(measure.heading)
     parts[0][0].set_title(short(f"{measure.label} against {axis.rpartition('.')[2]}", 60))
@@ -124,8 +127,9 @@ def _reached(lines: Sequence[Line], scale: float, percent: bool) -> tuple[float,
     return (max(0.0, low), min(100.0, high)) if percent else (low, high)
 
 
-def _lay_out_x(axes: Axes, every: Sequence[float], named: bool) -> None:
-    """The values that were played as ticks; far apart ones on a logarithmic scale."""
+def _lay_out_x(axes: Axes, ticks: Mapping[float, str], named: bool) -> None:
+    """The values that were played as ticks, written as in tables; far apart ones on a logarithmic scale."""
+    every = sorted(ticks)
     room = 0.05 * (every[-1] - every[0])
     axes.set_xlim(every[0] - room, every[-1] + room)
     if every[0] > 0 and every[-1] >= 30 * every[0]:
@@ -135,7 +139,7 @@ def _lay_out_x(axes: Axes, every: Sequence[float], named: bool) -> None:
     if not named:
         axes.set_xticks([])
     elif len(every) <= 8:
-        axes.set_xticks(every, [f"{x:g}" for x in every])
+        axes.set_xticks(every, [ticks[x] for x in every])
 
 
 def _parts(

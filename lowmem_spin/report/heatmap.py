@@ -29,12 +29,15 @@ def steps(values: np.ndarray, noise: float) -> np.ndarray:
     step = max(0.0 if np.isnan(noise) else noise, (high - low) / STEPS)
     if step == 0:
         return np.array([low - 0.5, low + 0.5])
-    pairs = [(a, b) for a in known for b in known if a < b and b - a < step]
+    a, b = (side.ravel() for side in np.meshgrid(known, known))
 
-    def parted(top: float) -> int:
-        return sum(np.floor((top - a) / step) != np.floor((top - b) / step) for a, b in pairs)
+    def parted(top: float) -> tuple[int, int]:
+        """How many pairs within noise, and within a step, would have two colours."""
+        apart, distance = np.floor((top - a) / step) != np.floor((top - b) / step), abs(a - b)
+        return int((apart & (distance < noise)).sum()), int((apart & (distance < step)).sum())
 
-    top = min([*(known[::-1] + 1e-9 * step), high + step / 2], key=parted)
+    between = (known[:-1] + known[1:]) / 2
+    top = min([*(known[::-1] + 1e-9 * step), *between[::-1], high + step / 2], key=parted)
     top += step * np.ceil((high - top) / step)
     count = int(np.floor((top - low) / step)) + 1
     return top - step * np.arange(count, -1, -1)
@@ -44,7 +47,7 @@ def around(middle: float, span: tuple[float, float], noise: float) -> np.ndarray
     """Edges of colours to both sides of a middle: what is within noise of it has one colour."""
     half = max(noise, (span[1] - span[0]) / (2 * STEPS))
     outward = np.arange(half, max(span[1] - middle, middle - span[0]) + half, half)
-    return np.concatenate([middle - outward[::-1], middle + outward])
+    return np.unique(np.clip(np.concatenate([middle - outward[::-1], middle + outward]), *span))
 
 
 def draw_heatmap(
