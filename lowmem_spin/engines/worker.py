@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -180,15 +180,18 @@ class Resident:
 
 
 class _Once:
-    """Passes reports of progress on; what a second try reports again is held back."""
+    """Passes reports of progress on; rows that a second try reports again are held back, records are not: who keeps them knows
+    their steps."""
 
     def __init__(self, report: Advance) -> None:
         self.report, self.done, self.passed = report, 0, 0
 
-    def __call__(self, rows: int, loss: float | None = None, resumed: bool = False) -> None:
+    def __call__(
+        self, rows: int, loss: float | None = None, resumed: bool = False, record: Mapping[str, float] | None = None, /
+    ) -> None:
         self.done += rows
         if rows == 0:
-            self.report(0)
+            self.report(0, loss, resumed, record)
         elif self.done > self.passed:
             self.report(self.done - self.passed, loss, resumed)
             self.passed = self.done

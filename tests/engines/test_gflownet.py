@@ -247,7 +247,7 @@ class Told(list[int]):
     def __init__(self, stop: Path | None = None) -> None:
         self.stop = stop
 
-    def __call__(self, rows: int, loss: float | None = None, resumed: bool = False) -> None:
+    def __call__(self, rows: int, loss: float | None = None, resumed: bool = False, record: Any = None, /) -> None:
         self.append(rows)
         if self.stop is not None and rows == 0 and self.stop.exists():
             raise StoppedError

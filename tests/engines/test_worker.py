@@ -46,6 +46,7 @@ class Served:
             if row == 3 and self.batch > self.limit:
                 os.kill(os.getpid(), signal.SIGKILL)
             advance(1)
+            advance(0, None, False, {"step": float(row)})
         return self.batch
 
     def refuse(self) -> None:
@@ -84,9 +85,16 @@ def test_a_script_that_starts_a_worker_is_not_run_there_again(tmp_path: Path) ->
 def test_a_worker_that_dies_at_work_is_started_once_more_with_half_the_batch(tmp_path: Path) -> None:
     said: list[str] = []
     reported: list[int] = []
+    records: list[dict[str, float]] = []
+
+    def report(rows: int, loss: float | None = None, resumed: bool = False, record: Any = None, /) -> None:
+        reported.append(rows)
+        records.extend([record] if record else [])
+
     worker = resident(tmp_path, 8, said)
-    assert worker.call("work", 5, report=lambda rows, *told: reported.append(rows)) == 8
+    assert worker.call("work", 5, report=report) == 8
     assert sum(reported) == 5  # rows done twice are told once
+    assert [record["step"] for record in records] == [0, 1, 2, *range(5)]  # records know their steps
     assert said == [
         "the test worker was killed by SIGKILL; lower the batch, and run again to go on; "
         f"its log is {tmp_path / 'log'}; starting it again, with half the batch"
