@@ -75,7 +75,7 @@ class Toy(NoWeights):
         ("SUITES: dict[", '    "toy": Suite(measure_toy),'),
     ],
     "data/layouts.py": [("ANSWERED = [", '    _pair("asked", "said"),')],
-    "config/choices.py": [
+    "config/loss_choices.py": [
         (
             "from lowmem_spin.config.section import Section",
             """
@@ -84,6 +84,13 @@ class ToyLoss(Section):
     name: Literal["toy"] = "toy"
     gain: float = 2.0
 
+""",
+        ),
+    ],
+    "config/choices.py": [
+        (
+            "from lowmem_spin.config.section import Section",
+            """
 
 class ToySampler(Section):
     name: Literal["toy"] = "toy"
@@ -99,8 +106,8 @@ class ToyOracle(Section):
     ],
 }
 CHANGED = {
+    "config/loss_choices.py": [("Loss = DPO |", "Loss = ToyLoss | DPO |")],
     "config/choices.py": [
-        ("Loss = DPO |", "Loss = ToyLoss | DPO |"),
         ("Sampler = No", "Sampler = ToySampler | No"),
         ("Oracle = Fu", "Oracle = ToyOracle | Fu"),
     ],

@@ -27,8 +27,9 @@ from lowmem_spin.algorithm.stages import (
     Train,
     TrainSampler,
 )
-from lowmem_spin.config.choices import GFlowNet, OwnLoss
+from lowmem_spin.config.choices import GFlowNet
 from lowmem_spin.config.game_config import OwnReference
+from lowmem_spin.config.loss_choices import OwnLoss
 from lowmem_spin.config.per_iteration import values_at
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.config.training_config import WarmStart

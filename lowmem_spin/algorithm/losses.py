@@ -4,7 +4,7 @@ All log-probs are in nats, summed over a completion's tokens, its end of turn in
 is every result: one term per pair, or per completion where the docstring says so. Gradients flow through what the policy
 being trained gave; references, lengths and win-rates are constants.
 
-A new loss of pairs is one function here, one line in `LOSSES`, and one section in config/choices.py with its name and options.
+A new loss of pairs is one function here, one line in `LOSSES`, and one section in config/loss_choices.py with its options.
 """
 
 from collections.abc import Callable, Mapping

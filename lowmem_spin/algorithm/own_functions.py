@@ -12,8 +12,8 @@ from typing import Any
 from lowmem_spin.algorithm.stages import Inputs, Mixture
 from lowmem_spin.common.errors import quoted, shortened
 from lowmem_spin.config.bounds import SINGLE
-from lowmem_spin.config.choices import OwnLoss
 from lowmem_spin.config.game_config import GameConfig, OwnReference
+from lowmem_spin.config.loss_choices import OwnLoss
 
 BASE = "base"
 REFERENCE, BASE_LOGPS = "reference", "base"  # that a loss may read
@@ -36,12 +36,16 @@ def read_mixture(given: Any, t: int) -> Mixture:
     for name, weight in given.items():
         if name not in names:
             raise ValueError(f"gave a weight to {quoted(name)}; the policies are {shortened(', '.join(reversed(names)))}")
-        if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= float(weight) <= SINGLE:
+        if not _is_number(weight) or not 0 <= weight <= SINGLE:
             raise ValueError(f"gave {name} the weight {quoted(weight)}; give a finite number that is not negative")
     found = {name: float(given[name]) for name in names if given.get(name)}
     if not found:
         raise ValueError("gave no policy a weight above 0; give at least one")
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)  # numpy's are, too
 
 
 def read_opponents(given: Any, t: int) -> Mixture:

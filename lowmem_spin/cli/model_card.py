@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from lowmem_spin import __version__
 from lowmem_spin.common.errors import InputError, printable
 from lowmem_spin.common.files import read_text, write_text
-from lowmem_spin.config.choices import in_words
 from lowmem_spin.config.game_config import rules_in_words
+from lowmem_spin.config.loss_choices import in_words
 from lowmem_spin.config.yaml_text import write_yaml
 from lowmem_spin.data.sources import Source
 from lowmem_spin.report.grid import escape_markdown

@@ -1,14 +1,12 @@
 """A plan as tables: the rows and hours of every stage, its memory, and the cards it fits on."""
 
-from rich import box
-from rich.table import Table
-
 from lowmem_spin.common.display import Display, clock
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.memory import CARDS, CONTEXT, FRAGMENTATION, Shape, advice, peak, planned_shape, stage_memory
 from lowmem_spin.engines.registry import gpu_engine
 from lowmem_spin.engines.residency import plan_residency
+from lowmem_spin.report.grid import Grid, TerminalTable
 from lowmem_spin.runner.planning.counting import GAME_KINDS
 from lowmem_spin.runner.planning.plan import Plan, PlanLine
 
@@ -17,12 +15,12 @@ RAM = 12.7e9  # bytes free on the smallest host that has such cards, a free Cola
 
 def show_plan(plan: Plan, display: Display) -> None:
     """All of it, with what it could not know in yellow."""
-    display.console.print(rows(plan))
-    display.console.print(stages_left(plan))
+    display.console.print(rows(plan), "")
+    display.console.print(stages_left(plan), "")
     if (shape := planned_shape(plan.found.model)) is not None:
         first, machine = plan.found.recipe, plan.found.choices.machine
         dtype = machine.dtype if machine.device == "cuda" else "bfloat16"
-        display.console.print(memory(first, shape, dtype))
+        display.console.print(memory(first, shape, dtype), "")
         for line in verdicts(first, shape, dtype):
             display.log(line)
     for note in plan.notes:
@@ -32,52 +30,46 @@ def show_plan(plan: Plan, display: Display) -> None:
         display.log(f"Times are {'from `lowmem-spin bench` on this machine' if all(left) else 'computed, not measured here'}.")
 
 
-def rows(plan: Plan) -> Table:
+def rows(plan: Plan) -> TerminalTable:
     """Rows by kind of stage: of independent runs, of runs that share a store, stored, to do; and the time for the rest."""
-    table = Table(title=f"Rows of {len(plan.points)} game{'s' * (len(plan.points) > 1)}", box=box.SIMPLE_HEAD)
-    table.add_column("stage", no_wrap=True)
-    for heading in ("each alone", "shared", "saved", "stored", "to do", "time left"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for kind, total in plan.totals().items():
+    totals, found = plan.totals(), []
+    for kind, total in totals.items():
         alone, shared = total["independent"], total["shared"]
         saved = f"{1 - shared / alone:.0%}" if alone else ""
         counts = [f"{alone:,}", f"{shared:,}", saved, f"{total['stored']:,}", f"{total['to_do']:,}"]
-        table.add_row(kind, *counts, clock(total["seconds"]), end_section=kind == GAME_KINDS[-1])
-    return table
+        found.append([kind, *counts, clock(total["seconds"])])
+    headings = ["stage", "each alone", "shared", "saved", "stored", "to do", "time left"]
+    last = next((place for place, kind in enumerate(totals) if kind == GAME_KINDS[-1]), None)
+    title = f"Rows of {len(plan.points)} game{'s' * (len(plan.points) > 1)}"
+    return Grid(headings, found, parted=last).table(title)
 
 
-def stages_left(plan: Plan) -> Table:
+def stages_left(plan: Plan) -> TerminalTable:
     """Distinct stages in the order in which they are first needed; those of like name in one line."""
-    table = Table(title="Distinct stages", box=box.SIMPLE_HEAD)
-    table.add_column("stage", no_wrap=True)
-    for heading in ("policies", "rows", "stored", "to do", "time left"):
-        table.add_column(heading, justify="right", no_wrap=True)
     grouped: dict[str, list[PlanLine]] = {}
     for line in plan.lines:
         if line.unit.kind in GAME_KINDS:
             grouped.setdefault(f"{line.unit.kind} {'by ' * (line.unit.kind != 'train')}{line.label}", []).append(line)
+    found = []
     for name, lines in grouped.items():
         policies = len({line.unit.policy for line in lines})
         sums = (sum(getattr(line, part) for line in lines) for part in ("rows", "stored", "to_do"))
-        table.add_row(name, str(policies), *(f"{total:,}" for total in sums), clock(sum(line.seconds for line in lines)))
-    return table
+        found.append([name, str(policies), *(f"{total:,}" for total in sums), clock(sum(line.seconds for line in lines))])
+    return Grid(["stage", "policies", "rows", "stored", "to do", "time left"], found).table("Distinct stages")
 
 
-def memory(recipe: Recipe, shape: Shape, dtype: str) -> Table:
+def memory(recipe: Recipe, shape: Shape, dtype: str) -> TerminalTable:
     """Gigabytes of each term by stage, in the worst case of rows as long as the recipe allows."""
     found, generator = stage_memory(recipe, shape, dtype), gpu_engine("generation")
     own = generator.memory(recipe, shape, dtype)["generate"]
     found = {"generate": found["generate"], f"with {generator.name}": own, **found}
-    table = Table(title=f"Memory on a GPU in {dtype}, GB, rows at full length", box=box.SIMPLE_HEAD)
-    table.add_column("term", no_wrap=True)
-    for stage in found:
-        table.add_column(stage, justify="right", no_wrap=True)
-    for term in dict.fromkeys(term for terms in found.values() for term in terms):
-        table.add_row(term, *(f"{terms[term] / 1e9:.2f}" if term in terms else "" for terms in found.values()))
+    named = dict.fromkeys(term for terms in found.values() for term in terms)
+    terms_of = [[term, *(f"{terms[term] / 1e9:.2f}" if term in terms else "" for terms in found.values())] for term in named]
     allowances = [CONTEXT + (FRAGMENTATION - 1) * sum(terms.values()) for terms in found.values()]
-    table.add_row("context, fragmentation", *(f"{allowance / 1e9:.2f}" for allowance in allowances), end_section=True)
-    table.add_row("peak", *(f"{peak(terms) / 1e9:.2f}" for terms in found.values()), style="bold")
-    return table
+    terms_of.append(["context, fragmentation", *(f"{allowance / 1e9:.2f}" for allowance in allowances)])
+    peaks = ["peak", *(f"{peak(terms) / 1e9:.2f}" for terms in found.values())]
+    grid = Grid(["term", *found], [*terms_of, peaks], parted=len(terms_of) - 1)
+    return grid.table(f"Memory on a GPU in {dtype}, GB, rows at full length")
 
 
 def verdicts(recipe: Recipe, shape: Shape, dtype: str) -> list[str]:

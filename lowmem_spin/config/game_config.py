@@ -6,18 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from lowmem_spin.config.bounds import GAMES_LONG, ROWS
-from lowmem_spin.config.choices import (
-    DPO,
-    Loss,
-    NoSampler,
-    Oracle,
-    Regularizer,
-    Sampler,
-    StopWhen,
-    Weight,
-    named,
-    own_in_words,
-)
+from lowmem_spin.config.choices import NoSampler, Oracle, Regularizer, Sampler, StopWhen, Weight, named
+from lowmem_spin.config.loss_choices import DPO, Loss, own_in_words
 from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.section import Section
 

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from lowmem_spin.common.errors import InputError, quoted, shortened
 from lowmem_spin.common.files import reading
 from lowmem_spin.config.bounds import ABSURD
-from lowmem_spin.config.choices import Loss, OwnLoss
 from lowmem_spin.config.endpoint_fields import SecretError
+from lowmem_spin.config.loss_choices import Loss, OwnLoss
 from lowmem_spin.config.naming import of_settings, with_suffix
 from lowmem_spin.config.paths import expanded
 from lowmem_spin.config.places import RECIPE, put_in_place

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.common.keys import digest
-from lowmem_spin.config.choices import own_in_words
+from lowmem_spin.config.loss_choices import own_in_words
 
 LONGEST = 80  # bytes of what is added to a name
 # Settings that change no policy and no number of a game: runs that differ in these have one folder.

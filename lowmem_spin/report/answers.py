@@ -7,10 +7,12 @@ from rich.cells import cell_len
 from lowmem_spin.common.errors import printable
 from lowmem_spin.report.results import PolicyResults, RunResults, SweepResults
 
+LONGEST = 600  # characters of a text; the samples below a page's pictures are whole
+
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """One prompt and its answers; each is a sample, drawn as the game draws them."""
+    """One prompt and its answers, long ones cut; each is a sample, drawn as the game draws them."""
 
     why: str  # this prompt of those that were kept
     prompt: str
@@ -43,12 +45,16 @@ def _first(base: PolicyResults, best: PolicyResults, name: str) -> BeforeAfter |
     else:
         why = f"the first of {len(kept)} kept prompts; {name} answers all of them as the base does"
     first, last = (learned or differ or kept)[0]
-    answers = [(base.name, _whole(first)), (name, _whole(last))]
-    return BeforeAfter(why, first["prompt"], answers + ([("the data", first["data"])] if "data" in first else []))
+    texts = {base.name: _said(first), name: _said(last), **({"the data": first["data"]} if "data" in first else {})}
+    return BeforeAfter(why, _cut(first["prompt"]), [(whose, _cut(text)) for whose, text in texts.items()])
 
 
-def _whole(sample: dict[str, str]) -> str:
+def _said(sample: dict[str, str]) -> str:
     return sample["answer"] + (" … (no end)" if sample.get("finish_reason") == "length" else "")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 1].rstrip() + "…"
 
 
 def one_line(text: str, cells: int) -> str:

@@ -21,6 +21,7 @@ class Grid:
     headings: list[str]
     rows: list[list[str]]
     names: int = 1
+    parted: int | None = None  # the row below which a terminal has a space
 
     def markdown(self) -> str:
         """As a GitHub table; text that is not ours cannot break out of its cell."""
@@ -55,13 +56,15 @@ class TerminalTable:
     title: str
     grid: Grid
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | str]:
         """See rich's protocol."""
         width, names = options.max_width, self.grid.names
         columns = [[heading, *(row[place] for row in self.grid.rows)] for place, heading in enumerate(self.grid.headings)]
         longest_name = max(8, (2 * width // 3) // names)  # a longer one is broken
         least = [min(_line(column), longest_name) if place < names else _word(column) for place, column in enumerate(columns)]
         for number, group in enumerate(_side_by_side(least, names, width)):
+            if number:
+                yield ""
             sizes = _sizes([columns[place] for place in group], [least[place] for place in group], width)
             yield self._part(group, sizes, self.title if number == 0 else "")
 
@@ -71,8 +74,8 @@ class TerminalTable:
         for place, size in zip(group, sizes, strict=True):
             lines = "\n".join(escape(printable(line)) for line in self.grid.headings[place].split("\n"))
             table.add_column(lines, justify="left" if place < self.grid.names else "right", width=size, overflow="fold")
-        for row in self.grid.rows:
-            table.add_row(*(escape(printable(row[place])) for place in group))
+        for number, row in enumerate(self.grid.rows):
+            table.add_row(*(escape(printable(row[place])) for place in group), end_section=number == self.grid.parted)
         return table
 
 

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure, FigureBase
 
 from lowmem_spin.common.errors import printable
 from lowmem_spin.common.files import write_atomically, write_text
-from lowmem_spin.config.choices import in_words
 from lowmem_spin.config.game_config import rules_in_words
+from lowmem_spin.config.loss_choices import in_words
 from lowmem_spin.report.answers import BeforeAfter, before_after, one_line
 from lowmem_spin.report.panels import run_panels, sweep_panels
 from lowmem_spin.report.plots import TALL, Panel, laid_out, short

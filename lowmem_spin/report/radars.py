@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from matplotlib import colormaps
 
-from lowmem_spin.report.intervals import Value, over, within_noise
+from lowmem_spin.report.intervals import Value, Z, difference, over, within_noise
 from lowmem_spin.report.plots import BASELINE, GREY, TALL, Panel, draw_radar, short, zoom
 from lowmem_spin.report.results import Configuration, PolicyResults, RunResults
 
@@ -29,14 +29,7 @@ class Series:
 
 def alike(one: Shape, other: Shape) -> bool:
     """Whether two shapes differ by no more than noise in every category."""
-    apart = [
-        Value(
-            one[name].mean - other[name].mean,
-            math.hypot(one[name].error, other[name].error),
-            max(one[name].reach, other[name].reach),
-        )
-        for name in one
-    ]
+    apart = [difference({0: one[name]}, {0: other[name]}) for name in one]
     return all(within_noise(value) or abs(value.mean) < VISIBLE for value in apart)
 
 
@@ -47,8 +40,8 @@ def shapes(policies: Sequence[PolicyResults]) -> Shape:
 
 def _sure(values: Sequence[Value]) -> Value:
     """Over seeds, but no surer than the held-out rows of all of them make it: two seeds may agree by chance."""
-    seeds, rows = over(values), Value(0.0, math.hypot(*(value.error for value in values)) / len(values))
-    return seeds if not seeds.half < rows.half else Value(seeds.mean, rows.error)
+    seeds, rows = over(values), math.hypot(*(value.half for value in values)) / len(values)
+    return Value(seeds.mean, rows / Z) if seeds.half < rows else seeds
 
 
 def shades(count: int) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from lowmem_spin.algorithm.roles import Part, Role
-from lowmem_spin.config.choices import own_in_words
+from lowmem_spin.config.loss_choices import own_in_words
 from lowmem_spin.report.intervals import Value, difference, over
 from lowmem_spin.report.measures import MATCH, WINS
 

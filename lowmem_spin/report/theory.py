@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from rich import box
-from rich.table import Table
 
+from lowmem_spin.report.grid import Grid, TerminalTable
 from lowmem_spin.report.plots import COLORS, DASHES, add_legend, titled_axes
 
 SETTLED, SHOWN = 1e-6, (1, 3, 10)
@@ -46,19 +45,16 @@ class ExactGame:
         return f"does not settle: the last step moved {last:.0%} of the probability"
 
 
-def theory_table(games: Sequence[ExactGame], aim: str) -> Table:
+def theory_table(games: Sequence[ExactGame], aim: str) -> TerminalTable:
     """A row per game: the distance after some iterates, and the drift at the end."""
-    table = Table(title=f"Exact play on six answers: {aim}, by iterates played", box=box.SIMPLE_HEAD)
     asked = max(game.asked for game in games)
     shown = sorted({0, *(count for count in SHOWN if count < asked), asked})
-    table.add_column("game", overflow="fold")
-    for count in shown:
-        table.add_column(str(count) if count else "base", justify="right", no_wrap=True)
-    table.add_column("KL to\nbase", justify="right", no_wrap=True)
+    rows = []
     for game in games:
         cells = [f"{game.distances[count]:.3g}" if count < len(game.distances) else "" for count in shown]
-        table.add_row(game.name, *cells, f"{game.drifts[-1]:.3g}")
-    return table
+        rows.append([game.name, *cells, f"{game.drifts[-1]:.3g}"])
+    headings = ["game", *(str(count) if count else "base" for count in shown), "KL to\nbase"]
+    return Grid(headings, rows).table(f"Exact play on six answers: {aim}, by iterates played")
 
 
 def draw_theory(games: Sequence[ExactGame], aim: str, to: Path) -> None:

@@ -16,7 +16,7 @@ from lowmem_spin.runner.health import LOSS_UNITS
 POINTS = 120  # of a curve per iterate; longer ones are averaged in bins
 TRAINING: list[tuple[str, str, str, dict[str, str]]] = [
     ("loss", "loss", "", {"loss": "-"}),
-    ("margin", "reward margin", "nats, times the loss' beta", {"rewards/margins": "-"}),
+    ("margin", "reward margin", "", {"rewards/margins": "-"}),
     ("sides", "log-prob of chosen and rejected answers", "nats", {"logps/chosen": "-", "logps/rejected": ":"}),
 ]
 SIZES = [(1e6, "millions"), (1e3, "thousands")]  # SPPO's squares of a thousand times a win-rate are such numbers
@@ -26,7 +26,9 @@ def training_panels(groups: dict[str, list[RunResults]], looks: dict[str, tuple[
     """Curves over the optimiser steps of all iterates in a row, the mean over the runs of a group."""
     starts = _starts(next(iter(groups.values()))[0])
     panels = []
-    units = {LOSS_UNITS.get(_loss(run), "") for runs in groups.values() for run in runs}
+    losses = [_loss(run) for runs in groups.values() for run in runs]
+    units = {"loss": {LOSS_UNITS.get(str(loss.get("name")), "") for loss in losses}}
+    units["margin"] = {"beta × nats" if "beta" in loss else "nats" for loss in losses}  # as TRL names and scales it
     for name, title, unit, metrics in TRAINING:
         curves = []
         for group, runs in groups.items():
@@ -39,15 +41,15 @@ def training_panels(groups: dict[str, list[RunResults]], looks: dict[str, tuple[
         if any(len(x) for x, _, _ in curves):
             dotted = " Dotted: rejected." if len(metrics) > 1 else ""
             caption = f"{title[0].upper()}{title[1:]}, per batch.{dotted}"
-            measured = unit or (units.copy().pop() if len(units) == 1 else "each loss' own unit")
+            measured = unit or (" ".join(units[name]) if len(units[name]) == 1 else "in the unit of each loss")
             draw = partial(_draw, title=title, unit=measured, curves=curves, starts=starts)
             panels.append(Panel("Training", f"training_{name}", caption, draw))
     return panels
 
 
-def _loss(run: RunResults) -> str:
+def _loss(run: RunResults) -> dict[str, Any]:
     """What the last iterate was trained with."""
-    return str([manifest["asked"]["loss"]["name"] for manifest in run.trainings.values()][-1]) if run.trainings else ""
+    return [manifest["asked"]["loss"] for manifest in run.trainings.values()][-1] if run.trainings else {}
 
 
 def _draw(

@@ -18,8 +18,8 @@ from lowmem_spin.algorithm.own_functions import (
 from lowmem_spin.algorithm.stages import Mixture
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.trust import Code
-from lowmem_spin.config.choices import OwnLoss
 from lowmem_spin.config.game_config import GameConfig, OwnReference
+from lowmem_spin.config.loss_choices import OwnLoss
 from lowmem_spin.engines.foreign_code import code_of_functions
 from lowmem_spin.engines.own_function import OwnFunction
 from lowmem_spin.engines.training.trial import check_loss

@@ -12,8 +12,8 @@ from helpers.references import ROWS, SEQUENCES, random_policy, sides_of, some_to
 from lowmem_spin.algorithm import game, losses
 from lowmem_spin.algorithm.losses import LOSSES, dpo, hinge, ipo, ipo_length_normalized, slic, sppo
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.choices import Loss, OwnLoss
 from lowmem_spin.config.load import find_recipe, load_recipe
+from lowmem_spin.config.loss_choices import Loss, OwnLoss
 from lowmem_spin.config.recipe import Recipe
 
 OPTIONS: dict[str, dict[str, Any]] = {

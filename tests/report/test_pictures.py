@@ -233,6 +233,10 @@ def test_the_answer_before_and_after_is_one_that_changed_and_is_cut_where_it_is_
     found = before_after(run([0.2, 0.6, 0.5]))
     assert found is not None and found.prompt == "two"
     assert found.answers == [("base", "<2>"), ("iterate 0", "2"), ("the data", "2")]  # iterate 0 is the best
+    long = run([0.2, 0.6])
+    long.base.samples[1]["answer"] = "word " * 200
+    answer = before_after(long).answers[0][1]  # type: ignore[union-attr]
+    assert 590 < len(answer) <= 600 and answer.endswith("word…")
     assert one_line("two\n lines\x1b[31m", 40) == "two lines\\x1b[31m"
     assert one_line("字" * 30, 11) == "字" * 5 + "…"
     assert one_line("", 9) == "(nothing)"
@@ -248,3 +252,14 @@ def test_large_losses_are_readable_and_have_a_unit() -> None:
     (curve,) = [line for line in picture.axes[0].lines(COLORS[0]) if len(line) == 2]
     assert curve[:, 1] == pytest.approx([249.8, 250.1], abs=0.01)
     assert [readable(number) for number in (0.6931, 249_800.0, 3.2e6, math.nan)] == ["0.693", "249.80k", "3.20M", "nan"]
+
+
+def test_shapes_are_unlike_where_a_category_is_beyond_noise_and_two_points() -> None:
+    def unlike(one: float, other: float, error: float) -> bool:
+        return not radars.alike(
+            {"a": Value(0.5, 0.1), "b": Value(one, error)}, {"a": Value(0.5, 0.1), "b": Value(other, error)}
+        )
+
+    assert unlike(0.90, 0.98, 0.01) and not unlike(0.90, 0.98, 0.05) and not unlike(0.97, 0.98, 0.0001)
+    seeds = [policy("iterate 0", 0.9, categories=shape(a=0.9)) for _ in range(2)]  # two seeds that agree by chance
+    assert radars.shapes(seeds)["a"].half == pytest.approx(1.96 * 0.02 / math.sqrt(2))

@@ -12,9 +12,9 @@ from lowmem_spin.algorithm.game import play
 from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import Inputs, Train
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.choices import in_words
 from lowmem_spin.config.grid import sweep_axes, sweep_points
 from lowmem_spin.config.load import find_recipe, load_recipe
+from lowmem_spin.config.loss_choices import in_words
 from lowmem_spin.report.results import plain_value
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.planning import plan as planning

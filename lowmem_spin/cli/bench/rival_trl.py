@@ -12,7 +12,7 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.choices import DPO, Hinge, IPOLengthNormalized
+from lowmem_spin.config.loss_choices import DPO, Hinge, IPOLengthNormalized
 from lowmem_spin.config.per_iteration import value_at
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source

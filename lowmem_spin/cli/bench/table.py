@@ -2,21 +2,19 @@
 
 from collections.abc import Sequence
 
-from rich import box
-from rich.table import Table
-
 from lowmem_spin.cli.bench.measure import Cost
+from lowmem_spin.report.grid import Grid, TerminalTable
 
 HEADINGS = ["stage", "by", "rows", "tokens", "seconds", "tok/s", "GB of\ncard", "GB of\ntorch"]
 
 
-def costs(measured: Sequence[Cost], predicted: dict[str, float]) -> Table:
+def costs(measured: Sequence[Cost], predicted: dict[str, float]) -> TerminalTable:
     """A line for each kind of stage; `predicted` are engines/memory.py's peaks in bytes, where it can be held to them."""
     rows = [[*_numbers(cost), *_prediction(cost, predicted.get(cost.work))] for cost in measured]
     return _table([*HEADINGS, "GB by\nbudget", "error"], rows)
 
 
-def rivals(ours: Sequence[Cost], theirs: Sequence[Cost], not_comparable: Sequence[str]) -> Table:
+def rivals(ours: Sequence[Cost], theirs: Sequence[Cost], not_comparable: Sequence[str]) -> TerminalTable:
     """A line for each work of a rival; the last column is how many times as many rows a second we do: the same rows may be
     fewer tokens for one than for the other.
 
@@ -28,23 +26,17 @@ def rivals(ours: Sequence[Cost], theirs: Sequence[Cost], not_comparable: Sequenc
     return _table([*HEADINGS, "ours to\ntheirs"], rows)
 
 
-def layouts(measured: Sequence[Cost]) -> Table:
+def layouts(measured: Sequence[Cost]) -> TerminalTable:
     """A line for each work and layout; the last column is its seconds over those of the first one that is listed."""
     first = {cost.work: cost.seconds for cost in reversed(measured)}
     rows = [[*_numbers(cost), f"{cost.seconds / first[cost.work]:.2f}"] for cost in measured]
     return _table([*HEADINGS, f"seconds to\n{measured[0].by}"], rows)
 
 
-def _table(headings: list[str], rows: list[list[str]]) -> Table:
+def _table(headings: list[str], rows: list[list[str]]) -> TerminalTable:
     """Columns that nothing is known for are left out."""
     known = [place for place in range(len(headings)) if any(row[place] for row in rows)]
-    table = Table(box=box.SIMPLE_HEAD)
-    table.show_edge, table.padding = False, (0, 1, 0, 0)  # type: ignore[assignment]
-    for place in known:
-        table.add_column(headings[place], justify="left" if place < 2 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(row[place] for place in known))
-    return table
+    return Grid([headings[place] for place in known], [[row[place] for place in known] for row in rows], 2).table("")
 
 
 def _numbers(cost: Cost) -> list[str]:
