@@ -129,18 +129,23 @@ def test_a_notebook_is_clean_and_its_own_parameters_are_a_sweep(name: str) -> No
 
 AS_INSTALLED = """
 import json, sys
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from IPython.core.interactiveshell import InteractiveShell
 
-cells, source, target = json.loads(sys.argv[1])
-sys.path[:] = [path for path in sys.path if not (Path(path) / "lowmem_spin").exists()]
+cell, source, target = json.loads(sys.argv[1])
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, found=None):  # where pip has been told to install, not where this environment has it
+        return PathFinder.find_spec(name, [target] if name == "lowmem_spin" else path, found)
+
+sys.meta_path[:] = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
 assert find_spec("lowmem_spin") is None
 shell = InteractiveShell.instance()
 shell.user_ns.update(SOURCE=source, Path=Path)
-for cell in cells:
-    assert shell.run_cell(cell).success
-sys.path.insert(0, target)
+assert shell.run_cell(cell).success
 import lowmem_spin
 from lowmem_spin.config.load import find_recipe
 print(lowmem_spin.__file__, find_recipe("quickstart"))
@@ -160,11 +165,11 @@ def test_the_install_cell_installs_a_clone_or_its_archive(form: str, tmp_path: P
         shutil.copy(root / part, unpacked)
     zipped = str(tmp_path / "archive"), "zip", unpacked.parent, unpacked.name
     source = shutil.make_archive(*zipped) if form == "zip" else str(unpacked.parent)
-    cells = [code(nbformat.read(NOTEBOOKS / "colab.ipynb", as_version=4))["install"].source]
+    cell = code(nbformat.read(NOTEBOOKS / "colab.ipynb", as_version=4))["install"].source
     # No isolation is a switch that pip turns on by a 0.
     offline = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_TARGET": str(target)}
     environment = {**os.environ, **offline, "PYTHONPATH": "", "IPYTHONDIR": str(tmp_path / "ipython")}
-    command = [sys.executable, "-c", AS_INSTALLED, json.dumps([cells, source, str(target)])]
+    command = [sys.executable, "-c", AS_INSTALLED, json.dumps([cell, source, str(target)])]
     answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     package = target / "lowmem_spin"

@@ -131,10 +131,8 @@ class Conversion:
         """
         steps = self.steps(programs)
         if self._lacks_tokenizer():
-            display.log(
-                f"this base has no {SENTENCEPIECE}, from which llama.cpp reads Gemma's tokenizers: it will refuse the model",
-                "yellow",
-            )
+            why = f"no {SENTENCEPIECE} of this base is here, from which llama.cpp reads Gemma's tokenizers"
+            display.log(f"{why}: it will refuse the model", "yellow")
         if programs.missing is not None:
             display.log(f"not converted: {programs.missing}, this makes the GGUF file:", "yellow")
             print("\n".join(line({}, command) for command, _ in steps), flush=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowmem_spin.cli import gguf
+from lowmem_spin.cli import gguf, model_card
 from lowmem_spin.cli.export import check_place, export
 from lowmem_spin.cli.serve import line
 from lowmem_spin.common.display import Display
@@ -53,6 +53,8 @@ def leave(folder: Path, iterate: str | None, asked: Leaving, trust: bool, displa
     if programs is not None and kind is not None:
         conversion = gguf.Conversion(to.resolve(), name, kind, dtype)
         conversion.run(programs, display)
+        if programs.missing is None:
+            model_card.add_gguf(to / "README.md", conversion.file.name, kind, conversion.name.lower())
         _say_to_ollama(conversion, game, display)
     if asked.push is not None:
         from lowmem_spin.cli.push import push

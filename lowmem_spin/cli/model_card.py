@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
 from lowmem_spin import __version__
 from lowmem_spin.common.errors import InputError, printable
-from lowmem_spin.common.files import read_text
+from lowmem_spin.common.files import read_text, write_text
 from lowmem_spin.config.game_config import rules_in_words
 from lowmem_spin.config.loss_choices import in_words
 from lowmem_spin.config.yaml_text import write_yaml
@@ -49,6 +49,15 @@ def text(run: RunFolder, policy: StoredPolicy, base: Source, dtype: str | None, 
         "## Recipe\n\n" + _recipe(run),
     ]
     return f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def add_gguf(card: Path, file: str, kind: str, name: str) -> None:
+    """Have a merged model's card tell of the GGUF file beside it, of llama.cpp's type `kind`; `name` is for Ollama."""
+    told = (
+        f"`{_plain(file)}` is this model as llama.cpp has made it, in {kind}: `ollama create {_plain(name)} -f Modelfile`, or "
+    )
+    told += f"`llama-cli -m {_plain(file)}`. The table above was measured before that."
+    write_text(card, f"{read_text(card)}\n## GGUF\n\n{told}\n")
 
 
 def _what(run: RunFolder, policy: StoredPolicy, base: Source, dtype: str | None) -> str:

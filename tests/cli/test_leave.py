@@ -20,6 +20,7 @@ import huggingface_hub
 import jinja2
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from helpers.commands import assert_one_line, call
@@ -165,7 +166,7 @@ def test_without_llama_cpp_the_printed_commands_do_it(whole: Path, tmp_path: Pat
     assert result.returncode == 0, result.stderr
     said = " ".join(result.stderr.split())
     assert "not converted: no convert_hf_to_gguf.py and no llama-quantize on the PATH; " in said
-    assert "this base has no tokenizer.model" in said
+    assert "no tokenizer.model of this base is here" in said
     assert (to / "model.safetensors").is_file()
     assert not list(to.glob("*.gguf"))
     assert f"ollama create run-iterate-1 -f {shlex.quote(str(to / 'Modelfile'))}" in said
@@ -175,6 +176,18 @@ def test_without_llama_cpp_the_printed_commands_do_it(whole: Path, tmp_path: Pat
     subprocess.run(["/bin/sh", "-e"], input=result.stdout, text=True, check=True, cwd=tmp_path)
     (source,) = re.findall(r"FROM \./(.+)\n", (to / "Modelfile").read_text())
     assert (to / source).read_text() == 'GGUF["bf16", "Q4_K_M"]'
+
+
+def test_with_llama_cpp_the_file_and_what_tells_of_it_are_there(whole: Path, tmp_path: Path) -> None:
+    clone = llama_cpp(tmp_path / "clone")
+    result = call("export", whole / "run", "--gguf", "f16", "--to", tmp_path / "out", "--llama-cpp", clone)
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+    file = tmp_path / "out" / "run-iterate-1-F16.gguf"
+    assert file.read_text() == 'GGUF["f16"]'
+    assert (tmp_path / "out" / "Modelfile").read_text().startswith(f"FROM ./{file.name}\n")
+    assert f"`{file.name}` is this model as llama.cpp has made it, in F16" in (tmp_path / "out" / "README.md").read_text()
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert {str(weight.dtype) for weight in weights.values()} == {"torch.float16"}  # rounded once
 
 
 @pytest.fixture(scope="module")

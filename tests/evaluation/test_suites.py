@@ -223,17 +223,29 @@ def test_samples_that_are_gone_are_measured_again_and_the_numbers_stay(measured:
     home = moved(measured, tmp_path)
     first, _ = points(home)
     logged = Harness(gen_kwargs=GenKwargs(repetition_penalty=PENALTY), log_samples=True)
-    (file,) = (first / "samples" / "base").iterdir()
-    content = file.read_bytes()
+    files = [path for point in points(home) for path in (point / "samples" / "base").iterdir()]
+    content = files[0].read_bytes()
     assert added(home, first, asked(home, tasks=[CHAT], options=logged)) == 0
-    file.unlink()
+    for file in files:
+        file.unlink()
     before, told = stored(home), io.StringIO()
-    measure_run(first, asked(home, tasks=[CHAT], options=logged), "base", Display(Console(file=told, width=500)))
-    assert file.read_bytes() == content
+    display = Display(Console(file=told, width=500))
+    shared = SharedResources()
+    both = [EvaluationTarget.from_run(run_folder.read_run(point), "base", shared, display) for point in points(home)]
+    measure_policies(both, asked(home, tasks=[CHAT], options=logged), display)
+    assert [file.read_bytes() for file in files] == [content, content]
     assert stored(home) == before
-    assert f"base on {CHAT} is measured again, for its samples; the stored numbers stay" in told.getvalue()
+    again = f"base on {CHAT} is measured again, for its samples; the stored numbers stay"
+    assert told.getvalue().count(again) == 1  # for both games
     assert f"{CHAT}: asked with the chat template, repetition_penalty {PENALTY}" in told.getvalue()
     assert f"samples  {first / 'samples'}" in told.getvalue()
+
+    assert added(home, first, asked(home, tasks=[CHAT]), "base") == 1  # in plain text: another question, another line
+    written = map(json.loads, (first / "benchmarks.jsonl").read_text().splitlines())
+    ways = [
+        line.get("prompting", {}).get("chat_template") for line in written if (line["name"], line["task"]) == ("base", CHAT)
+    ]
+    assert sorted(ways, key=str) == [None, True]
 
 
 def test_tables_say_how_tasks_were_asked(measured: Path) -> None:
