@@ -166,6 +166,7 @@ def test_the_install_cell_installs_a_clone_or_its_archive(form: str, tmp_path: P
     zipped = str(tmp_path / "archive"), "zip", unpacked.parent, unpacked.name
     source = shutil.make_archive(*zipped) if form == "zip" else str(unpacked.parent)
     cell = code(nbformat.read(NOTEBOOKS / "colab.ipynb", as_version=4))["install"].source
+    target.mkdir()  # Python remembers that a folder is not there
     # No isolation is a switch that pip turns on by a 0.
     offline = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_TARGET": str(target)}
     environment = {**os.environ, **offline, "PYTHONPATH": "", "IPYTHONDIR": str(tmp_path / "ipython")}
