@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowmem_spin.cli.export import SENTENCEPIECE
+from lowmem_spin.cli.exported_folder import SENTENCEPIECE
 from lowmem_spin.cli.serve import line
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, quoted

@@ -217,11 +217,11 @@ def export(
     """Write an iterate to a folder that PEFT loads, or merged into one that transformers and vLLM load; as GGUF; to the hub."""
     from rich.console import Console
 
-    from lowmem_spin.cli.leave import Leaving, leave
+    from lowmem_spin.cli.export_command import ExportRequest, export_policy
     from lowmem_spin.common.display import Display
 
-    asked = Leaving(to, merge or gguf is not None, None if dtype is None else dtype.value, gguf, llama_cpp, push, public)
-    leave(run, iterate, asked, trust, Display(Console(stderr=True)))
+    asked = ExportRequest(to, merge or gguf is not None, None if dtype is None else dtype.value, gguf, llama_cpp, push, public)
+    export_policy(run, iterate, asked, trust, Display(Console(stderr=True)))
 
 
 @app.command()

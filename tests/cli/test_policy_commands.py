@@ -27,7 +27,7 @@ from helpers.commands import SMALL, call, cli
 from helpers.server import wait
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.cli.chat import Voice, open_voices, talk
-from lowmem_spin.cli.export import export
+from lowmem_spin.cli.exported_folder import export
 from lowmem_spin.cli.play import run
 from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.display import Display

@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from helpers.games import CPU, QUICKSTART, Plain, open_hf, opened, save_slot, shake_slot, tiny
-from lowmem_spin.cli.export import _unpacked
+from lowmem_spin.cli.exported_folder import _unpacked
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.grid import sweep_points
 from lowmem_spin.config.load import find_recipe

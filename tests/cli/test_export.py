@@ -1,4 +1,4 @@
-"""Leaving with a policy: a GGUF file through llama.cpp, a Modelfile for Ollama, a repository on a hub of this machine."""
+"""Exporting a policy: a GGUF file through llama.cpp, a Modelfile for Ollama, a repository on a hub of this machine."""
 
 import base64
 import json
@@ -432,7 +432,7 @@ def test_without_a_place_it_is_beside_the_run(copy: Path) -> None:
 
 def test_a_sentencepiece_tokenizer_comes_along(copy: Path, quickstart: Path, tmp_path: Path) -> None:
     """transformers writes none, and llama.cpp reads Gemma's from nothing else."""
-    from lowmem_spin.cli.export import export
+    from lowmem_spin.cli.exported_folder import export
     from lowmem_spin.data.sources import Source
     from lowmem_spin.runner import run_folder
 

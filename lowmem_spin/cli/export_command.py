@@ -1,10 +1,10 @@
-"""Leaving with a policy: a folder of its own, a GGUF file for llama.cpp and Ollama, a repository on the hub."""
+"""Exporting a policy: as a folder of its own, as a GGUF file for llama.cpp and Ollama, to a repository on the hub."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from lowmem_spin.cli import gguf, model_card
-from lowmem_spin.cli.export import check_place, export
+from lowmem_spin.cli.exported_folder import check_place, export
 from lowmem_spin.cli.serve import line
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
@@ -14,7 +14,7 @@ from lowmem_spin.runner import run_folder
 
 
 @dataclass(frozen=True)
-class Leaving:
+class ExportRequest:
     """What `lowmem-spin export` is asked for."""
 
     to: Path | None  # None: beside the run
@@ -26,7 +26,7 @@ class Leaving:
     public: bool
 
 
-def leave(folder: Path, iterate: str | None, asked: Leaving, trust: bool, display: Display) -> None:
+def export_policy(folder: Path, iterate: str | None, asked: ExportRequest, trust: bool, display: Display) -> None:
     """Export a policy of the run in `folder`; the last one trained if `iterate` does not name one.
 
     Raises:
@@ -64,7 +64,7 @@ def leave(folder: Path, iterate: str | None, asked: Leaving, trust: bool, displa
         display.log(f"{'public' if asked.public else 'private'}  {address}")
 
 
-def _gguf(asked: Leaving) -> tuple[str | None, gguf.LlamaCpp | None]:
+def _gguf(asked: ExportRequest) -> tuple[str | None, gguf.LlamaCpp | None]:
     """The type, and llama.cpp."""
     if asked.gguf is None:
         if asked.llama_cpp is not None:
@@ -74,7 +74,7 @@ def _gguf(asked: Leaving) -> tuple[str | None, gguf.LlamaCpp | None]:
     return kind, gguf.find(asked.llama_cpp, kind)
 
 
-def _check(asked: Leaving, programs: gguf.LlamaCpp | None) -> None:
+def _check(asked: ExportRequest, programs: gguf.LlamaCpp | None) -> None:
     if asked.dtype is not None and not asked.merged:
         raise InputError(f"--dtype {asked.dtype}: an adapter keeps its own; add --merge, or leave it out")
     if asked.public and asked.push is None:
