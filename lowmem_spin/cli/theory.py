@@ -23,6 +23,7 @@ def show_theory(points: Sequence[SweepPoint], iterations: int, picture: Path, di
     space = six_answers()
     judged = points[0].recipe.game.algorithm == "sppo"
     games = [played(point, iterations, space, judged) for point in points]
+    display.log("exact play on six made-up answers")
     display.console.print(theory_table(games, AIMS[judged]))
     for game in games:
         display.log(f"{game.name}: {game.verdict}")

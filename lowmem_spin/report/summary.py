@@ -140,6 +140,8 @@ def sweep_verdict(sweep: SweepResults) -> list[str]:
     measure = MEASURES[sweep.score]
     name = measure.heading.replace(", %", ", in percent")
     lines = [f"{best.label} ends with the highest {name}: {measure.text(best.value(sweep.score))}."]
+    if len(others) == 1:
+        return [*lines, "The other is within noise of it." if close else "The other is further from it than noise."]
     return lines + [f"{len(close)} of the {len(others)} others are within noise of it."] * bool(others)
 
 

@@ -54,7 +54,7 @@ def theory_table(games: Sequence[ExactGame], aim: str) -> TerminalTable:
         cells = [f"{game.distances[count]:.3g}" if count < len(game.distances) else "" for count in shown]
         rows.append([game.name, *cells, f"{game.drifts[-1]:.3g}"])
     headings = ["game", *(str(count) if count else "base" for count in shown), "KL to\nbase"]
-    return Grid(headings, rows).table(f"Exact play on six answers: {aim}, by iterates played")
+    return Grid(headings, rows).table(f"{aim}, by iterates played")
 
 
 def draw_theory(games: Sequence[ExactGame], aim: str, to: Path) -> None:
