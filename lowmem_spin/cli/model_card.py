@@ -15,7 +15,7 @@ from lowmem_spin.config.loss_choices import in_words
 from lowmem_spin.config.yaml_text import write_yaml
 from lowmem_spin.data.sources import Source
 from lowmem_spin.report.grid import escape_markdown
-from lowmem_spin.report.intervals import Value
+from lowmem_spin.report.intervals import Value, rows_of
 from lowmem_spin.report.measures import MEASURES
 from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy
 
@@ -126,7 +126,7 @@ def _results(metrics: Path, mine: str) -> str:
     lines = ["| policy | " + " | ".join(one.heading for one in columns.values()) + " |", "|---|" + "---:|" * len(columns)]
     for record in records:
         cells = [
-            one.text(Value.read(record[name], record[f"{name}_se"], record.get(f"{name}_n"))) for name, one in columns.items()
+            one.text(Value.read(record[name], record[f"{name}_se"], rows_of(record, name))) for name, one in columns.items()
         ]
         name = escape_markdown(record["name"])
         name = f"**{name}**" if record["name"] == mine else name

@@ -18,6 +18,14 @@ def quantile(freedom: int) -> float:
     return Z + (Z**3 + Z) / (4 * freedom) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * freedom**2)
 
 
+YES_OR_NO = ("exact_match", "truncated", "identical")  # of metrics.jsonl, categories of the first among them
+
+
+def rows_of(record: Mapping[str, Any], name: str) -> int | None:
+    """How many yes-or-no outcomes a number of a line of metrics.jsonl is the share of; None if it is no such share."""
+    return record.get(f"{name}_n") if name.partition("/")[0] in YES_OR_NO else None
+
+
 def wilson(share: float, count: int) -> tuple[float, float]:
     """The 95% interval of a share of `count` independent yes-or-no outcomes (Wilson 1927).
 

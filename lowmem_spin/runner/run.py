@@ -176,7 +176,8 @@ def _contradicts(before: str, found: Sequence[dict[str, Any]]) -> bool:
     known = {(record["name"], record["policy"]): json.loads(json_text(record)) for record in found}
     try:
         earlier = [json.loads(json_text(json.loads(line))) for line in before.splitlines()]  # some had NaN
-        return any(known.get((one["name"], one["policy"]), one) != one for one in earlier)
+        pairs = [(one, known.get((one["name"], one["policy"]), one)) for one in earlier]
+        return any(now.get(name, value) != value for one, now in pairs for name, value in one.items())  # newer ones have more
     except (ValueError, KeyError, TypeError, RecursionError):
         return True
 
