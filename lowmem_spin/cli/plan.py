@@ -8,12 +8,12 @@ from lowmem_spin.engines.registry import gpu_engine
 from lowmem_spin.engines.residency import plan_residency
 from lowmem_spin.report.grid import Grid, TerminalTable
 from lowmem_spin.runner.planning.counting import GAME_KINDS
-from lowmem_spin.runner.planning.plan import Plan, PlanLine
+from lowmem_spin.runner.planning.plan import PlanLine, PlannedWork
 
 RAM = 12.7e9  # bytes free on the smallest host that has such cards, a free Colab
 
 
-def show_plan(plan: Plan, display: Display) -> None:
+def show_plan(plan: PlannedWork, display: Display) -> None:
     """All of it, with what it could not know in yellow."""
     display.console.print(rows(plan), "")
     display.console.print(stages_left(plan), "")
@@ -30,7 +30,7 @@ def show_plan(plan: Plan, display: Display) -> None:
         display.log(f"Times are {'from `lowmem-spin bench` on this machine' if all(left) else 'computed, not measured here'}.")
 
 
-def rows(plan: Plan) -> TerminalTable:
+def rows(plan: PlannedWork) -> TerminalTable:
     """Rows by kind of stage: of independent runs, of runs that share a store, stored, to do; and the time for the rest."""
     totals, found = plan.totals(), []
     for kind, total in totals.items():
@@ -44,7 +44,7 @@ def rows(plan: Plan) -> TerminalTable:
     return Grid(headings, found, parted=last).table(title)
 
 
-def stages_left(plan: Plan) -> TerminalTable:
+def stages_left(plan: PlannedWork) -> TerminalTable:
     """Distinct stages in the order in which they are first needed; those of like name in one line."""
     grouped: dict[str, list[PlanLine]] = {}
     for line in plan.lines:

@@ -76,7 +76,7 @@ def run(recipe: Recipe, recipe_dir: Path, display: Display, replace: bool = Fals
     return player.healths
 
 
-def planned_sweep(path: RecipeFile, overrides: Sequence[str], varied: Axes, seeds: int) -> sweeps.Sweep:
+def planned_sweep(path: RecipeFile, overrides: Sequence[str], varied: Axes, seeds: int) -> sweeps.SweepState:
     """The games of a sweep, none of them played yet.
 
     Raises:
@@ -84,10 +84,12 @@ def planned_sweep(path: RecipeFile, overrides: Sequence[str], varied: Axes, seed
     """
     base = first_recipe(path, overrides)
     entries = [sweeps.Entry(point) for point in sweep_points(path, overrides, varied, seeds)]
-    return sweeps.Sweep(path.stem, sweep_folder(base), varied, list(range(base.seed, base.seed + seeds)), entries)
+    return sweeps.SweepState(path.stem, sweep_folder(base), varied, list(range(base.seed, base.seed + seeds)), entries)
 
 
-def sweep(points: sweeps.Sweep, recipe_dir: Path, display: Display, replace: bool = False, trust: Trust | None = None) -> None:
+def sweep(
+    points: sweeps.SweepState, recipe_dir: Path, display: Display, replace: bool = False, trust: Trust | None = None
+) -> None:
     """Play the points of a sweep and measure those that are finished.
 
     Raises:

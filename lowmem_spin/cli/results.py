@@ -5,7 +5,7 @@ from typing import Any
 
 from lowmem_spin.common.display import Display
 from lowmem_spin.runner.run_folder import PICTURES
-from lowmem_spin.runner.sweep import Sweep
+from lowmem_spin.runner.sweep import SweepState
 
 
 def show_run(folder: Path, display: Display) -> None:
@@ -27,7 +27,7 @@ def show_run(folder: Path, display: Display) -> None:
     display.log(f"numbers  {folder / 'metrics.jsonl'}")
 
 
-def show_sweep(sweep: Sweep, display: Display) -> None:
+def show_sweep(sweep: SweepState, display: Display) -> None:
     """The table, the report, and what is left to do."""
     from lowmem_spin.report.load import read_sweep
     from lowmem_spin.report.page import write_all

@@ -113,7 +113,7 @@ def sweep(
 class Plan:
     """What a recipe, or a sweep of it, would compute. `print` shows all that `lowmem-spin plan` does."""
 
-    made: planning.Plan
+    made: planning.PlannedWork
 
     @property
     def hours(self) -> float:

@@ -1,6 +1,5 @@
 """A sweep's main picture: the last iterates' score over the axis that was swept, or name by name where that is no number."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -121,7 +120,7 @@ def draw_against(
 
 def _reached(lines: Sequence[Line], scale: float, percent: bool) -> tuple[float, float]:
     """The lowest and the highest that is drawn of the lines, their bands and their seeds."""
-    numbers = [scale * n for line in lines for value in line.values for n in _reach(value)]
+    numbers = [scale * n for line in lines for value in line.values for n in value.interval]
     numbers += [scale * n for line in lines for seeds in line.seeds for n in seeds]
     low, high = min(numbers), max(numbers)
     return (max(0.0, low), min(100.0, high)) if percent else (low, high)
@@ -171,14 +170,9 @@ def _parts(
 
 def _draw_line(axes: Axes, line: Line, scale: float) -> None:
     means = [scale * value.mean for value in line.values]
-    lows, highs = zip(*((scale * low, scale * high) for low, high in map(_reach, line.values)), strict=True)
+    lows, highs = zip(*((scale * low, scale * high) for low, high in (value.interval for value in line.values)), strict=True)
     axes.plot(line.x, means, label=line.label, color=line.color, linestyle=line.dashes, marker="o", markersize=4)
     axes.fill_between(line.x, lows, highs, color=line.color, alpha=0.16, linewidth=0)
     for x, seeds in zip(line.x, line.seeds, strict=True):
         if len(seeds) > 1:
             axes.plot([x] * len(seeds), [scale * one for one in seeds], ".", color=line.color, markersize=4, alpha=0.6)
-
-
-def _reach(value: Value) -> tuple[float, float]:
-    half = 0.0 if math.isnan(value.half) else value.half
-    return value.mean - half, value.mean + half

@@ -1,6 +1,5 @@
 """Configurations name by name, where no number orders them: what a comparison shows, and a sweep of variants."""
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -39,8 +38,8 @@ def _draw(axes: Axes, shown: Sequence[Configuration], looks: Looks, name: str, b
     scale = 100 if measure.percent else 1
     for place, configuration in enumerate(shown):
         value, (color, dashes) = configuration.value(name), looks[configuration.label]
-        half = 0.0 if math.isnan(value.half) else scale * value.half
-        axes.errorbar(scale * value.mean, place, xerr=half, fmt=MARKERS[dashes], color=color, capsize=3, markersize=5)
+        arms = [[scale * abs(end - value.mean)] for end in value.interval]
+        axes.errorbar(scale * value.mean, place, xerr=arms, fmt=MARKERS[dashes], color=color, capsize=3, markersize=5)
         seeds = [scale * run.last.values[name].mean for run in configuration.runs.values()]
         if len(seeds) > 1:
             axes.plot(seeds, [place] * len(seeds), ".", color=color, markersize=4, alpha=0.6)

@@ -18,12 +18,18 @@ def quantile(freedom: int) -> float:
     return Z + (Z**3 + Z) / (4 * freedom) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * freedom**2)
 
 
-YES_OR_NO = ("exact_match", "truncated", "identical")  # of metrics.jsonl, categories of the first among them
+# The numbers of metrics.jsonl and of benchmarks.jsonl that are shares of rows with yes or no.
+YES_OR_NO = {"exact_match", "truncated", "identical", "acc", "acc_norm", "acc_bytes", "em"}
+
+
+def is_yes_or_no(name: str) -> bool:
+    """Whether a number is one, by its name: exact_match/sort of a category, acc_norm,none of the harness."""
+    return name.partition("/")[0].partition(",")[0] in YES_OR_NO
 
 
 def rows_of(record: Mapping[str, Any], name: str) -> int | None:
     """How many yes-or-no outcomes a number of a line of metrics.jsonl is the share of; None if it is no such share."""
-    return record.get(f"{name}_n") if name.partition("/")[0] in YES_OR_NO else None
+    return record.get(f"{name}_n") if is_yes_or_no(name) else None
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
@@ -33,7 +39,8 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     """
     middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = Z / (1 + Z**2 / count) * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    return middle - half, middle + half
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    return min(low, share), max(high, share)  # which rounding may pass
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,19 @@ class Value:
         return cls(known[0], known[1], count=count if yes_or_no else None)
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """The ends of the 95% interval, as it is drawn; both the mean where it is not known."""
+        if self.count is not None:
+            return wilson(self.mean, self.count)
+        half = 0.0 if math.isnan(self.error) else self.reach * self.error
+        return self.mean - half, self.mean + half
+
+    @property
     def half(self) -> float:
-        """How far the 95% interval reaches; a share's reaches further towards 1/2, and that is taken for both sides."""
+        """How far the 95% interval reaches, as it is written: of a share's two arms the longer."""
         if self.count is None:
             return self.reach * self.error
-        low, high = wilson(self.mean, self.count)
+        low, high = self.interval
         return max(self.mean - low, high - self.mean)
 
     def text(self, percent: bool, digits: int, sign: str = "") -> str:

@@ -18,7 +18,7 @@ from lowmem_spin.config.places import put_in_place
 from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
 from lowmem_spin.evaluation.arena import FILE as ARENA
 from lowmem_spin.evaluation.prompting import in_words
-from lowmem_spin.report.intervals import Value, rows_of
+from lowmem_spin.report.intervals import Value, is_yes_or_no, rows_of
 from lowmem_spin.report.measures import MATCH
 from lowmem_spin.report.results import Benchmark, PolicyResults, RunResults, SweepFile, SweepResults, recipe_field
 from lowmem_spin.runner.run_folder import as_far_as_played, check_keys
@@ -116,7 +116,7 @@ def _benchmark(record: Any) -> Benchmark:
     values, gains = {}, {}
     for metric, number in record["numbers"].items():
         if number["value"] is not None:
-            values[metric] = Value.read(number["value"], number["stderr"], record["count"])
+            values[metric] = Value.read(number["value"], number["stderr"], record["count"] if is_yes_or_no(metric) else None)
         if number.get("gain") is not None:
             gains[metric] = Value.read(number["gain"], number["gain_stderr"])
     names = record["name"], record["policy"], record["suite"], record["task"]

@@ -54,10 +54,8 @@ class Curve:
     @classmethod
     def of(cls, label: str, values: Sequence[Value], color: str, dashes: str = "-") -> "Curve":
         """Means with their 95% intervals, where those are known."""
-        halves = [0.0 if math.isnan(value.half) else value.half for value in values]
-        means = [value.mean for value in values]
-        lows, highs = ([m + sign * h for m, h in zip(means, halves, strict=True)] for sign in (-1, 1))
-        return cls(label, means, lows, highs, color, dashes)
+        lows, highs = ([value.interval[end] for value in values] for end in (0, 1))
+        return cls(label, [value.mean for value in values], lows, highs, color, dashes)
 
 
 def laid_out(figure: Figure) -> Figure:

@@ -39,7 +39,7 @@ class Entry:
 
 
 @dataclass
-class Sweep:
+class SweepState:
     """A sweep's folder: sweep.json says how far each point is."""
 
     name: str
@@ -121,7 +121,7 @@ def in_step(games: Sequence[Sequence[tuple[int, Stage]]], engines: Sequence[str]
 
 
 def play_sweep(
-    sweep: Sweep,
+    sweep: SweepState,
     recipe_dir: Path,
     display: Display,
     shared: SharedResources,
@@ -205,7 +205,7 @@ def _begin(
 
 
 @contextmanager
-def _surviving(entry: Entry, shared: SharedResources, display: Display, sweep: Sweep | None = None) -> Iterator[None]:
+def _surviving(entry: Entry, shared: SharedResources, display: Display, sweep: SweepState | None = None) -> Iterator[None]:
     """A point that fails is reported, with its traceback in its folder if no one is to blame, and the sweep goes on."""
     try:
         yield

@@ -67,8 +67,8 @@ def _written(place: Path) -> set[tuple[str, int]]:
 
 def wandb(game: Experiment, notice: Notice) -> Opened:
     """Online for who is logged in; steps are an axis of their own, so that a game that goes on may repeat one."""
-    if "WANDB_MODE" not in os.environ and not logged_in_to_wandb():
-        os.environ["WANDB_MODE"] = "offline"
+    offline = "WANDB_MODE" not in os.environ and not logged_in_to_wandb()
+    if offline:
         notice(
             f"wandb: nobody is logged in, so it logs offline, into {game.folder / 'wandb'}; `wandb login` before a run has it "
             "log online, `wandb sync` sends what is there"
@@ -81,6 +81,7 @@ def wandb(game: Experiment, notice: Notice) -> Opened:
         id=game.key,
         dir=str(game.folder),
         config=game.config,
+        mode="offline" if offline else None,  # of this game alone: a later one may find a login
         resume="allow",
         reinit="create_new",  # the games of a sweep are all open at once
     )
@@ -102,7 +103,9 @@ def logged_in_to_wandb() -> bool:
 
 def trackio(game: Experiment, notice: Notice) -> Opened:
     """Local; on a Space if TRACKIO_SPACE_ID names one."""
-    os.environ.setdefault("TRACKIO_DIR", str(game.folder.resolve() / "trackio"))
+    own = str(game.folder.resolve() / "trackio")
+    if (place := os.environ.setdefault("TRACKIO_DIR", own)) != own:  # it is read once in a process
+        notice(f"trackio: logs into {place}, as TRACKIO_DIR or an earlier game of this process has it")
     import trackio  # pyright: ignore[reportMissingImports]
 
     space = os.environ.get("TRACKIO_SPACE_ID")

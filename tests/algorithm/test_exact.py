@@ -71,6 +71,12 @@ def test_opponents_are_the_mixture_of_the_last_iterates() -> None:
         torch.testing.assert_close(after, expected)
 
 
+def test_shares_of_opponents_count() -> None:
+    base, first, second = played(recipe(2, alpha=1.0, history=2, weights=[3, 1], loss={"name": "dpo", "beta": 1.0}))
+    opponents = (0.75 * first.exp() + 0.25 * base.exp()).log()
+    torch.testing.assert_close(second, (first + SPACE.data - opponents).log_softmax(0))
+
+
 def test_ipo_lands_on_its_closed_form() -> None:
     """h(y) = w(y) / (2 tau E_d[w]) + a constant, w = data / (data + opponents)."""
     base, first = played(recipe(1, loss={"name": "ipo", "tau": 0.4}))
@@ -79,27 +85,27 @@ def test_ipo_lands_on_its_closed_form() -> None:
     torch.testing.assert_close(first, (base + pull).log_softmax(0), atol=1e-9, rtol=0)
 
 
-def test_judged_samples_are_all_that_can_be_drawn() -> None:
-    """SPPO with three samples, each of the 216 ordered draws by itself."""
-    asked = recipe(1, algorithm="sppo", alpha=1.0, history=1, samples=3, oracle="function", loss={"name": "sppo", "eta": 2.0})
-    base, first = played(asked)
+@pytest.mark.parametrize("options", [{"name": "sppo", "eta": 2.0}, {"name": "ipo", "tau": 1.0}], ids=["sppo", "ipo"])
+def test_judged_samples_are_all_that_can_be_drawn(options: dict[str, Any]) -> None:
+    """Three samples, each of the 216 ordered draws by itself, the best against the worst."""
+    base, first = played(recipe(1, algorithm="sppo", alpha=1.0, history=1, samples=3, oracle="function", loss=options))
 
     def loss(logits: torch.Tensor) -> torch.Tensor:
-        logps, total = logits.log_softmax(0), torch.zeros((), dtype=torch.float64)
+        ratios, total = logits.log_softmax(0) - base, torch.zeros((), dtype=torch.float64)
         for drawn in itertools.product(range(6), repeat=3):
             rates = SPACE.preferences[list(drawn)][:, list(drawn)].mean(1)
             level = [round(float(rate), 9) for rate in rates]
-            ends = (level.index(max(level)), 2 - level[::-1].index(min(level)))
-            terms = [(logps[drawn[one]] - base[drawn[one]] - 2 * (rates[one] - 0.5)) ** 2 for one in ends]
-            total = total + base[list(drawn)].sum().exp() * sum(terms) / 2
+            best, worst = level.index(max(level)), 2 - level[::-1].index(min(level))
+            if options["name"] == "sppo":
+                term = sum((ratios[drawn[one]] - 2 * (rates[one] - 0.5)) ** 2 for one in (best, worst)) / 2
+            else:
+                term = (ratios[drawn[best]] - ratios[drawn[worst]] - 1 / 2) ** 2
+            total = total + base[list(drawn)].sum().exp() * term
         return total
 
-    logits = base.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(loss(logits), logits)
-    assert slope.abs().max() > 1e-3  # the base is not the minimum
-    there = first.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(loss(there), there)
-    assert slope.abs().max() < 1e-9
+    slopes = [torch.func.grad(loss)(where).abs().max() for where in (base, first)]
+    assert slopes[0] > 1e-3  # the base is not the minimum
+    assert slopes[1] < 1e-9
 
 
 def test_what_a_recipe_lists_goes_on_with_its_last_number() -> None:

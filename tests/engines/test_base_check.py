@@ -50,7 +50,7 @@ from lowmem_spin.engines.loading import end_tokens, load_base, load_tokenizer
 from lowmem_spin.engines.memory import Shape, count_weights, read_shape
 from lowmem_spin.engines.model_files import ModelFiles, context_limit
 from lowmem_spin.engines.row_check import check_told_apart
-from lowmem_spin.runner.planning.plan import Plan, plan
+from lowmem_spin.runner.planning.plan import PlannedWork, plan
 
 SMALL: dict[str, Any] = {
     **{"vocab_size": 288, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -124,7 +124,7 @@ def test_the_quickstart_passes_without_a_word(base: Path) -> None:
     assert check(base) == []
 
 
-def planned(folder: Path, *overrides: str) -> Plan:
+def planned(folder: Path, *overrides: str) -> PlannedWork:
     path = find_recipe("quickstart")
     return plan(sweep_points(path, tiny(folder, *overrides), {}, 1), path.parent)
 

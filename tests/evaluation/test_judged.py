@@ -56,7 +56,7 @@ from lowmem_spin.report.load import read_results, read_run
 from lowmem_spin.report.page import write_all
 from lowmem_spin.runner import gc, run_folder
 from lowmem_spin.runner.open import SharedResources
-from lowmem_spin.runner.sweep import Entry, Sweep
+from lowmem_spin.runner.sweep import Entry, SweepState
 from lowmem_spin.store.memo import Tables
 
 QUESTIONS = [
@@ -1020,7 +1020,7 @@ def test_a_judge_that_has_gone_away_costs_no_report(copy: Path, monkeypatch: pyt
     axes, folder = {"game.alpha": [recipe.game.alpha]}, grid.sweep_folder(recipe)
     entries = [Entry(point) for point in grid.sweep_points(copy / "game" / "recipe.yaml", [asked], axes, 1)]
     with pytest.raises(InputError, match="cannot be reached"):
-        play_sweep(Sweep("game", folder, axes, [42], entries), copy, quiet())
+        play_sweep(SweepState("game", folder, axes, [42], entries), copy, quiet())
     assert [entry.status for entry in entries] == ["finished"] and (folder / "report.html").is_file()
 
 

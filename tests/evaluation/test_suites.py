@@ -44,7 +44,7 @@ from lowmem_spin.report.load import read_results, read_run
 from lowmem_spin.report.page import write_all
 from lowmem_spin.runner import gc, run_folder
 from lowmem_spin.runner.open import SharedResources
-from lowmem_spin.runner.sweep import Entry, Sweep
+from lowmem_spin.runner.sweep import Entry, SweepState
 
 SWEEP = "game-sweep"
 IN_PLAIN_TEXT = HarnessChanges(apply_chat_template=False)  # the tasks here write the template's tokens themselves
@@ -95,7 +95,7 @@ def home(quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe, overrides = find_recipe("quickstart"), [f"{name}={value}" for name, value in values.items()]
     axes = {"training.learning_rate": [3e-3, 1e-3]}
     entries = [Entry(point) for point in grid.sweep_points(recipe, overrides, axes, 1)]
-    play_sweep(Sweep("quickstart", folder / SWEEP, axes, [42], entries), recipe.parent, quiet())
+    play_sweep(SweepState("quickstart", folder / SWEEP, axes, [42], entries), recipe.parent, quiet())
     return folder
 
 

@@ -27,7 +27,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import json_text, write_json, write_text
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.report.intervals import Value, difference, over, quantile, within_noise
+from lowmem_spin.report.intervals import Value, difference, is_yes_or_no, over, quantile, rows_of, within_noise
 from lowmem_spin.report.load import read_results, read_run, read_sweep
 from lowmem_spin.report.page import write_all, write_picture
 from lowmem_spin.report.results import PolicyResults, RunResults, SweepResults
@@ -436,12 +436,25 @@ def test_the_interval_of_a_share_holds_it_as_often_as_it_says(share: float, coun
     assert all(value.half > 0 for value in found)
     assert np.mean([abs(value.mean - share) <= value.half for value in found]) > 0.93
     assert found[0].half == pytest.approx(arm(drawn[0] / count, count), abs=1e-4)
+    assert all(0 <= low <= value.mean <= high <= 1 for value in found for low, high in [value.interval])  # as it is drawn
 
 
 def test_numbers_that_are_no_yes_or_no_keep_their_standard_error() -> None:
     graded = np.random.default_rng(0).uniform(size=50)
     assert Value.read(graded.mean(), stats.sem(graded), 50).half == pytest.approx(1.96 * stats.sem(graded))
     assert Value.read(0.98, 0.02).half == pytest.approx(1.96 * 0.02)  # a record of an earlier version has no counts
+
+
+def test_a_number_that_is_no_share_has_no_shares_interval(played: Path) -> None:
+    """A KL of exactly 0 has the standard error of a share that is 0."""
+    rows = {
+        name: rows_of({"kl_to_base_n": 9, "sampled_accuracy_n": 9, "exact_match/sort_n": 9, "truncated_n": 9}, name)
+        for name in ("kl_to_base", "sampled_accuracy", "exact_match/sort", "truncated", "identical")
+    }
+    assert rows == {"kl_to_base": None, "sampled_accuracy": None, "exact_match/sort": 9, "truncated": 9, "identical": None}
+    assert [is_yes_or_no(name) for name in ("acc_norm,none", "perplexity,none", "f1")] == [True, False, False]
+    base = read_run(played).policies[0]
+    assert base.values["kl_to_base"].half == 0 < base.values["truncated"].half
 
 
 @pytest.mark.parametrize(

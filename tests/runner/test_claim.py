@@ -308,11 +308,11 @@ def test_links_that_lead_elsewhere_are_put_right(copy: Path, tmp_path: Path) -> 
 def test_a_sweep_in_the_folder_of_another_is_refused_whole(tmp_path: Path) -> None:
     path, display = find_recipe("quickstart"), Display(Console(quiet=True))
 
-    def sweep(alphas: str, *more: str) -> sweeps.Sweep:
+    def sweep(alphas: str, *more: str) -> sweeps.SweepState:
         overrides = tiny(tmp_path, "game.iterations=1", *more)
         varied = sweep_axes(path, alphas, None, [])
         entries = [sweeps.Entry(point) for point in sweep_points(path, overrides, varied, 1)]
-        return sweeps.Sweep("quickstart", sweep_folder(load_recipe(path, overrides)), varied, [42], entries)
+        return sweeps.SweepState("quickstart", sweep_folder(load_recipe(path, overrides)), varied, [42], entries)
 
     play.sweep(sweep("0.5"), tmp_path, display)
     before = content(tmp_path / "run-sweep")

@@ -1,5 +1,6 @@
 """Whatever file of a game is harmed, it ends as it would have, or in one line; what was harmed is named."""
 
+import json
 import random
 import re
 import subprocess
@@ -67,6 +68,16 @@ def test_a_harmed_small_file_is_named_and_written_again(
     if victim.name == "metrics.jsonl":
         assert victim.read_bytes() == before
     assert str(victim) not in play(copy).stdout.replace(f"numbers  {victim}", "")  # it is said once
+
+
+def test_numbers_without_their_counts_are_an_earlier_versions_and_contradict_nothing(copy: Path) -> None:
+    metrics = copy / "run" / "metrics.jsonl"
+    before = metrics.read_text()
+    lines = [{k: v for k, v in json.loads(line).items() if not k.endswith("_n")} for line in before.splitlines()]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = play(copy)
+    assert result.returncode == 0 and "has other numbers" not in result.stdout, result.stdout + result.stderr
+    assert metrics.read_text() == before
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "manifest.json", "generation_config.json"])

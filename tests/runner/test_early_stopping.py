@@ -171,7 +171,7 @@ def test_a_sweep_with_such_a_point_finishes_and_without_the_brake_the_game_goes_
     totals = plan.totals()
     assert (totals["train"]["shared"], totals["train"]["stored"]) == (36, 24)  # all three iterates, for both points
     base = load_recipe(path, overrides)
-    sweep = sweeps.Sweep("quickstart", sweep_folder(base), varied, [42], [sweeps.Entry(point) for point in asked])
+    sweep = sweeps.SweepState("quickstart", sweep_folder(base), varied, [42], [sweeps.Entry(point) for point in asked])
     display = Display(Console(quiet=True))
     play.sweep(sweep, stopped, display)
     assert [entry.status for entry in sweep.entries] == ["finished", "finished"]
@@ -186,7 +186,7 @@ def test_a_sweep_with_such_a_point_finishes_and_without_the_brake_the_game_goes_
     played(stopped, *THREE, f"output.dir={tmp_path / 'run'}")  # the brake is taken off where it had ended the game
     assert "stopped" not in record(tmp_path / "run")
     assert [one["name"] for one in metrics(tmp_path / "run")] == [one["name"] for one in ends[1]]
-    again = sweeps.Sweep("quickstart", sweep_folder(base), varied, [42], [sweeps.Entry(point) for point in asked])
+    again = sweeps.SweepState("quickstart", sweep_folder(base), varied, [42], [sweeps.Entry(point) for point in asked])
     late = Display(Console(quiet=True))
     late.deadline = 0.0
     with pytest.raises(KeyboardInterrupt):

@@ -51,7 +51,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[SweepPoint
         open_game(next(point.recipe for point in asked if point.values["variant"] == name), folder, quiet, SharedResources())
     before = planning.plan(asked, folder).record()
     base = load_recipe(path, overrides, "SPIN")
-    sweep = sweeps.Sweep(
+    sweep = sweeps.SweepState(
         "zoo", sweep_folder(base), sweep_axes(path, None, None, []), [42], [sweeps.Entry(point) for point in asked]
     )
     play.sweep(sweep, folder, quiet)

@@ -55,7 +55,7 @@ class PlanLine:
 
 
 @dataclass
-class Plan:
+class PlannedWork:
     """The whole of it."""
 
     points: list[str]
@@ -107,7 +107,7 @@ def _number(seconds: float) -> float | None:
     return None if math.isnan(seconds) else round(seconds, 1)
 
 
-def plan(points: Sequence[SweepPoint], recipe_dir: Path, gpu: str | None = None, trust: Trust | None = None) -> Plan:
+def plan(points: Sequence[SweepPoint], recipe_dir: Path, gpu: str | None = None, trust: Trust | None = None) -> PlannedWork:
     """Plan one game or all games of a sweep; a point of a sweep that cannot be played becomes a note.
 
     Args:
@@ -138,7 +138,7 @@ def plan(points: Sequence[SweepPoint], recipe_dir: Path, gpu: str | None = None,
                 "are taken to be evaluation.health_prompts"
             ],
         )
-    return Plan([point.name for point in points], draft.founds[0], draft.work, draft.lines(), draft.exact, draft.notes)
+    return PlannedWork([point.name for point in points], draft.founds[0], draft.work, draft.lines(), draft.exact, draft.notes)
 
 
 @dataclass
