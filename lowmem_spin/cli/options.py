@@ -22,6 +22,14 @@ def user_path(given: str | Path) -> Path:
         raise InputError(f"{quoted(str(given))}: {error}") from None
 
 
+def _png(given: str | Path) -> Path:
+    """A picture's place. Raises InputError if it is to be no PNG."""
+    path = user_path(given)
+    if path.suffix != ".png":
+        raise InputError(f"--picture: {str(path)!r} is to be a .png")
+    return path
+
+
 path_option = partial(typer.Option, metavar="PATH", parser=user_path)
 path_argument = partial(typer.Argument, parser=user_path)
 TrustCode = Annotated[
@@ -39,3 +47,6 @@ Alphas = Annotated[str | None, typer.Option("--alpha", metavar="A,B,...", help="
 Histories = Annotated[str | None, typer.Option("--history", metavar="H,I,...", help="Values of game.history, inf among them.")]
 Grid = Annotated[list[str] | None, typer.Option(metavar="FIELD=V,W", help="Values of any other field; again for more.")]
 Seeds = Annotated[int, typer.Option(help="Games per combination, each with a seed of its own.")]
+Picture = Annotated[
+    Path, typer.Option(metavar="PATH", parser=_png, help="The PNG to write, an SVG beside it; both replace earlier ones.")
+]

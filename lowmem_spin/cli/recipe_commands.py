@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lowmem_spin.cli.options import Alphas, Grid, Histories, Overrides, RecipeName, Seeds, TrustCode, path_argument, path_option
+from lowmem_spin.cli.options import Alphas, Grid, Histories, Overrides, Picture, RecipeName, Seeds, TrustCode, path_argument
 
 app = typer.Typer()
 
@@ -99,7 +99,7 @@ def theory(
     grid: Grid = None,
     overrides: Overrides = None,
     iterations: Annotated[int, typer.Option(help="Iterates to play, whatever the recipe says.", min=1, max=200)] = 20,
-    picture: Annotated[Path, path_option(help="Where the picture goes: .png, .svg or .pdf.")] = Path("theory.png"),
+    picture: Picture = Path("theory.png"),
 ) -> None:
     """Play a recipe exactly on six made-up answers, without a model: does its alpha, history and loss settle, and where?"""
     from rich.console import Console

@@ -5,10 +5,9 @@ from typing import Annotated
 
 import typer
 
-from lowmem_spin.cli.options import path_argument, path_option
+from lowmem_spin.cli.options import Picture, path_argument
 
 app = typer.Typer()
-PICTURE = Path("comparison.png")
 
 
 @app.command()
@@ -28,19 +27,16 @@ def runs(top: Annotated[Path, path_argument(metavar="FOLDER", help="Where they a
 @app.command()
 def compare(
     folders: Annotated[list[Path], path_argument(metavar="RUN_OR_SWEEP...", help="Two or more, the same rows held out.")],
-    picture: Annotated[Path, path_option(help="The PNG to write, an SVG beside it; both replace earlier ones.")] = PICTURE,
+    picture: Picture = Path("comparison.png"),
 ) -> None:
     """Put runs side by side: one table, with what is noise said in words, and one picture. Loads no model."""
     from rich.console import Console
 
     from lowmem_spin.common.display import Display
-    from lowmem_spin.common.errors import InputError
     from lowmem_spin.report.compare import side_by_side
     from lowmem_spin.report.page import write_picture
     from lowmem_spin.report.summary import sweep_verdict, terminal_table
 
-    if picture.suffix != ".png":
-        raise InputError(f"--picture: {str(picture)!r} is to be a .png")
     results, display = side_by_side(folders), Display(Console())
     write_picture(results, picture)
     display.console.print(terminal_table(results))

@@ -31,7 +31,7 @@ def show_theory(points: Sequence[SweepPoint], iterations: int, picture: Path, di
     display.log(
         "Every training ends in its minimum here; a real one stops long before, which is what keeps a small beta from swinging."
     )
-    display.log(f"picture  {picture}")
+    display.log(f"picture  {picture}, and as .svg")
 
 
 def played(point: SweepPoint, iterations: int, space: Space, judged: bool) -> ExactGame:

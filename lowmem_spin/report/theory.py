@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lowmem_spin.report.grid import Grid, TerminalTable
-from lowmem_spin.report.plots import COLORS, DASHES, add_legend, titled_axes
+from lowmem_spin.report.pictures import save
+from lowmem_spin.report.plots import COLORS, DASHES, TALL, WIDTH, add_legend, laid_out, titled_axes
+from lowmem_spin.report.svg import drawing, style
 
 SETTLED, SHOWN = 1e-6, (1, 3, 10)
 
@@ -58,17 +60,21 @@ def theory_table(games: Sequence[ExactGame], aim: str) -> TerminalTable:
 
 
 def draw_theory(games: Sequence[ExactGame], aim: str, to: Path) -> None:
-    """Distance and drift over the iterates, a line per game; PNG, SVG or PDF by the ending."""
-    figure = Figure(figsize=(9.4, 4.4), layout="constrained")
-    parts = np.atleast_1d(np.asarray(figure.subfigures(1, 2)))
-    panels = ((aim, "distances", "log"), ("KL(policy | base), nats", "drifts", "linear"))
-    for part, (title, values, scale) in zip(parts, panels, strict=True):
-        axes = titled_axes(part, title)
-        for place, game in enumerate(games):
-            color, dashes = COLORS[place % len(COLORS)], DASHES[place // len(COLORS) % len(DASHES)]
-            axes.plot(np.maximum(getattr(game, values), 1e-12), label=game.name, color=color, linestyle=dashes, marker=".")
-        axes.set_yscale(scale)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("iterates played, each trained to its minimum")
-        add_legend(part, axes)
-    figure.savefig(to, dpi=160)
+    """Distance and drift over the iterates, a line per game: as a PNG and, beside it, an SVG."""
+    with style():
+        figure = Figure(figsize=(2 * WIDTH, TALL), layout="constrained")
+        parts = np.atleast_1d(np.asarray(figure.subfigures(1, 2)))
+        panels = ((aim, "distances", "log"), ("KL(policy | base), nats", "drifts", "linear"))
+        for part, (title, values, scale) in zip(parts, panels, strict=True):
+            axes = titled_axes(part, title)
+            for place, game in enumerate(games):
+                color, dashes = COLORS[place % len(COLORS)], DASHES[place // len(COLORS) % len(DASHES)]
+                heights = np.maximum(getattr(game, values), 1e-12)
+                axes.plot(heights, label=game.name, color=color, linestyle=dashes, marker=".")
+            axes.set_yscale(scale)
+            axes.yaxis.set_major_formatter("{x:g}")  # powers of ten would be formulas, which texts here never are
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_xlabel("iterates played, each trained to its minimum")
+            add_legend(part, axes)
+        laid_out(figure)
+        save(figure, drawing(figure), to, f"exact play: {aim}")

@@ -124,7 +124,9 @@ def test_the_command_says_where_each_game_leads(tmp_path: Path) -> None:
     words = " ".join(done.stdout.split())
     assert "alpha 0.5, history 1: does not settle" in words
     assert "alpha 1, history 1: settles: steps shrink to 0.67 of the one before" in words  # 1 / 0.6 - 1
-    assert imread(picture).shape[0] > 300
+    assert imread(picture).shape[0] > 300 and "mathdefault" not in picture.with_suffix(".svg").read_text()
+    gif = call("theory", "quickstart", "--picture", tmp_path / "t.gif")
+    assert gif.returncode == 2 and gif.stderr.strip().endswith("t.gif' is to be a .png")
 
 
 @pytest.mark.parametrize(
