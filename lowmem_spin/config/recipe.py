@@ -91,8 +91,8 @@ class Evaluation(Section):
     category: str = "category"
     """Name of the column by which reports group held-out rows; change it if your file calls it otherwise."""
     health_prompts: int = Field(default=256, ge=1, le=ROWS)
-    """Held-out prompts on which every policy's drift, lengths and win-rates are measured. More give narrower intervals and
-    cost generation time."""
+    """Held-out prompts on which every policy's drift, lengths and win-rates are measured, on samples at temperature 1
+    from all tokens whatever `generation` says. More give narrower intervals and cost generation time."""
     compare_sft: bool = False
     """Whether to also run plain SFT on the same rows for as many steps. Turn it on to see whether self-play beats it."""
     benchmarks: list[str] = Field(default_factory=list)

@@ -135,7 +135,7 @@ def _run(run: RunResults) -> dict[str, Any]:
         "missing": run.missing,
         "left_out": "",
         "samples": _samples([(policy.name, policy.samples) for policy in run.policies]),
-        "samples_note": "The first held-out prompts, each answered by every policy with the sampling of the game.",
+        "samples_note": "The first held-out prompts, each with a sample of every policy, at temperature 1 from all tokens.",
         "provenance": _provenance([run], [recipe_field(run.recipe, "seed")]),
         "keys": [("", _keys(run))],
         "recipes": [("", run.recipe_text)],
