@@ -34,6 +34,7 @@ RUN_LEGEND = (
     "± is the half-width of a 95% interval over held-out rows; it says nothing about another seed. Gain: score minus the "
     "base's on the same rows. KL in nats per completion. As in data: own samples that equal the data's answer."
 )
+OF_UNQUANTIZED = " Gain over unquantized: score minus that of the base before nf4; the base's own is what nf4 costs."
 SWEEP_LEGEND = (
     "The last iterate of each configuration. ± is the half-width of a 95% interval: over seeds, by Student's t, where there "
     "are several (two seeds bound little: 12.7 standard errors); else over held-out rows, which says nothing about another "
@@ -65,7 +66,7 @@ def write_all(results: RunResults | SweepResults) -> list[Path]:
             names.append(panel.name)
             paths += save(figure, drawn, results.folder / f"report_{panel.name}.png", panel.caption)
     grids = [run_grid(results)] if isinstance(results, RunResults) else [sweep_grid(results), points_grid(results)]
-    legend = RUN_LEGEND if isinstance(results, RunResults) else SWEEP_LEGEND
+    legend = _legend(results)
     shown = "\n".join(f"![{name}](report_{name}.png)" for name in names)
     tables = [part for block in _blocks(results) for part in [*block.markdown(), benchmarks.LEGEND, ""]]
     if isinstance(results, RunResults) and results.arena is not None:
@@ -75,6 +76,12 @@ def write_all(results: RunResults | SweepResults) -> list[Path]:
         tables += [*met, escape_markdown(arena.note(results.arena)), ""]
     write_text(paths[1], "\n".join([*(grid.markdown() for grid in grids), legend, "", *tables, shown, ""]))
     return paths
+
+
+def _legend(results: RunResults | SweepResults) -> str:
+    if isinstance(results, RunResults):
+        return RUN_LEGEND + OF_UNQUANTIZED * (results.unquantized is not None)
+    return SWEEP_LEGEND + OF_UNQUANTIZED * any(run.unquantized is not None for run in results.runs.values())
 
 
 def _pictures(results: RunResults | SweepResults) -> Pictures:
@@ -129,7 +136,7 @@ def _run(run: RunResults) -> dict[str, Any]:
         "subtitle": f"{game_in_words(run.recipe)}; {played_on(run)}",
         "verdict": verdict(run),
         "results": run_grid(run),
-        "legend": RUN_LEGEND,
+        "legend": _legend(run),
         "points": None,
         "links": {},
         "missing": run.missing,
@@ -155,7 +162,7 @@ def _sweep(sweep: SweepResults) -> dict[str, Any]:
         ),
         "verdict": sweep_verdict(sweep),
         "results": sweep_grid(sweep),
-        "legend": SWEEP_LEGEND,
+        "legend": _legend(sweep),
         "points": points_grid(sweep),
         "states": ", ".join(f"{count} {state}" for state, count in Counter(p.status for p in sweep.file.points).items()),
         "whole": all(point.status == "finished" for point in sweep.file.points),  # else what failed is shown at once

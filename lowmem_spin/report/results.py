@@ -86,8 +86,13 @@ class RunResults:
 
     @property
     def baselines(self) -> list[PolicyResults]:
-        """What self-play is measured against."""
-        return [policy for policy in self.policies if policy not in self.played]
+        """What self-play is measured against, as far as it has the numbers that policies are compared by."""
+        return [policy for policy in self.policies if policy not in self.played and policy.score_names]
+
+    @property
+    def unquantized(self) -> PolicyResults | None:
+        """The base before its weights were put in 4 bits, if it was measured."""
+        return next((policy for policy in self.baselines if policy.part.role is Role.UNQUANTIZED), None)
 
     @property
     def last(self) -> PolicyResults:
