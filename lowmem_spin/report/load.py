@@ -12,12 +12,13 @@ from pydantic import ValidationError
 from lowmem_spin.algorithm.roles import PLAIN_SFT, Part, Role, part_in, parts_in
 from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.errors import InputError, shortened
-from lowmem_spin.common.files import DamagedError, read_text
-from lowmem_spin.common.keys import digest
+from lowmem_spin.common.files import DamagedError, read_parquet, read_text, token_arrays
+from lowmem_spin.common.keys import digest, is_key
 from lowmem_spin.config.places import put_in_place
 from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
 from lowmem_spin.evaluation.arena import FILE as ARENA
 from lowmem_spin.evaluation.prompting import in_words
+from lowmem_spin.report.cautions import CUT
 from lowmem_spin.report.intervals import Value, is_yes_or_no, rows_of
 from lowmem_spin.report.measures import MATCH
 from lowmem_spin.report.results import Benchmark, PolicyResults, RunResults, SweepFile, SweepResults, recipe_field
@@ -91,7 +92,9 @@ def read_run(folder: Path) -> RunResults:
     policies = _policies(folder / "metrics.jsonl", keys, parts)
     trainings, missing = _trainings(folder, recipe, keys, parts)
     benchmarks, arena = read_benchmarks(folder, keys), _arena(folder, keys)
-    return RunResults(folder, recipe, text, record, policies, trainings, missing, benchmarks, arena)
+    cut = any(policy.values["truncated"].mean > CUT for policy in policies)
+    tokens = _answer_tokens(folder, recipe, record) if cut else None  # which reads the whole file
+    return RunResults(folder, recipe, text, record, policies, trainings, missing, benchmarks, arena, tokens)
 
 
 def read_benchmarks(folder: Path, keys: dict[str, str]) -> list[Benchmark]:
@@ -228,6 +231,19 @@ def _store(folder: Path, recipe: dict[str, Any]) -> Path:
     found_here = deepcopy(recipe)
     put_in_place(found_here, folder)
     return Path(str(recipe_field(found_here, "output.store")))
+
+
+def _answer_tokens(folder: Path, recipe: dict[str, Any], record: dict[str, Any]) -> int | None:
+    """Tokens that 95% of the data's answers have at most, their end included; None where the rows are not in the store."""
+    files = record.get("data")
+    if not isinstance(files, list) or not files or not is_key(files[0]):
+        return None
+    try:
+        rows = read_parquet(_store(folder, recipe) / "data" / f"{files[0]}.parquet")
+    except (FileNotFoundError, DamagedError):
+        return None
+    lengths = [len(answer) for answer in token_arrays(rows["chosen"]) if len(answer)]
+    return math.ceil(np.percentile(lengths, 95)) if lengths else None
 
 
 def _manifest(path: Path, key: str) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from lowmem_spin.common.files import write_text
 from lowmem_spin.report import arena, benchmarks
 from lowmem_spin.report.answers import before_after
 from lowmem_spin.report.benchmarks import Block
+from lowmem_spin.report.cautions import caution_lines
 from lowmem_spin.report.grid import Grid, escape_markdown
 from lowmem_spin.report.panels import Pictures, drawn_configurations, run_panels, sweep_panels
 from lowmem_spin.report.pictures import game_in_words, main_picture, picture_title, played_on, save, write_picture
@@ -74,7 +75,8 @@ def write_all(results: RunResults | SweepResults) -> list[Path]:
             part for grid, title in arena.grids(results.arena) for part in (f"## {escape_markdown(title)}", "", grid.markdown())
         ]
         tables += [*met, escape_markdown(arena.note(results.arena)), ""]
-    write_text(paths[1], "\n".join([*(grid.markdown() for grid in grids), legend, "", *tables, shown, ""]))
+    warned = [f"- {escape_markdown(line)}\n" for line in caution_lines(results)]
+    write_text(paths[1], "\n".join([*(grid.markdown() for grid in grids), *warned, legend, "", *tables, shown, ""]))
     return paths
 
 
@@ -135,6 +137,7 @@ def _run(run: RunResults) -> dict[str, Any]:
         "title": run.folder.resolve().name,
         "subtitle": f"{game_in_words(run.recipe)}; {played_on(run)}",
         "verdict": verdict(run),
+        "cautions": caution_lines(run),
         "results": run_grid(run),
         "legend": _legend(run),
         "points": None,
@@ -161,6 +164,7 @@ def _sweep(sweep: SweepResults) -> dict[str, Any]:
             + [played_on(sweep)] * bool(runs)
         ),
         "verdict": sweep_verdict(sweep),
+        "cautions": caution_lines(sweep),
         "results": sweep_grid(sweep),
         "legend": _legend(sweep),
         "points": points_grid(sweep),

@@ -74,6 +74,7 @@ class RunResults:
     missing: list[str]  # a line for each thing that a report will lack
     benchmarks: list[Benchmark]
     arena: dict[str, Any] | None = None  # as arena.json has it
+    answer_tokens: int | None = None  # that 95% of the data's answers have at most, if the store has the rows
 
     @property
     def base(self) -> PolicyResults:
