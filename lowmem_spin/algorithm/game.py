@@ -180,7 +180,7 @@ def _pairs(recipe: Recipe, inputs: Inputs, t: int, negatives: Mixture, base: str
 
 def _draw(recipe: Recipe, inputs: Inputs, t: int, prompts: int) -> Draw:
     if recipe.data.resample == "split":
-        return Draw(inputs.data, recipe.seed, None, prompts, start=sum(recipe.pairs_at(past) for past in range(t)))
+        return Draw(inputs.data, recipe.seed, None, prompts, start=recipe.split_start(t))
     return Draw(inputs.data, recipe.seed, t if recipe.data.resample else None, prompts)
 
 

@@ -184,6 +184,9 @@ class Recipe(Section):
         }
         check_lengths(once_or_each, self.game.iterations)
         game_config.check_game(self.game)
+        if self.data.prompt_sets is not None and self.data.resample != "split":
+            given, how = self.data.prompt_sets, str(self.data.resample).lower()
+            raise ValueError(f"data.prompt_sets: {given} has no effect with data.resample {how}; use split, or leave it out")
         asking, whole = game_config.whole_policies(self.game), {"temperature": 1.0, "top_p": 1.0, "top_k": None}
         for name, value in whole.items() if asking else ():
             if (asked := getattr(self.generation, name)) != value:
@@ -260,3 +263,8 @@ class Recipe(Section):
     def pairs_at(self, t: int) -> int:
         """Rows to train on in iteration t."""
         return value_at(self.game.pairs, t)
+
+    def split_start(self, t: int) -> int:
+        """For data.resample split: how many rows are in the sets before that of iteration t."""
+        iterations, sets = self.game.iterations, self.data.prompt_sets or self.game.iterations
+        return sum(max(self.pairs_at(user) for user in range(before, iterations, sets)) for before in range(t % sets))

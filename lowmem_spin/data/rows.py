@@ -113,9 +113,10 @@ def take(shuffled: Sequence[int], draw: Draw) -> list[int]:
     """
     if draw.start + draw.prompts > len(shuffled):
         others = f", {draw.start} of them for earlier iterations (data.resample split)," if draw.start else ""
+        sets = ", or let prompts come again with fewer data.prompt_sets" if draw.start else ""
         raise InputError(
             f"game.pairs: {draw.start + draw.prompts} prompts{others} asked of {len(shuffled)} usable rows; "
-            "lower it or give more data"
+            f"lower it or give more data{sets}"
         )
     return list(shuffled[draw.start : draw.start + draw.prompts])
 

@@ -29,6 +29,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Evaluation, Generation, Recipe
 from lowmem_spin.config.training_config import WarmStart
+from lowmem_spin.runner.game_rows import prompts_again
 from lowmem_spin.runner.planning.counting import GAME_KINDS, Work
 
 B, T0, T1, T2 = "b", "th0", "th1", "th2"
@@ -79,7 +80,7 @@ def recipe(alpha: float = 0.95, history: int | str = 2, **game: Any) -> Recipe:
     return Recipe.model_validate(
         {
             "model": {"name_or_path": "m"},
-            "data": {"path": "d.jsonl", "resample": game.pop("resample", True)},
+            "data": {"path": "d.jsonl", "resample": game.pop("resample", True), "prompt_sets": game.pop("prompt_sets", None)},
             "game": {"alpha": alpha, "history": history, "pairs": 1000, **game},
         }
     )
@@ -336,3 +337,41 @@ def test_no_prompt_is_in_two_iterations_of_a_split() -> None:
     ):
         draw_rows(ids[:59], draws[2])
     assert changed(recipe(resample=False), recipe(resample="split")) == [False, True, True]  # the first takes the same rows
+
+
+def launched(sets: list[list[int]], iterations: int) -> list[list[int]]:
+    """The prompts of each iteration as RSPO's launchers take them, whose sets and iterations are counted from 1."""
+    named = {f"iter{number}": prompts for number, prompts in enumerate(sets, 1)}
+    return [named[f"iter{(i - 1) % len(sets) + 1}"] for i in range(1, iterations + 1)]
+
+
+def test_prompt_sets_come_again_in_order() -> None:
+    ids, options = [f"row {n}" for n in range(60)], {"resample": "split", "iterations": 7, "pairs": 20}
+    cycled = [stage.pairs.draw for stage in trained(**options, prompt_sets=3)]
+    drawn = [draw_rows(ids, draw) for draw in cycled]
+    order = draw_rows(ids, Draw("data", 42, None, 60))
+    assert drawn == launched([order[:20], order[20:40], order[40:]], 7)
+    apart = [stage.pairs.draw for stage in trained(**options)]
+    assert cycled[:3] == apart[:3]  # whatever comes later
+    with pytest.raises(InputError, match=r"give more data, or let prompts come again with fewer data.prompt_sets$"):
+        draw_rows(ids, apart[3])
+    assert trained(**options, prompt_sets=7) == trained(**options)
+
+
+def test_sets_of_iterations_with_other_numbers_of_pairs_do_not_overlap() -> None:
+    ids = [f"row {n}" for n in range(60)]
+    sizes = [10, 20, 25, 5, 15]
+    drawn = [draw_rows(ids, stage.pairs.draw) for stage in trained(resample="split", iterations=5, pairs=sizes, prompt_sets=2)]
+    assert [len(places) for places in drawn] == sizes
+    for one, other in combinations(range(5), 2):
+        common = len({*drawn[one]} & {*drawn[other]})
+        assert common == (min(sizes[one], sizes[other]) if one % 2 == other % 2 else 0)
+
+
+def test_prompts_that_come_again_are_counted() -> None:
+    asked = recipe(resample="split", iterations=5, pairs=[10, 20, 25, 5, 15], prompt_sets=2, history=1)
+    (line,) = prompts_again(asked, list(play(asked, INPUTS)))
+    assert line == "data.prompt_sets: 2, so from iteration 2 on prompts come again: 30 of 75"  # 25 + 20 others
+    for sets in (None, 5):
+        plain = recipe(resample="split", iterations=5, prompt_sets=sets)
+        assert prompts_again(plain, list(play(plain, INPUTS))) == []
