@@ -274,6 +274,9 @@ def test_an_option_changes_the_keys_of_what_it_concerns(option: dict[str, object
         ({"samples": 3}, [True, True, True]),
         ({"win_rates": "aggregated"}, [True, True, True]),
         ({"loss": {"name": "sppo", "targets": "hard"}}, [True, True, True]),
+        ({"loss": {"name": "sppo", "targets": "head_to_head"}}, [True, True, True]),
+        ({"regularizer": {"chi2_smoothed": 0.1}}, [True, True, True]),
+        ({"regularizer": {"chi2_smoothed": 0.0}}, [False, False, False]),
         ({"regularizer": {"chi2": 0.1}}, [True, True, True]),
         ({"regularizer": {"clamp": 3, "importance": "corrected"}}, [False, False, False]),  # of penalties, which there are not
         ({"regularizer": {"chi2": 0.0}}, [False, False, False]),
