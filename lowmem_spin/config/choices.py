@@ -205,8 +205,14 @@ class GFlowNet(Section):
     that paper's where it gives any."""
     prompts: int = Field(default=1000, ge=1, le=ROWS)
     """Rows of the data whose prompts the sampler is fine-tuned on. Raise it if it does not generalise to other prompts."""
+    own_prompts: bool = False
+    """Whether these are other rows than those that are played with, of which then so many fewer are left. false: the first
+    of its iteration's. Set it to true to know how it answers prompts that it has not been fine-tuned on."""
     epochs: int = Field(default=10, ge=1, le=EPOCHS)
     """Passes over the sampler's prompts. Raise it if the reported log_ratio is still falling at the end."""
+    samples: int = Field(default=1, ge=1, le=BATCH)
+    """Sequences of each prompt in one optimiser step, of which each is drawn or replayed. batch_size has to be a multiple of
+    it. Raise it where prompts differ much in difficulty; a pass takes that many times as long."""
     learning_rate: float = Field(default=1e-4, gt=0, le=SINGLE)
     """Peak learning rate of the sampler's fine-tuning; it falls linearly to 0. Lower it if the loss diverges."""
     batch_size: int = Field(default=32, ge=1, le=BATCH)

@@ -264,6 +264,12 @@ class Recipe(Section):
         """Rows to train on in iteration t."""
         return value_at(self.game.pairs, t)
 
+    def rows_played(self, t: int) -> int:
+        """How many rows at the head of the order that iteration t draws from are played with, in it or in another one."""
+        users = [t] if self.data.resample is True else range(self.game.iterations)  # true: an order for each
+        starts = {user: self.split_start(user) if self.data.resample == "split" else 0 for user in users}
+        return max(start + self.pairs_at(user) for user, start in starts.items())
+
     def split_start(self, t: int) -> int:
         """For data.resample split: how many rows are in the sets before that of iteration t."""
         iterations, sets = self.game.iterations, self.data.prompt_sets or self.game.iterations

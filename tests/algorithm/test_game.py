@@ -21,6 +21,7 @@ from lowmem_spin.algorithm.stages import (
     Score,
     Stage,
     Train,
+    TrainSampler,
     logps_spec,
     shares,
 )
@@ -335,9 +336,7 @@ def test_no_prompt_is_in_two_iterations_of_a_split() -> None:
     assert [len(places) for places in drawn] == [30, 10, 20]
     assert sorted(place for places in drawn for place in places) == list(range(60))
     assert [place for places in drawn for place in places] == draw_rows(ids, Draw("data", 42, None, 60))
-    with pytest.raises(
-        InputError, match=r"^game.pairs: 60 prompts, 40 of them for earlier iterations .* asked of 59 usable rows"
-    ):
+    with pytest.raises(InputError, match=r"^game.pairs: 60 prompts, 40 of them for other draws .* asked of 59 usable rows"):
         draw_rows(ids[:59], draws[2])
     assert changed(recipe(resample=False), recipe(resample="split")) == [False, True, True]  # the first takes the same rows
 
@@ -356,7 +355,7 @@ def test_prompt_sets_come_again_in_order() -> None:
     assert drawn == launched([order[:20], order[20:40], order[40:]], 7)
     apart = [stage.pairs.draw for stage in trained(**options)]
     assert cycled[:3] == apart[:3]  # whatever comes later
-    with pytest.raises(InputError, match=r"give more data, or let prompts come again with fewer data.prompt_sets$"):
+    with pytest.raises(InputError, match=r"or give more data, or let those of a split come again with data.prompt_sets$"):
         draw_rows(ids, apart[3])
     assert trained(**options, prompt_sets=7) == trained(**options)
 
@@ -369,6 +368,42 @@ def test_sets_of_iterations_with_other_numbers_of_pairs_do_not_overlap() -> None
     for one, other in combinations(range(5), 2):
         common = len({*drawn[one]} & {*drawn[other]})
         assert common == (min(sizes[one], sizes[other]) if one % 2 == other % 2 else 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "starts"),
+    [
+        ({}, [10, 25]),  # an order for each iteration
+        ({"resample": False}, [25, 25]),
+        ({"resample": "split"}, [55, 55]),
+        ({"resample": "split", "prompt_sets": 2}, [35, 35]),
+    ],
+)
+def test_a_samplers_own_prompts_are_not_played_with(options: dict[str, Any], starts: list[int]) -> None:
+    """Neither in its iteration nor, where iterations draw from one order, in another."""
+    ids, sampler = [f"row {n}" for n in range(80)], {"name": "gflownet", "prompts": 12}
+    asked = {"iterations": 3, "pairs": [20, 10, 25], "history": 1, **options}
+    own = list(play(recipe(**asked, sampler={**sampler, "own_prompts": True}), INPUTS))
+    samplers = [stage.draw for stage in own if isinstance(stage, TrainSampler)]
+    assert [draw.start for draw in samplers] == starts
+    played = [{*draw_rows(ids, stage.pairs.draw)} for stage in own if isinstance(stage, Train)]
+    together = {place for places in played for place in places}
+    for draw, places in zip(samplers, played[1:], strict=True):
+        learned = draw_rows(ids, draw)
+        assert len(learned) == 12
+        assert not {*learned} & (together if "resample" in options else places)
+    shared = [stage for stage in play(recipe(**asked, sampler=sampler), INPUTS) if isinstance(stage, TrainSampler)]
+    assert [stage.draw.start for stage in shared] == [0, 0]
+
+
+def test_a_samplers_samples_are_in_its_key_unless_it_is_one() -> None:
+    def samplers(**options: int) -> list[TrainSampler]:
+        asked = recipe(history=1, sampler={"name": "gflownet", "epochs": 3, **options})
+        return [stage for stage in play(asked, INPUTS) if isinstance(stage, TrainSampler)]
+
+    assert samplers() == samplers(samples=1)
+    assert samplers()[0].policy != samplers(samples=4)[0].policy
+    assert [samplers(samples=count)[0].passes for count in (1, 4)] == [3, 12]
 
 
 def test_prompts_that_come_again_are_counted() -> None:

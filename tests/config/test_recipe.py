@@ -236,6 +236,10 @@ LOSS = "game.loss={name: sppo, eta: 10}"
             ["game.sampler=rejecting"],
             "game.sampler.name: 'rejecting' is unknown; known: none, token_level, rejection, snis, smc",
         ),
+        (
+            ["game.sampler={name: gflownet, samples: 3}"],
+            "game.sampler.samples: 3 does not divide game.sampler.batch_size 32, the sequences of a step; set either so",
+        ),
         (["game.sampler={proposals: 0}"], "game.sampler.proposals: 0 cannot be used"),
         (["game.sampler={name: token_level, proposals: 2}"], "game.sampler.proposals: unknown field; known here: name"),
         (

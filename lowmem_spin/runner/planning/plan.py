@@ -201,7 +201,7 @@ class _Draft:
             if isinstance(stage, Train):
                 self.epochs.setdefault(stage.policy, stage.settings["num_train_epochs"])
             if isinstance(stage, TrainSampler):
-                self.epochs.setdefault(stage.policy, stage.settings["epochs"])
+                self.epochs.setdefault(stage.policy, stage.passes)
             self.work.add(stage, touches_of_stage)
             for touch in touches_of_stage:
                 self.askers.setdefault((touch.key, touch.side), found)
