@@ -340,7 +340,7 @@ def test_several_samples_of_a_prompt_are_several_draws_of_the_policy(
         return sample(policy, draws, sampling)
 
     monkeypatch.setattr(engine, "sample", noting)
-    once = {"epochs": 1, "batch_size": 1024, "explore": 0.0, "samples": 4}
+    once: dict[str, Any] = {"epochs": 1, "batch_size": 1024, "explore": 0.0, "samples": 4}
     told = Told()
     _, (record,) = train_sampler(engine, previous, tmp_path, [PROMPT] * 256, told, **once)
     log_p, log_b = enumerated(engine, previous), enumerated(engine, None)
@@ -418,7 +418,7 @@ def test_a_resumed_training_ends_in_the_same_adapter(
         assert weights(resumed) == weights(adapter) and again == metrics
         assert sum(told) == 3 * len(prompts) and len(told) < 9 + 3
         assert len(list(work.glob("checkpoint-*"))) == 2
-    several = {"samples": 2, "epochs": 2}  # 2 x 5 steps, of 8 prompts each
+    several: dict[str, Any] = {"samples": 2, "epochs": 2}  # 2 x 5 steps, of 8 prompts each
     whole, _ = train_sampler(engine, previous, tmp_path / "several", prompts, **several)
     work = tmp_path / "several, stopped"
     with pytest.raises(StoppedError):
