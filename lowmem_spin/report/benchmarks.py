@@ -144,7 +144,8 @@ def _block(suite: str, title: str, limit: int | None, found: Sequence[Benchmark]
 def _columns(one: Benchmark) -> Iterable[tuple[str, str]]:
     """(metric, heading) of the numbers of a benchmark that are shown."""
     if one.suite == "leaderboard":
-        return [(c.metric, c.heading) for c in COLUMNS if c.task == one.task and c.metric in one.values]
+        mine = [(metric, c) for c in COLUMNS if c.task == one.task for metric in (c.metric, c.weighted) if metric in one.values]
+        return [(metric, column.heading) for metric, column in mine[:1] if metric]
     if one.suite == "diversity":
         return [(metric, DIVERSITY.get(metric, metric)) for metric in one.values]
     if one.suite in JUDGED:
@@ -216,7 +217,18 @@ def _notes(suite: str, limit: int | None, found: Sequence[Benchmark]) -> list[st
         notes.append(f"lm-evaluation-harness {', '.join(versions)}.")
     if suite == "leaderboard":
         shots = ", ".join(f"{c.heading} {c.fewshot}-shot {c.metric.removesuffix(',none').replace(',', ' ')}" for c in COLUMNS)
-        notes.append(f"{shots}; in percent, and their plain mean. Asked without a chat template, as the leaderboard was.")
+        notes.append(
+            f"{shots}; in percent, and their plain mean. Asked without a chat template, as the leaderboard was, which took the "
+            "plain mean of MMLU's 57 subjects, too: the harness weights them by size."
+        )
+        weighted = [
+            one.name
+            for one in found
+            for metric, _ in _columns(one)
+            if metric in {c.weighted for c in COLUMNS if c.task == one.task}
+        ]
+        if weighted:
+            notes.append(f"So it does here for {', '.join(weighted)}, measured by an earlier version: evaluate again.")
         own = sorted({one.task for one in found if one.own})
         if own:
             notes.append(f"Of your own YAML, so not compared with the paper: {', '.join(own)}.")
