@@ -105,7 +105,8 @@ class Evaluation(Section):
     mtbench: PathText | None = None
     """Folder with FastChat's MT-Bench questions and reference answers; null is the folder mtbench in output.store."""
     alpaca: PathText | None = None
-    """File with instructions and a baseline's outputs in AlpacaEval's format; null is the official file from the hub."""
+    """File with instructions and a baseline's outputs in AlpacaEval's format; null is the official file from the hub. Policies
+    answer with the temperature, top_p and top_k of `generation` if it has any of its own, else at 0.7; tables say which."""
 
 
 class Runtime(Section):

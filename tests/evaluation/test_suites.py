@@ -514,12 +514,22 @@ def test_what_an_earlier_version_has_measured_by_size_is_shown_and_said(run: Pat
 
 
 def test_self_bleu_and_distinct_against_nltk_and_by_hand() -> None:
-    from nltk.translate.bleu_score import sentence_bleu
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+    from sacrebleu.metrics.bleu import BLEU
 
     texts = ["the cat sat on the mat today", "a cat sat on the mat", "the cat sat on a red mat today", "the dog sat on the mat"]
     cut = [text.split() for text in texts]
     theirs = [100 * sentence_bleu(cut[:i] + cut[i + 1 :], cut[i], weights=(1 / 3,) * 3) for i in range(4)]  # type: ignore[misc]
     assert math.isclose(diversity.self_bleu(texts), float(np.mean(theirs)))
+    assert "|smooth:exp|" in diversity._signature()
+    apart = ["the cat sat on the mat", "a dog lay on my bed", "the cat ran to a dog", "my bed is on the mat"]
+    cut = [text.split() for text in apart]
+    method = SmoothingFunction().method1  # as RSPO's code has it: sacrebleu's floor, of a tenth
+    theirs = [sentence_bleu(cut[:i] + cut[i + 1 :], cut[i], (1 / 3,) * 3, smoothing_function=method) for i in range(4)]  # type: ignore[misc]
+    floor = BLEU(max_ngram_order=3, effective_order=True, tokenize="13a", smooth_method="floor", smooth_value=0.1)
+    ours = [floor.sentence_score(text, [*apart[:i], *apart[i + 1 :]]).score for i, text in enumerate(apart)]
+    np.testing.assert_allclose(ours, 100 * np.array(theirs))
+    assert diversity.self_bleu(apart) > np.mean(ours) + 1  # another smoothing, another number
     assert diversity.self_bleu(["abc", "abc", "abc"]) == 100
     assert diversity.self_bleu(["", ""]) == 100
     assert diversity.self_bleu(["one two three", "four five six"]) < 40
