@@ -24,6 +24,7 @@ from lowmem_spin.engines.registry import ENGINES
 from lowmem_spin.runner.open import ResolvedRecipe
 from lowmem_spin.runner.planning.calibration import Calibration, Kind, device_name
 from lowmem_spin.runner.planning.counting import Unit
+from lowmem_spin.runner.planning.measuring import shapes
 
 SAMPLED = 1000  # rows whose lengths are looked at
 MARKS = 3  # tokens that a template writes around a turn, or so
@@ -209,4 +210,13 @@ class Clock:
         engine = choices.generator if kind == "generate" else choices.learner
         tokens = round(rows * per_row)
         checkpointing = training.gradient_checkpointing
-        return self.calibration.seconds(kind, tokens, self.parameters, self.device, engine, checkpointing)
+        mine = shapes(self.found)
+        if kind == "score" and unit.kind != "score" and self.calibration.of_shapes("score alone", self.device, engine, mine):
+            kind = "score alone"
+        return self.calibration.seconds(kind, tokens, self.parameters, self.device, engine, checkpointing, mine)
+
+    def generated(self) -> float:
+        """Tokens of an answer: those of the base's, where they were measured, else as many as there may be."""
+        generator = self.found.choices.generator
+        record = self.calibration.of_shapes("generate", self.device, generator, shapes(self.found))
+        return float(self.found.recipe.generation.max_new_tokens) if record is None else record.tokens / record.rows
