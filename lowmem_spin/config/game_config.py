@@ -78,10 +78,10 @@ class GameConfig(Section):
     sampler: Annotated[
         Sampler, Field(discriminator="name"), BeforeValidator(named("rejection"), json_schema_input_type=Sampler | str)
     ] = NoSampler()
-    """What an opponent's answers, or for sppo all that are judged, are sampled from. none: the iterate itself. Any other name:
-    the iterate's geometric mixture with the base by alpha, as in the reference; the name says how that mixture is sampled."""
+    """What opponents' answers, and for sppo the judged ones, are sampled from. none: the iterate itself. Any other name: the
+    iterate's geometric mixture with the base by alpha, as in the reference; the name says how that mixture is sampled."""
     mixture_alpha: float | None = Field(default=None, ge=0, le=1)
-    """For game.sampler: weight of the iterate in the mixture that answers, from 0 to 1; null is alpha. Set it to mix the answers
+    """For game.sampler: weight of the iterate in the mixture that answers, from 0 to 1; null is alpha. Set it to mix answers
     otherwise than the reference, as IPO-MD does: alpha 0, and 1 minus the paper's beta here."""
     pairing: Literal["split", "concatenate"] = "split"
     """How prompts go to opponents. split: each prompt to one of them. concatenate: each prompt to all of them, which gives one

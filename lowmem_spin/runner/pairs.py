@@ -71,8 +71,8 @@ def _found(game: OpenGame, pair_source: OpponentPairs | JudgedSamples) -> list[t
     answered = opponent_answers(game, pair_source)
     found = [(position, some) for position, some in answered if all(answer.finish_reason != "rejected" for answer in some)]
     if not found:
-        few = "" if pair_source.samples == 1 else f" at least one of {pair_source.samples} answers to"
-        raise InputError(f"game.sampler: every proposal for{few} every prompt was rejected; raise proposals, or use smc")
+        every = "every prompt" if pair_source.samples == 1 else f"one of the {pair_source.samples} answers to every prompt"
+        raise InputError(f"game.sampler: every proposal for {every} was rejected; raise proposals, or use smc")
     return found
 
 

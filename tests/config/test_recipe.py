@@ -207,7 +207,7 @@ LOSS = "game.loss={name: sppo, eta: 10}"
         ),
         (
             ["game.loss={name: ipo, targets: soft}"],
-            "game.loss.targets: soft needs the win-rates of answers that an oracle has judged, and alpha-spin has none; use hard",
+            "game.loss.targets: soft needs the win-rates of answers that an oracle has judged, and alpha-spin has none; use",
         ),
         (
             ["game.algorithm=offline", "game.pairing=concatenate"],
