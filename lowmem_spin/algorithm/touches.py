@@ -33,7 +33,7 @@ from lowmem_spin.config.recipe import Recipe
 Places = np.ndarray
 """Numbers of rows of the data, int64; a row has the same number wherever it is drawn."""
 
-SAMPLE = 2**56  # from the number of a row's answer to that of its next one
+SAMPLE = 2**53  # from the number of a row's answer to that of its next one; 1,000 of them are still below 2^63
 NO_ROWS = np.arange(0)
 
 

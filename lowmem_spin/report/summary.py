@@ -121,11 +121,11 @@ def verdict(run: RunResults) -> list[str]:
 
 
 def _drawn(name: str, sampler: dict[str, Any]) -> str:
-    """How hard an iterate's opponents were to sample."""
-    said = f"Opponents of {name} answered by {sampler['sampler'].replace('_', '-')} from mixtures: "
+    """How hard it was to sample the mixtures whose answers an iterate has learned from."""
+    said = f"Answers for {name} were drawn from mixtures by {sampler['sampler'].replace('_', '-')}: "
     if sampler["acceptance"] is not None:
         said += f"{sampler['acceptance']:.1%} of {sampler['proposals']:,} proposals accepted, "
-        said += f"{sampler['rejected']} prompts without an answer, "
+        said += f"{sampler['rejected']} prompts left out, "
     else:
         said += f"effective sample size {sampler['ess']:.1f} of {sampler['proposals'] / sampler['prompts']:.0f}, "
     return said + ("log Z unknown." if sampler["log_z"] is None else f"log Z {sampler['log_z']:.3f}.")

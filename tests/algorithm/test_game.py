@@ -25,7 +25,7 @@ from lowmem_spin.algorithm.stages import (
     logps_spec,
     shares,
 )
-from lowmem_spin.algorithm.touches import HeldOutPlaces, touches
+from lowmem_spin.algorithm.touches import HeldOutPlaces, each_sample, touches
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Evaluation, Generation, Recipe
@@ -191,6 +191,11 @@ def test_counting_agrees_with_the_independent_count(histories: tuple[int | str, 
                 rows["score"] |= rejected | {(stage.policy, "chosen", row) for row in range(1200)}
     for kind, (shared, _) in counted(plays).items():
         assert shared * 1000 == len(rows[kind])
+
+
+def test_a_thousand_answers_to_each_row_have_numbers_of_their_own() -> None:
+    """As many as game.samples may be, of rows of any of many files."""
+    assert len(np.unique(each_sample(np.array([0, 1, 2**45]), 1000))) == 3000
 
 
 # What each option changes, and nothing else.

@@ -166,8 +166,8 @@ def test_every_loss_that_a_recipe_names_is_one_that_can_be_computed() -> None:
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("game.loss.name=ipo", "game.loss.beta: ipo has tau instead (beta belongs to dpo, hinge); set the loss as a whole: "
-         "--set 'game.loss={name: ipo, tau: 0.1}'"),
+        ("game.loss.name=ipo", "game.loss.beta: ipo has tau and targets instead (beta belongs to dpo, hinge); set the loss as "
+         "a whole: --set 'game.loss={name: ipo, tau: 0.1, targets: hard}'"),
         ("game.loss.tau=0.2", "game.loss.tau: dpo has beta instead (tau belongs to ipo, ipo_length_normalized); set "),
         ("game.loss={name: slic, lamda: 1}", "game.loss.lamda: unknown field; did you mean lam?"),
         ("game.loss={name: slic, delta: -1}", "game.loss.delta: -1 cannot be used: Input should be greater than 0"),

@@ -189,7 +189,26 @@ LOSS = "game.loss={name: sppo, eta: 10}"
             "game.history: 3 has no effect, as sppo has no opponents; leave it out, or use game.algorithm alpha-spin",
         ),
         ([*SPPO, "game.base_weight=0.1"], "game.base_weight: 0.1 has no effect, as sppo has no opponents"),
-        ([*SPPO, "game.sampler=smc"], "game.sampler: smc has no effect, as sppo has no opponents"),
+        (["game.algorithm=offline", "game.sampler=smc"], "game.sampler: smc has no effect, as in offline no policy answers"),
+        (["game.mixture_alpha=0.5"], "game.mixture_alpha: 0.5 has no effect, as game.sampler none mixes no answers"),
+        (["game.sampler=smc", "game.mixture_alpha=1.5"], "game.mixture_alpha: 1.5 cannot be used"),
+        ([*SPPO, "game.sampler=smc", "generation.temperature=0.7"], "0.7, but game.sampler smc needs samples of the unchanged"),
+        (
+            [*SPPO, "game.sampler=smc", "game.alpha=0.9", "game.normalizer=estimated"],
+            "game.normalizer: estimated needs answers of the iterate itself, not of its mixture by game.sampler smc",
+        ),
+        (
+            [*SPPO, LOSS, "game.sampler=smc", "game.alpha=0.9"],
+            "sppo needs a normalised reference, and a geometric mixture with alpha 0.9 is not",
+        ),
+        (
+            [*SPPO, LOSS, "game.sampler=smc", "game.mixture_alpha=0.9", "game.regularizer={chi2: 1, importance: corrected}"],
+            "game.regularizer.importance: corrected needs answers sampled from the reference itself",
+        ),
+        (
+            ["game.loss={name: ipo, targets: soft}"],
+            "game.loss.targets: soft needs the win-rates of answers that an oracle has judged, and alpha-spin has none; use",
+        ),
         (
             ["game.algorithm=offline", "game.pairing=concatenate"],
             "game.pairing: 'concatenate' has no effect, as offline has no opponents",
