@@ -154,7 +154,7 @@ def _measured(stage: Evaluate, recipe: Recipe, inputs: Inputs, held: HeldOutPlac
             if other != policy:
                 compared = judgement_spec([f"{samples[by]}/0" for by in (policy, other)], inputs.oracle)
                 yield Touch("judgements", digest(compared), "judgements", policy, held.health)
-    if recipe.evaluation.metric == "exact_match":
+    if recipe.evaluation.metric != "none":
         yield _completions(policy, sampling_params(recipe, inputs, greedy=True), held.scored)
 
 

@@ -97,6 +97,10 @@ def _best(configuration: Configuration, score: str, brief: bool) -> str:
 
 UNITS = {
     MATCH: "exact match, in percent",
+    "final_number": "share of right final numbers, in percent",
+    "regex": "share of answers in which the pattern finds what it finds in the data's, in percent",
+    "contains": "share of answers that contain the data's, in percent",
+    "function": "own metric",
     "chosen_logp": "log-prob of the data's answers, in nats",
     WINS: "share of wins over the base, in percent",
 }
