@@ -97,6 +97,9 @@ class Evaluation(Section):
     from all tokens whatever `generation` says. More give narrower intervals and cost generation time."""
     compare_sft: bool = False
     """Whether to also run plain SFT on the same rows for as many steps. Turn it on to see whether self-play beats it."""
+    compare_unquantized: bool | Literal["auto"] = "auto"
+    """Whether a base that plays in 4 bits is also measured unquantized, so that what nf4 costs is not taken for gain. auto: a
+    base of 50 million parameters or more, if it fits in memory that way. Once for all runs of a store."""
     benchmarks: list[str] = Field(default_factory=list)
     """Benchmarks to run on every policy when the game is over, as `lowmem-spin evaluate` does: leaderboard, mtbench, alpaca,
     diversity, or tasks of lm-evaluation-harness by name."""

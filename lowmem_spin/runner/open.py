@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -22,6 +23,7 @@ from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
 from lowmem_spin.engines.row_check import check_rows
 from lowmem_spin.engines.training.trial import check_optimizer
+from lowmem_spin.engines.unquantized import Beside, measured_beside
 from lowmem_spin.runner.game_rows import GameRows, Orders, prompts_again, split_rows
 from lowmem_spin.runner.health import HeldOut, notices
 from lowmem_spin.runner.own_functions import OwnFunctions, Said, ask, try_own_loss
@@ -58,6 +60,16 @@ class ResolvedRecipe:
     def base(self) -> str:
         """Key of the base policy."""
         return base_key(self.recipe, self.model, self.adapter)
+
+    @cached_property
+    def beside(self) -> Beside:
+        """The unquantized base, if it is measured beside the one that plays."""
+        return measured_beside(self.recipe, self.model, self.choices)
+
+    @property
+    def unquantized(self) -> "ResolvedRecipe | None":
+        """The same on the unquantized base, if that is measured too."""
+        return None if self.beside.recipe is None else replace(self, recipe=self.beside.recipe)
 
     @property
     def oracle_spec(self) -> dict[str, Any] | None:
@@ -104,6 +116,9 @@ class ResolvedRecipe:
         if self.held is None:
             key = digest({"rows": key, "set aside": set_aside})
         own = {"loss": self.own.loss_identity(), "opponents": self.said.opponents, "reference": self.said.reference}
+        if (beside := self.unquantized) is not None:
+            generator, learner = self.choices.specs(beside.recipe)
+            own["unquantized"] = {"base": beside.base, "generator": generator, "learner": learner}
         return Inputs(self.base, key, *self.choices.specs(self.recipe), self.oracle_spec, **own)
 
     def asked(self, trust: Trust, notify: Callable[[str], None]) -> "ResolvedRecipe":
@@ -163,6 +178,7 @@ class OpenGame:
     tables: Tables
     engines: GameEngines
     folder: Path
+    unquantized: Tables | None = None  # of the unquantized base, if it is measured too
 
     @property
     def recipe(self) -> Recipe:
@@ -200,7 +216,8 @@ def open_game(recipe: Recipe, recipe_dir: Path, display: Display, shared: Shared
     resolved = resolved.asked(shared.trust, lambda line: display.log(line, "yellow"))
     try_own_loss(resolved.own, resolved.said, recipe.game)
     notices_of_base = check_base(recipe, resolved.model, resolved.adapter, choices.machine.dtype)
-    shared.say([*resolved.own.notices(), *notices_of_base], display)
+    left_out = [] if resolved.beside.why_not is None else [resolved.beside.why_not]
+    shared.say([*resolved.own.notices(), *notices_of_base, *left_out], display)
     rows = prepare_rows(resolved, display, shared)
     inputs, stages = name_stages(resolved, rows.set_aside)
     shared.say(prompts_again(recipe, stages), display)
@@ -317,5 +334,16 @@ def assemble(
     for stage in stages:
         if isinstance(stage, Train | TrainSampler):  # too few rows for a later iteration is said now
             rows.positions(stage.pairs.draw if isinstance(stage, Train) else stage.draw)
-    folder = Path(recipe.output.dir or "runs/game")
-    return OpenGame(resolved=resolved, inputs=inputs, stages=stages, rows=rows, tables=tables, engines=engines, folder=folder)
+    game = OpenGame(
+        resolved=resolved,
+        inputs=inputs,
+        stages=stages,
+        rows=rows,
+        tables=tables,
+        engines=engines,
+        folder=Path(recipe.output.dir or "runs/game"),
+    )
+    if (beside := resolved.unquantized) is not None and inputs.unquantized is not None:
+        known = {name: inputs.unquantized[name] for name in ("base", "learner")}
+        game.unquantized = replace(tables, **known, engines=replace(engines, recipe=beside.recipe))
+    return game
