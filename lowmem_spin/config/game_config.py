@@ -214,7 +214,8 @@ def _check_reference(game: GameConfig) -> None:
             "game.reference_over: 'history', but game.reference ema already averages all past iterates; use previous"
         )
     if game.loss.name in ("ipo_length_normalized", "sppo") and game.normalised is False:
-        estimated = "game.normalizer estimated" if game.algorithm == "sppo" else "game.reference arithmetic"
+        own = game.algorithm == "sppo" and game.sampler.name == "none"  # the answers to estimate from are the iterate's
+        estimated = "game.normalizer estimated" if own else "game.reference arithmetic"
         remedy = "use " + ("game.loss ipo" if game.loss.name == "ipo_length_normalized" else estimated)
         over = " over history" if game.reference_over == "history" else ""
         raise ValueError(
