@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lowmem_spin.algorithm.game import play
 from lowmem_spin.algorithm.losses import LOSSES, Sides
-from lowmem_spin.algorithm.preferences import best_and_worst, win_rates
+from lowmem_spin.algorithm.preferences import best_and_worst, compared, win_rates
 from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import (
     Average,
@@ -73,6 +73,7 @@ class _Pairs:
     rejected: Tensor
     chosen_win_rates: Tensor
     rejected_win_rates: Tensor
+    head_to_head: Tensor
 
 
 def play_exactly(recipe: Recipe, space: Space) -> Iterator[Tensor]:
@@ -147,6 +148,7 @@ def _trained(stage: Train, tables: dict[str, Tensor], space: Space) -> Tensor:
             rejected_lengths=ones,
             chosen_win_rates=pairs.chosen_win_rates,
             rejected_win_rates=pairs.rejected_win_rates,
+            head_to_head=pairs.head_to_head,
             base_chosen=held_to[pairs.chosen],
             base_rejected=held_to[pairs.rejected],
         )
@@ -171,7 +173,8 @@ def _pairs(stage: Train, tables: dict[str, Tensor], space: Space) -> _Pairs:
     size = len(space.data)
     chosen, rejected = torch.arange(size).repeat_interleave(size), torch.arange(size).repeat(size)
     weights = (space.data[chosen] + _opponents(stage.pairs, tables)[rejected]).exp()  # each as likely as both together
-    return _Pairs(weights, chosen, rejected, torch.ones_like(weights), torch.zeros_like(weights))
+    ones = torch.ones_like(weights)
+    return _Pairs(weights, chosen, rejected, ones, torch.zeros_like(weights), ones)
 
 
 def _opponents(source: OpponentPairs, tables: dict[str, Tensor]) -> Tensor:
@@ -202,12 +205,14 @@ def _contests(space: Space, samples: int, how: str) -> tuple[Tensor, _Pairs]:
     """Every draw of several answers in its order, which decides between equals, (draws, samples), and its pair."""
     preferences = space.preferences.numpy()
     drawn = list(product(range(len(preferences)), repeat=samples))
-    rates = [win_rates(preferences[np.ix_(answers, answers)], how) for answers in drawn]
+    contests = [preferences[np.ix_(answers, answers)] for answers in drawn]
+    rates = [win_rates(contest, how) for contest in contests]
     ends = torch.tensor([best_and_worst(some) for some in rates])
     answers, level = torch.tensor(drawn), torch.tensor(np.stack(rates))
     chosen, rejected = (answers.gather(1, ends[:, place : place + 1])[:, 0] for place in (0, 1))
     best, worst = (level.gather(1, ends[:, place : place + 1])[:, 0] for place in (0, 1))
-    return answers, _Pairs(torch.empty(0), chosen, rejected, best, worst)
+    beats = [compared(contest, how)[tuple(pair)] for contest, pair in zip(contests, ends.tolist(), strict=True)]
+    return answers, _Pairs(torch.empty(0), chosen, rejected, best, worst, torch.tensor(beats))
 
 
 def dpo_minimum(reference: Tensor, data: Tensor, opponents: Tensor, beta: float) -> Tensor:

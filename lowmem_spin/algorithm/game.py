@@ -183,7 +183,7 @@ def _pairs(recipe: Recipe, inputs: Inputs, t: int, negatives: Mixture, base: str
 
 def _draw(recipe: Recipe, inputs: Inputs, t: int, prompts: int) -> Draw:
     if recipe.data.resample == "split":
-        return Draw(inputs.data, recipe.seed, None, prompts, start=sum(recipe.pairs_at(past) for past in range(t)))
+        return Draw(inputs.data, recipe.seed, None, prompts, start=recipe.split_start(t))
     return Draw(inputs.data, recipe.seed, t if recipe.data.resample else None, prompts)
 
 
@@ -224,8 +224,10 @@ def _train_samplers(recipe: Recipe, inputs: Inputs, t: int, policies: Sequence[s
     sampler, alpha = recipe.game.sampler, recipe.game.answering_alpha
     if not isinstance(sampler, GFlowNet) or alpha == 1:
         return []
-    draw = Draw(inputs.data, recipe.seed, t if recipe.data.resample is True else None, sampler.prompts)
-    settings = {**sampler.model_dump(exclude={"name", "prompts"}), "seed": recipe.seed, "generator": inputs.generator}
+    taken = recipe.rows_played(t) if sampler.own_prompts else 0
+    draw = Draw(inputs.data, recipe.seed, t if recipe.data.resample is True else None, sampler.prompts, start=taken)
+    settings = sampler.model_dump(exclude={"name", "prompts", "own_prompts", *(["samples"] if sampler.samples == 1 else [])})
+    settings |= {"seed": recipe.seed, "generator": inputs.generator}
     own = sampling_params(recipe, inputs)
     return [TrainSampler(f"sampler {t}", draw, policy, base, alpha, own, settings) for policy in policies]
 

@@ -102,6 +102,7 @@ PENALTIES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "reverse_kl": lambda logps, base, clamp: (logps - base) ** 2,
     "forward_kl": lambda logps, base, clamp: torch.exp((base - logps).clamp(max=clamp)),
     "chi2": lambda logps, base, clamp: torch.exp((logps - base).clamp(max=clamp)),
+    "chi2_smoothed": lambda logps, base, clamp: torch.sigmoid((logps - base).clamp(max=clamp)),
     "reverse_kl_no_entropy": lambda logps, base, clamp: -logps * base,
     "entropy": lambda logps, base, clamp: logps**2,
 }
@@ -119,15 +120,19 @@ def rspo_penalty(
     reverse_kl             D^2                2 grad KL(policy | base)
     forward_kl             exp(min(-D, c))    grad KL(base | policy)
     chi2                   exp(min(D, c))     1/2 grad chi2(policy | base)
+    chi2_smoothed          r / (1 + r)        grad sum base f(policy / base), f(u) = log(1 + u) + 1 / (1 + u)
     reverse_kl_no_entropy  -logps * base      grad of the cross-entropy -E log base
     entropy                logps^2            -2 grad entropy(policy)
+
+    with r = exp(min(D, c)). chi2_smoothed is that code's `chisqsm1`. Its f is convex below u = 1 alone, so that it is no
+    divergence: what has become likelier than under the base it does not bring back.
 
     Args:
         kind: which divergence, or part of one.
         logps: under the policy being trained.
         base_logps: under the base that it is held to, not under the last iterate.
-        clamp: c, the largest exponent of forward_kl, of chi2 and of a weight; None is 10, as in RSPO's code. Beyond it a
-            completion has no gradient of these.
+        clamp: c, the largest exponent of forward_kl, of both chi2 and of a weight; None is 10, as in RSPO's code. Beyond it
+            a completion has no gradient of these.
         importance_logps: log-probs under the policy that y was drawn from. RSPO's code draws from the last iterate and
             corrects for nothing (None), which biases the expectations above as soon as the policy moves. Given, every
             term is weighted with policy / sampler, through which no gradient flows, and they hold, as far as the weight
@@ -176,6 +181,7 @@ class Sides:
     rejected_lengths: Tensor
     chosen_win_rates: Tensor = ONE  # as an oracle has judged; 1 and 0 where nothing has
     rejected_win_rates: Tensor = ZERO
+    head_to_head: Tensor = ONE  # how likely the chosen one beats the rejected one, likewise
     base_chosen: Tensor = ZERO  # log-probs under the base; 0 where nothing reads them
     base_rejected: Tensor = ZERO
 
@@ -204,11 +210,16 @@ def regularized_sppo(
 ) -> Tensor:
     """The mean of a pair's two `sppo` terms, as in SPPO's code, and the sum of their penalties, as in RSPO's: (B,).
 
-    With `targets` "hard" the better answer's win-rate is 1 and the worse one's 0, whatever was judged.
+    With `targets` "hard" the better answer's win-rate is 1 and the worse one's 0, whatever was judged. With "head_to_head"
+    they are how likely the one beats the other, and its complement: `sppo_single` of SPPO's code.
     """
-    soft = targets == "soft"
-    chosen = sppo(sides.chosen, sides.ref_chosen, sides.chosen_win_rates if soft else ONE, eta)
-    rejected = sppo(sides.rejected, sides.ref_rejected, sides.rejected_win_rates if soft else ZERO, eta)
+    better, worse = {
+        "soft": (sides.chosen_win_rates, sides.rejected_win_rates),
+        "hard": (ONE, ZERO),
+        "head_to_head": (sides.head_to_head, 1 - sides.head_to_head),
+    }[targets]
+    chosen = sppo(sides.chosen, sides.ref_chosen, better, eta)
+    rejected = sppo(sides.rejected, sides.ref_rejected, worse, eta)
     loss = (chosen + rejected) / 2
     for logps, base, ref in (
         (sides.chosen, sides.base_chosen, sides.ref_chosen),

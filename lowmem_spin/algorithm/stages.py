@@ -222,6 +222,11 @@ class TrainSampler:
         """Key of this training, and so of the policy that it makes."""
         return digest(self.spec())
 
+    @property
+    def passes(self) -> int:
+        """How often every prompt is answered and learned from."""
+        return self.settings["epochs"] * self.settings.get("samples", 1)
+
     def spec(self) -> dict[str, Any]:
         """Everything that decides the result."""
         mixed = {"previous": self.previous, "base": self.base, "alpha": self.alpha, "longest": self.sampling.max_new_tokens}

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from lowmem_spin.config.bounds import GAMES_LONG, ROWS
-from lowmem_spin.config.choices import NoSampler, Oracle, Regularizer, Sampler, StopWhen, Weight, named
+from lowmem_spin.config.choices import GFlowNet, NoSampler, Oracle, Regularizer, Sampler, StopWhen, Weight, named
 from lowmem_spin.config.loss_choices import DPO, Loss, own_in_words
 from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.section import Section
@@ -283,6 +283,12 @@ def _check_algorithm(game: GameConfig) -> None:
         raise ValueError(
             f"game.mixture_alpha: {game.mixture_alpha} has no effect, as game.sampler none mixes no answers; leave it out, or "
             "use game.sampler rejection"
+        )
+    if isinstance(game.sampler, GFlowNet) and game.sampler.batch_size % game.sampler.samples:
+        samples, sequences = game.sampler.samples, game.sampler.batch_size
+        raise ValueError(
+            f"game.sampler.samples: {samples} does not divide game.sampler.batch_size {sequences}, the sequences of a step; "
+            "set either so that it does"
         )
     if game.sampler.name != "none" and game.reference_over == "history":
         raise ValueError(

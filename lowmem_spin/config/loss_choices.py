@@ -76,9 +76,10 @@ class SPPO(Section):
     reference: game.alpha 0 or 1, game.reference arithmetic or ema, or game.normalizer estimated."""
     eta: float = Field(default=1000.0, gt=0, le=SINGLE)
     """Step size in nats per unit of win-rate; the paper's is 1000. Lower it if iterates move too far in one iteration."""
-    targets: Literal["soft", "hard"] = "soft"
+    targets: Literal["soft", "hard", "head_to_head"] = "soft"
     """Win-rates that the loss aims at. soft: the oracle's estimates. hard: 1 for the better answer and 0 for the worse,
-    however close the oracle found them."""
+    however close the oracle found them. head_to_head: how likely the better answer beats the worse one, and 1 minus that,
+    which is `sppo_single` of SPPO's code; other answers to the prompt then decide only which two are taken."""
 
 
 class OwnLoss(Section):

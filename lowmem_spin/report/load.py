@@ -127,7 +127,8 @@ def _benchmark(record: Any) -> Benchmark:
         raise TypeError("counts")
     versions = record["recorded"]["versions"]
     asked = in_words(record.get("prompting", {})) if record["suite"] == "tasks" else ""
-    return Benchmark(*names, *counts, record["own"] is True, versions, values, gains, asked)
+    sampling = str(record["recorded"].get("sampling", "temperature 0.7"))  # which earlier versions always took
+    return Benchmark(*names, *counts, record["own"] is True, versions, values, gains, asked, sampling)
 
 
 def _arena(folder: Path, keys: dict[str, str]) -> dict[str, Any] | None:

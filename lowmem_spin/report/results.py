@@ -59,6 +59,7 @@ class Benchmark:
     values: dict[str, Value]  # by "metric,filter" as lm-evaluation-harness writes it
     gains: dict[str, Value]  # over the base, on the same documents
     asked: str = ""  # how, in words, of a task that can be asked in several ways
+    sampling: str = ""  # of AlpacaEval's answers, in words
 
 
 @dataclass(frozen=True)

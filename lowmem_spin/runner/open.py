@@ -1,6 +1,6 @@
 """From a recipe to a game that can be played on this machine: sources found, keys named, rows prepared."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -22,7 +22,7 @@ from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
 from lowmem_spin.engines.row_check import check_rows
 from lowmem_spin.engines.training.trial import check_optimizer
-from lowmem_spin.runner.game_rows import GameRows, Orders, split_rows
+from lowmem_spin.runner.game_rows import GameRows, Orders, prompts_again, split_rows
 from lowmem_spin.runner.health import HeldOut, notices
 from lowmem_spin.runner.own_functions import OwnFunctions, Said, ask, try_own_loss
 from lowmem_spin.store.memo import Tables
@@ -131,6 +131,13 @@ class SharedResources:
         pool, held_out = self.splits[name]
         return GameRows(train=train, pool=pool, held=replace(held_out, oracle=resolved.oracle_spec), orders=self.orders)
 
+    def say(self, lines: Iterable[str], display: Display) -> None:
+        """Show notices that no earlier game has shown."""
+        for line in lines:
+            if line not in self.said:
+                self.said.add(line)
+                display.log(line, "yellow")
+
     def store(self, root: str, display: Display) -> Store:
         if root not in self.stores:
             self.stores[root] = Store(Path(root), lambda line: display.log(line, "yellow"))
@@ -185,12 +192,10 @@ def open_game(recipe: Recipe, recipe_dir: Path, display: Display, shared: Shared
     resolved = resolved.asked(shared.trust, lambda line: display.log(line, "yellow"))
     try_own_loss(resolved.own, resolved.said, recipe.game)
     notices_of_base = check_base(recipe, resolved.model, resolved.adapter, choices.machine.dtype)
-    for line in (*resolved.own.notices(), *notices_of_base):
-        if line not in shared.said:
-            shared.said.add(line)
-            display.log(line, "yellow")
+    shared.say([*resolved.own.notices(), *notices_of_base], display)
     rows = prepare_rows(resolved, display, shared)
     inputs, stages = name_stages(resolved, rows.set_aside)
+    shared.say(prompts_again(recipe, stages), display)
     return assemble(resolved, rows, inputs, stages, display, shared)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.algorithm.preferences import Comparison, best_and_worst, win_rates
+from lowmem_spin.algorithm.preferences import Comparison, best_and_worst, compared, win_rates
 from lowmem_spin.algorithm.references import REFERENCES
 from lowmem_spin.algorithm.samplers.mixture import sampling_summary
 from lowmem_spin.algorithm.stages import DatasetPairs, JudgedSamples, OpponentPairs, PairSource, Score, Train
@@ -33,6 +33,7 @@ class Match:
     chosen: Side
     rejected: Side
     win_rates: tuple[float, float] = (1.0, 0.0)  # of the two, as far as an oracle has judged them
+    head_to_head: float = 1.0  # how likely the chosen one beats the rejected one, likewise
 
 
 def opponent_answers(game: OpenGame, pair_source: OpponentPairs | JudgedSamples) -> list[tuple[int, list[Answer]]]:
@@ -76,8 +77,8 @@ def _found(game: OpenGame, pair_source: OpponentPairs | JudgedSamples) -> list[t
     return found
 
 
-def judged_win_rates(game: OpenGame, judged_samples: JudgedSamples) -> list[np.ndarray]:
-    """The win-rate of every answer to each prompt: arrays (K,)."""
+def judged_preferences(game: OpenGame, judged_samples: JudgedSamples) -> list[np.ndarray]:
+    """The oracle's preferences between the answers to each prompt: arrays (K, K)."""
     rows = [
         Compared(
             game.rows.train.ids[position],
@@ -86,8 +87,7 @@ def judged_win_rates(game: OpenGame, judged_samples: JudgedSamples) -> list[np.n
         )
         for position, some in _found(game, judged_samples)
     ]
-    matrices = game.tables.preferences(judged_samples.judged, rows, f"answers by {game.name(judged_samples.policy)}")
-    return [win_rates(matrix, judged_samples.win_rates) for matrix in matrices]
+    return game.tables.preferences(judged_samples.judged, rows, f"answers by {game.name(judged_samples.policy)}")
 
 
 def matches(game: OpenGame, pair_source: PairSource) -> list[Match]:
@@ -104,11 +104,15 @@ def matches(game: OpenGame, pair_source: PairSource) -> list[Match]:
                 for position in game.positions(pair_source.draw)
             ]
         case JudgedSamples():
-            judged = []
-            for (position, some), rates in zip(_found(game, pair_source), judged_win_rates(game, pair_source), strict=True):
+            judged, how = [], pair_source.win_rates
+            for (position, some), preferences in zip(
+                _found(game, pair_source), judged_preferences(game, pair_source), strict=True
+            ):
+                rates = win_rates(preferences, how)
                 best, worst = best_and_worst(rates)
                 better, worse = (Side(some[which].name, some[which].tokens) for which in (best, worst))
-                judged.append(Match(position, better, worse, (float(rates[best]), float(rates[worst]))))
+                beats = float(compared(preferences, how)[best, worst])
+                judged.append(Match(position, better, worse, (float(rates[best]), float(rates[worst])), beats))
             return judged
         case OpponentPairs():
             return [
@@ -216,6 +220,7 @@ def training_pairs(game: OpenGame, stage: Train) -> list[Any]:
             (float(reference[0][n]), float(reference[1][n])),
             row.win_rates,
             (float(base[0][n]), float(base[1][n])),
+            row.head_to_head,
         )
         for n, row in enumerate(played)
     ]

@@ -27,7 +27,7 @@ from lowmem_spin.runner.claim import METRICS, check_folder, clear_folder
 from lowmem_spin.runner.early_stopping import EarlyStop, stops_early
 from lowmem_spin.runner.health import Health, evaluate_policy, sample_policy, summary_line
 from lowmem_spin.runner.open import OpenGame
-from lowmem_spin.runner.pairs import judged_win_rates, opponent_answers, score_pairs, summarize_sampling, training_pairs
+from lowmem_spin.runner.pairs import judged_preferences, opponent_answers, score_pairs, summarize_sampling, training_pairs
 from lowmem_spin.runner.planning.forecast import steps_ahead
 from lowmem_spin.runner.record import (
     add_seconds,
@@ -209,7 +209,7 @@ def step(game: OpenGame, stage: Stage, note: adapters.Note | None = None) -> Non
         case Generate(pairs=pair_source):
             opponent_answers(game, pair_source)
         case Judge(pairs=judged_samples):
-            judged_win_rates(game, judged_samples)
+            judged_preferences(game, judged_samples)
         case Score():
             score_pairs(game, stage)
         case Train():

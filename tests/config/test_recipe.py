@@ -255,6 +255,10 @@ LOSS = "game.loss={name: sppo, eta: 10}"
             ["game.sampler=rejecting"],
             "game.sampler.name: 'rejecting' is unknown; known: none, token_level, rejection, snis, smc",
         ),
+        (
+            ["game.sampler={name: gflownet, samples: 3}"],
+            "game.sampler.samples: 3 does not divide game.sampler.batch_size 32, the sequences of a step; set either so",
+        ),
         (["game.sampler={proposals: 0}"], "game.sampler.proposals: 0 cannot be used"),
         (["game.sampler={name: token_level, proposals: 2}"], "game.sampler.proposals: unknown field; known here: name"),
         (
@@ -281,6 +285,8 @@ LOSS = "game.loss={name: sppo, eta: 10}"
         (["game.stop_when.kl_base=3"], "game.stop_when.kl_base: unknown field; did you mean kl_to_base?"),
         (["warm_start={}"], "warm_start.rows: missing; add it"),
         (["data.resample=shared"], "data.resample: 'shared' cannot be used"),
+        (["data.prompt_sets=3"], "data.prompt_sets: 3 has no effect with data.resample true; use split, or leave it out"),
+        (["data.resample=split", "data.prompt_sets=0"], "data.prompt_sets: 0 cannot be used"),
     ],
 )
 def test_games_that_do_not_go_together_get_one_line(overrides: list[str], line: str) -> None:

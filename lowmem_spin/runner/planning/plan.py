@@ -28,6 +28,7 @@ from lowmem_spin.engines.pool import EngineChoices, choose_engines
 from lowmem_spin.engines.registry import gpu_engine
 from lowmem_spin.engines.row_check import check_rows, unread_rows_note
 from lowmem_spin.runner.claim import check_folder, check_owner
+from lowmem_spin.runner.game_rows import prompts_again
 from lowmem_spin.runner.open import ResolvedRecipe, SharedResources, name_stages, resolve
 from lowmem_spin.runner.planning.calibration import WITHOUT_BFLOAT16, load_calibration
 from lowmem_spin.runner.planning.counting import GAME_KINDS, Unit, Work
@@ -200,7 +201,7 @@ class _Draft:
             if isinstance(stage, Train):
                 self.epochs.setdefault(stage.policy, stage.settings["num_train_epochs"])
             if isinstance(stage, TrainSampler):
-                self.epochs.setdefault(stage.policy, stage.settings["epochs"])
+                self.epochs.setdefault(stage.policy, stage.passes)
             self.work.add(stage, touches_of_stage)
             for touch in touches_of_stage:
                 self.askers.setdefault((touch.key, touch.side), found)
@@ -264,6 +265,7 @@ class _Draft:
                     take(range(usable), draw)  # too few rows are refused as a run does
                 return self.ids.block((draw.data, draw.seed, draw.round), draw.start + draw.prompts)[draw.start :]
 
+        _add(self.notes, prompts_again(recipe, stages))
         known = len(present) == len(loaded) or resolved.held is not None  # else the keys depend on how many rows are usable
         _add(self.notes, _refused(recipe, stages if known else None))
         held = HeldOutPlaces(scored, health)
