@@ -215,7 +215,8 @@ def _check_reference(game: GameConfig) -> None:
             "game.reference_over: 'history', but game.reference ema already averages all past iterates; use previous"
         )
     if game.loss.name in ("ipo_length_normalized", "sppo") and game.normalised is False:
-        estimated = "game.normalizer estimated" if game.algorithm == "sppo" else "game.reference arithmetic"
+        own = game.algorithm == "sppo" and game.sampler.name == "none"  # the answers to estimate from are the iterate's
+        estimated = "game.normalizer estimated" if own else "game.reference arithmetic"
         remedy = "use " + ("game.loss ipo" if game.loss.name == "ipo_length_normalized" else estimated)
         over = " over history" if game.reference_over == "history" else ""
         raise ValueError(
@@ -279,16 +280,16 @@ def _check_algorithm(game: GameConfig) -> None:
             )
     if game.algorithm == "sppo" and game.oracle is None:
         raise ValueError("game.oracle: missing, but sppo needs one to judge answers; set it, for instance to {name: function}")
+    if game.mixture_alpha is not None and game.sampler.name == "none":
+        raise ValueError(
+            f"game.mixture_alpha: {game.mixture_alpha} has no effect, as game.sampler none mixes no answers; leave it out, or "
+            "use game.sampler rejection"
+        )
     if isinstance(game.sampler, GFlowNet) and game.sampler.batch_size % game.sampler.samples:
         samples, sequences = game.sampler.samples, game.sampler.batch_size
         raise ValueError(
             f"game.sampler.samples: {samples} does not divide game.sampler.batch_size {sequences}, the sequences of a step; "
             "set either so that it does"
-        )
-    if game.mixture_alpha is not None and game.sampler.name == "none":
-        raise ValueError(
-            f"game.mixture_alpha: {game.mixture_alpha} has no effect, as game.sampler none mixes no answers; leave it out, or "
-            "use game.sampler rejection"
         )
     if game.sampler.name != "none" and game.reference_over == "history":
         raise ValueError(

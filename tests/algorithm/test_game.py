@@ -231,6 +231,18 @@ def test_what_was_played_before_there_were_other_games_keeps_its_keys(name: str)
     assert digest(logps_spec("p", inputs.learner)) == "7c0c7e89322b949e14ed"
 
 
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        ({"alpha": 1.0, "loss": "sppo"}, "95513052e2b120053614 011958c3ade021427c5e aaddb1e14b2ac1414973"),
+        ({"alpha": 0.5, "loss": {"name": "ipo", "tau": 0.2}}, "3635f0093624b77d828c 3628aded4263d52e1696 0acc7b417635bd43586a"),
+    ],
+)
+def test_judged_games_of_before_a_mixture_could_answer_keep_their_keys(options: dict[str, Any], keys: str) -> None:
+    asked = recipe(**CONTEST | options)
+    assert [stage.policy for stage in play(asked, JUDGED) if isinstance(stage, Train)] == keys.split()
+
+
 def test_drift_is_measured_on_samples_of_the_whole_policy() -> None:
     """Else the mean of their log-ratios is no KL."""
     cool = recipe().model_copy(update={"generation": Generation(temperature=0.5, top_p=0.9, top_k=3, max_new_tokens=9)})

@@ -90,7 +90,7 @@ def test_the_loss_is_inpos() -> None:
 
         rates = win_rates(np.array([[0.5, prefers], [1 - prefers, 0.5]]), recipe.game.win_rates)
         chosen, rejected = best_and_worst(rates)
-        held_to = REFERENCES[stage.combine](list(stage.reference.values()), np.stack([before, base]))
+        held_to = REFERENCES[stage.combine](list(stage.reference.values()), [before, base])
         one = {"chosen": chosen, "rejected": rejected}
         ends = {name: torch.tensor([policy[y]]) for name, y in one.items()}
         ends |= {f"ref_{name}": torch.tensor([held_to[y]]) for name, y in one.items()}

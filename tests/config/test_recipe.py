@@ -213,7 +213,7 @@ LOSS = "game.loss={name: sppo, eta: 10}"
         ),
         (
             [*SPPO, LOSS, "game.sampler=smc", "game.alpha=0.9"],
-            "sppo needs a normalised reference, and a geometric mixture with alpha 0.9 is not",
+            "alpha 0.9 is not (its constant cancels only between sums); use game.reference arithmetic, or game.alpha 0 or 1",
         ),
         (
             [*SPPO, LOSS, "game.sampler=smc", "game.mixture_alpha=0.9", "game.regularizer={chi2: 1, importance: corrected}"],
