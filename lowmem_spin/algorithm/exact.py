@@ -179,19 +179,25 @@ def _pairs(stage: Train, tables: dict[str, Tensor], space: Space) -> _Pairs:
 
 def _opponents(source: OpponentPairs, tables: dict[str, Tensor]) -> Tensor:
     """Log-probs of an opponent's answer."""
-    answers, mixture = [], source.sampling.mixture
+    answers = []
     for policy, weight in source.opponents.items():
-        logps = tables[policy]
-        if mixture is not None and source.sampling.mixes(policy):
-            logps = _mixed(logps, tables[mixture["base"]], mixture["alpha"])
+        logps = _answers(source, policy, tables)
         answers.append(math.log(1 / len(source.opponents) if source.concatenate else weight) + logps)
     return torch.stack(answers).logsumexp(0)
+
+
+def _answers(source: OpponentPairs | JudgedSamples, policy: str, tables: dict[str, Tensor]) -> Tensor:
+    """Log-probs of what a policy answers: its own, or those of its mixture with the base."""
+    mixture = source.sampling.mixture
+    if mixture is None or not source.sampling.mixes(policy):
+        return tables[policy]
+    return _mixed(tables[policy], tables[mixture["base"]], mixture["alpha"])
 
 
 def _judged(source: JudgedSamples, tables: dict[str, Tensor], space: Space) -> _Pairs:
     """The best against the worst of all that several samples can be."""
     drawn, pairs = _contests(space, source.samples, source.win_rates)
-    return replace(pairs, weights=tables[source.policy][drawn].sum(1).exp())
+    return replace(pairs, weights=_answers(source, source.policy, tables)[drawn].sum(1).exp())
 
 
 @lru_cache(maxsize=1)

@@ -28,14 +28,23 @@ def dpo(
 
 
 def ipo(
-    chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, tau: float
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    tau: float,
+    lead: Tensor | float = 0.5,
 ) -> Tensor:
-    """((chosen - ref_chosen) - (rejected - ref_rejected) - 1 / (2 tau))^2 on sequence sums, per pair, shape (B,).
+    """((chosen - ref_chosen) - (rejected - ref_rejected) - lead / tau)^2 on sequence sums, per pair, shape (B,).
 
     IPO (arXiv 2310.12036, equation 17) as alpha-SPIN's paper has it (arXiv 2404.04291, section 2.3). The margin aimed at,
     1 / (2 tau), is in nats per completion. TRL's loss of this name is `ipo_length_normalized`.
+
+    `lead`, (B,), is by how much the win-rate of the chosen answer is higher. For two samples of one policy that is P - 1/2,
+    P being how likely the chosen one is preferred, and the loss is, but for a constant, what INPO (arXiv 2407.00617) and
+    IPO-MD (arXiv 2403.08635) minimise: the expectation over which of the two an oracle prefers.
     """
-    return ((chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps) - 1 / (2 * tau)) ** 2
+    return ((chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps) - lead / tau) ** 2
 
 
 def ipo_length_normalized(
@@ -185,6 +194,12 @@ class Sides:
         return self.chosen_lengths, self.rejected_lengths
 
 
+def judged_ipo(sides: Sides, tau: float, targets: str = "hard") -> Tensor:
+    """`ipo` with the oracle's win-rates for `targets` "soft"; for "hard" the chosen answer has won, as IPO has it: (B,)."""
+    lead = sides.chosen_win_rates - sides.rejected_win_rates if targets == "soft" else 0.5
+    return ipo(*sides.logps, tau, lead)
+
+
 def regularized_sppo(
     sides: Sides,
     eta: float,
@@ -217,7 +232,7 @@ def regularized_sppo(
 # By the name in a recipe's game.loss, whose other fields are the options.
 LOSSES: dict[str, Callable[Concatenate[Sides, ...], Tensor]] = {
     "dpo": lambda sides, beta: dpo(*sides.logps, beta),
-    "ipo": lambda sides, tau: ipo(*sides.logps, tau),
+    "ipo": judged_ipo,
     "ipo_length_normalized": lambda sides, tau: ipo_length_normalized(*sides.logps, *sides.lengths, tau),
     "hinge": lambda sides, beta: hinge(*sides.logps, beta),
     "slic": lambda sides, delta, lam: slic(sides.chosen, sides.rejected, sides.chosen, delta, lam),

@@ -29,6 +29,10 @@ class IPO(Section):
     tau: float = Field(default=0.1, gt=0, le=SINGLE)
     """Strength of the pull to the reference; the target margin is 1 / (2 tau) nats per completion, 5 for 0.1. Raise it if
     iterates drift; SPIN trained to convergence in every iteration is stable only above 1/8."""
+    targets: Literal["hard", "soft"] = "hard"
+    """Margins that the loss aims at. hard: 1 / (2 tau) for every pair, as in IPO. soft: of answers that an oracle has judged,
+    their difference in win-rate divided by tau, so that equally good ones are left alone; with game.samples 2 this is what
+    INPO, Nash-MD and IPO-MD minimise, for any preference."""
 
 
 class IPOLengthNormalized(Section):

@@ -20,7 +20,7 @@ from lowmem_spin.evaluation.arena import FILE as ARENA
 from lowmem_spin.evaluation.prompting import in_words
 from lowmem_spin.report.cautions import CUT
 from lowmem_spin.report.intervals import Value, is_yes_or_no, rows_of
-from lowmem_spin.report.measures import MATCH
+from lowmem_spin.report.measures import TASKS
 from lowmem_spin.report.results import Benchmark, PolicyResults, RunResults, SweepFile, SweepResults, recipe_field
 from lowmem_spin.runner.run_folder import as_far_as_played, check_keys
 
@@ -190,7 +190,7 @@ def _policy(record: Any) -> PolicyResults:
     """One record; raises KeyError, TypeError or ValueError if it is not whole."""
     names = [name for name in record if f"{name}_se" in record]
     values = {name: Value.read(record[name], record[f"{name}_se"], rows_of(record, name)) for name in names}
-    categories = {name.partition("/")[2]: values.pop(name) for name in names if name.startswith(f"{MATCH}/")}
+    categories = {name.partition("/")[2]: values.pop(name) for name in names if name.partition("/")[0] in TASKS and "/" in name}
     of_answers = OF_ANSWERS if any(name in record for name in OF_ANSWERS) else ()
     part = part_in(record, record["name"])
     measured = MEASURED[-2:] if part.role is Role.UNQUANTIZED else MEASURED  # whose drift is from nothing

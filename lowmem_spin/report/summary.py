@@ -111,6 +111,10 @@ def _best(configuration: Configuration, score: str, brief: bool) -> str:
 
 UNITS = {
     MATCH: "exact match, in percent",
+    "final_number": "share of right final numbers, in percent",
+    "regex": "share of answers in which the pattern finds what it finds in the data's, in percent",
+    "contains": "share of answers that contain the data's, in percent",
+    "function": "own metric",
     "chosen_logp": "log-prob of the data's answers, in nats",
     WINS: "share of wins over the base, in percent",
 }
@@ -150,11 +154,11 @@ def _over_unquantized(run: RunResults, best: PolicyResults, score: str) -> list[
 
 
 def _drawn(name: str, sampler: dict[str, Any]) -> str:
-    """How hard an iterate's opponents were to sample."""
-    said = f"Opponents of {name} answered by {sampler['sampler'].replace('_', '-')} from mixtures: "
+    """How hard it was to sample the mixtures whose answers an iterate has learned from."""
+    said = f"Answers for {name} were drawn from mixtures by {sampler['sampler'].replace('_', '-')}: "
     if sampler["acceptance"] is not None:
         said += f"{sampler['acceptance']:.1%} of {sampler['proposals']:,} proposals accepted, "
-        said += f"{sampler['rejected']} prompts without an answer, "
+        said += f"{sampler['rejected']} prompts left out, "
     else:
         said += f"effective sample size {sampler['ess']:.1f} of {sampler['proposals'] / sampler['prompts']:.0f}, "
     return said + ("log Z unknown." if sampler["log_z"] is None else f"log Z {sampler['log_z']:.3f}.")

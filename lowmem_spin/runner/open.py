@@ -27,6 +27,7 @@ from lowmem_spin.engines.unquantized import Beside, measured_beside
 from lowmem_spin.runner.game_rows import GameRows, Orders, prompts_again, split_rows
 from lowmem_spin.runner.health import HeldOut, notices
 from lowmem_spin.runner.own_functions import OwnFunctions, Said, ask, try_own_loss
+from lowmem_spin.runner.task_metrics import TaskMetric
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store
 from lowmem_spin.store.table import Table
@@ -74,6 +75,12 @@ class ResolvedRecipe:
     def oracle_spec(self) -> dict[str, Any] | None:
         """What judges samples, if anything does."""
         return None if self.oracle is None else self.oracle.spec()
+
+    @property
+    def metric(self) -> TaskMetric | None:
+        """What scores greedy answers, if it is not exact match."""
+        asked = self.recipe.evaluation.metric
+        return None if isinstance(asked, str) else TaskMetric(asked, self.own.metric)
 
     def data_sources(self) -> list[tuple[Source, str, str]]:
         """All the data that the game reads: (source, the recipe's field, split). Held-out rows of their own come second."""
@@ -144,7 +151,8 @@ class SharedResources:
         if name not in self.splits:
             self.splits[name] = split_rows(recipe, train, held)
         pool, held_out = self.splits[name]
-        return GameRows(train=train, pool=pool, held=replace(held_out, oracle=resolved.oracle_spec), orders=self.orders)
+        measured = replace(held_out, oracle=resolved.oracle_spec, metric=resolved.metric)
+        return GameRows(train=train, pool=pool, held=measured, orders=self.orders)
 
     def say(self, lines: Iterable[str], display: Display) -> None:
         """Show notices that no earlier game has shown."""
@@ -235,7 +243,7 @@ def resolve(recipe: Recipe, sources: Sources, choices: EngineChoices, notify: Ca
         oracle=open_oracle(
             recipe.game.oracle, OracleContext(sources, choices.machine, sources.memory.parent / "judge", notify)
         ),
-        own=OwnFunctions.find(recipe.game, sources.recipe_dir),
+        own=OwnFunctions.find(recipe, sources.recipe_dir),
     )
 
 
@@ -251,6 +259,9 @@ def prepare_rows(resolved: ResolvedRecipe, display: Display, shared: SharedResou
     train, *held = prepared
     known = len(shared.splits)
     rows = shared.split(resolved, train, *held)
+    if (metric := rows.held.metric) is not None:
+        for line in metric.check([rows.held.rows.completions[place] for place in rows.held.scored]):
+            display.log(line, "yellow")
     if len(shared.splits) > known:
         for line in notices(rows.train, rows.pool, rows.held, "evaluation.path" if held else "data.path"):
             display.log(line, "yellow")

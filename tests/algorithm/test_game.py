@@ -25,7 +25,7 @@ from lowmem_spin.algorithm.stages import (
     logps_spec,
     shares,
 )
-from lowmem_spin.algorithm.touches import HeldOutPlaces, touches
+from lowmem_spin.algorithm.touches import HeldOutPlaces, each_sample, touches
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Evaluation, Generation, Recipe
@@ -193,6 +193,11 @@ def test_counting_agrees_with_the_independent_count(histories: tuple[int | str, 
         assert shared * 1000 == len(rows[kind])
 
 
+def test_a_thousand_answers_to_each_row_have_numbers_of_their_own() -> None:
+    """As many as game.samples may be, of rows of any of many files."""
+    assert len(np.unique(each_sample(np.array([0, 1, 2**45]), 1000))) == 3000
+
+
 # What each option changes, and nothing else.
 
 # Keys of before there were other games than alpha-SPIN's: three iterates, then plain SFT on the same rows.
@@ -224,6 +229,18 @@ def test_what_was_played_before_there_were_other_games_keeps_its_keys(name: str)
     assert found[: len(keys.split())] == keys.split()
     assert digest(sampling_params(asked, inputs).spec("p")) == "61a822b26dce30e67d12"
     assert digest(logps_spec("p", inputs.learner)) == "7c0c7e89322b949e14ed"
+
+
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        ({"alpha": 1.0, "loss": "sppo"}, "95513052e2b120053614 011958c3ade021427c5e aaddb1e14b2ac1414973"),
+        ({"alpha": 0.5, "loss": {"name": "ipo", "tau": 0.2}}, "3635f0093624b77d828c 3628aded4263d52e1696 0acc7b417635bd43586a"),
+    ],
+)
+def test_judged_games_of_before_a_mixture_could_answer_keep_their_keys(options: dict[str, Any], keys: str) -> None:
+    asked = recipe(**CONTEST | options)
+    assert [stage.policy for stage in play(asked, JUDGED) if isinstance(stage, Train)] == keys.split()
 
 
 def test_drift_is_measured_on_samples_of_the_whole_policy() -> None:

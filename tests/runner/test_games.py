@@ -392,9 +392,9 @@ def test_opponents_answer_from_the_mixture(mixed: OpenGame, quickstart: Path) ->
     expected = {"sampler": "rejection", "alpha": 0.7, "prompts": len(prompts), "proposals": len(prompts)}
     expected |= {"rejected": len(prompts) - len(left), "acceptance": accepted, "log_z": math.log(accepted), "ess": accepted}
     assert records[2]["sampler"] == pytest.approx(expected)
-    said = [line for line in verdict(read_run(mixed.folder)) if line.startswith("Opponents")]
-    share = f"{accepted:.1%} of {len(prompts)} proposals accepted, {len(prompts) - len(left)} prompts without an answer"
-    assert said == [f"Opponents of iterate 1 answered by rejection from mixtures: {share}, log Z {math.log(accepted):.3f}."]
+    said = [line for line in verdict(read_run(mixed.folder)) if line.startswith("Answers")]
+    share = f"{accepted:.1%} of {len(prompts)} proposals accepted, {len(prompts) - len(left)} prompts left out"
+    assert said == [f"Answers for iterate 1 were drawn from mixtures by rejection: {share}, log Z {math.log(accepted):.3f}."]
 
 
 # Ordinary fine-tuning before the game.
