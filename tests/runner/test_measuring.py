@@ -14,7 +14,7 @@ from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.runner.planning import measuring
 from lowmem_spin.runner.planning.calibration import Measurement, load_calibration, record_measurements
-from lowmem_spin.runner.planning.measuring import shapes
+from lowmem_spin.runner.planning.estimates import shapes
 from lowmem_spin.runner.planning.plan import PlannedWork, plan
 
 ASKED = ("game.iterations=1", "runtime.generation_batch_size=1000")  # all rows at once

@@ -51,7 +51,7 @@ class Measurement(BaseModel):
     rows: int = Field(ge=1)
     tokens: int = Field(ge=1)
     seconds: float = Field(gt=0)
-    shapes: str | None = None  # digest of model, lengths and batches, where they are a recipe's own; see measuring.py
+    shapes: str | None = None  # digest of model, lengths and batches, where they are a recipe's own; see estimates.py
     date: str = Field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from lowmem_spin.algorithm.touches import SAMPLE, Places
 from lowmem_spin.common.files import DamagedError, read_parquet
+from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.formats import Conversation
 from lowmem_spin.data.readers import Unusable
@@ -24,7 +25,6 @@ from lowmem_spin.engines.registry import ENGINES
 from lowmem_spin.runner.open import ResolvedRecipe
 from lowmem_spin.runner.planning.calibration import Calibration, Kind, device_name
 from lowmem_spin.runner.planning.counting import Unit
-from lowmem_spin.runner.planning.measuring import shapes
 
 SAMPLED = 1000  # rows whose lengths are looked at
 MARKS = 3  # tokens that a template writes around a turn, or so
@@ -162,6 +162,14 @@ def _kind(unit: Unit) -> Kind:
     """Which engine's work it is."""
     kinds: dict[str, Kind] = {"completions": "generate", "mixtures": "generate", "pairs": "train"}
     return kinds.get(unit.side, "score")
+
+
+def shapes(found: ResolvedRecipe) -> str:
+    """What a rate depends on beside the engine: measurements of like ones hold for each other as they are."""
+    recipe = found.recipe
+    lengths = [recipe.data.max_prompt_length, recipe.data.max_completion_length, recipe.generation.max_new_tokens]
+    batches = [recipe.runtime.generation_batch_size, recipe.scoring_tokens, recipe.training_tokens, recipe.runtime.layout]
+    return digest([found.model.identity, recipe.model.quantization, found.choices.machine.dtype, lengths, batches])
 
 
 @dataclass

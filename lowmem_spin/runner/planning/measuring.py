@@ -13,13 +13,13 @@ from typing import Any
 from lowmem_spin.algorithm.game import health_sampling
 from lowmem_spin.algorithm.stages import Sampling, Train
 from lowmem_spin.common.display import Display
-from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import fixed_sample
 from lowmem_spin.engines.base import Completion, Generator, Learner, Request
 from lowmem_spin.engines.memory import read_shape
 from lowmem_spin.runner.open import OpenGame, ResolvedRecipe
 from lowmem_spin.runner.planning.calibration import Kind, Measurement, device_name
+from lowmem_spin.runner.planning.estimates import shapes
 
 SECONDS = 5.0  # at most for each of generating, scoring and training, or so
 LEAST = 1.5  # what is over sooner is done again
@@ -34,14 +34,6 @@ class Timed:
     rows: int
     tokens: int
     seconds: float
-
-
-def shapes(found: ResolvedRecipe) -> str:
-    """What a rate depends on beside the engine: measurements of like ones hold for each other as they are."""
-    recipe = found.recipe
-    lengths = [recipe.data.max_prompt_length, recipe.data.max_completion_length, recipe.generation.max_new_tokens]
-    batches = [recipe.runtime.generation_batch_size, recipe.scoring_tokens, recipe.training_tokens, recipe.runtime.layout]
-    return digest([found.model.identity, recipe.model.quantization, found.choices.machine.dtype, lengths, batches])
 
 
 def measure(game: OpenGame, display: Display, work: Path) -> list[Measurement]:
