@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lowmem_spin.algorithm.own_functions import BASE_LOGPS, REFERENCE, in_place, is_whole, reads
-from lowmem_spin.algorithm.roles import PLAIN_SFT, Role
+from lowmem_spin.algorithm.roles import PLAIN_SFT, UNQUANTIZED_BASE, Role
 from lowmem_spin.algorithm.settings import training_settings
 from lowmem_spin.algorithm.stages import (
     Average,
@@ -98,6 +98,9 @@ def opponents(iterates: Sequence[str], base: str, history: int | None, weights: 
 def play(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
     """The stages of the whole game in order (Algorithm 2, and SPPO's Algorithm 1)."""
     game, base = recipe.game, inputs.base
+    if inputs.unquantized is not None:  # first, so that its weights are gone before the game's are loaded
+        own = inputs.unquantized["base"]
+        yield Evaluate(UNQUANTIZED_BASE, Role.UNQUANTIZED, None, own, own)
     yield Evaluate("base", Role.BASE, None, base, base)
     if recipe.warm_start is not None:
         warm = _warm_start(recipe.warm_start, recipe, inputs)

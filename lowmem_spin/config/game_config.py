@@ -106,7 +106,8 @@ class GameConfig(Section):
     {name: judge, base_url: ..., model: ...}. sppo needs one; any other game then also reports win-rates."""
     win_rates: Literal["pairwise", "aggregated"] = "pairwise"
     """How win-rates follow from preferences. pairwise: their mean over the answers to the prompt, as in SPPO's paper.
-    aggregated: by Bradley-Terry, as in SPPO's code, which makes any preference transitive."""
+    aggregated: by Bradley-Terry, as in SPPO's code, which makes any preference transitive; surer than 1e-6 counts as 1e-6, as
+    it does not there."""
     normalizer: Literal["none", "estimated"] = "none"
     """For sppo with a geometric reference: estimated computes the reference's normalising constant from each prompt's samples,
     so that alpha may lie strictly between 0 and 1. none leaves it out."""

@@ -50,6 +50,20 @@ def test_every_game_of_the_paper_is_one_line_that_can_be_planned(tmp_path: Path)
     assert len(planned) == len(commands) - 1 == 9  # no two lines are the same game, and one is a sweep
 
 
+def test_what_the_codes_of_sppo_and_rspo_do_otherwise_can_be_set() -> None:
+    section = (
+        (RECIPES[0].parent / "README.md").read_text().partition("## SPPO and RSPO, as their codes")[2].partition("\n## ")[0]
+    )
+    plain = load_recipe(find_recipe("mistral7b_sppo"))
+    right = re.findall(r"^\| [^|]+ \| (`[^|]+) \|$", section, re.MULTILINE)
+    settings = [re.findall("`([^`]+)`", cell) for cell in right]
+    assert len(settings) == 10
+    for setting in {line for row in settings for line in row}:
+        assert load_recipe(find_recipe("mistral7b_sppo"), [setting]) != plain
+    official = [settings[0][0], settings[0][1], *settings[1], *settings[2], "game.iterations=6"]
+    assert load_recipe(find_recipe("mistral7b_rspo"), official).data.prompt_sets == 3
+
+
 def test_the_papers_recipe_is_the_papers() -> None:
     recipe = load_recipe(find_recipe("gemma2b_paper"))
     game, training = recipe.game, recipe.training

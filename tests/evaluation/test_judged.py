@@ -501,7 +501,7 @@ def test_alpaca_eval_runs_on_our_outputs_and_agrees(
         assert {one["preference"] for one in annotated} <= {1.0, 1.5, 2.0}
     display = measure(copy, server, suite="alpaca", alpaca=copy / "alpaca.json", longest=12)
     assert not {"generate", "judge"} & display.seconds.keys()
-    (block,) = blocks([one for one in read_results(copy / "game").benchmarks if one.suite == "alpaca"])
+    (block,) = blocks([one for one in read_run(copy / "game").benchmarks if one.suite == "alpaca"])
     assert "Answers are sampled at temperature 0.7." in block.note
     path = copy / "game" / "benchmarks.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -511,7 +511,7 @@ def test_alpaca_eval_runs_on_our_outputs_and_agrees(
         elif line["suite"] == "alpaca":
             line["recorded"]["sampling"] = "temperature 0.7, top_p 0.9"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (block,) = blocks([one for one in read_results(copy / "game").benchmarks if one.suite == "alpaca"])
+    (block,) = blocks([one for one in read_run(copy / "game").benchmarks if one.suite == "alpaca"])
     assert "Answers are sampled at temperature 0.7 or temperature 0.7, top_p 0.9." in block.note
 
 
