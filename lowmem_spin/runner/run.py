@@ -88,22 +88,18 @@ class Player:
         if self.stopped is not None and not is_baseline(stage):
             return
         if not isinstance(stage, Evaluate):
-            step(game, stage, self._noting(stage))
+            make(game, stage, self._noting(stage))
+            link_iterate(game, stage)
         elif samples_only:
-            sample_policy(game.tables, stage, game.rows.held, *self._answering())
+            sample_policy(game.tables, stage, game.rows.held, *measured_by(game))
         else:
-            health = evaluate_policy(game.tables, stage, game.rows.held, *self._answering())
+            health = evaluate_policy(game.tables, stage, game.rows.held, *measured_by(game))
             self.healths.append(health)
             training = None if stage.policy == game.inputs.base else game.store.manifest(stage.policy)
             self.display.log(self.display.name + summary_line(health, training))
             self.tracker.policy(health, training["metrics"] if training else [])
             self._stop_early(stage)
         self.keep_time()
-
-    def _answering(self) -> tuple[Sampling, Sampling]:
-        """How a policy answers where it is measured: by sampling, and greedily where there is a right answer."""
-        recipe, inputs = self.game.recipe, self.game.inputs
-        return health_sampling(recipe, inputs), sampling_params(recipe, inputs, greedy=True)
 
     def _noting(self, stage: Stage) -> adapters.Note | None:
         """What the tracker takes the records of a training with, if its policy is one that is measured."""
@@ -133,7 +129,7 @@ class Player:
         display.log(
             f"results in {game.folder}, shared work in {game.store.root}; interrupt whenever you like, run again to go on"
         )
-        display.expect(steps_ahead([(game, stage) for stage in game.stages]))
+        display.expect([ahead.rows for ahead in steps_ahead([(game, stage, False) for stage in game.stages])])
         for index, stage in enumerate(game.stages):
             display.begin_step(index)
             display.title = f"[{index + 1}/{len(game.stages)}] "
@@ -197,7 +193,12 @@ def _check_judge(game: OpenGame) -> None:
         check_key("game.oracle", judge.api_key_env)
 
 
-def step(game: OpenGame, stage: Stage, note: adapters.Note | None = None) -> None:
+def measured_by(game: OpenGame) -> tuple[Sampling, Sampling]:
+    """How a policy answers where it is measured: by sampling, and greedily where there is a right answer."""
+    return health_sampling(game.recipe, game.inputs), sampling_params(game.recipe, game.inputs, greedy=True)
+
+
+def make(game: OpenGame, stage: Stage, note: adapters.Note | None = None) -> None:
     """Make sure that the store has what this stage makes; `note` is given a training's records as they come."""
     match stage:
         case Average():
@@ -213,7 +214,6 @@ def step(game: OpenGame, stage: Stage, note: adapters.Note | None = None) -> Non
         case Score():
             score_pairs(game, stage)
         case Train():
-            made = adapters.train(game.tables, stage, lambda: training_pairs(game, stage), stage.name, note)
-            link_iterate(game, stage, made)
+            adapters.train(game.tables, stage, lambda: training_pairs(game, stage), stage.name, note)
         case _:
             raise TypeError(f"{type(stage).__name__} is not made by a step")
