@@ -41,6 +41,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("slow") and "slow" not in str(wanted):
             item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
+        if item.get_closest_marker("real") and "real" not in str(wanted):
+            item.add_marker(pytest.mark.skip(reason="with a real model: run with -m real"))
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,10 @@ from lowmem_spin.config.yaml_text import write_yaml
 from lowmem_spin.data.sources import Source
 from lowmem_spin.report.grid import escape_markdown
 from lowmem_spin.report.intervals import Value, rows_of
-from lowmem_spin.report.measures import MEASURES
+from lowmem_spin.report.measures import MEASURES, TASKS
 from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy
 
-SHOWN = ("exact_match", "sampled_accuracy", "chosen_logp", "kl_to_base", "kl_to_previous", "length", "truncated")
+SHOWN = (*TASKS, "sampled_accuracy", "chosen_logp", "kl_to_base", "kl_to_previous", "length", "truncated")
 PLACES = ("base_url", "api_key_env")  # of a judge
 TEXTS = ("system_prompt", "chat_template")  # no paths, whatever they begin with
 

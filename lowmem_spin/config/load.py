@@ -221,7 +221,11 @@ def _places(loc: Sequence[int | str]) -> tuple[list[str], Any]:
             annotation = choices[place]
         elif place in (classes := {kind.__name__: kind for kind in _sections(annotation)}):  # where no `name` decides
             annotation = classes[place]
-        elif not place.startswith(("constrained-", "list[", "literal[")) and place not in ("int", "str", "bool"):
+        elif not place.startswith(("constrained-", "list[", "literal[", "tagged-union[")) and place not in (
+            "int",
+            "str",
+            "bool",
+        ):
             places.append(place)
             known = getattr(annotation, "model_fields", {})
             annotation = known[place].annotation if place in known else annotation

@@ -12,7 +12,8 @@ from typing import Any
 
 RECIPE, RECORD = "recipe.yaml", "run.json"
 DIR, STORE = "output.dir", "output.store"
-FUNCTIONS = [f"game.{name}.function" for name in ("oracle", "loss", "opponents", "reference")]  # their paths end in :name
+FUNCTIONS = [f"game.{name}.function" for name in ("oracle", "loss", "opponents", "reference")]
+FUNCTIONS += ["evaluation.metric.function"]  # the paths of all these end in :name
 STAMP = "FORMAT"  # the file by which a store is known
 
 

@@ -9,6 +9,7 @@ from lowmem_spin.config.bounds import BATCH, ROWS, SINGLE, STEPS, TOKENS, TOKENS
 from lowmem_spin.config.choices import FunctionOracle, JudgeOracle
 from lowmem_spin.config.data_config import Data
 from lowmem_spin.config.harness_config import Harness
+from lowmem_spin.config.metric_choices import Metric, name_of
 from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.per_iteration import check_lengths, value_at
 from lowmem_spin.config.section import Section
@@ -85,9 +86,10 @@ class Evaluation(Section):
     """Configuration of a hub data set that held-out rows come from; null is its only one."""
     split: str = "test"
     """Split of a hub data set that held-out rows come from; local files have none."""
-    metric: Literal["exact_match", "none"] = "none"
-    """Score on held-out rows. exact_match: the share of greedy answers that end and equal the row's answer to the letter. It
-    suits short answers and needs evaluation.path."""
+    metric: Metric = "none"
+    """Score on held-out rows, which needs evaluation.path. exact_match: the share of greedy answers that end and equal the
+    row's answer to the letter, for short ones. {name: final_number}: of those whose last number does, as for GSM8K. Other tasks
+    have {name: regex, pattern: ...}, {name: contains} or {name: function, function: file.py:metric}."""
     category: str = "category"
     """Name of the column by which reports group held-out rows; change it if your file calls it otherwise."""
     health_prompts: int = Field(default=256, ge=1, le=ROWS)
@@ -95,6 +97,9 @@ class Evaluation(Section):
     from all tokens whatever `generation` says. More give narrower intervals and cost generation time."""
     compare_sft: bool = False
     """Whether to also run plain SFT on the same rows for as many steps. Turn it on to see whether self-play beats it."""
+    compare_unquantized: bool | Literal["auto"] = "auto"
+    """Whether a base that plays in 4 bits is also measured unquantized, so that what nf4 costs is not taken for gain. auto: a
+    base of 50 million parameters or more, if it fits in memory that way. Once for all runs of a store."""
     benchmarks: list[str] = Field(default_factory=list)
     """Benchmarks to run on every policy when the game is over, as `lowmem-spin evaluate` does: leaderboard, mtbench, alpaca,
     diversity, or tasks of lm-evaluation-harness by name."""
@@ -105,7 +110,8 @@ class Evaluation(Section):
     mtbench: PathText | None = None
     """Folder with FastChat's MT-Bench questions and reference answers; null is the folder mtbench in output.store."""
     alpaca: PathText | None = None
-    """File with instructions and a baseline's outputs in AlpacaEval's format; null is the official file from the hub."""
+    """File with instructions and a baseline's outputs in AlpacaEval's format; null is the official file from the hub. Policies
+    answer with the temperature, top_p and top_k of `generation` if it has any of its own, else at 0.7; tables say which."""
 
 
 class Runtime(Section):
@@ -184,6 +190,9 @@ class Recipe(Section):
         }
         check_lengths(once_or_each, self.game.iterations)
         game_config.check_game(self.game)
+        if self.data.prompt_sets is not None and self.data.resample != "split":
+            given, how = self.data.prompt_sets, str(self.data.resample).lower()
+            raise ValueError(f"data.prompt_sets: {given} has no effect with data.resample {how}; use split, or leave it out")
         asking, whole = game_config.whole_policies(self.game), {"temperature": 1.0, "top_p": 1.0, "top_k": None}
         for name, value in whole.items() if asking else ():
             if (asked := getattr(self.generation, name)) != value:
@@ -197,7 +206,8 @@ class Recipe(Section):
             )
         self._check_tokens()
         if self.evaluation.metric != "none" and self.evaluation.path is None:
-            raise ValueError("evaluation.metric: exact_match needs held-out rows; set evaluation.path, or use none")
+            name = name_of(self.evaluation.metric)
+            raise ValueError(f"evaluation.metric: {name} needs held-out rows; set evaluation.path, or use none")
         return self
 
     def _check_tokens(self) -> None:
@@ -252,7 +262,7 @@ class Recipe(Section):
             "game.oracle exact_match": isinstance(game.oracle, FunctionOracle) and game.oracle.function == "exact_match",
             "warm_start": self.warm_start is not None and not held_out,
             "evaluation.compare_sft": self.evaluation.compare_sft and not held_out,
-            "evaluation.metric exact_match": self.evaluation.metric == "exact_match" and measured,
+            f"evaluation.metric {name_of(self.evaluation.metric)}": self.evaluation.metric != "none" and measured,
             "game.stop_when.chosen_logp_falls": game.stop_when.chosen_logp_falls is not None and measured,
         }
         return next((name for name, needs in needing.items() if needs), None)
@@ -260,3 +270,14 @@ class Recipe(Section):
     def pairs_at(self, t: int) -> int:
         """Rows to train on in iteration t."""
         return value_at(self.game.pairs, t)
+
+    def rows_played(self, t: int) -> int:
+        """How many rows at the head of the order that iteration t draws from are played with, in it or in another one."""
+        users = [t] if self.data.resample is True else range(self.game.iterations)  # true: an order for each
+        starts = {user: self.split_start(user) if self.data.resample == "split" else 0 for user in users}
+        return max(start + self.pairs_at(user) for user, start in starts.items())
+
+    def split_start(self, t: int) -> int:
+        """For data.resample split: how many rows are in the sets before that of iteration t."""
+        iterations, sets = self.game.iterations, self.data.prompt_sets or self.game.iterations
+        return sum(max(self.pairs_at(user) for user in range(before, iterations, sets)) for before in range(t % sets))

@@ -1,15 +1,11 @@
 """What a folder or a file that was given as a model is instead, and what to do with it."""
 
 import json
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 
 from lowmem_spin.common.errors import InputError, shortened
-
-CONVERTED = (
-    "from_pretrained(folder, gguf_file={file!r}, quantization_config=GgufConfig(dequantize=True)).save_pretrained(new), the "
-    "same with AutoTokenizer, and give the new folder"
-)
 
 
 def check_model_folder(path: Path, name: str, field: str) -> None:
@@ -20,7 +16,7 @@ def check_model_folder(path: Path, name: str, field: str) -> None:
     """
     if path.is_file():
         if path.suffix == ".gguf":
-            raise InputError(f"{field}: {name!r} is a GGUF file; {_convert(path.name)}")
+            raise InputError(f"{field}: {name!r} is a GGUF file; {_convert(name)}")
         raise InputError(f"{field}: {name!r} is a file; give the folder with config.json, its weights and its tokenizer")
     check_model_names({file.name for file in path.iterdir()}, name, field, path)
 
@@ -36,7 +32,8 @@ def check_model_names(names: Collection[str], name: str, field: str, folder: Pat
             "the adapter as model.adapter"
         )
     if gguf and not ("config.json" in names and weights):
-        raise InputError(f"{field}: {name!r} has only GGUF weights; {_convert(gguf[0])}")
+        file = gguf[0] if folder is None else str(Path(name) / gguf[0])
+        raise InputError(f"{field}: {name!r} has only GGUF weights; {_convert(file)}")
     if "config.json" not in names:
         raise InputError(f"{field}: {name!r} is no model: it has no config.json")
     if not weights:
@@ -47,7 +44,7 @@ def check_model_names(names: Collection[str], name: str, field: str, folder: Pat
 
 
 def _convert(file: str) -> str:
-    return f"convert it once, with transformers: AutoModelForCausalLM.{CONVERTED.format(file=file)}"
+    return f"make a model folder of it once, python recipes/from_gguf.py {shlex.quote(file)} --to NEW, and give that folder"
 
 
 def _base_of(folder: Path | None) -> str:

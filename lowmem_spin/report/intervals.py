@@ -19,7 +19,7 @@ def quantile(freedom: int) -> float:
 
 
 # The numbers of metrics.jsonl and of benchmarks.jsonl that are shares of rows with yes or no.
-YES_OR_NO = {"exact_match", "truncated", "identical", "acc", "acc_norm", "acc_bytes", "em"}
+YES_OR_NO = {"exact_match", "final_number", "regex", "contains", "truncated", "identical", "acc", "acc_norm", "acc_bytes", "em"}
 
 
 def is_yes_or_no(name: str) -> bool:

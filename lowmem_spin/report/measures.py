@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from lowmem_spin.report.intervals import Value
 
-MATCH, WINS, GAIN = "exact_match", "win_rate_to_base", "gain"
+MATCH, WINS, GAIN, GAIN_UNQUANTIZED = "exact_match", "win_rate_to_base", "gain", "gain_over_unquantized"
+TASKS = (MATCH, "final_number", "regex", "contains", "function")  # what evaluation.metric may be
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Measure:
     @property
     def number_unit(self) -> str:
         """The unit of the number as metrics.jsonl has it: shares are from 0 to 1 there."""
-        return "share" if self.percent else self.unit or ("" if self.label == GAIN else "nats")
+        return "share" if self.percent else self.unit or ("" if self.label.startswith(GAIN) else "nats")
 
     def text(self, value: Value, sign: str = "", brief: bool = False) -> str:
         """The number with the half-width of its 95% interval; `brief` may leave that out."""
@@ -45,10 +46,38 @@ MEASURES = {
         "exact\nmatch",
         meaning="share of held-out prompts whose greedy answer ends and equals the data's to the letter",
     ),
+    "final_number": Measure(
+        "final number",
+        "%",
+        "final\nnumber",
+        meaning="share of held-out prompts whose greedy answer ends and has the data's last number as its last",
+    ),
+    "regex": Measure(
+        "pattern",
+        "%",
+        meaning="share of held-out prompts whose greedy answer ends and in which the pattern finds what it finds in the data's",
+    ),
+    "contains": Measure(
+        "contains",
+        "%",
+        meaning="share of held-out prompts whose greedy answer ends and has the data's in it",
+    ),
+    "function": Measure(
+        "own metric",
+        "points",
+        "own\nmetric",
+        meaning="mean of what the function of evaluation.metric gives for the greedy answers to held-out prompts",
+    ),
     GAIN: Measure(
         "gain",
-        meaning="by how much the score is above the base's on the same rows: exact_match if it is measured, else chosen_logp, "
-        "else win_rate_to_base",
+        meaning="by how much the score is above the base's on the same rows: evaluation.metric if there is one, else "
+        "chosen_logp, else win_rate_to_base",
+    ),
+    GAIN_UNQUANTIZED: Measure(
+        "gain over unquantized",
+        brief="gain over\nunquant.",
+        meaning="by how much the score is above that of the base before its weights were put in 4 bits, on the same rows: of "
+        "the base itself it is what nf4 costs",
     ),
     "sampled_accuracy": Measure(
         "sampled accuracy",

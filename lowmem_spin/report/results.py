@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from lowmem_spin.algorithm.roles import Part, Role
 from lowmem_spin.config.loss_choices import own_in_words
 from lowmem_spin.report.intervals import Value, difference, over
-from lowmem_spin.report.measures import MATCH, WINS
+from lowmem_spin.report.measures import MATCH, TASKS, WINS
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,20 @@ class PolicyResults:
     key: str
     part: Part
     values: dict[str, Value]  # by the names of evaluation.health.Health
-    categories: dict[str, Value]  # exact match by category
+    categories: dict[str, Value]  # the metric by category
     samples: list[dict[str, str]]  # prompt_id, answer; and prompt, data, finish_reason if they were kept
     sampler: dict[str, Any] | None = None  # how its opponents' answers were drawn, if from mixtures
 
     @property
     def score(self) -> Value:
-        """What policies are compared by: exact match where it is measured, else the log-prob of the data's answers, else, where
+        """What policies are compared by: the metric where there is one, else the log-prob of the data's answers, else, where
         the data has none, how often the base is beaten."""
         return self.values[self.score_names[0]]
 
     @property
     def score_names(self) -> list[str]:
         """What there is of the numbers that policies are compared by, the first choice first."""
-        return [name for name in (MATCH, "chosen_logp", WINS) if name in self.values]
+        return [name for name in (*TASKS, "chosen_logp", WINS) if name in self.values]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Benchmark:
     values: dict[str, Value]  # by "metric,filter" as lm-evaluation-harness writes it
     gains: dict[str, Value]  # over the base, on the same documents
     asked: str = ""  # how, in words, of a task that can be asked in several ways
+    sampling: str = ""  # of AlpacaEval's answers, in words
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class RunResults:
     missing: list[str]  # a line for each thing that a report will lack
     benchmarks: list[Benchmark]
     arena: dict[str, Any] | None = None  # as arena.json has it
+    answer_tokens: int | None = None  # that 95% of the data's answers have at most, if the store has the rows
 
     @property
     def base(self) -> PolicyResults:
@@ -86,8 +88,13 @@ class RunResults:
 
     @property
     def baselines(self) -> list[PolicyResults]:
-        """What self-play is measured against."""
-        return [policy for policy in self.policies if policy not in self.played]
+        """What self-play is measured against, as far as it has the numbers that policies are compared by."""
+        return [policy for policy in self.policies if policy not in self.played and policy.score_names]
+
+    @property
+    def unquantized(self) -> PolicyResults | None:
+        """The base before its weights were put in 4 bits, if it was measured."""
+        return next((policy for policy in self.baselines if policy.part.role is Role.UNQUANTIZED), None)
 
     @property
     def last(self) -> PolicyResults:
@@ -216,8 +223,9 @@ class SweepResults:
 
 
 def _scores(policies: Sequence[PolicyResults]) -> list[str]:
-    if all(MATCH in policy.values for policy in policies):
-        return [MATCH, "sampled_accuracy", "chosen_logp"]
+    for task in TASKS:
+        if all(task in policy.values for policy in policies):
+            return [task, *(["sampled_accuracy"] if task == MATCH else []), "chosen_logp"]  # log-probs are of whole answers
     return ["chosen_logp"] if all("chosen_logp" in policy.values for policy in policies) else [WINS]
 
 

@@ -13,6 +13,7 @@ from lowmem_spin.common.display import readable
 from lowmem_spin.common.keys import digest
 from lowmem_spin.data.render import conversation_text
 from lowmem_spin.data.rows import Rows, overlap
+from lowmem_spin.runner.task_metrics import TaskMetric
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.rows import Answer, Compared, Prompt, Scored
 
@@ -46,6 +47,7 @@ class HeldOut:
     scored: list[int]  # places on which the data's answers are scored and greedy answers are compared
     health: list[int]  # places that every policy answers by sampling
     exact_match: bool
+    metric: TaskMetric | None = None  # what greedy answers are scored by instead
     oracle: dict[str, Any] | None = None  # identity of what judges samples, if anything does
 
 
@@ -84,7 +86,8 @@ class Health:
     engine_gap: Estimate  # |generator's - learner's log-prob| of own samples: far from 0, opponents are not the policy scored
     identical: Estimate | None  # share of own samples equal to the data's answer: it rises as the game is won
     exact_match: Estimate | None = None  # greedy
-    categories: dict[str, Estimate] = field(default_factory=dict)  # exact_match by category
+    task: tuple[str, Estimate] | None = None  # another metric's name and what it gave, greedy
+    categories: dict[str, Estimate] = field(default_factory=dict)  # exact_match, or that other metric, by category
     win_rate_to_base: Estimate | None = None  # of own samples against the base's, by the game's oracle
     win_rate_to_previous: Estimate | None = None
     samples: list[dict[str, str]] = field(default_factory=list)
@@ -96,11 +99,15 @@ class Health:
 
     @property
     def estimates(self) -> dict[str, Estimate]:
-        """All that are known, by name; exact_match/name is that of a category."""
+        """All that are known, by name; exact_match/name is that of a category, of another metric by its name."""
         estimates = {name: value for name, value in vars(self).items() if isinstance(value, Estimate)}
+        if self.role is Role.UNQUANTIZED:  # measured against itself alone
+            estimates = {name: value for name, value in estimates.items() if not name.startswith("kl_")}
         if self.sampled_accuracy is not None:
             estimates["sampled_accuracy"] = self.sampled_accuracy
-        return estimates | {f"exact_match/{name}": value for name, value in self.categories.items()}
+        metric = "exact_match" if self.task is None else self.task[0]
+        estimates |= {} if self.task is None else {metric: self.task[1]}
+        return estimates | {f"{metric}/{name}": value for name, value in self.categories.items()}
 
     def numbers(self) -> dict[str, float]:
         """Every estimate by name, with its standard error beside it as name_se."""
@@ -109,25 +116,38 @@ class Health:
 
     @property
     def score(self) -> Estimate:
-        """What policies are compared by: exact match where it is measured, else the log-prob of the data's answers; where the
+        """What policies are compared by: the metric where there is one, else the log-prob of the data's answers; where the
         data has none, how often the base is beaten, which of the base itself is an even chance."""
         even = Estimate(np.full(len(self.length.values), 0.5))
-        known = (self.exact_match, self.chosen_logp, self.win_rate_to_base)
+        known = (self.exact_match, self.task and self.task[1], self.chosen_logp, self.win_rate_to_base)
         return next((estimate for estimate in known if estimate is not None), even)
 
-    def record(self, base: "Health") -> dict[str, Any]:
+    @property
+    def is_answered(self) -> bool:
+        """Whether the score is of answers that the data has, and not of what an oracle prefers to the base's."""
+        return self.exact_match is not None or self.chosen_logp is not None
+
+    def record(self, base: "Health", unquantized: "Health | None" = None) -> dict[str, Any]:
         """One line of metrics.jsonl, with the number of rows behind each as name_n; `gain` is the score's difference from the
-        base's on the same rows."""
-        gain = self.score.minus(base.score)
+        base's on the same rows, and `gain_over_unquantized` from that of the base before it was put in 4 bits."""
+        others = {"gain": base}
+        if unquantized is not None and self.is_answered:
+            others["gain_over_unquantized"] = unquantized
+        elif self.role is Role.UNQUANTIZED:  # whose answers no oracle has compared
+            others = {}
+        gains: dict[str, float] = {}
+        for name, other in others.items():
+            gain = self.score.minus(other.score)
+            gains |= {name: gain.mean, f"{name}_se": gain.error}
         names = {"name": self.name, "policy": self.policy, "role": self.role, "iteration": self.iteration}
         rows = {f"{name}_n": len(value.values) for name, value in self.estimates.items()}
-        return {**names, **self.numbers(), **rows, "gain": gain.mean, "gain_se": gain.error, "samples": self.samples}
+        return {**names, **self.numbers(), **rows, **gains, "samples": self.samples}
 
 
 def sample_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sampling, greedy: Sampling) -> None:
     """Generate all that `evaluate` will ask the policy for, so that it then only scores."""
     tables.answers([(stage.policy, _prompts(held, held.health))], sampling, f"{stage.name}: samples")
-    if held.exact_match:
+    if held.exact_match or held.metric is not None:
         tables.answers([(stage.policy, _prompts(held, held.scored))], greedy, f"{stage.name}: held-out")
 
 
@@ -159,11 +179,10 @@ def evaluate_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sa
         for position, answer in zip(held.health, own, strict=True)
         if position in answered
     ]
-    match = None
-    categories: dict[str, Estimate] = {}
-    if held.exact_match:
-        match = _exact_match(tables, stage, held, greedy)
-        categories = _by_category(match, [rows.categories[position] for position in held.scored])
+    labels = [rows.categories[position] for position in held.scored]
+    match = _greedy(tables, stage, held, greedy, None) if held.exact_match else None
+    task = None if held.metric is None else (held.metric.name, _greedy(tables, stage, held, greedy, held.metric))
+    scored = match if task is None else task[1]
     return Health(
         name=stage.name,
         role=stage.role,
@@ -178,7 +197,8 @@ def evaluate_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sa
         engine_gap=Estimate(np.abs(np.array([answer.logp for answer in own]) - logps(own, policy))),
         identical=Estimate(np.array(equal, float)) if equal else None,
         exact_match=match,
-        categories=categories,
+        task=task,
+        categories={} if scored is None else _by_category(scored, labels),
         win_rate_to_base=_wins(tables, stage, held, sampling, tables.base),
         win_rate_to_previous=_wins(tables, stage, held, sampling, stage.previous),
         samples=[_sample(rows, position, answer) for position, answer in zip(held.health[:SHOWN], own, strict=False)],
@@ -209,11 +229,19 @@ def _sample(rows: Rows, position: int, answer: Answer) -> dict[str, str]:
     return {**asked, "data": rows.completions[position], "answer": answer.text, "finish_reason": answer.finish_reason}
 
 
-def _exact_match(tables: Tables, stage: Evaluate, held: HeldOut, greedy: Sampling) -> Estimate:
+def _greedy(tables: Tables, stage: Evaluate, held: HeldOut, greedy: Sampling, metric: TaskMetric | None) -> Estimate:
+    """Greedy answers by a metric, or by exact match; one without an end counts 0."""
     prompts = _prompts(held, held.scored)
     (answers,) = tables.answers([(stage.policy, prompts)], greedy, f"{stage.name}: held-out")
-    texts = [held.rows.completions[position] for position in held.scored]
-    right = [answer.text == text and answer.finish_reason == "stop" for answer, text in zip(answers, texts, strict=True)]
+    right = []
+    for position, answer in zip(held.scored, answers, strict=True):
+        expected = held.rows.completions[position]
+        if answer.finish_reason != "stop":
+            right.append(0.0)
+        elif metric is None:
+            right.append(float(answer.text == expected))
+        else:
+            right.append(metric.score(conversation_text(held.rows.messages(position)), answer.text, expected))
     return Estimate(np.array(right, float))
 
 
@@ -257,7 +285,8 @@ def summary_line(health: Health, training: dict[str, Any] | None) -> str:
         parts.append(f"held-out log-prob {health.chosen_logp.mean:.2f}")
     elif health.win_rate_to_base is not None:
         parts.append(f"wins over base {health.win_rate_to_base.mean:.1%}")
-    parts.append(f"KL base {health.kl_to_base.mean:.2f} previous {health.kl_to_previous.mean:.2f}")
+    if health.role is not Role.UNQUANTIZED:
+        parts.append(f"KL base {health.kl_to_base.mean:.2f} previous {health.kl_to_previous.mean:.2f}")
     parts.append(f"length {health.length.mean:.1f}, truncated {health.truncated.mean:.1%}")
     if health.engine_gap.mean > ALARM:
         parts.append(f"generator and learner differ by {health.engine_gap.mean:.3f} nats on own samples")

@@ -1,7 +1,8 @@
 """From a recipe to a game that can be played on this machine: sources found, keys named, rows prepared."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -22,9 +23,11 @@ from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
 from lowmem_spin.engines.row_check import check_rows
 from lowmem_spin.engines.training.trial import check_optimizer
-from lowmem_spin.runner.game_rows import GameRows, Orders, split_rows
+from lowmem_spin.engines.unquantized import Beside, measured_beside
+from lowmem_spin.runner.game_rows import GameRows, Orders, prompts_again, split_rows
 from lowmem_spin.runner.health import HeldOut, notices
 from lowmem_spin.runner.own_functions import OwnFunctions, Said, ask, try_own_loss
+from lowmem_spin.runner.task_metrics import TaskMetric
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store
 from lowmem_spin.store.table import Table
@@ -58,10 +61,26 @@ class ResolvedRecipe:
         """Key of the base policy."""
         return base_key(self.recipe, self.model, self.adapter)
 
+    @cached_property
+    def beside(self) -> Beside:
+        """The unquantized base, if it is measured beside the one that plays."""
+        return measured_beside(self.recipe, self.model, self.choices)
+
+    @property
+    def unquantized(self) -> "ResolvedRecipe | None":
+        """The same on the unquantized base, if that is measured too."""
+        return None if self.beside.recipe is None else replace(self, recipe=self.beside.recipe)
+
     @property
     def oracle_spec(self) -> dict[str, Any] | None:
         """What judges samples, if anything does."""
         return None if self.oracle is None else self.oracle.spec()
+
+    @property
+    def metric(self) -> TaskMetric | None:
+        """What scores greedy answers, if it is not exact match."""
+        asked = self.recipe.evaluation.metric
+        return None if isinstance(asked, str) else TaskMetric(asked, self.own.metric)
 
     def data_sources(self) -> list[tuple[Source, str, str]]:
         """All the data that the game reads: (source, the recipe's field, split). Held-out rows of their own come second."""
@@ -97,6 +116,9 @@ class ResolvedRecipe:
         if self.held is None:
             key = digest({"rows": key, "set aside": set_aside})
         own = {"loss": self.own.loss_identity(), "opponents": self.said.opponents, "reference": self.said.reference}
+        if (beside := self.unquantized) is not None:
+            generator, learner = self.choices.specs(beside.recipe)
+            own["unquantized"] = {"base": beside.base, "generator": generator, "learner": learner}
         return Inputs(self.base, key, *self.choices.specs(self.recipe), self.oracle_spec, **own)
 
     def asked(self, trust: Trust, notify: Callable[[str], None]) -> "ResolvedRecipe":
@@ -129,7 +151,15 @@ class SharedResources:
         if name not in self.splits:
             self.splits[name] = split_rows(recipe, train, held)
         pool, held_out = self.splits[name]
-        return GameRows(train=train, pool=pool, held=replace(held_out, oracle=resolved.oracle_spec), orders=self.orders)
+        measured = replace(held_out, oracle=resolved.oracle_spec, metric=resolved.metric)
+        return GameRows(train=train, pool=pool, held=measured, orders=self.orders)
+
+    def say(self, lines: Iterable[str], display: Display) -> None:
+        """Show notices that no earlier game has shown."""
+        for line in lines:
+            if line not in self.said:
+                self.said.add(line)
+                display.log(line, "yellow")
 
     def store(self, root: str, display: Display) -> Store:
         if root not in self.stores:
@@ -148,6 +178,7 @@ class OpenGame:
     tables: Tables
     engines: GameEngines
     folder: Path
+    unquantized: Tables | None = None  # of the unquantized base, if it is measured too
 
     @property
     def recipe(self) -> Recipe:
@@ -185,12 +216,11 @@ def open_game(recipe: Recipe, recipe_dir: Path, display: Display, shared: Shared
     resolved = resolved.asked(shared.trust, lambda line: display.log(line, "yellow"))
     try_own_loss(resolved.own, resolved.said, recipe.game)
     notices_of_base = check_base(recipe, resolved.model, resolved.adapter, choices.machine.dtype)
-    for line in (*resolved.own.notices(), *notices_of_base):
-        if line not in shared.said:
-            shared.said.add(line)
-            display.log(line, "yellow")
+    left_out = [] if resolved.beside.why_not is None else [resolved.beside.why_not]
+    shared.say([*resolved.own.notices(), *notices_of_base, *left_out], display)
     rows = prepare_rows(resolved, display, shared)
     inputs, stages = name_stages(resolved, rows.set_aside)
+    shared.say(prompts_again(recipe, stages), display)
     return assemble(resolved, rows, inputs, stages, display, shared)
 
 
@@ -213,7 +243,7 @@ def resolve(recipe: Recipe, sources: Sources, choices: EngineChoices, notify: Ca
         oracle=open_oracle(
             recipe.game.oracle, OracleContext(sources, choices.machine, sources.memory.parent / "judge", notify)
         ),
-        own=OwnFunctions.find(recipe.game, sources.recipe_dir),
+        own=OwnFunctions.find(recipe, sources.recipe_dir),
     )
 
 
@@ -229,6 +259,9 @@ def prepare_rows(resolved: ResolvedRecipe, display: Display, shared: SharedResou
     train, *held = prepared
     known = len(shared.splits)
     rows = shared.split(resolved, train, *held)
+    if (metric := rows.held.metric) is not None:
+        for line in metric.check([rows.held.rows.completions[place] for place in rows.held.scored]):
+            display.log(line, "yellow")
     if len(shared.splits) > known:
         for line in notices(rows.train, rows.pool, rows.held, "evaluation.path" if held else "data.path"):
             display.log(line, "yellow")
@@ -301,5 +334,16 @@ def assemble(
     for stage in stages:
         if isinstance(stage, Train | TrainSampler):  # too few rows for a later iteration is said now
             rows.positions(stage.pairs.draw if isinstance(stage, Train) else stage.draw)
-    folder = Path(recipe.output.dir or "runs/game")
-    return OpenGame(resolved=resolved, inputs=inputs, stages=stages, rows=rows, tables=tables, engines=engines, folder=folder)
+    game = OpenGame(
+        resolved=resolved,
+        inputs=inputs,
+        stages=stages,
+        rows=rows,
+        tables=tables,
+        engines=engines,
+        folder=Path(recipe.output.dir or "runs/game"),
+    )
+    if (beside := resolved.unquantized) is not None and inputs.unquantized is not None:
+        known = {name: inputs.unquantized[name] for name in ("base", "learner")}
+        game.unquantized = replace(tables, **known, engines=replace(engines, recipe=beside.recipe))
+    return game

@@ -1,5 +1,5 @@
-"""A person's own loss, opponents and reference: found in their files, asked where they may run, tried before anything is
-computed."""
+"""A person's own loss, opponents, reference and metric: found in their files, asked where they may run, tried before
+anything is computed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.trust import Code
 from lowmem_spin.config.game_config import GameConfig, OwnReference
 from lowmem_spin.config.loss_choices import OwnLoss
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.foreign_code import code_of_functions
 from lowmem_spin.engines.own_function import OwnFunction
 from lowmem_spin.engines.training.trial import check_loss
@@ -32,31 +33,35 @@ class OwnFunctions:
     loss: OwnFunction | None = None
     opponents: OwnFunction | None = None
     reference: OwnFunction | None = None
+    metric: OwnFunction | None = None
 
     @classmethod
-    def find(cls, game: GameConfig, recipe_dir: Path) -> Self:
+    def find(cls, recipe: Recipe, recipe_dir: Path) -> Self:
         """Look them up.
 
         Raises:
             InputError: one is not there; one line.
         """
-        sections = {"loss": game.loss, "opponents": game.opponents, "reference": game.reference}
-        named = {name: getattr(section, "function", None) for name, section in sections.items()}
+        game = recipe.game
+        sections = {"game.loss": game.loss, "game.opponents": game.opponents, "game.reference": game.reference}
+        sections["evaluation.metric"] = recipe.evaluation.metric
+        named = {field: getattr(section, "function", None) for field, section in sections.items()}
         return cls(
             **{
-                name: OwnFunction.find(f"game.{name}.function", function, recipe_dir)
-                for name, function in named.items()
+                field.rpartition(".")[2]: OwnFunction.find(f"{field}.function", function, recipe_dir)
+                for field, function in named.items()
                 if function is not None
             }
         )
 
     def files(self) -> dict[str, str]:
         """{field: file.py:name from the root}"""
-        return {one.field: one.place for one in (self.loss, self.opponents, self.reference) if one is not None}
+        every = (self.loss, self.opponents, self.reference, self.metric)
+        return {one.field: one.place for one in every if one is not None}
 
     def code(self) -> list[Code]:
         """All that a game would run."""
-        return code_of_functions([self.loss, self.opponents, self.reference])
+        return code_of_functions([self.loss, self.opponents, self.reference, self.metric])
 
     def deciding(self) -> list[Code]:
         """What has to run to know the stages, for a plan too."""

@@ -106,7 +106,7 @@ class SweepWorker:
             make(game, stage)
         else:
             measure = sample_policy if samples_only else evaluate_policy
-            measure(game.tables, stage, game.rows.held, *measured_by(game))
+            measure(*measured_by(game, stage))
 
 
 def _more(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from lowmem_spin.common.keys import digest
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.runner.claim import METRICS, check_folder, clear_folder
 from lowmem_spin.runner.early_stopping import EarlyStop, stops_early
-from lowmem_spin.runner.health import Health, evaluate_policy, sample_policy, summary_line
+from lowmem_spin.runner.health import Health, HeldOut, evaluate_policy, sample_policy, summary_line
 from lowmem_spin.runner.open import OpenGame
-from lowmem_spin.runner.pairs import judged_win_rates, opponent_answers, score_pairs, summarize_sampling, training_pairs
+from lowmem_spin.runner.pairs import judged_preferences, opponent_answers, score_pairs, summarize_sampling, training_pairs
 from lowmem_spin.runner.planning.forecast import steps_ahead
 from lowmem_spin.runner.record import (
     add_seconds,
@@ -41,6 +41,7 @@ from lowmem_spin.runner.record import (
 from lowmem_spin.runner.run_folder import PICTURES
 from lowmem_spin.runner.trackers import Tracker
 from lowmem_spin.store import adapters
+from lowmem_spin.store.memo import Tables
 
 
 class Player:
@@ -65,6 +66,7 @@ class Player:
     ) -> None:
         self.game, self.display, self.counted = game, display, counted
         self.healths: list[Health] = []
+        self.unquantized: Health | None = None  # of the base, if it is measured so
         self.stopped: EarlyStop | None = None
         _check_judge(game)
         check_folder(game, replace)
@@ -91,11 +93,14 @@ class Player:
             make(game, stage, self._noting(stage))
             link_iterate(game, stage)
         elif samples_only:
-            sample_policy(game.tables, stage, game.rows.held, *measured_by(game))
+            sample_policy(*measured_by(game, stage))
         else:
-            health = evaluate_policy(game.tables, stage, game.rows.held, *measured_by(game))
-            self.healths.append(health)
-            training = None if stage.policy == game.inputs.base else game.store.manifest(stage.policy)
+            health = evaluate_policy(*measured_by(game, stage))
+            if stage.role is Role.UNQUANTIZED:
+                self.unquantized = health
+            else:
+                self.healths.append(health)
+            training = None if stage.role in (Role.BASE, Role.UNQUANTIZED) else game.store.manifest(stage.policy)
             self.display.log(self.display.name + summary_line(health, training))
             self.tracker.policy(health, training["metrics"] if training else [])
             self._stop_early(stage)
@@ -151,7 +156,8 @@ class Player:
             stage.policy: summarize_sampling(self.game, stage.pairs) for stage in self.game.stages if self._mixed(stage)
         }
         samplers = {policy: {"sampler": summary} for policy, summary in summaries.items() if summary is not None}
-        found = [{**health.record(base), **samplers.get(health.policy, {})} for health in self.healths]
+        measured = [base, *([] if self.unquantized is None else [self.unquantized]), *self.healths[1:]]
+        found = [{**health.record(base, self.unquantized), **samplers.get(health.policy, {})} for health in measured]
         records, earlier = _lines(found), _lines(found, without=("role", "iteration"))
         metrics = self.game.folder / METRICS
         try:
@@ -193,9 +199,12 @@ def _check_judge(game: OpenGame) -> None:
         check_key("game.oracle", judge.api_key_env)
 
 
-def measured_by(game: OpenGame) -> tuple[Sampling, Sampling]:
-    """How a policy answers where it is measured: by sampling, and greedily where there is a right answer."""
-    return health_sampling(game.recipe, game.inputs), sampling_params(game.recipe, game.inputs, greedy=True)
+def measured_by(game: OpenGame, stage: Evaluate) -> tuple[Tables, Evaluate, HeldOut, Sampling, Sampling]:
+    """What a policy is measured by: tables of the base that it is an adapter on, rows, and how it answers, by sampling, and
+    greedily where there is a right answer."""
+    recipe, inputs = game.recipe, game.inputs.measuring(stage)
+    tables = (game.unquantized if stage.role is Role.UNQUANTIZED else None) or game.tables
+    return tables, stage, game.rows.held, health_sampling(recipe, inputs), sampling_params(recipe, inputs, greedy=True)
 
 
 def make(game: OpenGame, stage: Stage, note: adapters.Note | None = None) -> None:
@@ -210,7 +219,7 @@ def make(game: OpenGame, stage: Stage, note: adapters.Note | None = None) -> Non
         case Generate(pairs=pair_source):
             opponent_answers(game, pair_source)
         case Judge(pairs=judged_samples):
-            judged_win_rates(game, judged_samples)
+            judged_preferences(game, judged_samples)
         case Score():
             score_pairs(game, stage)
         case Train():

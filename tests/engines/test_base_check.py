@@ -638,9 +638,9 @@ def test_an_adapter_and_its_base(tmp_path: Path, adapter: Path, llama: Path) -> 
 @pytest.mark.parametrize(
     ("files", "given", "line"),
     [
-        (["m.gguf"], "m.gguf", "is a GGUF file; convert it once, with transformers: AutoModelForCausalLM.from_pretrained("),
-        (["m.gguf"], "", "has only GGUF weights; convert it once"),
-        (["m.gguf", "config.json"], "", "gguf_file='m.gguf'"),
+        (["m.gguf"], "m.gguf", "is a GGUF file; make a model folder of it once, python recipes/from_gguf.py "),
+        (["m.gguf"], "", "has only GGUF weights; make a model folder of it once"),
+        (["m.gguf", "config.json"], "", "/m.gguf --to NEW, and give that folder"),
         (["config.json", "pytorch_model.bin"], "", "its .bin weights are pickles, which can run code: convert them"),
         (["config.json"], "", "has no safetensors weights"),
         (["adapter_config.json", "adapter_model.safetensors"], "", "it is an adapter; give its base (some/base) here, and the"),
