@@ -16,7 +16,7 @@ from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.grid import Axes, SweepPoint, first_recipe, sweep_folder, sweep_points
 from lowmem_spin.config.load import RecipeFile
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.engines.machine import find_machine, memory_gauge
+from lowmem_spin.engines.machine import find_machine, memory_gauge, visible_gpus
 from lowmem_spin.evaluation import suites
 from lowmem_spin.runner import sweep as sweeps
 from lowmem_spin.runner.crew import Workers
@@ -107,7 +107,7 @@ class WorkersAsked:
             count = int(asked) if asked.isdecimal() else 0
             if not 1 <= count <= 1000:
                 raise InputError(f"--workers {asked}: give a number from 1 to 1000, or auto, which is one for each GPU")
-        if self.ray is None and (asked is None or count == 1):
+        if self.ray is None and (asked is None or (visible_gpus() if asked == "auto" and on_gpu else count or 1) == 1):
             return None
 
         def make(points: Sequence[SweepPoint], steps: Sequence[tuple[int, int, bool]], logs: Path, display: Display) -> Workers:

@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import socket
 import time
 import traceback
 import uuid
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from lowmem_spin.algorithm.stages import Evaluate
 from lowmem_spin.common.display import Display, StageMeter, TimeIsUpError
-from lowmem_spin.common.errors import InputError, quoted
+from lowmem_spin.common.errors import InputError, quoted, shortened
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.runner.crew import Done
@@ -235,11 +236,27 @@ def _joined(address: str | None, count: int | None) -> tuple[Any, bool]:
         )
         return ray, True
     try:
+        _knock(address)
         ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        why = " ".join(str(error).split())[:200]
+        why = shortened(" ".join(str(error).split()))
         raise InputError(f"--ray {quoted(address)}: no cluster answers there ({why}); see `ray status`") from None
     return ray, True
+
+
+def _knock(address: str) -> None:
+    """Ray itself asks for minutes where nobody answers, and then ends the process.
+
+    Raises:
+        OSError: nobody answers.
+        ValueError: this is no address.
+    """
+    if address in ("auto", "local"):
+        return
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdecimal():
+        raise ValueError("write it as HOST:PORT, or auto")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _check_seen(ray: Any, actors: Sequence[Any], stores: Sequence[Path]) -> None:
