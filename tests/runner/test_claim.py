@@ -186,7 +186,8 @@ def test_the_command_line_replaces_and_trusts_only_when_asked(
     asked = []
 
     def played(*given: Any) -> None:
-        asked.append((given[-2], given[-1].given))
+        replace, trust = given[3:5]
+        asked.append((replace, trust.given))
         raise InputError("not now")
 
     monkeypatch.setattr(play, command, played)
