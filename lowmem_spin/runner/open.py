@@ -12,6 +12,7 @@ from lowmem_spin.common.files import DamagedError, write_parquet
 from lowmem_spin.common.keys import digest
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.data import template_date
 from lowmem_spin.data.prepare import prepare, prepared_key
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.rows import Rows
@@ -20,7 +21,7 @@ from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.foreign_code import code_of_model, code_of_oracle, key_of_judge
 from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
-from lowmem_spin.engines.row_check import check_rows
+from lowmem_spin.engines.row_check import check_rows, letters_note
 from lowmem_spin.engines.training.trial import check_optimizer
 from lowmem_spin.runner.game_rows import GameRows, Orders, split_rows
 from lowmem_spin.runner.health import HeldOut, notices
@@ -261,11 +262,17 @@ def _prepared(
 
             tokenizer = load_tokenizer(resolved.model, recipe.model.trust_remote_code)
             renderer, asked = Renderer.of(tokenizer, recipe), resolved.asked_of(source)
+            for line in (template_date.note(renderer.tokenizer.get_chat_template(), recipe.data.template_date),):
+                if line is not None and line not in shared.said:
+                    shared.said.add(line)
+                    display.log(line, "yellow")
             table = prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer, **asked)
             write_parquet(path, table)
             rows = Rows(table)
     shared.rows[path] = rows
     display.log(f"{name}: {source.location}: {rows.counts_line()}")
+    if (spelled := letters_note(resolved.model, rows, name)) is not None:
+        display.log(spelled, "yellow")
     return rows
 
 
