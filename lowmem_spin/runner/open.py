@@ -22,7 +22,7 @@ from lowmem_spin.engines.foreign_code import code_of_model, code_of_oracle, key_
 from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
 from lowmem_spin.engines.row_check import check_rows, letters_note
-from lowmem_spin.engines.training.trial import check_optimizer
+from lowmem_spin.engines.training.trial import check_optimizer, warmup_note
 from lowmem_spin.runner.game_rows import GameRows, Orders, split_rows
 from lowmem_spin.runner.health import HeldOut, notices
 from lowmem_spin.runner.own_functions import OwnFunctions, Said, ask, try_own_loss
@@ -194,7 +194,7 @@ def open_game(recipe: Recipe, recipe_dir: Path, display: Display, shared: Shared
     resolved = resolved.asked(shared.trust, lambda line: display.log(line, "yellow"))
     try_own_loss(resolved.own, resolved.said, recipe.game)
     notices_of_base = check_base(recipe, resolved.model, resolved.adapter, choices.machine.dtype)
-    for line in (*resolved.own.notices(), *notices_of_base):
+    for line in (*resolved.own.notices(), *notices_of_base, *warmup_note(recipe)):
         if line not in shared.said:
             shared.said.add(line)
             display.log(line, "yellow")
