@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lowmem_spin.algorithm.game import play
 from lowmem_spin.algorithm.losses import LOSSES, Sides
-from lowmem_spin.algorithm.preferences import best_and_worst, win_rates
+from lowmem_spin.algorithm.preferences import best_and_worst, compared, win_rates
 from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import (
     Average,
@@ -73,6 +73,7 @@ class _Pairs:
     rejected: Tensor
     chosen_win_rates: Tensor
     rejected_win_rates: Tensor
+    head_to_head: Tensor
 
 
 def play_exactly(recipe: Recipe, space: Space) -> Iterator[Tensor]:
@@ -147,6 +148,7 @@ def _trained(stage: Train, tables: dict[str, Tensor], space: Space) -> Tensor:
             rejected_lengths=ones,
             chosen_win_rates=pairs.chosen_win_rates,
             rejected_win_rates=pairs.rejected_win_rates,
+            head_to_head=pairs.head_to_head,
             base_chosen=held_to[pairs.chosen],
             base_rejected=held_to[pairs.rejected],
         )
@@ -171,24 +173,31 @@ def _pairs(stage: Train, tables: dict[str, Tensor], space: Space) -> _Pairs:
     size = len(space.data)
     chosen, rejected = torch.arange(size).repeat_interleave(size), torch.arange(size).repeat(size)
     weights = (space.data[chosen] + _opponents(stage.pairs, tables)[rejected]).exp()  # each as likely as both together
-    return _Pairs(weights, chosen, rejected, torch.ones_like(weights), torch.zeros_like(weights))
+    ones = torch.ones_like(weights)
+    return _Pairs(weights, chosen, rejected, ones, torch.zeros_like(weights), ones)
 
 
 def _opponents(source: OpponentPairs, tables: dict[str, Tensor]) -> Tensor:
     """Log-probs of an opponent's answer."""
-    answers, mixture = [], source.sampling.mixture
+    answers = []
     for policy, weight in source.opponents.items():
-        logps = tables[policy]
-        if mixture is not None and source.sampling.mixes(policy):
-            logps = _mixed(logps, tables[mixture["base"]], mixture["alpha"])
+        logps = _answers(source, policy, tables)
         answers.append(math.log(1 / len(source.opponents) if source.concatenate else weight) + logps)
     return torch.stack(answers).logsumexp(0)
+
+
+def _answers(source: OpponentPairs | JudgedSamples, policy: str, tables: dict[str, Tensor]) -> Tensor:
+    """Log-probs of what a policy answers: its own, or those of its mixture with the base."""
+    mixture = source.sampling.mixture
+    if mixture is None or not source.sampling.mixes(policy):
+        return tables[policy]
+    return _mixed(tables[policy], tables[mixture["base"]], mixture["alpha"])
 
 
 def _judged(source: JudgedSamples, tables: dict[str, Tensor], space: Space) -> _Pairs:
     """The best against the worst of all that several samples can be."""
     drawn, pairs = _contests(space, source.samples, source.win_rates)
-    return replace(pairs, weights=tables[source.policy][drawn].sum(1).exp())
+    return replace(pairs, weights=_answers(source, source.policy, tables)[drawn].sum(1).exp())
 
 
 @lru_cache(maxsize=1)
@@ -196,12 +205,14 @@ def _contests(space: Space, samples: int, how: str) -> tuple[Tensor, _Pairs]:
     """Every draw of several answers in its order, which decides between equals, (draws, samples), and its pair."""
     preferences = space.preferences.numpy()
     drawn = list(product(range(len(preferences)), repeat=samples))
-    rates = [win_rates(preferences[np.ix_(answers, answers)], how) for answers in drawn]
+    contests = [preferences[np.ix_(answers, answers)] for answers in drawn]
+    rates = [win_rates(contest, how) for contest in contests]
     ends = torch.tensor([best_and_worst(some) for some in rates])
     answers, level = torch.tensor(drawn), torch.tensor(np.stack(rates))
     chosen, rejected = (answers.gather(1, ends[:, place : place + 1])[:, 0] for place in (0, 1))
     best, worst = (level.gather(1, ends[:, place : place + 1])[:, 0] for place in (0, 1))
-    return answers, _Pairs(torch.empty(0), chosen, rejected, best, worst)
+    beats = [compared(contest, how)[tuple(pair)] for contest, pair in zip(contests, ends.tolist(), strict=True)]
+    return answers, _Pairs(torch.empty(0), chosen, rejected, best, worst, torch.tensor(beats))
 
 
 def dpo_minimum(reference: Tensor, data: Tensor, opponents: Tensor, beta: float) -> Tensor:

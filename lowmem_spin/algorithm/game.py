@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lowmem_spin.algorithm.own_functions import BASE_LOGPS, REFERENCE, in_place, is_whole, reads
-from lowmem_spin.algorithm.roles import PLAIN_SFT, Role
+from lowmem_spin.algorithm.roles import PLAIN_SFT, UNQUANTIZED_BASE, Role
 from lowmem_spin.algorithm.settings import training_settings
 from lowmem_spin.algorithm.stages import (
     Average,
@@ -29,7 +29,7 @@ from lowmem_spin.algorithm.stages import (
 )
 from lowmem_spin.config.choices import GFlowNet
 from lowmem_spin.config.game_config import OwnReference
-from lowmem_spin.config.loss_choices import OwnLoss
+from lowmem_spin.config.loss_choices import IPO, OwnLoss
 from lowmem_spin.config.per_iteration import values_at
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.config.training_config import WarmStart
@@ -98,6 +98,9 @@ def opponents(iterates: Sequence[str], base: str, history: int | None, weights: 
 def play(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
     """The stages of the whole game in order (Algorithm 2, and SPPO's Algorithm 1)."""
     game, base = recipe.game, inputs.base
+    if inputs.unquantized is not None:  # first, so that its weights are gone before the game's are loaded
+        own = inputs.unquantized["base"]
+        yield Evaluate(UNQUANTIZED_BASE, Role.UNQUANTIZED, None, own, own)
     yield Evaluate("base", Role.BASE, None, base, base)
     if recipe.warm_start is not None:
         warm = _warm_start(recipe.warm_start, recipe, inputs)
@@ -119,7 +122,7 @@ def play(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
         yield from fine_tunings
         amortized |= {fine_tuning.previous: fine_tuning.policy for fine_tuning in fine_tunings}
         negatives = {amortized.get(policy, policy): weight for policy, weight in negatives.items()}
-        pair_source = _pair_source(recipe, inputs, t, previous, negatives, base)
+        pair_source = _pair_source(recipe, inputs, t, negatives, base)
         train = _train(recipe, inputs, t, pair_source, reference, previous if game.init == "previous" else base, base)
         if isinstance(pair_source, OpponentPairs | JudgedSamples):
             yield Generate(pair_source)
@@ -151,8 +154,10 @@ def _reference(recipe: Recipe, inputs: Inputs, iterates: Sequence[str], base: st
 
 
 def _opponents(recipe: Recipe, inputs: Inputs, iterates: Sequence[str], base: str) -> Mixture:
-    """Who answers; the base has its own share first."""
+    """Who answers; the base has its own share first. What an oracle judges is the last iterate's."""
     game = recipe.game
+    if game.algorithm == "sppo":
+        return {iterates[-1] if iterates else base: 1.0}
     if game.opponents is not None:
         return in_place(inputs.opponents, iterates, base)
     past = opponents(iterates, base, game.window, game.weights)
@@ -160,14 +165,15 @@ def _opponents(recipe: Recipe, inputs: Inputs, iterates: Sequence[str], base: st
     return mixture([*rest, (base, game.base_weight)])
 
 
-def _pair_source(recipe: Recipe, inputs: Inputs, t: int, previous: str, negatives: Mixture, base: str) -> PairSource:
+def _pair_source(recipe: Recipe, inputs: Inputs, t: int, negatives: Mixture, base: str) -> PairSource:
     """Which two answers to each prompt the next iterate learns to tell apart."""
     game = recipe.game
     if game.algorithm == "offline":
         return DatasetPairs(_draw(recipe, inputs, t, recipe.pairs_at(t)))
     if game.algorithm == "sppo":
-        draw = _draw(recipe, inputs, t, recipe.pairs_at(t))
-        return JudgedSamples(draw, previous, game.samples, sampling_params(recipe, inputs), inputs.oracle or {}, game.win_rates)
+        draw, (answering,) = _draw(recipe, inputs, t, recipe.pairs_at(t)), negatives
+        sampling = sampling_params(recipe, inputs, mixed_with=base)
+        return JudgedSamples(draw, answering, game.samples, sampling, inputs.oracle or {}, game.win_rates)
     return _pairs(recipe, inputs, t, negatives, base)
 
 
@@ -180,7 +186,7 @@ def _pairs(recipe: Recipe, inputs: Inputs, t: int, negatives: Mixture, base: str
 
 def _draw(recipe: Recipe, inputs: Inputs, t: int, prompts: int) -> Draw:
     if recipe.data.resample == "split":
-        return Draw(inputs.data, recipe.seed, None, prompts, start=sum(recipe.pairs_at(past) for past in range(t)))
+        return Draw(inputs.data, recipe.seed, None, prompts, start=recipe.split_start(t))
     return Draw(inputs.data, recipe.seed, t if recipe.data.resample else None, prompts)
 
 
@@ -210,18 +216,21 @@ def _loss(recipe: Recipe, inputs: Inputs, t: int) -> dict[str, Any]:
     """What iteration t minimises: a name and options. One's own is known by its content, wherever its file is."""
     loss = recipe.game.loss
     if not isinstance(loss, OwnLoss):
-        return values_at(loss.model_dump(), t)
+        once = {"targets"} if isinstance(loss, IPO) and loss.targets == "hard" else None  # there was no other at first
+        return values_at(loss.model_dump(exclude=once), t)
     content, function = (inputs.loss or {}).get("content"), loss.function.rpartition(":")[2]
     return {"name": loss.name, "function": function, "content": content, "options": loss.options}
 
 
 def _train_samplers(recipe: Recipe, inputs: Inputs, t: int, policies: Sequence[str], base: str) -> list[TrainSampler]:
     """An adapter that answers as its mixture with the base for each of these policies, if such are to play."""
-    sampler, alpha = recipe.game.sampler, recipe.game.alpha
+    sampler, alpha = recipe.game.sampler, recipe.game.answering_alpha
     if not isinstance(sampler, GFlowNet) or alpha == 1:
         return []
-    draw = Draw(inputs.data, recipe.seed, t if recipe.data.resample is True else None, sampler.prompts)
-    settings = {**sampler.model_dump(exclude={"name", "prompts"}), "seed": recipe.seed, "generator": inputs.generator}
+    taken = recipe.rows_played(t) if sampler.own_prompts else 0
+    draw = Draw(inputs.data, recipe.seed, t if recipe.data.resample is True else None, sampler.prompts, start=taken)
+    settings = sampler.model_dump(exclude={"name", "prompts", "own_prompts", *(["samples"] if sampler.samples == 1 else [])})
+    settings |= {"seed": recipe.seed, "generator": inputs.generator}
     own = sampling_params(recipe, inputs)
     return [TrainSampler(f"sampler {t}", draw, policy, base, alpha, own, settings) for policy in policies]
 
@@ -229,12 +238,12 @@ def _train_samplers(recipe: Recipe, inputs: Inputs, t: int, policies: Sequence[s
 def sampling_params(recipe: Recipe, inputs: Inputs, greedy: bool = False, mixed_with: str | None = None) -> Sampling:
     """How policies answer; greedy is how held-out tasks are answered.
 
-    Opponents may answer from their mixtures with the base, `mixed_with`.
+    Who plays may answer from its mixture with the base, `mixed_with`.
     """
     generation, game = recipe.generation, recipe.game
-    temperature = 0.0 if greedy else generation.temperature
-    mixed = mixed_with is not None and game.sampler.name not in ("none", "gflownet") and game.alpha < 1
-    mixture = {"base": mixed_with, "alpha": game.alpha, "sampler": game.sampler.model_dump()} if mixed else None
+    temperature, alpha = 0.0 if greedy else generation.temperature, game.answering_alpha
+    mixed = mixed_with is not None and game.sampler.name not in ("none", "gflownet") and alpha < 1
+    mixture = {"base": mixed_with, "alpha": alpha, "sampler": game.sampler.model_dump()} if mixed else None
     seed, generator = recipe.seed, inputs.generator
     return Sampling(temperature, generation.top_p, generation.top_k, generation.max_new_tokens, seed, generator, mixture)
 
@@ -267,7 +276,7 @@ def _plain_sft(recipe: Recipe, inputs: Inputs, base: str) -> Iterator[Stage]:
     iterates: list[str] = []
     for t in range(recipe.game.iterations):
         # The opponents' count decides how often a row occurs; their identity does not matter to SFT.
-        pair_source = _pair_source(recipe, inputs, t, base, _opponents(recipe, inputs, iterates, base), base)
+        pair_source = _pair_source(recipe, inputs, t, _opponents(recipe, inputs, iterates, base), base)
         settings = _settings(recipe, inputs, t)
         train = Train(f"SFT {t}", Role.BASELINE, t, pair_source, {}, policy, {"name": "sft"}, settings)
         yield train

@@ -28,14 +28,23 @@ def dpo(
 
 
 def ipo(
-    chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, tau: float
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    tau: float,
+    lead: Tensor | float = 0.5,
 ) -> Tensor:
-    """((chosen - ref_chosen) - (rejected - ref_rejected) - 1 / (2 tau))^2 on sequence sums, per pair, shape (B,).
+    """((chosen - ref_chosen) - (rejected - ref_rejected) - lead / tau)^2 on sequence sums, per pair, shape (B,).
 
     IPO (arXiv 2310.12036, equation 17) as alpha-SPIN's paper has it (arXiv 2404.04291, section 2.3). The margin aimed at,
     1 / (2 tau), is in nats per completion. TRL's loss of this name is `ipo_length_normalized`.
+
+    `lead`, (B,), is by how much the win-rate of the chosen answer is higher. For two samples of one policy that is P - 1/2,
+    P being how likely the chosen one is preferred, and the loss is, but for a constant, what INPO (arXiv 2407.00617) and
+    IPO-MD (arXiv 2403.08635) minimise: the expectation over which of the two an oracle prefers.
     """
-    return ((chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps) - 1 / (2 * tau)) ** 2
+    return ((chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps) - lead / tau) ** 2
 
 
 def ipo_length_normalized(
@@ -93,6 +102,7 @@ PENALTIES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "reverse_kl": lambda logps, base, clamp: (logps - base) ** 2,
     "forward_kl": lambda logps, base, clamp: torch.exp((base - logps).clamp(max=clamp)),
     "chi2": lambda logps, base, clamp: torch.exp((logps - base).clamp(max=clamp)),
+    "chi2_smoothed": lambda logps, base, clamp: torch.sigmoid((logps - base).clamp(max=clamp)),
     "reverse_kl_no_entropy": lambda logps, base, clamp: -logps * base,
     "entropy": lambda logps, base, clamp: logps**2,
 }
@@ -110,15 +120,19 @@ def rspo_penalty(
     reverse_kl             D^2                2 grad KL(policy | base)
     forward_kl             exp(min(-D, c))    grad KL(base | policy)
     chi2                   exp(min(D, c))     1/2 grad chi2(policy | base)
+    chi2_smoothed          r / (1 + r)        grad sum base f(policy / base), f(u) = log(1 + u) + 1 / (1 + u)
     reverse_kl_no_entropy  -logps * base      grad of the cross-entropy -E log base
     entropy                logps^2            -2 grad entropy(policy)
+
+    with r = exp(min(D, c)). chi2_smoothed is that code's `chisqsm1`. Its f is convex below u = 1 alone, so that it is no
+    divergence: what has become likelier than under the base it does not bring back.
 
     Args:
         kind: which divergence, or part of one.
         logps: under the policy being trained.
         base_logps: under the base that it is held to, not under the last iterate.
-        clamp: c, the largest exponent of forward_kl, of chi2 and of a weight; None is 10, as in RSPO's code. Beyond it a
-            completion has no gradient of these.
+        clamp: c, the largest exponent of forward_kl, of both chi2 and of a weight; None is 10, as in RSPO's code. Beyond it
+            a completion has no gradient of these.
         importance_logps: log-probs under the policy that y was drawn from. RSPO's code draws from the last iterate and
             corrects for nothing (None), which biases the expectations above as soon as the policy moves. Given, every
             term is weighted with policy / sampler, through which no gradient flows, and they hold, as far as the weight
@@ -167,6 +181,7 @@ class Sides:
     rejected_lengths: Tensor
     chosen_win_rates: Tensor = ONE  # as an oracle has judged; 1 and 0 where nothing has
     rejected_win_rates: Tensor = ZERO
+    head_to_head: Tensor = ONE  # how likely the chosen one beats the rejected one, likewise
     base_chosen: Tensor = ZERO  # log-probs under the base; 0 where nothing reads them
     base_rejected: Tensor = ZERO
 
@@ -179,6 +194,12 @@ class Sides:
         return self.chosen_lengths, self.rejected_lengths
 
 
+def judged_ipo(sides: Sides, tau: float, targets: str = "hard") -> Tensor:
+    """`ipo` with the oracle's win-rates for `targets` "soft"; for "hard" the chosen answer has won, as IPO has it: (B,)."""
+    lead = sides.chosen_win_rates - sides.rejected_win_rates if targets == "soft" else 0.5
+    return ipo(*sides.logps, tau, lead)
+
+
 def regularized_sppo(
     sides: Sides,
     eta: float,
@@ -189,11 +210,16 @@ def regularized_sppo(
 ) -> Tensor:
     """The mean of a pair's two `sppo` terms, as in SPPO's code, and the sum of their penalties, as in RSPO's: (B,).
 
-    With `targets` "hard" the better answer's win-rate is 1 and the worse one's 0, whatever was judged.
+    With `targets` "hard" the better answer's win-rate is 1 and the worse one's 0, whatever was judged. With "head_to_head"
+    they are how likely the one beats the other, and its complement: `sppo_single` of SPPO's code.
     """
-    soft = targets == "soft"
-    chosen = sppo(sides.chosen, sides.ref_chosen, sides.chosen_win_rates if soft else ONE, eta)
-    rejected = sppo(sides.rejected, sides.ref_rejected, sides.rejected_win_rates if soft else ZERO, eta)
+    better, worse = {
+        "soft": (sides.chosen_win_rates, sides.rejected_win_rates),
+        "hard": (ONE, ZERO),
+        "head_to_head": (sides.head_to_head, 1 - sides.head_to_head),
+    }[targets]
+    chosen = sppo(sides.chosen, sides.ref_chosen, better, eta)
+    rejected = sppo(sides.rejected, sides.ref_rejected, worse, eta)
     loss = (chosen + rejected) / 2
     for logps, base, ref in (
         (sides.chosen, sides.base_chosen, sides.ref_chosen),
@@ -206,7 +232,7 @@ def regularized_sppo(
 # By the name in a recipe's game.loss, whose other fields are the options.
 LOSSES: dict[str, Callable[Concatenate[Sides, ...], Tensor]] = {
     "dpo": lambda sides, beta: dpo(*sides.logps, beta),
-    "ipo": lambda sides, tau: ipo(*sides.logps, tau),
+    "ipo": judged_ipo,
     "ipo_length_normalized": lambda sides, tau: ipo_length_normalized(*sides.logps, *sides.lengths, tau),
     "hinge": lambda sides, beta: hinge(*sides.logps, beta),
     "slic": lambda sides, delta, lam: slic(sides.chosen, sides.rejected, sides.chosen, delta, lam),

@@ -56,17 +56,23 @@ def of_pairs(answers: Sequence[str], wins: Callable[[str, str], float]) -> np.nd
     return matrix
 
 
-def win_rates(preferences: np.ndarray, how: str) -> np.ndarray:
-    """How often each of K answers wins against a random one of them, itself included: (K,).
+def compared(preferences: np.ndarray, how: str) -> np.ndarray:
+    """How likely each of K answers beats each, (K, K), as the oracle has it or made transitive.
 
-    pairwise: the mean of P over the opponents, as the paper has it (SPPO, arXiv 2405.00675, section 4). aggregated: as
-    its official code has it: each answer's mean log-odds is its strength, and strengths are compared by Bradley-Terry.
-    That makes any preference transitive: where each of three beats the next, it calls all of them equal to all.
+    pairwise: as it has it, as in SPPO's paper (arXiv 2405.00675, section 4). aggregated: as its official code has it: each
+    answer's mean log-odds is its strength, and strengths are compared by Bradley-Terry. That makes any preference
+    transitive: where each of three beats the next, it calls all of them equal to all. Log-odds end at those of 1e-6, which
+    the code's do not: an oracle may be sure, where that code's is a PairRM with scores.
     """
     if how == "pairwise":
-        return preferences.mean(1)
+        return preferences
     clipped = np.clip(preferences, 1e-6, 1 - 1e-6)
-    return of_rewards(np.log(clipped / (1 - clipped)).mean(1)).mean(1)
+    return of_rewards(np.log(clipped / (1 - clipped)).mean(1))
+
+
+def win_rates(preferences: np.ndarray, how: str) -> np.ndarray:
+    """How often each of K answers wins against a random one of them, itself included: (K,)."""
+    return compared(preferences, how).mean(1)
 
 
 def best_and_worst(rates: np.ndarray) -> tuple[int, int]:

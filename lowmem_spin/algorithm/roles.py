@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+UNQUANTIZED_BASE = "unquantized base"  # what the base is before its weights are put in 4 bits
 PLAIN_SFT = "plain SFT"  # what the trainings "SFT 0", "SFT 1", ... come to, measured once
 
 
@@ -11,6 +12,7 @@ class Role(StrEnum):
     """What a policy is to its game."""
 
     BASE = "base"
+    UNQUANTIZED = "unquantized"  # the base as it is with its own weights, which plays no part
     WARM_START = "warm_start"  # fine-tuned before the game, whose base it then is
     ITERATE = "iterate"
     BASELINE = "baseline"  # plain fine-tuning, with which the game is compared

@@ -5,7 +5,7 @@ so the policies of a whole game are known before the first token is generated.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lowmem_spin.algorithm.roles import Role
@@ -46,6 +46,13 @@ class Inputs:
     loss: dict[str, Any] | None = None  # its source's hash, and what it reads of a pair beside the policy's log-probs
     opponents: list[Mixture] | None = None  # of each iteration, by name
     reference: list[Mixture] | None = None
+    unquantized: dict[str, Any] | None = None  # base, generator and learner of the unquantized base, if it is measured too
+
+    def measuring(self, stage: "Evaluate") -> "Inputs":
+        """What a policy is measured with: the unquantized base with its own key and engines."""
+        if stage.role is not Role.UNQUANTIZED or self.unquantized is None:
+            return self
+        return replace(self, **self.unquantized, unquantized=None)
 
 
 @dataclass(frozen=True)
@@ -221,6 +228,11 @@ class TrainSampler:
     def policy(self) -> str:
         """Key of this training, and so of the policy that it makes."""
         return digest(self.spec())
+
+    @property
+    def passes(self) -> int:
+        """How often every prompt is answered and learned from."""
+        return self.settings["epochs"] * self.settings.get("samples", 1)
 
     def spec(self) -> dict[str, Any]:
         """Everything that decides the result."""

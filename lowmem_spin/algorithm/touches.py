@@ -33,7 +33,7 @@ from lowmem_spin.config.recipe import Recipe
 Places = np.ndarray
 """Numbers of rows of the data, int64; a row has the same number wherever it is drawn."""
 
-SAMPLE = 2**56  # from the number of a row's answer to that of its next one
+SAMPLE = 2**53  # from the number of a row's answer to that of its next one; 1,000 of them are still below 2^63
 NO_ROWS = np.arange(0)
 
 
@@ -139,6 +139,7 @@ def _sides(stage: Score, places: Callable[[Draw], Places]) -> Iterator[tuple[str
 
 def _measured(stage: Evaluate, recipe: Recipe, inputs: Inputs, held: HeldOutPlaces) -> Iterator[Touch]:
     """What health.py asks for, some of it more than once."""
+    inputs = inputs.measuring(stage)
     policy, previous, base = stage.policy, stage.previous, inputs.base
     sampling = health_sampling(recipe, inputs)
     samples = {by: digest(sampling.spec(by)) for by in (policy, previous, base)}

@@ -173,6 +173,7 @@ def report(folder: Annotated[Path, path_argument(metavar="RUN_OR_SWEEP", help="T
     from rich.console import Console
 
     from lowmem_spin.common.display import Display
+    from lowmem_spin.report.cautions import caution_lines
     from lowmem_spin.report.load import read_results
     from lowmem_spin.report.page import write_all
     from lowmem_spin.report.summary import terminal_table
@@ -183,6 +184,8 @@ def report(folder: Annotated[Path, path_argument(metavar="RUN_OR_SWEEP", help="T
         display.log(line, "yellow")
     paths = write_all(results)
     display.console.print(terminal_table(results))
+    for line in caution_lines(results):
+        display.log(line, "yellow")
     display.log(f"page     {paths[0]}")
     display.log(f"table    {paths[1]}")
     display.log(f"pictures {results.folder}/report_*.png, and as .svg")

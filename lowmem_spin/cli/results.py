@@ -10,6 +10,7 @@ from lowmem_spin.runner.sweep import SweepState
 
 def show_run(folder: Path, display: Display) -> None:
     """The table, the picture, and where everything is."""
+    from lowmem_spin.report.cautions import caution_lines
     from lowmem_spin.report.load import read_run
     from lowmem_spin.report.summary import terminal_table
 
@@ -21,6 +22,8 @@ def show_run(folder: Path, display: Display) -> None:
         write_picture(results, picture)
         write_page(results)
     display.console.print(terminal_table(results))
+    for line in caution_lines(results):
+        display.log(line, "yellow")
     display.log(f"picture  {picture}, and as .svg")
     display.log(f"report   {page}")
     display.log(f"adapters {folder / 'iterates'}/0..{len(results.played) - 2}")
@@ -29,6 +32,7 @@ def show_run(folder: Path, display: Display) -> None:
 
 def show_sweep(sweep: SweepState, display: Display) -> None:
     """The table, the report, and what is left to do."""
+    from lowmem_spin.report.cautions import caution_lines
     from lowmem_spin.report.load import read_sweep
     from lowmem_spin.report.page import write_all
     from lowmem_spin.report.summary import terminal_table
@@ -40,6 +44,8 @@ def show_sweep(sweep: SweepState, display: Display) -> None:
             results = read_sweep(sweep.folder)
             written = write_all(results)
         display.console.print(terminal_table(results))
+        for line in caution_lines(results):
+            display.log(line, "yellow")
         display.log("report   " + ", ".join(str(path) for path in written if path.suffix in (".html", ".md")))
         display.log(f"picture  {sweep.folder / 'report_sweep.png'}, others report_*.png, all as .svg too")
     display.log(f"games    {counts}, in {sweep.folder / 'points'}")

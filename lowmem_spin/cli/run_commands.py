@@ -33,6 +33,7 @@ def compare(
     from rich.console import Console
 
     from lowmem_spin.common.display import Display
+    from lowmem_spin.report.cautions import caution_lines
     from lowmem_spin.report.compare import side_by_side
     from lowmem_spin.report.page import write_picture
     from lowmem_spin.report.summary import sweep_verdict, terminal_table
@@ -42,6 +43,8 @@ def compare(
     display.console.print(terminal_table(results))
     for line in sweep_verdict(results):
         display.log(line)
+    for line in caution_lines(results):
+        display.log(line, "yellow")
     display.log(f"picture {picture}, and as .svg")
 
 

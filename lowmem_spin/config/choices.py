@@ -137,13 +137,16 @@ class Regularizer(Section):
     chi2: Weight = 0.0
     """Weight of the penalty chi-square(policy | base); 0 turns it off. It is stronger than reverse_kl on answers that
     have become much likelier than under the base."""
+    chi2_smoothed: Weight = 0.0
+    """Weight of `chisqsm1` of RSPO's code, where a log-ratio d costs 1 / (1 + exp(-d)) instead of chi2's exp(d); 0 turns it
+    off. Use it to repeat that code's runs, not to hold answers back: the likelier one has become, the less it is held."""
     reverse_kl_no_entropy: Weight = 0.0
     """Weight of the cross-entropy of the base under the policy, which is reverse_kl without its entropy term; 0 turns it
     off. Use it instead of reverse_kl to weight the entropy separately."""
     entropy: Weight = 0.0
     """Weight of the policy's negative entropy, so that a larger weight keeps answers more diverse; 0 turns it off."""
     clamp: float = Field(default=10.0, gt=0, le=SINGLE)
-    """Largest log-ratio in nats that forward_kl and chi2 exponentiate; answers beyond it get no gradient from
+    """Largest log-ratio in nats that forward_kl, chi2 and chi2_smoothed exponentiate; answers beyond it get no gradient from
     them. Lower it if these penalties make training unstable."""
     importance: Literal["none", "corrected"] = "none"
     """How the penalties treat answers that the last iterate gave. none: as the policy's own, as in RSPO's code. corrected:
@@ -202,8 +205,14 @@ class GFlowNet(Section):
     that paper's where it gives any."""
     prompts: int = Field(default=1000, ge=1, le=ROWS)
     """Rows of the data whose prompts the sampler is fine-tuned on. Raise it if it does not generalise to other prompts."""
+    own_prompts: bool = False
+    """Whether these are other rows than those that are played with, of which then so many fewer are left. false: the first
+    of its iteration's. Set it to true to know how it answers prompts that it has not been fine-tuned on."""
     epochs: int = Field(default=10, ge=1, le=EPOCHS)
     """Passes over the sampler's prompts. Raise it if the reported log_ratio is still falling at the end."""
+    samples: int = Field(default=1, ge=1, le=BATCH)
+    """Sequences of each prompt in one optimiser step, of which each is drawn or replayed. batch_size has to be a multiple of
+    it. Raise it where prompts differ much in difficulty; a pass takes that many times as long."""
     learning_rate: float = Field(default=1e-4, gt=0, le=SINGLE)
     """Peak learning rate of the sampler's fine-tuning; it falls linearly to 0. Lower it if the loss diverges."""
     batch_size: int = Field(default=32, ge=1, le=BATCH)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from lowmem_spin.config.bounds import TOKENS
+from lowmem_spin.config.bounds import GAMES_LONG, TOKENS
 from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.section import Section
 
@@ -64,7 +64,11 @@ class Data(Section):
     multi-turn data."""
     resample: bool | Literal["split"] = True
     """Which prompts an iteration draws. true: a new draw each time. false: the same ones every time. split: the iterations
-    share the data out, so that no two of them learn from the same prompt."""
+    share the data out, so that no two of them learn from the same prompt, unless data.prompt_sets says so."""
+    prompt_sets: int | None = Field(default=None, ge=1, le=GAMES_LONG)
+    """For data.resample split: how many sets the prompts are shared out in. When an iteration has had the last one, the next
+    takes the first again. null is one set per iteration. Set it for more iterations than there are prompts for; RSPO's
+    launchers have 3."""
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Arguments of the chat template, such as enable_thinking: false for a model whose prompts otherwise open a thought. Chats,
     benchmarks, served and exported policies keep them. The template's text says which it knows."""

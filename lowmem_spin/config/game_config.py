@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from lowmem_spin.config.bounds import GAMES_LONG, ROWS
-from lowmem_spin.config.choices import NoSampler, Oracle, Regularizer, Sampler, StopWhen, Weight, named
+from lowmem_spin.config.choices import GFlowNet, NoSampler, Oracle, Regularizer, Sampler, StopWhen, Weight, named
 from lowmem_spin.config.loss_choices import DPO, Loss, own_in_words
 from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.section import Section
@@ -78,8 +78,11 @@ class GameConfig(Section):
     sampler: Annotated[
         Sampler, Field(discriminator="name"), BeforeValidator(named("rejection"), json_schema_input_type=Sampler | str)
     ] = NoSampler()
-    """What an opponent's answers are sampled from. none: the iterate itself. Any other name: the iterate's geometric
-    mixture with the base by alpha, as in the reference; the name says how that mixture is sampled."""
+    """What opponents' answers, and for sppo the judged ones, are sampled from. none: the iterate itself. Any other name: the
+    iterate's geometric mixture with the base by alpha, as in the reference; the name says how that mixture is sampled."""
+    mixture_alpha: float | None = Field(default=None, ge=0, le=1)
+    """For game.sampler: weight of the iterate in the mixture that answers, from 0 to 1; null is alpha. Set it to mix answers
+    otherwise than the reference, as IPO-MD does: alpha 0, and 1 minus the paper's beta here."""
     pairing: Literal["split", "concatenate"] = "split"
     """How prompts go to opponents. split: each prompt to one of them. concatenate: each prompt to all of them, which gives one
     pair per opponent, and fewer prompts for the same number of pairs."""
@@ -103,7 +106,8 @@ class GameConfig(Section):
     {name: judge, base_url: ..., model: ...}. sppo needs one; any other game then also reports win-rates."""
     win_rates: Literal["pairwise", "aggregated"] = "pairwise"
     """How win-rates follow from preferences. pairwise: their mean over the answers to the prompt, as in SPPO's paper.
-    aggregated: by Bradley-Terry, as in SPPO's code, which makes any preference transitive."""
+    aggregated: by Bradley-Terry, as in SPPO's code, which makes any preference transitive; surer than 1e-6 counts as 1e-6, as
+    it does not there."""
     normalizer: Literal["none", "estimated"] = "none"
     """For sppo with a geometric reference: estimated computes the reference's normalising constant from each prompt's samples,
     so that alpha may lie strictly between 0 and 1. none leaves it out."""
@@ -116,6 +120,11 @@ class GameConfig(Section):
     def window(self) -> int | None:
         """`history` as a number, or None for all of it."""
         return None if self.history == "inf" else int(self.history)
+
+    @property
+    def answering_alpha(self) -> float:
+        """Weight of the iterate in the mixture that game.sampler samples."""
+        return self.alpha if self.mixture_alpha is None else self.mixture_alpha
 
     @property
     def combine(self) -> str:
@@ -206,7 +215,8 @@ def _check_reference(game: GameConfig) -> None:
             "game.reference_over: 'history', but game.reference ema already averages all past iterates; use previous"
         )
     if game.loss.name in ("ipo_length_normalized", "sppo") and game.normalised is False:
-        estimated = "game.normalizer estimated" if game.algorithm == "sppo" else "game.reference arithmetic"
+        own = game.algorithm == "sppo" and game.sampler.name == "none"  # the answers to estimate from are the iterate's
+        estimated = "game.normalizer estimated" if own else "game.reference arithmetic"
         remedy = "use " + ("game.loss ipo" if game.loss.name == "ipo_length_normalized" else estimated)
         over = " over history" if game.reference_over == "history" else ""
         raise ValueError(
@@ -219,15 +229,27 @@ def _check_reference(game: GameConfig) -> None:
             f"game.normalizer: estimated needs game.algorithm sppo and game.reference geometric, not {game.algorithm} and "
             f"{combined}; use none"
         )
+    if game.normalizer == "estimated" and game.sampler.name != "none":
+        raise ValueError(
+            f"game.normalizer: estimated needs answers of the iterate itself, not of its mixture by game.sampler "
+            f"{game.sampler.name}; use none with game.loss ipo, whose constant cancels, or game.sampler none"
+        )
     if game.regularizer.weights and game.loss.name != "sppo":
         kinds = ", ".join(game.regularizer.weights)
         raise ValueError(
             f"game.regularizer: {kinds} can only be added to the sppo loss, not to {game.loss.name}; use game.loss sppo"
         )
-    if game.regularizer.importance == "corrected" and not (game.algorithm == "sppo" and game.all_previous):
+    if game.regularizer.importance == "corrected" and not (
+        game.algorithm == "sppo" and game.all_previous and game.sampler.name == "none"
+    ):
         raise ValueError(
             "game.regularizer.importance: corrected needs answers sampled from the reference itself; use game.algorithm sppo, "
-            "game.alpha 1 and game.reference_over previous"
+            "game.alpha 1, game.reference_over previous and game.sampler none"
+        )
+    if game.loss.name == "ipo" and game.loss.targets == "soft" and game.algorithm != "sppo":
+        raise ValueError(
+            f"game.loss.targets: soft needs the win-rates of answers that an oracle has judged, and {game.algorithm} has none; "
+            "use hard, or game.algorithm sppo"
         )
 
 
@@ -251,13 +273,24 @@ def _check_algorithm(game: GameConfig) -> None:
                     f"game.{name}: {value!r} has no effect, as {game.algorithm} has no opponents; leave it out, or use "
                     "game.algorithm alpha-spin"
                 )
-        if game.sampler.name != "none":
+        if game.sampler.name != "none" and game.algorithm == "offline":
             raise ValueError(
-                f"game.sampler: {game.sampler.name} has no effect, as {game.algorithm} has no opponents; leave it out, or use "
-                "game.algorithm alpha-spin"
+                f"game.sampler: {game.sampler.name} has no effect, as in offline no policy answers; leave it out, or use "
+                "game.algorithm alpha-spin or sppo"
             )
     if game.algorithm == "sppo" and game.oracle is None:
         raise ValueError("game.oracle: missing, but sppo needs one to judge answers; set it, for instance to {name: function}")
+    if game.mixture_alpha is not None and game.sampler.name == "none":
+        raise ValueError(
+            f"game.mixture_alpha: {game.mixture_alpha} has no effect, as game.sampler none mixes no answers; leave it out, or "
+            "use game.sampler rejection"
+        )
+    if isinstance(game.sampler, GFlowNet) and game.sampler.batch_size % game.sampler.samples:
+        samples, sequences = game.sampler.samples, game.sampler.batch_size
+        raise ValueError(
+            f"game.sampler.samples: {samples} does not divide game.sampler.batch_size {sequences}, the sequences of a step; "
+            "set either so that it does"
+        )
     if game.sampler.name != "none" and game.reference_over == "history":
         raise ValueError(
             f"game.sampler: {game.sampler.name} samples the mixture of one iterate with the base, not of the whole history; "

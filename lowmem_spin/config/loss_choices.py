@@ -29,6 +29,10 @@ class IPO(Section):
     tau: float = Field(default=0.1, gt=0, le=SINGLE)
     """Strength of the pull to the reference; the target margin is 1 / (2 tau) nats per completion, 5 for 0.1. Raise it if
     iterates drift; SPIN trained to convergence in every iteration is stable only above 1/8."""
+    targets: Literal["hard", "soft"] = "hard"
+    """Margins that the loss aims at. hard: 1 / (2 tau) for every pair, as in IPO. soft: of answers that an oracle has judged,
+    their difference in win-rate divided by tau, so that equally good ones are left alone; with game.samples 2 this is what
+    INPO, Nash-MD and IPO-MD minimise, for any preference."""
 
 
 class IPOLengthNormalized(Section):
@@ -72,9 +76,10 @@ class SPPO(Section):
     reference: game.alpha 0 or 1, game.reference arithmetic or ema, or game.normalizer estimated."""
     eta: float = Field(default=1000.0, gt=0, le=SINGLE)
     """Step size in nats per unit of win-rate; the paper's is 1000. Lower it if iterates move too far in one iteration."""
-    targets: Literal["soft", "hard"] = "soft"
+    targets: Literal["soft", "hard", "head_to_head"] = "soft"
     """Win-rates that the loss aims at. soft: the oracle's estimates. hard: 1 for the better answer and 0 for the worse,
-    however close the oracle found them."""
+    however close the oracle found them. head_to_head: how likely the better answer beats the worse one, and 1 minus that,
+    which is `sppo_single` of SPPO's code; other answers to the prompt then decide only which two are taken."""
 
 
 class OwnLoss(Section):

@@ -97,6 +97,9 @@ class Evaluation(Section):
     from all tokens whatever `generation` says. More give narrower intervals and cost generation time."""
     compare_sft: bool = False
     """Whether to also run plain SFT on the same rows for as many steps. Turn it on to see whether self-play beats it."""
+    compare_unquantized: bool | Literal["auto"] = "auto"
+    """Whether a base that plays in 4 bits is also measured unquantized, so that what nf4 costs is not taken for gain. auto: a
+    base of 50 million parameters or more, if it fits in memory that way. Once for all runs of a store."""
     benchmarks: list[str] = Field(default_factory=list)
     """Benchmarks to run on every policy when the game is over, as `lowmem-spin evaluate` does: leaderboard, mtbench, alpaca,
     diversity, or tasks of lm-evaluation-harness by name."""
@@ -107,7 +110,8 @@ class Evaluation(Section):
     mtbench: PathText | None = None
     """Folder with FastChat's MT-Bench questions and reference answers; null is the folder mtbench in output.store."""
     alpaca: PathText | None = None
-    """File with instructions and a baseline's outputs in AlpacaEval's format; null is the official file from the hub."""
+    """File with instructions and a baseline's outputs in AlpacaEval's format; null is the official file from the hub. Policies
+    answer with the temperature, top_p and top_k of `generation` if it has any of its own, else at 0.7; tables say which."""
 
 
 class Runtime(Section):
@@ -186,6 +190,9 @@ class Recipe(Section):
         }
         check_lengths(once_or_each, self.game.iterations)
         game_config.check_game(self.game)
+        if self.data.prompt_sets is not None and self.data.resample != "split":
+            given, how = self.data.prompt_sets, str(self.data.resample).lower()
+            raise ValueError(f"data.prompt_sets: {given} has no effect with data.resample {how}; use split, or leave it out")
         asking, whole = game_config.whole_policies(self.game), {"temperature": 1.0, "top_p": 1.0, "top_k": None}
         for name, value in whole.items() if asking else ():
             if (asked := getattr(self.generation, name)) != value:
@@ -263,3 +270,14 @@ class Recipe(Section):
     def pairs_at(self, t: int) -> int:
         """Rows to train on in iteration t."""
         return value_at(self.game.pairs, t)
+
+    def rows_played(self, t: int) -> int:
+        """How many rows at the head of the order that iteration t draws from are played with, in it or in another one."""
+        users = [t] if self.data.resample is True else range(self.game.iterations)  # true: an order for each
+        starts = {user: self.split_start(user) if self.data.resample == "split" else 0 for user in users}
+        return max(start + self.pairs_at(user) for user, start in starts.items())
+
+    def split_start(self, t: int) -> int:
+        """For data.resample split: how many rows are in the sets before that of iteration t."""
+        iterations, sets = self.game.iterations, self.data.prompt_sets or self.game.iterations
+        return sum(max(self.pairs_at(user) for user in range(before, iterations, sets)) for before in range(t % sets))

@@ -10,6 +10,7 @@ import jinja2
 from lowmem_spin.common.errors import InputError, quoted
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.chat_templates import TEMPLATES
+from lowmem_spin.data.deadline import within
 from lowmem_spin.data.formats import Message
 from lowmem_spin.data.spelling import MARK, Spelled, Spelling
 from lowmem_spin.data.template_date import dated
@@ -27,6 +28,7 @@ APART = "answers that the tokenizer would merge with their prompts, tokenised ap
 INEXACT = "answers that the tokenizer does not spell to the letter"
 FOLDED = "system texts put before the first user turn"
 ANOTHER_END = ", with which the chat template ends them, is no token of this tokenizer"
+SECONDS = 10  # of computing for one conversation, which takes milliseconds
 CHANGED = "conversations whose earlier messages the chat template changes or shortens"
 
 
@@ -251,9 +253,11 @@ def written(tokenizer: Any, conversation: list[Message], **arguments: Any) -> st
     """A conversation as a tokenizer's chat template writes it.
 
     Raises:
+        InputError: it does not end.
         jinja2.TemplateError: it fails, or makes far more of a conversation than there is in it.
     """
-    text = _of_template(partial(tokenizer.apply_chat_template, conversation, tokenize=False, **arguments))
+    with within(SECONDS, f"{FIELD}: it takes more than {SECONDS} s for one conversation; {OWN}"):
+        text = _of_template(partial(tokenizer.apply_chat_template, conversation, tokenize=False, **arguments))
     given = sum(len(message["content"]) for message in conversation)
     if len(text) > CHARACTERS + 20 * given:
         raise jinja2.TemplateError(f"it makes {len(text):,} characters of {given:,}")
@@ -278,7 +282,7 @@ def _of_template(ask: Callable[[], str]) -> str:
     """What comes of a template, which is a program: it may also divide by zero."""
     try:
         return ask()
-    except jinja2.TemplateError:
+    except (jinja2.TemplateError, InputError):
         raise
     except Exception as error:
         raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error

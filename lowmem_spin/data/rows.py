@@ -112,10 +112,13 @@ def take(shuffled: Sequence[int], draw: Draw) -> list[int]:
         InputError: there are too few rows.
     """
     if draw.start + draw.prompts > len(shuffled):
-        others = f", {draw.start} of them for earlier iterations (data.resample split)," if draw.start else ""
+        others = remedy = ""
+        if draw.start:
+            others = f", {draw.start} of them for other draws (data.resample split or game.sampler.own_prompts),"
+            remedy = ", or let those of a split come again with data.prompt_sets"
         raise InputError(
             f"game.pairs: {draw.start + draw.prompts} prompts{others} asked of {len(shuffled)} usable rows; "
-            "lower it or give more data"
+            f"lower it or give more data{remedy}"
         )
     return list(shuffled[draw.start : draw.start + draw.prompts])
 

@@ -27,8 +27,7 @@ def dated(template: str, day: str) -> str:
     return f"{DATED}format) %}}{{{{ {known!r}.get(format, {day!r}) }}}}{{% endmacro %}}{template}"
 
 
-def note(template: str, day: str) -> str | None:
-    """A line for who does not expect it; None if no date is written."""
-    if NAME not in template:
-        return None
-    return f"the chat template writes today's date; here it always writes that of data.template_date, {day}"
+def notes(template: str, day: str) -> list[str]:
+    """A line for who does not expect it, if a date is written."""
+    told = f"the chat template writes today's date; here it always writes that of data.template_date, {day}"
+    return [told] if NAME in template else []

@@ -76,6 +76,7 @@ class EnginePool:
     opened: dict[str, Any] = field(default_factory=dict)
     signatures: dict[str, str] = field(default_factory=dict)
     settled: dict[str, Machine] = field(default_factory=dict)  # how two of them share the GPU
+    bases: dict[str, str] = field(default_factory=dict)  # what each engine holds
 
     def close(self) -> None:
         """End every engine and give its memory back, for what else this process still has to do."""
@@ -132,6 +133,9 @@ class GameEngines:
         pool, signature = self.pool, self.signature(name)
         if name in pool.opened and pool.signatures[name] != signature:
             pool.opened.pop(name).close()
+        base = digest([self.model.identity, self.recipe.model.quantization])
+        for other in [other for other in pool.opened if pool.bases.get(other, base) != base]:
+            pool.opened.pop(other).close()  # two bases are never in memory together
         machine = self._settled()
         pool.release(pool.opened.keys() - {name}, machine.residency)
         if name not in pool.opened:
@@ -140,9 +144,9 @@ class GameEngines:
                 self.display.log(f"trust_remote_code is on: code that came with {location} runs here", "yellow")
             with self.display.start_up(f"loading {location}"):
                 pool.opened[name] = open_engine(name, recipe, self.model, machine, self.weights_dir, self._warn)
-            pool.signatures[name] = signature
-            base = f"base {location} ({recipe.model.quantization}, {machine.dtype})"
-            self.display.log(f"{base} on {machine.device}, engine {name}")
+            pool.signatures[name], pool.bases[name] = signature, base
+            loaded = f"base {location} ({recipe.model.quantization}, {machine.dtype})"
+            self.display.log(f"{loaded} on {machine.device}, engine {name}")
         return pool.opened[name]
 
     def _warn(self, line: str) -> None:

@@ -37,24 +37,24 @@ def check_rows(recipe: Recipe, model: Source, rows: Rows, field: str) -> None:
     check_told_apart(rows, field)
 
 
-def letters_note(model: Source, rows: Rows, field: str) -> str | None:
+def letters_notes(model: Source, rows: Rows, field: str) -> list[str]:
     """A line on a tokenizer that spells Latin-script answers letter by letter, which one that was converted badly does.
 
     One of few tokens is meant to, and other scripts have tokens of one character: neither is told of.
     """
     if ModelFiles(model).vocabulary.largest < MANY:
-        return None
+        return []
     places = [place for place in rows.answered(range(min(len(rows), LOOKED_AT))) if _is_latin(rows.completions[place])]
     characters = sum(len(rows.completions[place]) for place in places)
     if len(places) < ENOUGH_ROWS or characters < ENOUGH_CHARACTERS:
-        return None
+        return []
     each = characters / sum(len(rows.chosen(place)) for place in places)
     if each >= LETTERS:
-        return None
-    return (
+        return []
+    return [
         f"{field}: the tokenizer of {ModelFiles(model).name} makes a token of every {each:.2f} characters, where 3 to 5 are "
         "usual: its merges may have been lost in a conversion; take the model's own tokenizer"
-    )
+    ]
 
 
 def _is_latin(text: str) -> bool:

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,11 @@ def _number(record: Record, base: Record | None, metric: str) -> dict[str, float
         return shown
     values, others = mine.get("values", []), theirs.get("values", [])
     if len(values) == len(others) > 1:
-        apart = Estimate(np.array(values, float) - np.array(others, float))
-        return shown | {"gain": apart.mean, "gain_stderr": apart.error}
+        apart = np.array(values, float) - np.array(others, float)
+        sizes = mine.get("sizes", [len(apart)])  # of its subtasks, if it is the plain mean of theirs
+        parts = [Estimate(part) for part in np.split(apart, np.cumsum(sizes)[:-1])]
+        error = None if min(sizes) == 1 else math.hypot(*(part.error for part in parts)) / len(parts)
+        return shown | {"gain": fmean(part.mean for part in parts), "gain_stderr": error}
     errors = mine["stderr"], theirs["stderr"]
     error = None if None in errors else math.hypot(*errors)
     return shown | {"gain": mine["value"] - theirs["value"], "gain_stderr": error}

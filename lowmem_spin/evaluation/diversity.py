@@ -1,8 +1,11 @@
 """How long and how different a policy's answers to one prompt are.
 
 Texts are cut into words by sacrebleu's tokeniser 13a, which is mteval-v13a's. Self-BLEU is that of Texygen (arXiv
-1802.01886): every answer's BLEU against the other answers to its prompt; arXiv 2404.04291 reports it over 16 answers with
-n-grams up to 3. Lower is more diverse. Distinct-n (arXiv 1510.03055) is the share of distinct n-grams among all of a
+1802.01886): every answer's BLEU against the other answers to its prompt; RSPO (arXiv 2503.00030) reports it over 16 answers
+with n-grams up to 3. Lower is more diverse. Where an answer shares no n-gram of an order with the others, smoothing gives it
+a part of one: here sacrebleu's `exp`, one half and then a quarter; in RSPO's code NLTK's method1, which is a tenth and
+sacrebleu's `floor`. That code also has NLTK's words, AlpacaEval's prompts, temperature 0.7, top-p 0.9 and 200 tokens, so its
+numbers do not compare with these. Distinct-n (arXiv 1510.03055) is the share of distinct n-grams among all of a
 prompt's answers; higher is more diverse.
 """
 

@@ -28,6 +28,7 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.loading import end_tokens, generation_settings, load_tokenizer
 from lowmem_spin.engines.peft_learner import PeftLearner
 from lowmem_spin.evaluation.harness_tasks import Loaded, samples_hash, seed
+from lowmem_spin.evaluation.leaderboard import OF_SUBTASKS
 from lowmem_spin.evaluation.prompting import PLAIN
 
 HFLM: Any = huggingface.HFLM  # its decorators hide its type
@@ -120,6 +121,8 @@ def measure_task(
     own, samples = results["results"][task.name], results["samples"]
     rows = [row for name in sorted(samples) for row in samples[name]]
     numbers = {metric: _number(own, metric, rows) for metric in own if "," in metric and "_stderr," not in metric}
+    if task.of_subtasks:
+        numbers[OF_SUBTASKS] = mean_of_subtasks(results["results"], samples)
     shots = {results["n-shot"].get(name) for name in samples}
     recorded = {
         "task_version": results["versions"].get(task.name),
@@ -162,6 +165,22 @@ def _asked(loaded: Loaded) -> dict[str, Any]:
     if "generate_until" not in kinds:
         asked = replace(asked, gen_kwargs=PLAIN.gen_kwargs)
     return asked.record()
+
+
+def mean_of_subtasks(results: dict[str, Any], samples: Samples) -> dict[str, Any]:
+    """The plain mean of the subtasks' accuracies, however many documents each has, as the leaderboard took it of MMLU.
+
+    `sizes` are the subtasks' numbers of documents, in the order of `values`.
+    """
+    found = [_number(results[name], "acc,none", samples[name]) for name in sorted(samples)]
+    values, errors = ([one[part] for one in found if one[part] is not None] for part in ("value", "stderr"))
+    mean: dict[str, Any] = {
+        "value": sum(values) / len(found) if len(values) == len(found) else None,
+        "stderr": math.hypot(*errors) / len(found) if len(errors) == len(found) else None,
+    }
+    if all("values" in one for one in found):
+        mean |= {"values": [value for one in found for value in one["values"]], "sizes": [len(one["values"]) for one in found]}
+    return mean
 
 
 def _number(results: dict[str, Any], metric: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

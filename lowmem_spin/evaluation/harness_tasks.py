@@ -14,7 +14,7 @@ import numpy as np
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import sha256
 from lowmem_spin.common.keys import digest
-from lowmem_spin.evaluation.leaderboard import COLUMNS
+from lowmem_spin.evaluation.leaderboard import COLUMNS, OF_SUBTASKS
 from lowmem_spin.evaluation.prompting import PLAIN, Prompting
 
 VERSION = 1  # bumped by hand when the same task would be measured otherwise
@@ -30,11 +30,13 @@ class Task:
     identity: str  # hash of its configuration, its functions' source and its local data
     own: bool  # of the user's YAML, not the harness's
     suite: str = "tasks"
+    of_subtasks: bool = False  # has the plain mean of its subtasks as well
     prompting: Prompting = PLAIN
 
     def spec(self, policy: str, limit: int | None, learner: dict[str, Any]) -> dict[str, Any]:
         """What names the result; its digest is the key. The harness's version is recorded and no part of it."""
         what = {"task": self.name, "identity": self.identity, "fewshot": self.fewshot, "limit": limit}
+        what |= {"mean": "of subtasks"} if self.of_subtasks else {}
         what |= {"prompting": record} if (record := self.prompting.record()) else {}
         return {"kind": "evaluate", "version": VERSION, "policy": policy, **what, "learner": learner}
 
@@ -86,7 +88,14 @@ class Catalogue:
     def leaderboard(self) -> list[Task]:
         """The six tasks of the Open LLM Leaderboard."""
         return [
-            Task(column.task, column.fewshot, self._identity(column.task), self._own(column.task), "leaderboard")
+            Task(
+                name=column.task,
+                fewshot=column.fewshot,
+                identity=self._identity(column.task),
+                own=self._own(column.task),
+                suite="leaderboard",
+                of_subtasks=column.metric == OF_SUBTASKS,
+            )
             for column in COLUMNS
         ]
 

@@ -10,8 +10,11 @@ class Column:
     heading: str
     task: str  # its name in lm-evaluation-harness
     fewshot: int
-    metric: str  # "metric,filter" as the harness calls it
+    metric: str  # "metric,filter" as the harness calls it, or OF_SUBTASKS
+    weighted: str | None = None  # what earlier versions have instead: the mean over all documents, whatever their task
 
+
+OF_SUBTASKS = "acc,mean of subtasks"  # which the harness does not know: it weights the 57 of MMLU by their sizes
 
 # truthfulqa_mc2 by its own name: the harness's tag `truthfulqa` is three tasks.
 COLUMNS = (
@@ -20,7 +23,7 @@ COLUMNS = (
     Column("Winogrande", "winogrande", 5, "acc,none"),
     Column("GSM8K", "gsm8k", 5, "exact_match,strict-match"),
     Column("HellaSwag", "hellaswag", 10, "acc_norm,none"),
-    Column("MMLU", "mmlu", 5, "acc,none"),
+    Column("MMLU", "mmlu", 5, OF_SUBTASKS, weighted="acc,none"),
 )
 
 # Percent in the order of COLUMNS, then the average as printed there; that of the last row is 46.64 by its own columns.

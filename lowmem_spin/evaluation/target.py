@@ -113,7 +113,7 @@ class EvaluationTarget:
     def from_game(cls, game: OpenGame) -> Self:
         """A game that this process has played."""
         planned = {stage.name: stage for stage in game.stages if isinstance(stage, Evaluate)}
-        every = {name: stage.policy for name, stage in planned.items()}
+        every = {name: stage.policy for name, stage in planned.items() if stage.role is not Role.UNQUANTIZED}
         policies = run_folder.as_far_as_played(every, run_folder.read_run(game.folder).record)
         trained = {name for name, key in policies.items() if planned[name].role is Role.ITERATE and game.store.adapter(key)}
 

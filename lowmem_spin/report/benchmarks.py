@@ -29,15 +29,16 @@ NOTES = {
     "protocol (one order, the log-probs of one token of gpt-4-turbo): run alpaca_eval on the files in alpaca/ to compare with "
     "it. Lengths are in characters.",
     "diversity": "Each policy's answers to held-out prompts, with the sampling of the game. Words are cut by sacrebleu's "
-    "tokeniser 13a; self-BLEU is sacrebleu's with n-grams up to 3 (lower is more diverse), distinct-n the share of distinct "
-    "n-grams among a prompt's answers (higher is more diverse).",
+    "tokeniser 13a; self-BLEU is sacrebleu's with n-grams up to 3 (lower is more diverse) and its smoothing, exp; RSPO's code "
+    "has NLTK's method1, which is sacrebleu's floor, and another sampling, so do not compare with its numbers. Distinct-n is "
+    "the share of distinct n-grams among a prompt's answers (higher is more diverse).",
 }
 DIVERSITY = {
     "length": "length, tokens",
     "truncated": "without an end, %",
     "distinct_1": "distinct-1, %",
     "distinct_2": "distinct-2, %",
-    "self_bleu_3": "self-BLEU-3",
+    "self_bleu_3": "self-BLEU-3 (exp)",
 }
 AVERAGE = "Average"
 OVERALL = {"score", "turn 1", "turn 2", "failed, %"}  # columns of MT-Bench that are no category
@@ -144,7 +145,8 @@ def _block(suite: str, title: str, limit: int | None, found: Sequence[Benchmark]
 def _columns(one: Benchmark) -> Iterable[tuple[str, str]]:
     """(metric, heading) of the numbers of a benchmark that are shown."""
     if one.suite == "leaderboard":
-        return [(c.metric, c.heading) for c in COLUMNS if c.task == one.task and c.metric in one.values]
+        mine = [(metric, c) for c in COLUMNS if c.task == one.task for metric in (c.metric, c.weighted) if metric in one.values]
+        return [(metric, column.heading) for metric, column in mine[:1] if metric]
     if one.suite == "diversity":
         return [(metric, DIVERSITY.get(metric, metric)) for metric in one.values]
     if one.suite in JUDGED:
@@ -209,6 +211,8 @@ def _notes(suite: str, limit: int | None, found: Sequence[Benchmark]) -> list[st
     notes = [NOTES[suite]] if suite in NOTES else []
     if suite == "diversity" or suite in JUDGED:
         notes.append(f"{max(one.count for one in found)} {'questions' if suite in JUDGED else 'prompts'}.")
+    if suite == "alpaca":
+        notes.append(f"Answers are sampled at {' or '.join(sorted({one.sampling for one in found}))}.")
     if suite == "alpaca" and any(one.own for one in found):
         notes.append("Length control does not apply: it is fitted to all of AlpacaEval's own instructions.")
     versions = sorted({one.versions["lm-eval"] for one in found if "lm-eval" in one.versions})
@@ -216,7 +220,18 @@ def _notes(suite: str, limit: int | None, found: Sequence[Benchmark]) -> list[st
         notes.append(f"lm-evaluation-harness {', '.join(versions)}.")
     if suite == "leaderboard":
         shots = ", ".join(f"{c.heading} {c.fewshot}-shot {c.metric.removesuffix(',none').replace(',', ' ')}" for c in COLUMNS)
-        notes.append(f"{shots}; in percent, and their plain mean. Asked without a chat template, as the leaderboard was.")
+        notes.append(
+            f"{shots}; in percent, and their plain mean. Asked without a chat template, as the leaderboard was, which took the "
+            "plain mean of MMLU's 57 subjects, too: the harness weights them by size."
+        )
+        weighted = [
+            one.name
+            for one in found
+            for metric, _ in _columns(one)
+            if metric in {c.weighted for c in COLUMNS if c.task == one.task}
+        ]
+        if weighted:
+            notes.append(f"So it does here for {', '.join(weighted)}, measured by an earlier version: evaluate again.")
         own = sorted({one.task for one in found if one.own})
         if own:
             notes.append(f"Of your own YAML, so not compared with the paper: {', '.join(own)}.")

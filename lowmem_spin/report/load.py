@@ -12,12 +12,13 @@ from pydantic import ValidationError
 from lowmem_spin.algorithm.roles import PLAIN_SFT, Part, Role, part_in, parts_in
 from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.errors import InputError, shortened
-from lowmem_spin.common.files import DamagedError, read_text
-from lowmem_spin.common.keys import digest
+from lowmem_spin.common.files import DamagedError, read_parquet, read_text, token_arrays
+from lowmem_spin.common.keys import digest, is_key
 from lowmem_spin.config.places import put_in_place
 from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
 from lowmem_spin.evaluation.arena import FILE as ARENA
 from lowmem_spin.evaluation.prompting import in_words
+from lowmem_spin.report.cautions import CUT
 from lowmem_spin.report.intervals import Value, is_yes_or_no, rows_of
 from lowmem_spin.report.measures import TASKS
 from lowmem_spin.report.results import Benchmark, PolicyResults, RunResults, SweepFile, SweepResults, recipe_field
@@ -91,7 +92,9 @@ def read_run(folder: Path) -> RunResults:
     policies = _policies(folder / "metrics.jsonl", keys, parts)
     trainings, missing = _trainings(folder, recipe, keys, parts)
     benchmarks, arena = read_benchmarks(folder, keys), _arena(folder, keys)
-    return RunResults(folder, recipe, text, record, policies, trainings, missing, benchmarks, arena)
+    cut = any(policy.values["truncated"].mean > CUT for policy in policies)
+    tokens = _answer_tokens(folder, recipe, record) if cut else None  # which reads the whole file
+    return RunResults(folder, recipe, text, record, policies, trainings, missing, benchmarks, arena, tokens)
 
 
 def read_benchmarks(folder: Path, keys: dict[str, str]) -> list[Benchmark]:
@@ -127,7 +130,8 @@ def _benchmark(record: Any) -> Benchmark:
         raise TypeError("counts")
     versions = record["recorded"]["versions"]
     asked = in_words(record.get("prompting", {})) if record["suite"] == "tasks" else ""
-    return Benchmark(*names, *counts, record["own"] is True, versions, values, gains, asked)
+    sampling = str(record["recorded"].get("sampling", "temperature 0.7"))  # which earlier versions always took
+    return Benchmark(*names, *counts, record["own"] is True, versions, values, gains, asked, sampling)
 
 
 def _arena(folder: Path, keys: dict[str, str]) -> dict[str, Any] | None:
@@ -166,17 +170,18 @@ def _policies(path: Path, keys: dict[str, str], parts: dict[str, Part]) -> list[
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             raise InputError(f"{path}: line {number} is not a whole record of a policy; {again}") from None
     expected = [PLAIN_SFT if parts[name].role is Role.BASELINE else name for name in keys]
-    if [policy.name for policy in policies] != list(dict.fromkeys(expected)):
+    known = [policy for policy in policies if policy.part.role is not Role.UNQUANTIZED]  # which run.json names as no policy
+    if [policy.name for policy in known] != list(dict.fromkeys(expected)) or policies[0] is not known[0]:
         absent = [name for name in dict.fromkeys(expected) if name not in {policy.name for policy in policies}]
         what = f"no record of {absent[0]}" if absent else "not the records of the policies in run.json"
         raise InputError(f"{path}: {what}; {again}")
-    if not {policy.key for policy in policies} <= set(keys.values()):
+    if not {policy.key for policy in known} <= set(keys.values()):
         raise InputError(f"{path}: these are another game's results than run.json's; {again}")
     if not policies[0].score_names:  # of prompts alone: against itself the base has an even chance
         policies[0].values["win_rate_to_base"] = Value(0.5, 0.0)
-    if not all(policy.score_names for policy in policies):
+    if not all(policy.score_names for policy in known):
         raise InputError(f"{path}: a policy has no number to be compared by; {again}")
-    for policy in policies:  # a record from before gains were kept gives the difference alone
+    for policy in known:  # a record from before gains were kept gives the difference alone
         policy.values.setdefault("gain", Value(policy.score.mean - policies[0].score.mean, math.nan))
     return policies
 
@@ -187,7 +192,9 @@ def _policy(record: Any) -> PolicyResults:
     values = {name: Value.read(record[name], record[f"{name}_se"], rows_of(record, name)) for name in names}
     categories = {name.partition("/")[2]: values.pop(name) for name in names if name.partition("/")[0] in TASKS and "/" in name}
     of_answers = OF_ANSWERS if any(name in record for name in OF_ANSWERS) else ()
-    for name in (*MEASURED, *of_answers):
+    part = part_in(record, record["name"])
+    measured = MEASURED[-2:] if part.role is Role.UNQUANTIZED else MEASURED  # whose drift is from nothing
+    for name in (*measured, *of_answers):
         if not math.isfinite(values[name].mean):
             raise ValueError(name)
     if not all(_texts(sample) and {"prompt_id", "answer"} <= sample.keys() for sample in record["samples"]):
@@ -198,16 +205,14 @@ def _policy(record: Any) -> PolicyResults:
     if sampler is not None:
         sampler = {"sampler": str(sampler["sampler"]), **{name: sampler[name] for name in SAMPLED}}
     name = record["name"]
-    return PolicyResults(name, record["policy"], part_in(record, name), values, categories, record["samples"], sampler)
+    return PolicyResults(name, record["policy"], part, values, categories, record["samples"], sampler)
 
 
 def _trainings(
     folder: Path, recipe: dict[str, Any], keys: dict[str, str], parts: dict[str, Part]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Manifests of the iterates' trainings, from iterates/ or the store, and a line if any is missing."""
-    found_here = deepcopy(recipe)
-    put_in_place(found_here, folder)
-    weights_dir = Path(str(recipe_field(found_here, "output.store"))) / "adapters"
+    weights_dir = _store(folder, recipe) / "adapters"
     found, lost = {}, []
     for name, key in keys.items():
         if not parts[name].is_iterate:
@@ -220,6 +225,26 @@ def _trainings(
             found[name] = manifest
     line = f"no training curves of {', '.join(lost)}: neither in {folder / 'iterates'} nor in {weights_dir}"
     return found, [line] if lost else []
+
+
+def _store(folder: Path, recipe: dict[str, Any]) -> Path:
+    """Where the store is, seen from the run's folder."""
+    found_here = deepcopy(recipe)
+    put_in_place(found_here, folder)
+    return Path(str(recipe_field(found_here, "output.store")))
+
+
+def _answer_tokens(folder: Path, recipe: dict[str, Any], record: dict[str, Any]) -> int | None:
+    """Tokens that 95% of the data's answers have at most, their end included; None where the rows are not in the store."""
+    files = record.get("data")
+    if not isinstance(files, list) or not files or not is_key(files[0]):
+        return None
+    try:
+        rows = read_parquet(_store(folder, recipe) / "data" / f"{files[0]}.parquet")
+    except (FileNotFoundError, DamagedError):
+        return None
+    lengths = [len(answer) for answer in token_arrays(rows["chosen"]) if len(answer)]
+    return math.ceil(np.percentile(lengths, 95)) if lengths else None
 
 
 def _manifest(path: Path, key: str) -> dict[str, Any] | None:

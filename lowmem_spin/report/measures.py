@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lowmem_spin.report.intervals import Value
 
-MATCH, WINS, GAIN = "exact_match", "win_rate_to_base", "gain"
+MATCH, WINS, GAIN, GAIN_UNQUANTIZED = "exact_match", "win_rate_to_base", "gain", "gain_over_unquantized"
 TASKS = (MATCH, "final_number", "regex", "contains", "function")  # what evaluation.metric may be
 
 
@@ -30,7 +30,7 @@ class Measure:
     @property
     def number_unit(self) -> str:
         """The unit of the number as metrics.jsonl has it: shares are from 0 to 1 there."""
-        return "share" if self.percent else self.unit or ("" if self.label == GAIN else "nats")
+        return "share" if self.percent else self.unit or ("" if self.label.startswith(GAIN) else "nats")
 
     def text(self, value: Value, sign: str = "", brief: bool = False) -> str:
         """The number with the half-width of its 95% interval; `brief` may leave that out."""
@@ -72,6 +72,12 @@ MEASURES = {
         "gain",
         meaning="by how much the score is above the base's on the same rows: evaluation.metric if there is one, else "
         "chosen_logp, else win_rate_to_base",
+    ),
+    GAIN_UNQUANTIZED: Measure(
+        "gain over unquantized",
+        brief="gain over\nunquant.",
+        meaning="by how much the score is above that of the base before its weights were put in 4 bits, on the same rows: of "
+        "the base itself it is what nf4 costs",
     ),
     "sampled_accuracy": Measure(
         "sampled accuracy",

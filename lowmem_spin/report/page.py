@@ -21,6 +21,7 @@ from lowmem_spin.common.files import write_text
 from lowmem_spin.report import arena, benchmarks
 from lowmem_spin.report.answers import before_after
 from lowmem_spin.report.benchmarks import Block
+from lowmem_spin.report.cautions import caution_lines
 from lowmem_spin.report.grid import Grid, escape_markdown
 from lowmem_spin.report.panels import Pictures, drawn_configurations, run_panels, sweep_panels
 from lowmem_spin.report.pictures import game_in_words, main_picture, picture_title, played_on, save, write_picture
@@ -34,6 +35,7 @@ RUN_LEGEND = (
     "± is the half-width of a 95% interval over held-out rows; it says nothing about another seed. Gain: score minus the "
     "base's on the same rows. KL in nats per completion. As in data: own samples that equal the data's answer."
 )
+OF_UNQUANTIZED = " Gain over unquantized: score minus that of the base before nf4; the base's own is what nf4 costs."
 SWEEP_LEGEND = (
     "The last iterate of each configuration. ± is the half-width of a 95% interval: over seeds, by Student's t, where there "
     "are several (two seeds bound little: 12.7 standard errors); else over held-out rows, which says nothing about another "
@@ -65,7 +67,7 @@ def write_all(results: RunResults | SweepResults) -> list[Path]:
             names.append(panel.name)
             paths += save(figure, drawn, results.folder / f"report_{panel.name}.png", panel.caption)
     grids = [run_grid(results)] if isinstance(results, RunResults) else [sweep_grid(results), points_grid(results)]
-    legend = RUN_LEGEND if isinstance(results, RunResults) else SWEEP_LEGEND
+    legend = _legend(results)
     shown = "\n".join(f"![{name}](report_{name}.png)" for name in names)
     tables = [part for block in _blocks(results) for part in [*block.markdown(), benchmarks.LEGEND, ""]]
     if isinstance(results, RunResults) and results.arena is not None:
@@ -73,8 +75,15 @@ def write_all(results: RunResults | SweepResults) -> list[Path]:
             part for grid, title in arena.grids(results.arena) for part in (f"## {escape_markdown(title)}", "", grid.markdown())
         ]
         tables += [*met, escape_markdown(arena.note(results.arena)), ""]
-    write_text(paths[1], "\n".join([*(grid.markdown() for grid in grids), legend, "", *tables, shown, ""]))
+    warned = [f"- {escape_markdown(line)}\n" for line in caution_lines(results)]
+    write_text(paths[1], "\n".join([*(grid.markdown() for grid in grids), *warned, legend, "", *tables, shown, ""]))
     return paths
+
+
+def _legend(results: RunResults | SweepResults) -> str:
+    if isinstance(results, RunResults):
+        return RUN_LEGEND + OF_UNQUANTIZED * (results.unquantized is not None)
+    return SWEEP_LEGEND + OF_UNQUANTIZED * any(run.unquantized is not None for run in results.runs.values())
 
 
 def _pictures(results: RunResults | SweepResults) -> Pictures:
@@ -128,8 +137,9 @@ def _run(run: RunResults) -> dict[str, Any]:
         "title": run.folder.resolve().name,
         "subtitle": f"{game_in_words(run.recipe)}; {played_on(run)}",
         "verdict": verdict(run),
+        "cautions": caution_lines(run),
         "results": run_grid(run),
-        "legend": RUN_LEGEND,
+        "legend": _legend(run),
         "points": None,
         "links": {},
         "missing": run.missing,
@@ -154,8 +164,9 @@ def _sweep(sweep: SweepResults) -> dict[str, Any]:
             + [played_on(sweep)] * bool(runs)
         ),
         "verdict": sweep_verdict(sweep),
+        "cautions": caution_lines(sweep),
         "results": sweep_grid(sweep),
-        "legend": SWEEP_LEGEND,
+        "legend": _legend(sweep),
         "points": points_grid(sweep),
         "states": ", ".join(f"{count} {state}" for state, count in Counter(p.status for p in sweep.file.points).items()),
         "whole": all(point.status == "finished" for point in sweep.file.points),  # else what failed is shown at once

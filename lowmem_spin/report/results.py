@@ -59,6 +59,7 @@ class Benchmark:
     values: dict[str, Value]  # by "metric,filter" as lm-evaluation-harness writes it
     gains: dict[str, Value]  # over the base, on the same documents
     asked: str = ""  # how, in words, of a task that can be asked in several ways
+    sampling: str = ""  # of AlpacaEval's answers, in words
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class RunResults:
     missing: list[str]  # a line for each thing that a report will lack
     benchmarks: list[Benchmark]
     arena: dict[str, Any] | None = None  # as arena.json has it
+    answer_tokens: int | None = None  # that 95% of the data's answers have at most, if the store has the rows
 
     @property
     def base(self) -> PolicyResults:
@@ -86,8 +88,13 @@ class RunResults:
 
     @property
     def baselines(self) -> list[PolicyResults]:
-        """What self-play is measured against."""
-        return [policy for policy in self.policies if policy not in self.played]
+        """What self-play is measured against, as far as it has the numbers that policies are compared by."""
+        return [policy for policy in self.policies if policy not in self.played and policy.score_names]
+
+    @property
+    def unquantized(self) -> PolicyResults | None:
+        """The base before its weights were put in 4 bits, if it was measured."""
+        return next((policy for policy in self.baselines if policy.part.role is Role.UNQUANTIZED), None)
 
     @property
     def last(self) -> PolicyResults:

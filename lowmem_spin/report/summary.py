@@ -6,7 +6,7 @@ from typing import Any
 
 from lowmem_spin.report.grid import Grid, TerminalTable
 from lowmem_spin.report.intervals import difference, within_noise
-from lowmem_spin.report.measures import MATCH, MEASURES, WINS
+from lowmem_spin.report.measures import GAIN, GAIN_UNQUANTIZED, MATCH, MEASURES, WINS
 from lowmem_spin.report.results import Configuration, PolicyResults, RunResults, SweepResults, plain_value
 from lowmem_spin.runner.health import ALARM
 
@@ -17,7 +17,8 @@ SHAPE = ["length", "truncated", "identical"]
 def terminal_table(results: RunResults | SweepResults) -> TerminalTable:
     """What of a run's or a sweep's table fits a terminal of 80 columns; a narrower one has it in parts."""
     if isinstance(results, RunResults):
-        return run_grid(results, brief=True).table("Held-out results: %, ± 95% interval, gain over the base")
+        unit = MEASURES[results.scores[0]].unit
+        return run_grid(results, brief=True).table(f"Held-out results: {unit}, ± 95% interval, gain over the base")
     return sweep_grid(results, brief=True).table(f"Last iterates: {MEASURES[results.score].heading}, ± 95% interval")
 
 
@@ -25,36 +26,49 @@ def run_grid(run: RunResults, brief: bool = False) -> Grid:
     """A row per policy; `brief` for a terminal."""
     score, *others = run.scores[:2] if brief else run.scores
     measured = [n for n in DRIFT + SHAPE if n not in run.scores and any(n in policy.values for policy in run.policies)]
-    names = [score, "gain", *others, *(name for name in measured if MEASURES[name].brief or not brief)]
+    gains = [GAIN, *([] if run.unquantized is None else [GAIN_UNQUANTIZED])]
+    names = [score, *gains, *others, *(name for name in measured if MEASURES[name].brief or not brief)]
 
     def cell(policy: PolicyResults, name: str) -> str:
-        if name not in policy.values or (policy is run.base and name != score and name in ["gain", *DRIFT]):
+        if name not in policy.values or (policy is run.base and name != score and name in [GAIN, *DRIFT]):
             return ""
-        if name == "gain":
-            return MEASURES[score].text(policy.values[name], "+", brief)
+        if name in gains:
+            itself = policy is run.unquantized and name == GAIN_UNQUANTIZED
+            return "" if itself else MEASURES[score].text(policy.values[name], "+", brief)
         return MEASURES[name].text(policy.values[name], "", brief)
 
-    headings = [name if name == "gain" else _heading(name, brief) for name in names]
+    headings = [_heading(name, brief, MEASURES[score].unit) for name in names]
     return Grid(["policy", *headings], [[policy.name, *(cell(policy, name) for name in names)] for policy in run.policies])
 
 
-def _heading(name: str, brief: bool) -> str:
-    return (MEASURES[name].brief if brief else "") or MEASURES[name].heading
+def _heading(name: str, brief: bool, unit: str) -> str:
+    """Of a column; `unit` is the score's, which the title of a brief table says and gains have."""
+    measure = MEASURES[name]
+    if name in (GAIN, GAIN_UNQUANTIZED):
+        return (measure.brief or measure.label) if brief else f"{measure.label}, {unit}"
+    if brief and measure.brief:
+        return measure.brief + (", %" if measure.percent and unit != "%" and not measure.mean else "")
+    return measure.heading
 
 
 def sweep_grid(sweep: SweepResults, brief: bool = False) -> Grid:
     """A row per configuration: its last iterate, over the seeds; `brief` for a terminal."""
     score = sweep.score
     shape = [name for name in SHAPE if sweep.has(name)]
+    gains = [GAIN] * (score != MATCH)  # a log-prob says something beside the base's alone
+    gains += [GAIN_UNQUANTIZED] * all(run.unquantized is not None for run in sweep.runs.values())
     names = ["kl_to_base"] if brief else [*sweep.scores[1:2], "kl_to_base", "kl_from_base", *shape]
     axes = [axis.rpartition(".")[2] if brief else axis for axis in sweep.file.axes] or ["configuration"]
-    headings = [*axes, "seeds", _heading(score, brief), "against the best", "best policy"]
-    headings += [_heading(name, brief) for name in names]
+    unit = MEASURES[score].unit
+    headings = [*axes, "seeds", *(_heading(name, brief, unit) for name in (score, *gains)), "against the best", "best policy"]
+    headings += [_heading(name, brief, unit) for name in names]
     rows = []
     for configuration in sweep.configurations:
         cells = _naming(sweep, configuration)
         if configuration.runs:
-            cells += [MEASURES[score].text(configuration.value(score), "", brief), _against(sweep, configuration)]
+            cells += [MEASURES[score].text(configuration.value(score), "", brief)]
+            cells += [MEASURES[score].text(configuration.value(name), "+", brief) for name in gains]
+            cells += [_against(sweep, configuration)]
             cells += [_best(configuration, score, brief)]
             cells += [MEASURES[name].text(configuration.value(name), "", brief) for name in names]
         rows.append(cells + [""] * (len(headings) - len(cells)))
@@ -113,8 +127,9 @@ def verdict(run: RunResults) -> list[str]:
     best = max(run.played, key=lambda policy: policy.score.mean)
     gain = "" if best is run.base else f", {MEASURES[score].text(best.values['gain'], '+')} over the base"
     lines = [f"Of the base and the iterates, {best.name} has the highest {unit}: {MEASURES[score].text(best.score)}{gain}."]
-    others = [policy for policy in [run.last, *run.baselines] if policy is not best]
+    others = [policy for policy in [run.last, *run.baselines] if policy not in (best, run.unquantized)]
     lines += [f"{other.name} {_compared(other, best, score)}." for other in others]
+    lines += _over_unquantized(run, best, score)
     lines += [_drawn(policy.name, policy.sampler) for policy in run.policies if policy.sampler]
     if "stopped" in run.record:
         stopped = run.record["stopped"]
@@ -124,12 +139,26 @@ def verdict(run: RunResults) -> list[str]:
     return lines + [alarm.format(name, gap) for name, gap in gaps if gap > ALARM]
 
 
+def _over_unquantized(run: RunResults, best: PolicyResults, score: str) -> list[str]:
+    """What of the gain is over the model that a person has, and what only makes up for nf4."""
+    if run.unquantized is None:
+        return []
+
+    def apart(policy: PolicyResults) -> str:
+        gain = policy.values[GAIN_UNQUANTIZED]
+        noise = ", within noise" if within_noise(gain) else ""
+        return f"{MEASURES[score].text(gain, '+')}{noise}"
+
+    line = f"Against the unquantized base, the base in nf4 is at {apart(run.base)}"
+    return [f"{line}." if best is run.base else f"{line}, and {best.name} at {apart(best)}."]
+
+
 def _drawn(name: str, sampler: dict[str, Any]) -> str:
-    """How hard an iterate's opponents were to sample."""
-    said = f"Opponents of {name} answered by {sampler['sampler'].replace('_', '-')} from mixtures: "
+    """How hard it was to sample the mixtures whose answers an iterate has learned from."""
+    said = f"Answers for {name} were drawn from mixtures by {sampler['sampler'].replace('_', '-')}: "
     if sampler["acceptance"] is not None:
         said += f"{sampler['acceptance']:.1%} of {sampler['proposals']:,} proposals accepted, "
-        said += f"{sampler['rejected']} prompts without an answer, "
+        said += f"{sampler['rejected']} prompts left out, "
     else:
         said += f"effective sample size {sampler['ess']:.1f} of {sampler['proposals'] / sampler['prompts']:.0f}, "
     return said + ("log Z unknown." if sampler["log_z"] is None else f"log Z {sampler['log_z']:.3f}.")

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lowmem_spin.algorithm.stages import Draw
+from lowmem_spin.algorithm.roles import Role
+from lowmem_spin.algorithm.stages import Draw, Stage, Train
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import Rows, fixed_sample, hold_out, shuffled, take
 from lowmem_spin.runner.health import HeldOut
@@ -17,6 +18,17 @@ def split_rows(recipe: Recipe, train: Rows, held: Rows | None = None) -> tuple[l
     health = fixed_sample(held.ids, recipe.evaluation.health_prompts)
     scored = held.answered(range(len(held)))
     return list(range(len(train))), HeldOut(held, scored, health, recipe.evaluation.metric == "exact_match")
+
+
+def prompts_again(recipe: Recipe, stages: Sequence[Stage]) -> list[str]:
+    """A line if the sets that prompts are shared out in are fewer than the iterations, so that prompts come again."""
+    sets = recipe.data.prompt_sets
+    if sets is None or sets >= recipe.game.iterations:
+        return []
+    draws = [stage.pairs.draw for stage in stages if isinstance(stage, Train) and stage.role is Role.ITERATE]
+    asked = sum(draw.prompts for draw in draws)
+    again = asked - len({place for draw in draws for place in range(draw.start, draw.start + draw.prompts)})
+    return [f"data.prompt_sets: {sets}, so from iteration {sets} on prompts come again: {again:,} of {asked:,}"]
 
 
 @dataclass

@@ -101,6 +101,8 @@ class Health:
     def estimates(self) -> dict[str, Estimate]:
         """All that are known, by name; exact_match/name is that of a category, of another metric by its name."""
         estimates = {name: value for name, value in vars(self).items() if isinstance(value, Estimate)}
+        if self.role is Role.UNQUANTIZED:  # measured against itself alone
+            estimates = {name: value for name, value in estimates.items() if not name.startswith("kl_")}
         if self.sampled_accuracy is not None:
             estimates["sampled_accuracy"] = self.sampled_accuracy
         metric = "exact_match" if self.task is None else self.task[0]
@@ -120,13 +122,26 @@ class Health:
         known = (self.exact_match, self.task and self.task[1], self.chosen_logp, self.win_rate_to_base)
         return next((estimate for estimate in known if estimate is not None), even)
 
-    def record(self, base: "Health") -> dict[str, Any]:
+    @property
+    def is_answered(self) -> bool:
+        """Whether the score is of answers that the data has, and not of what an oracle prefers to the base's."""
+        return self.exact_match is not None or self.chosen_logp is not None
+
+    def record(self, base: "Health", unquantized: "Health | None" = None) -> dict[str, Any]:
         """One line of metrics.jsonl, with the number of rows behind each as name_n; `gain` is the score's difference from the
-        base's on the same rows."""
-        gain = self.score.minus(base.score)
+        base's on the same rows, and `gain_over_unquantized` from that of the base before it was put in 4 bits."""
+        others = {"gain": base}
+        if unquantized is not None and self.is_answered:
+            others["gain_over_unquantized"] = unquantized
+        elif self.role is Role.UNQUANTIZED:  # whose answers no oracle has compared
+            others = {}
+        gains: dict[str, float] = {}
+        for name, other in others.items():
+            gain = self.score.minus(other.score)
+            gains |= {name: gain.mean, f"{name}_se": gain.error}
         names = {"name": self.name, "policy": self.policy, "role": self.role, "iteration": self.iteration}
         rows = {f"{name}_n": len(value.values) for name, value in self.estimates.items()}
-        return {**names, **self.numbers(), **rows, "gain": gain.mean, "gain_se": gain.error, "samples": self.samples}
+        return {**names, **self.numbers(), **rows, **gains, "samples": self.samples}
 
 
 def sample_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sampling, greedy: Sampling) -> None:
@@ -270,7 +285,8 @@ def summary_line(health: Health, training: dict[str, Any] | None) -> str:
         parts.append(f"held-out log-prob {health.chosen_logp.mean:.2f}")
     elif health.win_rate_to_base is not None:
         parts.append(f"wins over base {health.win_rate_to_base.mean:.1%}")
-    parts.append(f"KL base {health.kl_to_base.mean:.2f} previous {health.kl_to_previous.mean:.2f}")
+    if health.role is not Role.UNQUANTIZED:
+        parts.append(f"KL base {health.kl_to_base.mean:.2f} previous {health.kl_to_previous.mean:.2f}")
     parts.append(f"length {health.length.mean:.1f}, truncated {health.truncated.mean:.1%}")
     if health.engine_gap.mean > ALARM:
         parts.append(f"generator and learner differ by {health.engine_gap.mean:.3f} nats on own samples")

@@ -1,7 +1,8 @@
 """From a recipe to a game that can be played on this machine: sources found, keys named, rows prepared."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -21,9 +22,10 @@ from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.foreign_code import code_of_model, code_of_oracle, key_of_judge
 from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
-from lowmem_spin.engines.row_check import check_rows, letters_note
+from lowmem_spin.engines.row_check import check_rows, letters_notes
 from lowmem_spin.engines.training.trial import check_optimizer, warmup_note
-from lowmem_spin.runner.game_rows import GameRows, Orders, split_rows
+from lowmem_spin.engines.unquantized import Beside, measured_beside
+from lowmem_spin.runner.game_rows import GameRows, Orders, prompts_again, split_rows
 from lowmem_spin.runner.health import HeldOut, notices
 from lowmem_spin.runner.own_functions import OwnFunctions, Said, ask, try_own_loss
 from lowmem_spin.runner.task_metrics import TaskMetric
@@ -59,6 +61,16 @@ class ResolvedRecipe:
     def base(self) -> str:
         """Key of the base policy."""
         return base_key(self.recipe, self.model, self.adapter)
+
+    @cached_property
+    def beside(self) -> Beside:
+        """The unquantized base, if it is measured beside the one that plays."""
+        return measured_beside(self.recipe, self.model, self.choices)
+
+    @property
+    def unquantized(self) -> "ResolvedRecipe | None":
+        """The same on the unquantized base, if that is measured too."""
+        return None if self.beside.recipe is None else replace(self, recipe=self.beside.recipe)
 
     @property
     def oracle_spec(self) -> dict[str, Any] | None:
@@ -105,6 +117,9 @@ class ResolvedRecipe:
         if self.held is None:
             key = digest({"rows": key, "set aside": set_aside})
         own = {"loss": self.own.loss_identity(), "opponents": self.said.opponents, "reference": self.said.reference}
+        if (beside := self.unquantized) is not None:
+            generator, learner = self.choices.specs(beside.recipe)
+            own["unquantized"] = {"base": beside.base, "generator": generator, "learner": learner}
         return Inputs(self.base, key, *self.choices.specs(self.recipe), self.oracle_spec, **own)
 
     def asked(self, trust: Trust, notify: Callable[[str], None]) -> "ResolvedRecipe":
@@ -140,6 +155,13 @@ class SharedResources:
         measured = replace(held_out, oracle=resolved.oracle_spec, metric=resolved.metric)
         return GameRows(train=train, pool=pool, held=measured, orders=self.orders)
 
+    def say(self, lines: Iterable[str], display: Display) -> None:
+        """Show notices that no earlier game has shown."""
+        for line in lines:
+            if line not in self.said:
+                self.said.add(line)
+                display.log(line, "yellow")
+
     def store(self, root: str, display: Display) -> Store:
         if root not in self.stores:
             self.stores[root] = Store(Path(root), lambda line: display.log(line, "yellow"))
@@ -157,6 +179,7 @@ class OpenGame:
     tables: Tables
     engines: GameEngines
     folder: Path
+    unquantized: Tables | None = None  # of the unquantized base, if it is measured too
 
     @property
     def recipe(self) -> Recipe:
@@ -194,12 +217,11 @@ def open_game(recipe: Recipe, recipe_dir: Path, display: Display, shared: Shared
     resolved = resolved.asked(shared.trust, lambda line: display.log(line, "yellow"))
     try_own_loss(resolved.own, resolved.said, recipe.game)
     notices_of_base = check_base(recipe, resolved.model, resolved.adapter, choices.machine.dtype)
-    for line in (*resolved.own.notices(), *notices_of_base, *warmup_note(recipe)):
-        if line not in shared.said:
-            shared.said.add(line)
-            display.log(line, "yellow")
+    left_out = [] if resolved.beside.why_not is None else [resolved.beside.why_not]
+    shared.say([*resolved.own.notices(), *notices_of_base, *warmup_note(recipe), *left_out], display)
     rows = prepare_rows(resolved, display, shared)
     inputs, stages = name_stages(resolved, rows.set_aside)
+    shared.say(prompts_again(recipe, stages), display)
     return assemble(resolved, rows, inputs, stages, display, shared)
 
 
@@ -239,8 +261,7 @@ def prepare_rows(resolved: ResolvedRecipe, display: Display, shared: SharedResou
     known = len(shared.splits)
     rows = shared.split(resolved, train, *held)
     if (metric := rows.held.metric) is not None:
-        for line in metric.check([rows.held.rows.completions[place] for place in rows.held.scored]):
-            display.log(line, "yellow")
+        shared.say(metric.check([rows.held.rows.completions[place] for place in rows.held.scored]), display)
     if len(shared.splits) > known:
         for line in notices(rows.train, rows.pool, rows.held, "evaluation.path" if held else "data.path"):
             display.log(line, "yellow")
@@ -262,17 +283,13 @@ def _prepared(
 
             tokenizer = load_tokenizer(resolved.model, recipe.model.trust_remote_code)
             renderer, asked = Renderer.of(tokenizer, recipe), resolved.asked_of(source)
-            for line in (template_date.note(renderer.tokenizer.get_chat_template(), recipe.data.template_date),):
-                if line is not None and line not in shared.said:
-                    shared.said.add(line)
-                    display.log(line, "yellow")
+            shared.say(template_date.notes(tokenizer.get_chat_template(), recipe.data.template_date), display)
             table = prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer, **asked)
             write_parquet(path, table)
             rows = Rows(table)
     shared.rows[path] = rows
     display.log(f"{name}: {source.location}: {rows.counts_line()}")
-    if (spelled := letters_note(resolved.model, rows, name)) is not None:
-        display.log(spelled, "yellow")
+    shared.say(letters_notes(resolved.model, rows, name), display)
     return rows
 
 
@@ -319,5 +336,16 @@ def assemble(
     for stage in stages:
         if isinstance(stage, Train | TrainSampler):  # too few rows for a later iteration is said now
             rows.positions(stage.pairs.draw if isinstance(stage, Train) else stage.draw)
-    folder = Path(recipe.output.dir or "runs/game")
-    return OpenGame(resolved=resolved, inputs=inputs, stages=stages, rows=rows, tables=tables, engines=engines, folder=folder)
+    game = OpenGame(
+        resolved=resolved,
+        inputs=inputs,
+        stages=stages,
+        rows=rows,
+        tables=tables,
+        engines=engines,
+        folder=Path(recipe.output.dir or "runs/game"),
+    )
+    if (beside := resolved.unquantized) is not None and inputs.unquantized is not None:
+        known = {name: inputs.unquantized[name] for name in ("base", "learner")}
+        game.unquantized = replace(tables, **known, engines=replace(engines, recipe=beside.recipe))
+    return game

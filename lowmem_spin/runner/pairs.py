@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.algorithm.preferences import Comparison, best_and_worst, win_rates
+from lowmem_spin.algorithm.preferences import Comparison, best_and_worst, compared, win_rates
 from lowmem_spin.algorithm.references import REFERENCES
 from lowmem_spin.algorithm.samplers.mixture import sampling_summary
 from lowmem_spin.algorithm.stages import DatasetPairs, JudgedSamples, OpponentPairs, PairSource, Score, Train
@@ -33,6 +33,7 @@ class Match:
     chosen: Side
     rejected: Side
     win_rates: tuple[float, float] = (1.0, 0.0)  # of the two, as far as an oracle has judged them
+    head_to_head: float = 1.0  # how likely the chosen one beats the rejected one, likewise
 
 
 def opponent_answers(game: OpenGame, pair_source: OpponentPairs | JudgedSamples) -> list[tuple[int, list[Answer]]]:
@@ -62,18 +63,31 @@ def question(game: OpenGame, position: int, texts: Sequence[str]) -> Comparison:
     return Comparison(game.rows.train.messages(position), list(texts), game.rows.train.completions[position])
 
 
-def judged_win_rates(game: OpenGame, judged_samples: JudgedSamples) -> list[np.ndarray]:
-    """The win-rate of every answer to each prompt: arrays (K,)."""
+def _found(game: OpenGame, pair_source: OpponentPairs | JudgedSamples) -> list[tuple[int, list[Answer]]]:
+    """Those of `opponent_answers` to whose prompt a sampler has found every answer that was asked for.
+
+    Raises:
+        InputError: there is none.
+    """
+    answered = opponent_answers(game, pair_source)
+    found = [(position, some) for position, some in answered if all(answer.finish_reason != "rejected" for answer in some)]
+    if not found:
+        every = "every prompt" if pair_source.samples == 1 else f"one of the {pair_source.samples} answers to every prompt"
+        raise InputError(f"game.sampler: every proposal for {every} was rejected; raise proposals, or use smc")
+    return found
+
+
+def judged_preferences(game: OpenGame, judged_samples: JudgedSamples) -> list[np.ndarray]:
+    """The oracle's preferences between the answers to each prompt: arrays (K, K)."""
     rows = [
         Compared(
             game.rows.train.ids[position],
             question(game, position, [answer.text for answer in some]),
             [answer.tokens for answer in some],
         )
-        for position, some in opponent_answers(game, judged_samples)
+        for position, some in _found(game, judged_samples)
     ]
-    matrices = game.tables.preferences(judged_samples.judged, rows, f"answers by {game.name(judged_samples.policy)}")
-    return [win_rates(matrix, judged_samples.win_rates) for matrix in matrices]
+    return game.tables.preferences(judged_samples.judged, rows, f"answers by {game.name(judged_samples.policy)}")
 
 
 def matches(game: OpenGame, pair_source: PairSource) -> list[Match]:
@@ -90,25 +104,20 @@ def matches(game: OpenGame, pair_source: PairSource) -> list[Match]:
                 for position in game.positions(pair_source.draw)
             ]
         case JudgedSamples():
-            judged = []
-            for (position, some), rates in zip(
-                opponent_answers(game, pair_source), judged_win_rates(game, pair_source), strict=True
+            judged, how = [], pair_source.win_rates
+            for (position, some), preferences in zip(
+                _found(game, pair_source), judged_preferences(game, pair_source), strict=True
             ):
+                rates = win_rates(preferences, how)
                 best, worst = best_and_worst(rates)
                 better, worse = (Side(some[which].name, some[which].tokens) for which in (best, worst))
-                judged.append(Match(position, better, worse, (float(rates[best]), float(rates[worst]))))
+                beats = float(compared(preferences, how)[best, worst])
+                judged.append(Match(position, better, worse, (float(rates[best]), float(rates[worst])), beats))
             return judged
         case OpponentPairs():
-            kept = [
-                (position, answer)
-                for position, (answer,) in opponent_answers(game, pair_source)
-                if answer.finish_reason != "rejected"
-            ]
-            if not kept:
-                raise InputError("game.sampler: every proposal for every prompt was rejected; raise proposals, or use smc")
             return [
                 Match(position, Side("chosen", rows.chosen(position)), Side(answer.name, answer.tokens))
-                for position, answer in kept
+                for position, (answer,) in _found(game, pair_source)
             ]
 
 
@@ -120,21 +129,24 @@ def score_pairs(game: OpenGame, stage: Score) -> None:
 
 
 def summarize_sampling(game: OpenGame, pair_source: PairSource) -> dict[str, Any] | None:
-    """How the sampling of the opponents' mixtures went, as a SamplingSummary; None if no mixture answered."""
-    if not isinstance(pair_source, OpponentPairs) or pair_source.sampling.mixture is None:
+    """How the sampling of the mixtures that answered went, as a SamplingSummary; None if no mixture answered."""
+    if isinstance(pair_source, DatasetPairs) or pair_source.sampling.mixture is None:
         return None
-    positions = game.positions(pair_source.draw)
+    ids, positions, samples = game.rows.train.ids, game.positions(pair_source.draw), range(pair_source.samples)
     draws = [
         draw
         for policy, share in pair_source.assign()
         if pair_source.sampling.mixes(policy)
-        for draw in game.tables.draws(policy, pair_source.sampling, [game.rows.train.ids[positions[index]] for index in share])
+        for draw in game.tables.draws(
+            policy, pair_source.sampling, [(ids[positions[index]], sample) for index in share for sample in samples]
+        )
     ]
     mixed = pair_source.sampling.mixture
     if not draws:
         return None
     summary = vars(sampling_summary(mixed["sampler"]["name"], mixed["alpha"], draws))
-    return {**summary, "log_z": summary["log_z"] if math.isfinite(summary["log_z"]) else None}
+    left_out = sum(any(draw.tokens is None for draw in some) for some in _several(draws, pair_source.samples))
+    return {**summary, "rejected": left_out, "log_z": summary["log_z"] if math.isfinite(summary["log_z"]) else None}
 
 
 def _logps(game: OpenGame, policy: str, rows: Sequence[Match]) -> tuple[np.ndarray, np.ndarray]:
@@ -208,6 +220,7 @@ def training_pairs(game: OpenGame, stage: Train) -> list[Any]:
             (float(reference[0][n]), float(reference[1][n])),
             row.win_rates,
             (float(base[0][n]), float(base[1][n])),
+            row.head_to_head,
         )
         for n, row in enumerate(played)
     ]

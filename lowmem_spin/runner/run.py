@@ -27,7 +27,7 @@ from lowmem_spin.runner.claim import METRICS, check_folder, clear_folder
 from lowmem_spin.runner.early_stopping import EarlyStop, stops_early
 from lowmem_spin.runner.health import Health, evaluate_policy, sample_policy, summary_line
 from lowmem_spin.runner.open import OpenGame
-from lowmem_spin.runner.pairs import judged_win_rates, opponent_answers, score_pairs, summarize_sampling, training_pairs
+from lowmem_spin.runner.pairs import judged_preferences, opponent_answers, score_pairs, summarize_sampling, training_pairs
 from lowmem_spin.runner.planning.forecast import steps_ahead
 from lowmem_spin.runner.record import (
     add_seconds,
@@ -41,6 +41,7 @@ from lowmem_spin.runner.record import (
 from lowmem_spin.runner.run_folder import PICTURES
 from lowmem_spin.runner.trackers import Tracker
 from lowmem_spin.store import adapters
+from lowmem_spin.store.memo import Tables
 
 
 class Player:
@@ -65,6 +66,7 @@ class Player:
     ) -> None:
         self.game, self.display, self.counted = game, display, counted
         self.healths: list[Health] = []
+        self.unquantized: Health | None = None  # of the base, if it is measured so
         self.stopped: EarlyStop | None = None
         _check_judge(game)
         check_folder(game, replace)
@@ -90,19 +92,27 @@ class Player:
         if not isinstance(stage, Evaluate):
             step(game, stage, self._noting(stage))
         elif samples_only:
-            sample_policy(game.tables, stage, game.rows.held, *self._answering())
+            sample_policy(self._tables(stage), stage, game.rows.held, *self._answering(stage))
         else:
-            health = evaluate_policy(game.tables, stage, game.rows.held, *self._answering())
-            self.healths.append(health)
-            training = None if stage.policy == game.inputs.base else game.store.manifest(stage.policy)
+            health = evaluate_policy(self._tables(stage), stage, game.rows.held, *self._answering(stage))
+            if stage.role is Role.UNQUANTIZED:
+                self.unquantized = health
+            else:
+                self.healths.append(health)
+            training = None if stage.role in (Role.BASE, Role.UNQUANTIZED) else game.store.manifest(stage.policy)
             self.display.log(self.display.name + summary_line(health, training))
             self.tracker.policy(health, training["metrics"] if training else [])
             self._stop_early(stage)
         self.keep_time()
 
-    def _answering(self) -> tuple[Sampling, Sampling]:
+    def _tables(self, stage: Evaluate) -> Tables:
+        """Of the base that a policy is an adapter on."""
+        own = self.game.unquantized if stage.role is Role.UNQUANTIZED else None
+        return own or self.game.tables
+
+    def _answering(self, stage: Evaluate) -> tuple[Sampling, Sampling]:
         """How a policy answers where it is measured: by sampling, and greedily where there is a right answer."""
-        recipe, inputs = self.game.recipe, self.game.inputs
+        recipe, inputs = self.game.recipe, self.game.inputs.measuring(stage)
         return health_sampling(recipe, inputs), sampling_params(recipe, inputs, greedy=True)
 
     def _noting(self, stage: Stage) -> adapters.Note | None:
@@ -155,7 +165,8 @@ class Player:
             stage.policy: summarize_sampling(self.game, stage.pairs) for stage in self.game.stages if self._mixed(stage)
         }
         samplers = {policy: {"sampler": summary} for policy, summary in summaries.items() if summary is not None}
-        found = [{**health.record(base), **samplers.get(health.policy, {})} for health in self.healths]
+        measured = [base, *([] if self.unquantized is None else [self.unquantized]), *self.healths[1:]]
+        found = [{**health.record(base, self.unquantized), **samplers.get(health.policy, {})} for health in measured]
         records, earlier = _lines(found), _lines(found, without=("role", "iteration"))
         metrics = self.game.folder / METRICS
         try:
@@ -209,7 +220,7 @@ def step(game: OpenGame, stage: Stage, note: adapters.Note | None = None) -> Non
         case Generate(pairs=pair_source):
             opponent_answers(game, pair_source)
         case Judge(pairs=judged_samples):
-            judged_win_rates(game, judged_samples)
+            judged_preferences(game, judged_samples)
         case Score():
             score_pairs(game, stage)
         case Train():

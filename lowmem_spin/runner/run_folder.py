@@ -63,6 +63,8 @@ def read_run(folder: Path) -> RunFolder:
         digest(vars(inputs))  # whether keys can be made of it
         if not isinstance(record.get("model", ""), str) or not isinstance(record.get("stopped", {}), dict):
             raise TypeError("model, or stopped")
+        if inputs.unquantized is not None and inputs.unquantized.keys() != {"base", "generator", "learner"}:
+            raise TypeError("inputs.unquantized")
     except DamagedError as error:
         raise InputError(f"{path}: {error}; run the recipe again to write it") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

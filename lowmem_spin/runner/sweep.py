@@ -79,10 +79,10 @@ class SweepState:
 def numbered(stages: Sequence[Stage]) -> list[tuple[int, Stage]]:
     """Each stage with the iteration for which it is played: that of the next policy to be trained or measured.
 
-    The base and a warm start come before the first, plain fine-tuning after the last.
+    The bases and a warm start come before the first, plain fine-tuning after the last.
     """
     last = max(stage.iteration for stage in stages if isinstance(stage, Evaluate) and stage.iteration is not None)
-    outside = {Role.BASE: -2, Role.WARM_START: -1, Role.BASELINE: last + 1}
+    outside = {Role.UNQUANTIZED: -3, Role.BASE: -2, Role.WARM_START: -1, Role.BASELINE: last + 1}
     iteration, found = last, []
     for stage in reversed(stages):
         match stage:

@@ -52,7 +52,7 @@ def train_sampler(tables: Tables, stage: TrainSampler, prompts: Callable[[], Seq
             raise TypeError(f"{stage.name}: the bare base has no adapter to go on from")
         work = training_folder(tables.store, stage.policy)
         engine = sampling_mixtures(tables.engines.generator())
-        rows = stage.draw.prompts * stage.settings["epochs"]
+        rows = stage.draw.prompts * stage.passes
         with tables.progress.stage("amortise", stage.name, rows) as meter, _naming_a_full_disk(work):
             trainer = GFlowNetTrainer(engine, previous, base, prompts(), stage.alpha, longest, stage.settings, work)
             made, metrics = trainer.run(told_of(meter))

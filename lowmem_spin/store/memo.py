@@ -128,13 +128,13 @@ class Tables:
         table.append(columns)
         return sum(len(completion.tokens) for completion in completions)
 
-    def draws(self, policy: str, sampling: Sampling, prompts: Sequence[str]) -> list[MixtureSample]:
-        """How a policy's stored mixture answers to these prompts were drawn, their steps' weights left out."""
+    def draws(self, policy: str, sampling: Sampling, prompts: Sequence[tuple[str, int]]) -> list[MixtureSample]:
+        """How a policy's stored mixture answers, by (prompt id, sample), were drawn, their steps' weights left out."""
         rows = self._table("mixtures", sampling.spec(policy), policy).read()
-        columns = (rows[name].to_pylist() for name in ("prompt_id", "finish_reason", "proposals", "ess", "log_z"))
+        columns = (rows[name].to_pylist() for name in ("prompt_id", "sample", "finish_reason", "proposals", "ess", "log_z"))
         stored = {
-            name: MixtureSample(None if reason == "rejected" else [], reason, [], count, ess, log_z)
-            for name, reason, count, ess, log_z in zip(*columns, strict=True)
+            (prompt_id, sample): MixtureSample(None if reason == "rejected" else [], reason, [], count, ess, log_z)
+            for prompt_id, sample, reason, count, ess, log_z in zip(*columns, strict=True)
         }
         return [stored[name] for name in prompts]
 

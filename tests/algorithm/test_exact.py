@@ -85,7 +85,12 @@ def test_ipo_lands_on_its_closed_form() -> None:
     torch.testing.assert_close(first, (base + pull).log_softmax(0), atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("options", [{"name": "sppo", "eta": 2.0}, {"name": "ipo", "tau": 1.0}], ids=["sppo", "ipo"])
+HEAD_TO_HEAD = {"name": "sppo", "eta": 2.0, "targets": "head_to_head"}
+
+
+@pytest.mark.parametrize(
+    "options", [{"name": "sppo", "eta": 2.0}, HEAD_TO_HEAD, {"name": "ipo", "tau": 1.0}], ids=["sppo", "head to head", "ipo"]
+)
 def test_judged_samples_are_all_that_can_be_drawn(options: dict[str, Any]) -> None:
     """Three samples, each of the 216 ordered draws by itself, the best against the worst."""
     base, first = played(recipe(1, algorithm="sppo", alpha=1.0, history=1, samples=3, oracle="function", loss=options))
@@ -96,7 +101,10 @@ def test_judged_samples_are_all_that_can_be_drawn(options: dict[str, Any]) -> No
             rates = SPACE.preferences[list(drawn)][:, list(drawn)].mean(1)
             level = [round(float(rate), 9) for rate in rates]
             best, worst = level.index(max(level)), 2 - level[::-1].index(min(level))
-            if options["name"] == "sppo":
+            if options == HEAD_TO_HEAD:
+                wins = SPACE.preferences[drawn[best], drawn[worst]] - 0.5
+                term = ((ratios[drawn[best]] - 2 * wins) ** 2 + (ratios[drawn[worst]] + 2 * wins) ** 2) / 2
+            elif options["name"] == "sppo":
                 term = sum((ratios[drawn[one]] - 2 * (rates[one] - 0.5)) ** 2 for one in (best, worst)) / 2
             else:
                 term = (ratios[drawn[best]] - ratios[drawn[worst]] - 1 / 2) ** 2

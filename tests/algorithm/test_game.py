@@ -21,14 +21,16 @@ from lowmem_spin.algorithm.stages import (
     Score,
     Stage,
     Train,
+    TrainSampler,
     logps_spec,
     shares,
 )
-from lowmem_spin.algorithm.touches import HeldOutPlaces, touches
+from lowmem_spin.algorithm.touches import HeldOutPlaces, each_sample, touches
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Evaluation, Generation, Recipe
 from lowmem_spin.config.training_config import WarmStart
+from lowmem_spin.runner.game_rows import prompts_again
 from lowmem_spin.runner.planning.counting import GAME_KINDS, Work
 
 B, T0, T1, T2 = "b", "th0", "th1", "th2"
@@ -79,7 +81,7 @@ def recipe(alpha: float = 0.95, history: int | str = 2, **game: Any) -> Recipe:
     return Recipe.model_validate(
         {
             "model": {"name_or_path": "m"},
-            "data": {"path": "d.jsonl", "resample": game.pop("resample", True)},
+            "data": {"path": "d.jsonl", "resample": game.pop("resample", True), "prompt_sets": game.pop("prompt_sets", None)},
             "game": {"alpha": alpha, "history": history, "pairs": 1000, **game},
         }
     )
@@ -191,6 +193,11 @@ def test_counting_agrees_with_the_independent_count(histories: tuple[int | str, 
         assert shared * 1000 == len(rows[kind])
 
 
+def test_a_thousand_answers_to_each_row_have_numbers_of_their_own() -> None:
+    """As many as game.samples may be, of rows of any of many files."""
+    assert len(np.unique(each_sample(np.array([0, 1, 2**45]), 1000))) == 3000
+
+
 # What each option changes, and nothing else.
 
 # Keys of before there were other games than alpha-SPIN's: three iterates, then plain SFT on the same rows.
@@ -222,6 +229,18 @@ def test_what_was_played_before_there_were_other_games_keeps_its_keys(name: str)
     assert found[: len(keys.split())] == keys.split()
     assert digest(sampling_params(asked, inputs).spec("p")) == "61a822b26dce30e67d12"
     assert digest(logps_spec("p", inputs.learner)) == "7c0c7e89322b949e14ed"
+
+
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        ({"alpha": 1.0, "loss": "sppo"}, "95513052e2b120053614 011958c3ade021427c5e aaddb1e14b2ac1414973"),
+        ({"alpha": 0.5, "loss": {"name": "ipo", "tau": 0.2}}, "3635f0093624b77d828c 3628aded4263d52e1696 0acc7b417635bd43586a"),
+    ],
+)
+def test_judged_games_of_before_a_mixture_could_answer_keep_their_keys(options: dict[str, Any], keys: str) -> None:
+    asked = recipe(**CONTEST | options)
+    assert [stage.policy for stage in play(asked, JUDGED) if isinstance(stage, Train)] == keys.split()
 
 
 def test_drift_is_measured_on_samples_of_the_whole_policy() -> None:
@@ -273,6 +292,9 @@ def test_an_option_changes_the_keys_of_what_it_concerns(option: dict[str, object
         ({"samples": 3}, [True, True, True]),
         ({"win_rates": "aggregated"}, [True, True, True]),
         ({"loss": {"name": "sppo", "targets": "hard"}}, [True, True, True]),
+        ({"loss": {"name": "sppo", "targets": "head_to_head"}}, [True, True, True]),
+        ({"regularizer": {"chi2_smoothed": 0.1}}, [True, True, True]),
+        ({"regularizer": {"chi2_smoothed": 0.0}}, [False, False, False]),
         ({"regularizer": {"chi2": 0.1}}, [True, True, True]),
         ({"regularizer": {"clamp": 3, "importance": "corrected"}}, [False, False, False]),  # of penalties, which there are not
         ({"regularizer": {"chi2": 0.0}}, [False, False, False]),
@@ -331,8 +353,80 @@ def test_no_prompt_is_in_two_iterations_of_a_split() -> None:
     assert [len(places) for places in drawn] == [30, 10, 20]
     assert sorted(place for places in drawn for place in places) == list(range(60))
     assert [place for places in drawn for place in places] == draw_rows(ids, Draw("data", 42, None, 60))
-    with pytest.raises(
-        InputError, match=r"^game.pairs: 60 prompts, 40 of them for earlier iterations .* asked of 59 usable rows"
-    ):
+    with pytest.raises(InputError, match=r"^game.pairs: 60 prompts, 40 of them for other draws .* asked of 59 usable rows"):
         draw_rows(ids[:59], draws[2])
     assert changed(recipe(resample=False), recipe(resample="split")) == [False, True, True]  # the first takes the same rows
+
+
+def launched(sets: list[list[int]], iterations: int) -> list[list[int]]:
+    """The prompts of each iteration as RSPO's launchers take them, whose sets and iterations are counted from 1."""
+    named = {f"iter{number}": prompts for number, prompts in enumerate(sets, 1)}
+    return [named[f"iter{(i - 1) % len(sets) + 1}"] for i in range(1, iterations + 1)]
+
+
+def test_prompt_sets_come_again_in_order() -> None:
+    ids, options = [f"row {n}" for n in range(60)], {"resample": "split", "iterations": 7, "pairs": 20}
+    cycled = [stage.pairs.draw for stage in trained(**options, prompt_sets=3)]
+    drawn = [draw_rows(ids, draw) for draw in cycled]
+    order = draw_rows(ids, Draw("data", 42, None, 60))
+    assert drawn == launched([order[:20], order[20:40], order[40:]], 7)
+    apart = [stage.pairs.draw for stage in trained(**options)]
+    assert cycled[:3] == apart[:3]  # whatever comes later
+    with pytest.raises(InputError, match=r"or give more data, or let those of a split come again with data.prompt_sets$"):
+        draw_rows(ids, apart[3])
+    assert trained(**options, prompt_sets=7) == trained(**options)
+
+
+def test_sets_of_iterations_with_other_numbers_of_pairs_do_not_overlap() -> None:
+    ids = [f"row {n}" for n in range(60)]
+    sizes = [10, 20, 25, 5, 15]
+    drawn = [draw_rows(ids, stage.pairs.draw) for stage in trained(resample="split", iterations=5, pairs=sizes, prompt_sets=2)]
+    assert [len(places) for places in drawn] == sizes
+    for one, other in combinations(range(5), 2):
+        common = len({*drawn[one]} & {*drawn[other]})
+        assert common == (min(sizes[one], sizes[other]) if one % 2 == other % 2 else 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "starts"),
+    [
+        ({}, [10, 25]),  # an order for each iteration
+        ({"resample": False}, [25, 25]),
+        ({"resample": "split"}, [55, 55]),
+        ({"resample": "split", "prompt_sets": 2}, [35, 35]),
+    ],
+)
+def test_a_samplers_own_prompts_are_not_played_with(options: dict[str, Any], starts: list[int]) -> None:
+    """Neither in its iteration nor, where iterations draw from one order, in another."""
+    ids, sampler = [f"row {n}" for n in range(80)], {"name": "gflownet", "prompts": 12}
+    asked = {"iterations": 3, "pairs": [20, 10, 25], "history": 1, **options}
+    own = list(play(recipe(**asked, sampler={**sampler, "own_prompts": True}), INPUTS))
+    samplers = [stage.draw for stage in own if isinstance(stage, TrainSampler)]
+    assert [draw.start for draw in samplers] == starts
+    played = [{*draw_rows(ids, stage.pairs.draw)} for stage in own if isinstance(stage, Train)]
+    together = {place for places in played for place in places}
+    for draw, places in zip(samplers, played[1:], strict=True):
+        learned = draw_rows(ids, draw)
+        assert len(learned) == 12
+        assert not {*learned} & (together if "resample" in options else places)
+    shared = [stage for stage in play(recipe(**asked, sampler=sampler), INPUTS) if isinstance(stage, TrainSampler)]
+    assert [stage.draw.start for stage in shared] == [0, 0]
+
+
+def test_a_samplers_samples_are_in_its_key_unless_it_is_one() -> None:
+    def samplers(**options: int) -> list[TrainSampler]:
+        asked = recipe(history=1, sampler={"name": "gflownet", "epochs": 3, **options})
+        return [stage for stage in play(asked, INPUTS) if isinstance(stage, TrainSampler)]
+
+    assert samplers() == samplers(samples=1)
+    assert samplers()[0].policy != samplers(samples=4)[0].policy
+    assert [samplers(samples=count)[0].passes for count in (1, 4)] == [3, 12]
+
+
+def test_prompts_that_come_again_are_counted() -> None:
+    asked = recipe(resample="split", iterations=5, pairs=[10, 20, 25, 5, 15], prompt_sets=2, history=1)
+    (line,) = prompts_again(asked, list(play(asked, INPUTS)))
+    assert line == "data.prompt_sets: 2, so from iteration 2 on prompts come again: 30 of 75"  # 25 + 20 others
+    for sets in (None, 5):
+        plain = recipe(resample="split", iterations=5, prompt_sets=sets)
+        assert prompts_again(plain, list(play(plain, INPUTS))) == []

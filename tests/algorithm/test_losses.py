@@ -166,8 +166,8 @@ def test_every_loss_that_a_recipe_names_is_one_that_can_be_computed() -> None:
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("game.loss.name=ipo", "game.loss.beta: ipo has tau instead (beta belongs to dpo, hinge); set the loss as a whole: "
-         "--set 'game.loss={name: ipo, tau: 0.1}'"),
+        ("game.loss.name=ipo", "game.loss.beta: ipo has tau and targets instead (beta belongs to dpo, hinge); set the loss as "
+         "a whole: --set 'game.loss={name: ipo, tau: 0.1, targets: hard}'"),
         ("game.loss.tau=0.2", "game.loss.tau: dpo has beta instead (tau belongs to ipo, ipo_length_normalized); set "),
         ("game.loss={name: slic, lamda: 1}", "game.loss.lamda: unknown field; did you mean lam?"),
         ("game.loss={name: slic, delta: -1}", "game.loss.delta: -1 cannot be used: Input should be greater than 0"),
@@ -188,7 +188,7 @@ def test_the_refusals_remedy_works_and_a_name_alone_is_enough() -> None:
     def asked(*overrides: str) -> dict[str, Any]:
         return load_recipe(find_recipe("quickstart"), overrides).game.loss.model_dump()
 
-    assert asked("game.loss={name: ipo, tau: 0.1}") == asked("game.loss=ipo") == {"name": "ipo", "tau": 0.1}
+    assert asked("game.loss={name: ipo, tau: 0.1}") == asked("game.loss=ipo") == {"name": "ipo", "tau": 0.1, "targets": "hard"}
     assert asked("game.loss.name=hinge", "game.loss.beta=0.2") == {"name": "hinge", "beta": 0.2}
     assert asked("game.loss={beta: 0.2}") == {"name": "dpo", "beta": 0.2}  # as before there were others
     assert asked() == {"name": "dpo", "beta": 0.1}  # what the keys of every game so far say

@@ -115,7 +115,7 @@ def test_what_a_loss_takes_from_a_module_of_ones_own_counts(line: str, tmp_path:
         ("subtb", replaced(("return lengths + capped", "return lengths")), {"sampler gflownet"}),
         ("gflownet", replaced(("weight_decay=0.0", "weight_decay=0.1")), {"sampler gflownet"}),
         ("average", replaced(("np.sqrt(values[:kept] / scale)", "np.sqrt(values[:kept])")), {"reference ema"}),
-        ("preferences", replaced(("return preferences.mean(1)", "return preferences.min(1)")), {"win rates"}),
+        ("preferences", replaced(("(preferences, how).mean(1)", "(preferences, how).min(1)")), {"win rates"}),
         ("function", replaced(("float(answer == reference)", "float(answer != reference)")), {"oracle exact_match"}),
         ("trainer", replaced(("losses = -logps", "losses = -2 * logps")), {"trainer"}),
         ("trainer", replaced(("POOL = 16", "POOL = 8")), {"row order"}),

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
 from helpers.references import ROWS, SEQUENCES, random_policy, sides_of, some_tokens, trls
 from lowmem_spin.algorithm.losses import LOSSES, PENALTIES, ipo, rspo_penalties, rspo_penalty, sppo
+from lowmem_spin.algorithm.preferences import best_and_worst, compared, win_rates
 
 Tensor = torch.Tensor
 RPS = torch.tensor([[0.5, 0.0, 1.0], [1.0, 0.5, 0.0], [0.0, 1.0, 0.5]], dtype=torch.float64)  # row beats column
@@ -53,11 +56,17 @@ def test_a_step_at_the_reference_climbs_the_win_rate_against_it() -> None:
     assert climb.abs().max() > 0.01
 
 
+def smoothed(ratio: Tensor) -> Tensor:
+    """The f of chi2_smoothed."""
+    return (1 + ratio).log() + 1 / (1 + ratio)
+
+
 # What the expected gradients are said to be the gradients of, exactly.
 EXACT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "reverse_kl": lambda pi, mu: 2 * (pi.exp() * (pi - mu)).sum(),
     "forward_kl": lambda pi, mu: (mu.exp() * (mu - pi)).sum(),
     "chi2": lambda pi, mu: ((pi.exp() - mu.exp()) ** 2 / mu.exp()).sum() / 2,
+    "chi2_smoothed": lambda pi, mu: (mu.exp() * smoothed((pi - mu).exp())).sum(),
     "reverse_kl_no_entropy": lambda pi, mu: -(pi.exp() * mu).sum(),
     "entropy": lambda pi, mu: 2 * (pi.exp() * pi).sum(),
 }
@@ -86,6 +95,65 @@ def test_penalties_add_up() -> None:
     assert rspo_penalties({}, policy, base).equal(torch.zeros_like(policy))
     with pytest.raises(ValueError, match="'kl' is no penalty; known: reverse_kl, forward_kl"):
         rspo_penalties({"kl": 1.0}, policy, base)
+
+
+# Each as RSPO's code writes it, of a log-ratio d and of log-probs p and m; names are that code's.
+IN_CODE: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
+    "sppo_reversekl": ("reverse_kl", lambda p, m: (p - m) ** 2),
+    "sppo_forwardimportance10": ("forward_kl", lambda p, m: np.exp(np.minimum(-(p - m), 10))),
+    "sppo_reverseklnoent": ("reverse_kl_no_entropy", lambda p, m: -(p * m)),
+    "sppo_entropy": ("entropy", lambda p, m: p**2),
+    "sppo_chisq10": ("chi2", lambda p, m: np.exp(np.minimum(p - m, 10))),
+    "sppo_chisqsm1": ("chi2_smoothed", lambda p, m: (r := np.exp(np.minimum(p - m, 10))) / (1 + 1 * r)),
+}
+
+
+@pytest.mark.parametrize("name", IN_CODE)
+def test_penalties_are_those_of_rspos_code(name: str) -> None:
+    kind, code = IN_CODE[name]
+    rng = np.random.default_rng(0)
+    p, m = -40 * rng.random(50), -40 * rng.random(50)
+    ours = rspo_penalty(kind, torch.tensor(p), torch.tensor(m))
+    np.testing.assert_allclose(ours.numpy(), code(p, m), rtol=1e-12)
+    assert {kind for kind, _ in IN_CODE.values()} == PENALTIES.keys()
+
+
+def test_the_smoothed_penalty_lets_go_of_what_is_likelier_than_under_the_base() -> None:
+    """Its f curves upwards below a ratio of 1, downwards above."""
+    ratios = torch.tensor([0.1, 0.9, 1.1, 9.0], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(smoothed(ratios).sum(), ratios, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), ratios)
+    assert (curvature > 0).tolist() == [True, True, False, False]
+
+
+def test_head_to_head_targets_are_sppo_single_of_sppos_code() -> None:
+    """There `chosen_probs` is how likely the best beats the worst, and the worst's target is minus the best's."""
+    tokens, mask, references = some_tokens()
+    logps, beta = (tokens * mask).sum(1), 0.3
+    probs = 0.5 + 0.5 * torch.rand(ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    ours, theirs = logps.clone().requires_grad_(), logps.clone().requires_grad_()
+    sides = replace(sides_of(ours, references, mask.sum(1)), head_to_head=probs)
+    loss = LOSSES["sppo"](sides, eta=1 / beta, targets="head_to_head")
+    ratios = [both - held for both, held in zip(theirs.chunk(2), references.chunk(2), strict=True)]
+    expected = ((ratios[0] - (probs - 0.5) / beta) ** 2 + (ratios[1] + (probs - 0.5) / beta) ** 2) / 2
+    torch.testing.assert_close(loss, expected)
+    loss.mean().backward()
+    expected.mean().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    for targets in ("soft", "hard"):
+        assert (LOSSES["sppo"](sides, eta=1 / beta, targets=targets) - loss).abs().max() > 0.1
+
+
+def test_who_beats_whom_head_to_head_is_as_in_sppos_code() -> None:
+    """Its scores are a PairRM's mean log-odds; P[i, j] is 1 / (1 + exp(s_j - s_i)), and the pair is argmax against argmin."""
+    logits = np.random.default_rng(4).normal(size=(5, 5))
+    logits -= logits.T
+    scores = logits.mean(1)
+    best, worst = scores.argmax(), scores.argmin()
+    matrix = 1 / (1 + np.exp(-logits))
+    assert best_and_worst(win_rates(matrix, "aggregated")) == (best, worst)
+    assert compared(matrix, "aggregated")[best, worst] == pytest.approx(1 / (1 + np.exp(scores[worst] - scores[best])))
+    assert compared(matrix, "pairwise")[best, worst] == matrix[best, worst]
 
 
 @pytest.mark.parametrize(("kind", "far"), [("forward_kl", -50.0), ("chi2", 50.0)])

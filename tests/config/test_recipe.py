@@ -50,6 +50,20 @@ def test_every_game_of_the_paper_is_one_line_that_can_be_planned(tmp_path: Path)
     assert len(planned) == len(commands) - 1 == 9  # no two lines are the same game, and one is a sweep
 
 
+def test_what_the_codes_of_sppo_and_rspo_do_otherwise_can_be_set() -> None:
+    section = (
+        (RECIPES[0].parent / "README.md").read_text().partition("## SPPO and RSPO, as their codes")[2].partition("\n## ")[0]
+    )
+    plain = load_recipe(find_recipe("mistral7b_sppo"))
+    right = re.findall(r"^\| [^|]+ \| (`[^|]+) \|$", section, re.MULTILINE)
+    settings = [re.findall("`([^`]+)`", cell) for cell in right]
+    assert len(settings) == 10
+    for setting in {line for row in settings for line in row}:
+        assert load_recipe(find_recipe("mistral7b_sppo"), [setting]) != plain
+    official = [settings[0][0], settings[0][1], *settings[1], *settings[2], "game.iterations=6"]
+    assert load_recipe(find_recipe("mistral7b_rspo"), official).data.prompt_sets == 3
+
+
 def test_the_papers_recipe_is_the_papers() -> None:
     recipe = load_recipe(find_recipe("gemma2b_paper"))
     game, training = recipe.game, recipe.training
@@ -189,7 +203,26 @@ LOSS = "game.loss={name: sppo, eta: 10}"
             "game.history: 3 has no effect, as sppo has no opponents; leave it out, or use game.algorithm alpha-spin",
         ),
         ([*SPPO, "game.base_weight=0.1"], "game.base_weight: 0.1 has no effect, as sppo has no opponents"),
-        ([*SPPO, "game.sampler=smc"], "game.sampler: smc has no effect, as sppo has no opponents"),
+        (["game.algorithm=offline", "game.sampler=smc"], "game.sampler: smc has no effect, as in offline no policy answers"),
+        (["game.mixture_alpha=0.5"], "game.mixture_alpha: 0.5 has no effect, as game.sampler none mixes no answers"),
+        (["game.sampler=smc", "game.mixture_alpha=1.5"], "game.mixture_alpha: 1.5 cannot be used"),
+        ([*SPPO, "game.sampler=smc", "generation.temperature=0.7"], "0.7, but game.sampler smc needs samples of the unchanged"),
+        (
+            [*SPPO, "game.sampler=smc", "game.alpha=0.9", "game.normalizer=estimated"],
+            "game.normalizer: estimated needs answers of the iterate itself, not of its mixture by game.sampler smc",
+        ),
+        (
+            [*SPPO, LOSS, "game.sampler=smc", "game.alpha=0.9"],
+            "alpha 0.9 is not (its constant cancels only between sums); use game.reference arithmetic, or game.alpha 0 or 1",
+        ),
+        (
+            [*SPPO, LOSS, "game.sampler=smc", "game.mixture_alpha=0.9", "game.regularizer={chi2: 1, importance: corrected}"],
+            "game.regularizer.importance: corrected needs answers sampled from the reference itself",
+        ),
+        (
+            ["game.loss={name: ipo, targets: soft}"],
+            "game.loss.targets: soft needs the win-rates of answers that an oracle has judged, and alpha-spin has none; use",
+        ),
         (
             ["game.algorithm=offline", "game.pairing=concatenate"],
             "game.pairing: 'concatenate' has no effect, as offline has no opponents",
@@ -236,6 +269,10 @@ LOSS = "game.loss={name: sppo, eta: 10}"
             ["game.sampler=rejecting"],
             "game.sampler.name: 'rejecting' is unknown; known: none, token_level, rejection, snis, smc",
         ),
+        (
+            ["game.sampler={name: gflownet, samples: 3}"],
+            "game.sampler.samples: 3 does not divide game.sampler.batch_size 32, the sequences of a step; set either so",
+        ),
         (["game.sampler={proposals: 0}"], "game.sampler.proposals: 0 cannot be used"),
         (["game.sampler={name: token_level, proposals: 2}"], "game.sampler.proposals: unknown field; known here: name"),
         (
@@ -262,6 +299,8 @@ LOSS = "game.loss={name: sppo, eta: 10}"
         (["game.stop_when.kl_base=3"], "game.stop_when.kl_base: unknown field; did you mean kl_to_base?"),
         (["warm_start={}"], "warm_start.rows: missing; add it"),
         (["data.resample=shared"], "data.resample: 'shared' cannot be used"),
+        (["data.prompt_sets=3"], "data.prompt_sets: 3 has no effect with data.resample true; use split, or leave it out"),
+        (["data.resample=split", "data.prompt_sets=0"], "data.prompt_sets: 0 cannot be used"),
     ],
 )
 def test_games_that_do_not_go_together_get_one_line(overrides: list[str], line: str) -> None:

@@ -1,6 +1,7 @@
 """What the data says and what a policy can say are the same kind of thing, with tokenizers of every family."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from helpers.tokenizers_built import FAMILIES, MISTRAL, TURNS, ZEPHYR, byte_leve
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.data_config import Data
 from lowmem_spin.config.load import load_recipe
-from lowmem_spin.data import template_trial
+from lowmem_spin.data import render, template_trial
 from lowmem_spin.data.chat_templates import TEMPLATES
 from lowmem_spin.data.prepare import prepare, prepared_key
 from lowmem_spin.data.render import Rendered, Renderer
@@ -432,3 +433,18 @@ def test_what_was_done_to_rows_is_counted_with_the_place_of_the_first(tmp_path: 
         "1 with turns of tools or functions, left out (first: line 3), "
         "1 system texts put before the first user turn (first: line 4)"
     )
+
+
+def test_a_row_over_which_a_template_does_not_end_ends_the_game_in_one_line(
+    quickstart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that no trial has: were it left out, as one that is refused, a file of such rows would take a week to read."""
+    monkeypatch.setattr(render, "SECONDS", 0.2)
+    looping = "{% for message in messages %}{% if 'loop' in message.content %}" + LOOPS + "{% endif %}{% endfor %}"
+    renderer = Renderer(AutoTokenizer.from_pretrained(quickstart / "base"), looping + TEMPLATES["gemma"])
+    before = signal.getsignal(signal.SIGVTALRM)
+    rows = [([user(f"{word} this")], "yes") for word in ("say", "loop", "say")]
+    assert all(isinstance(row, Rendered) for row in renderer([rows[0], rows[2]]))
+    with pytest.raises(InputError, match=r"model\.chat_template: it takes more than 0\.2 s for one conversation; copy the"):
+        list(renderer(rows))
+    assert signal.getsignal(signal.SIGVTALRM) is before and signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)

@@ -16,7 +16,7 @@ from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.data.prepare import prepared_key
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source, base_key
-from lowmem_spin.data.template_date import dated, note
+from lowmem_spin.data.template_date import dated, notes
 
 LLAMA = (  # as Llama 3.2's template begins
     "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
@@ -60,10 +60,10 @@ def test_a_prompt_is_the_same_tomorrow(
 
 
 def test_templates_without_a_date_stay_as_they_are() -> None:
-    assert dated(ZEPHYR, "2024-07-26") == ZEPHYR and note(ZEPHYR, "2024-07-26") is None
-    assert note(LLAMA, "2024-07-26") == (
+    assert dated(ZEPHYR, "2024-07-26") == ZEPHYR and notes(ZEPHYR, "2024-07-26") == []
+    assert notes(LLAMA, "2024-07-26") == [
         "the chat template writes today's date; here it always writes that of data.template_date, 2024-07-26"
-    )
+    ]
 
 
 def test_another_date_is_another_game_and_the_default_is_in_no_key() -> None:

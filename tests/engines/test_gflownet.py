@@ -328,6 +328,49 @@ def test_the_policy_draws_by_itself_unless_it_explores(first_steps: Any, previou
     assert "log_ratio" not in cold
 
 
+def test_several_samples_of_a_prompt_are_several_draws_of_the_policy(
+    base: Path, previous: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of 1,024 sequences over 256 prompts: their mean log-ratio is p's, by enumeration, and no draw is made twice."""
+    engine, asked = open_micro(base, per_device_train_batch_size=512), []
+    sample = engine.sample
+
+    def noting(policy: Any, draws: Sequence[Any], sampling: Sampling) -> list[Completion]:
+        asked.extend(draws)
+        return sample(policy, draws, sampling)
+
+    monkeypatch.setattr(engine, "sample", noting)
+    once: dict[str, Any] = {"epochs": 1, "batch_size": 1024, "explore": 0.0, "samples": 4}
+    told = Told()
+    _, (record,) = train_sampler(engine, previous, tmp_path, [PROMPT] * 256, told, **once)
+    log_p, log_b = enumerated(engine, previous), enumerated(engine, None)
+    ratios = (1 - ALPHA) * (log_p - log_b)
+    mean = np.exp(log_p) @ ratios
+    error = float(np.sqrt(np.exp(log_p) @ (ratios - mean) ** 2 / 1024))
+    assert record["log_ratio"] == pytest.approx(mean, abs=4 * error)
+    assert len({seed for _, seed in asked}) == 1024 == sum(told)
+
+
+def test_a_step_has_all_the_samples_of_its_prompts(
+    base: Path, previous: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, drawn = open_micro(base), []
+    sample = engine.sample
+
+    def noting(policy: Any, draws: Sequence[Any], sampling: Sampling) -> list[Completion]:
+        drawn.append([prompt for prompt, _ in draws])
+        return sample(policy, draws, sampling)
+
+    monkeypatch.setattr(engine, "sample", noting)
+    prompts = [(1, first, second) for first in (3, 4, 6) for second in (3, 4, 6)]
+    train_sampler(engine, previous, tmp_path, prompts, replay=0.0, epochs=2, batch_size=8, samples=2)
+    assert [len(each) for each in drawn] == [8, 8, 2, 8, 8, 2]
+    for step in drawn:
+        assert all(step.count(prompt) == 2 for prompt in step)
+    for epoch in (drawn[:3], drawn[3:]):
+        assert sorted(prompt for step in epoch for prompt in step) == sorted(2 * prompts)
+
+
 def test_the_base_may_be_an_adapter_too(base: Path, previous: Path, tmp_path: Path) -> None:
     engine = open_micro(base, per_device_train_batch_size=512)
     shake_slot(engine, 2, scale=0.2)
@@ -375,6 +418,14 @@ def test_a_resumed_training_ends_in_the_same_adapter(
         assert weights(resumed) == weights(adapter) and again == metrics
         assert sum(told) == 3 * len(prompts) and len(told) < 9 + 3
         assert len(list(work.glob("checkpoint-*"))) == 2
+    several: dict[str, Any] = {"samples": 2, "epochs": 2}  # 2 x 5 steps, of 8 prompts each
+    whole, _ = train_sampler(engine, previous, tmp_path / "several", prompts, **several)
+    work = tmp_path / "several, stopped"
+    with pytest.raises(StoppedError):
+        train_sampler(engine, previous, work, prompts, Told(work / "checkpoint-6"), **several)
+    told = Told()
+    assert weights(train_sampler(engine, previous, work, prompts, told, **several)[0]) == weights(whole) != weights(adapter)
+    assert sum(told) == 4 * len(prompts)
     other, _ = train_sampler(engine, previous, tmp_path / "other seed", prompts, seed=2)
     assert weights(other) != weights(adapter)
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from lowmem_spin.data.prepare import SCHEMA
 from lowmem_spin.data.rows import Rows
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines.row_check import letters_note
+from lowmem_spin.engines.row_check import letters_notes
 
 ENGLISH = "The committee met on a cold morning in November to talk about the new library."
 CHINESE = "委员会在十一月一个寒冷的早晨开会，讨论新图书馆的计划，大多数成员都读过。" * 2
@@ -48,8 +48,8 @@ def _rows(text: str, count: int, each: float) -> Rows:
     ],
 )
 def test_letter_by_letter_is_told(text: str, count: int, each: float, tokens: int, told: bool, tmp_path: Path) -> None:
-    said = letters_note(_model(tmp_path, tokens), _rows(text, count, each), "data.path")
-    assert (said is not None) == told, said
-    if said is not None:
-        assert said.startswith(f"data.path: the tokenizer of {str(tmp_path)!r} makes a token of every 1.")
-        assert said.endswith("its merges may have been lost in a conversion; take the model's own tokenizer")
+    said = letters_notes(_model(tmp_path, tokens), _rows(text, count, each), "data.path")
+    assert bool(said) == told, said
+    for line in said:
+        assert line.startswith(f"data.path: the tokenizer of {str(tmp_path)!r} makes a token of every 1.")
+        assert line.endswith("its merges may have been lost in a conversion; take the model's own tokenizer")

@@ -32,6 +32,8 @@ from helpers.commands import SMALL, assert_one_line, call
 from helpers.games import unchecked
 from helpers.page import Page, check_offline
 from helpers.server import Body, Handler, Server, reasoner, send, serving, shown, wait
+from lowmem_spin.algorithm.game import sampling_params
+from lowmem_spin.algorithm.stages import Inputs
 from lowmem_spin.cli.evaluate import evaluate
 from lowmem_spin.cli.play import run as play
 from lowmem_spin.cli.play import sweep as play_sweep
@@ -49,9 +51,11 @@ from lowmem_spin.engines.pool import EnginePool, GameEngines
 from lowmem_spin.evaluation import bradley_terry
 from lowmem_spin.evaluation.arena import arena as play_arena
 from lowmem_spin.evaluation.judged import alpaca, mtbench
+from lowmem_spin.evaluation.judged.alpaca_suite import answer_sampling, in_words
 from lowmem_spin.evaluation.judged.shared import Judged, judge_from_options, with_recipe_defaults
 from lowmem_spin.evaluation.suites import EvaluationRequest, benchmarks_of, measure_policies
 from lowmem_spin.evaluation.target import EvaluationTarget
+from lowmem_spin.report.benchmarks import blocks
 from lowmem_spin.report.load import read_results, read_run
 from lowmem_spin.report.page import write_all
 from lowmem_spin.runner import gc, run_folder
@@ -492,10 +496,38 @@ def test_alpaca_eval_runs_on_our_outputs_and_agrees(
         assert int(numbers["length"]["value"]) == theirs["avg_length"]
         assert 0 < theirs["win_rate"] < 100 and theirs["n_total"] == 12
         assert "length-controlled win rate" not in numbers and line["own"]
+        assert line["recorded"]["sampling"] == "temperature 0.7"
         annotated = json.loads((copy / "game" / "alpaca" / f"annotations_{name.replace(' ', '_')}_by_m.json").read_text())
         assert {one["preference"] for one in annotated} <= {1.0, 1.5, 2.0}
     display = measure(copy, server, suite="alpaca", alpaca=copy / "alpaca.json", longest=12)
     assert not {"generate", "judge"} & display.seconds.keys()
+    (block,) = blocks([one for one in read_run(copy / "game").benchmarks if one.suite == "alpaca"])
+    assert "Answers are sampled at temperature 0.7." in block.note
+    path = copy / "game" / "benchmarks.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line["suite"] == "alpaca" and line["name"] == "base":  # as an earlier version has written it
+            del line["recorded"]["sampling"]
+        elif line["suite"] == "alpaca":
+            line["recorded"]["sampling"] = "temperature 0.7, top_p 0.9"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (block,) = blocks([one for one in read_run(copy / "game").benchmarks if one.suite == "alpaca"])
+    assert "Answers are sampled at temperature 0.7 or temperature 0.7, top_p 0.9." in block.note
+
+
+def test_alpaca_samples_as_the_game_does_if_that_has_a_sampling_of_its_own() -> None:
+    def asked(**generation: Any) -> dict[str, Any]:
+        overrides = [f"generation.{name}={value}" for name, value in generation.items()]
+        own = sampling_params(load_recipe(find_recipe("quickstart"), overrides), Inputs("b", "d", {"engine": "hf"}, {}))
+        given = answer_sampling(own, 300)
+        return {**given.spec("p")["sampling"], "words": in_words(given)}
+
+    plain = {"temperature": 0.7, "top_p": 1.0, "top_k": None, "max_new_tokens": 300, "seed": 42, "words": "temperature 0.7"}
+    assert asked() == plain  # as AlpacaEval's own entries, and as earlier versions
+    words = {"words": "temperature 0.7, top_p 0.9"}
+    assert asked(temperature=0.7, top_p=0.9) == {**plain, "top_p": 0.9, **words}  # as SPPO's and RSPO's rows
+    assert asked(top_k=20) == {**plain, "temperature": 1.0, "top_k": 20, "words": "temperature 1, top_k 20"}
+    assert asked(temperature=0, top_p=0.9)["words"] == "temperature 0"
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -33,9 +33,11 @@ from lowmem_spin.config import grid
 from lowmem_spin.config.harness_config import GenKwargs, Harness
 from lowmem_spin.config.load import find_recipe
 from lowmem_spin.data.sources import Source
-from lowmem_spin.evaluation import diversity
+from lowmem_spin.evaluation import diversity, harness_tasks
+from lowmem_spin.evaluation.benchmark_records import _number
+from lowmem_spin.evaluation.harness import mean_of_subtasks
 from lowmem_spin.evaluation.harness_tasks import Catalogue, Task
-from lowmem_spin.evaluation.leaderboard import COLUMNS
+from lowmem_spin.evaluation.leaderboard import COLUMNS, OF_SUBTASKS, Column
 from lowmem_spin.evaluation.prompting import PLAIN, HarnessChanges, Prompting
 from lowmem_spin.evaluation.suites import EvaluationRequest, measure_policies
 from lowmem_spin.evaluation.target import EvaluationTarget
@@ -436,13 +438,98 @@ def test_diversity_is_of_sixteen_answers_to_each_prompt(home: Path) -> None:
         assert found["count"] == 8
 
 
+def graded(*values: int) -> list[dict[str, Any]]:
+    return [{"filter": "none", "acc": float(value)} for value in values]
+
+
+def test_the_leaderboards_mmlu_is_the_plain_mean_of_subtasks_by_hand() -> None:
+    """3 of 4 and 1 of 2: the plain mean is (0.75 + 0.5) / 2 = 0.625, the harness's by size 4 / 6."""
+    samples = {"mmlu_b": graded(1, 0), "mmlu_a": graded(1, 1, 0, 1)}
+    results = {
+        "mmlu": {"acc,none": 4 / 6, "acc_stderr,none": 0.2},
+        "mmlu_a": {"acc,none": 0.75, "acc_stderr,none": 0.25},  # the root of 0.75 * 0.25 / 3
+        "mmlu_b": {"acc,none": 0.5, "acc_stderr,none": 0.5},
+    }
+    found = mean_of_subtasks(results, samples)
+    assert found == {
+        "value": 0.625,
+        "stderr": pytest.approx(math.sqrt(0.25**2 + 0.5**2) / 2),
+        "values": [1, 1, 0, 1, 1, 0],
+        "sizes": [4, 2],
+    }
+    base = {**found, "value": 0.5, "values": [1, 0, 0, 1, 0, 1]}
+    mine, theirs = ({"numbers": {OF_SUBTASKS: one}} for one in (found, base))
+    apart = _number(mine, theirs, OF_SUBTASKS)  # 0, 1, 0, 0 and 1, -1: the means are 0.25 and 0
+    assert apart["gain"] == pytest.approx(0.125)
+    assert apart["gain_stderr"] == pytest.approx(math.hypot(0.25, 1) / 2)
+    alone = mean_of_subtasks({**results, "mmlu_b": {"acc,none": 1.0, "acc_stderr,none": "N/A"}}, samples)
+    assert (alone["value"], alone["stderr"]) == (0.875, None)
+
+
+def test_the_leaderboard_measures_a_group_by_its_subtasks(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leaderboard of one group, whose members have 40 and 10 documents."""
+    few = (home / "tasks" / "skills_choice.jsonl").read_text().splitlines()[:10]
+    tasks = Path(shutil.copytree(home / "tasks", tmp_path / "tasks"))
+    (tasks / "few.jsonl").write_text("\n".join(few) + "\n")
+    hard = json.loads((tasks / "hard.yaml").read_text())
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tasks / "few.jsonl")}}}
+    (tasks / "hard.yaml").write_text(json.dumps(hard | data))
+    group = {"group": "skills", "task": ["skills_choice", "skills_hard"]}
+    means = [{"metric": "acc", "weight_by_size": True}]
+    (tasks / "skills.yaml").write_text(json.dumps(group | {"aggregate_metric_list": means}))
+    monkeypatch.setattr(harness_tasks, "COLUMNS", [Column("MMLU", "skills", 5, OF_SUBTASKS)])
+    run = Path(shutil.copytree(points(home)[0], tmp_path / "run"))
+    evaluate(run, EvaluationRequest(suites=["leaderboard"], include=tasks), "base", quiet())
+    numbers = lines(run)["base", "skills"]["numbers"]
+    evaluate(
+        run,
+        EvaluationRequest(tasks=["skills_choice", "skills_hard"], fewshot=5, include=tasks),
+        "base",
+        quiet(),
+        changes=IN_PLAIN_TEXT,
+    )
+    parts = [lines(run)["base", name]["numbers"]["acc,none"] for name in ("skills_choice", "skills_hard")]
+    assert parts[0]["value"] != parts[1]["value"]
+    assert numbers[OF_SUBTASKS]["value"] == pytest.approx((parts[0]["value"] + parts[1]["value"]) / 2)
+    assert numbers[OF_SUBTASKS]["stderr"] == pytest.approx(math.hypot(parts[0]["stderr"], parts[1]["stderr"]) / 2)
+    assert numbers["acc,none"]["value"] == pytest.approx((40 * parts[0]["value"] + 10 * parts[1]["value"]) / 50)
+
+
+def test_only_the_leaderboards_group_has_another_key() -> None:
+    plain = Task("mmlu", 5, "i", False).spec("p", None, {})
+    assert Task("mmlu", 5, "i", False, "leaderboard").spec("p", None, {}) == plain
+    assert Task("mmlu", 5, "i", False, "leaderboard", of_subtasks=True).spec("p", None, {}) == {**plain, "mean": "of subtasks"}
+
+
+def test_what_an_earlier_version_has_measured_by_size_is_shown_and_said(run: Path) -> None:
+    made = leaderboard(run)
+    new = table_1(run, made)
+    assert "MMLU 5-shot acc mean of subtasks" in new and "earlier version" not in new
+    for line in made:
+        if line["task"] == "mmlu" and line["name"] == "base":
+            line["numbers"] = {"acc,none": line["numbers"][OF_SUBTASKS]}
+    old = table_1(run, made)
+    assert old.split("The paper's rows")[0].strip().endswith("for base, measured by an earlier version: evaluate again.")
+    assert cells(old.split("| difference")[0], "base") == cells(new.split("| difference")[0], "base")
+
+
 def test_self_bleu_and_distinct_against_nltk_and_by_hand() -> None:
-    from nltk.translate.bleu_score import sentence_bleu
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+    from sacrebleu.metrics.bleu import BLEU
 
     texts = ["the cat sat on the mat today", "a cat sat on the mat", "the cat sat on a red mat today", "the dog sat on the mat"]
     cut = [text.split() for text in texts]
     theirs = [100 * sentence_bleu(cut[:i] + cut[i + 1 :], cut[i], weights=(1 / 3,) * 3) for i in range(4)]  # type: ignore[misc]
     assert math.isclose(diversity.self_bleu(texts), float(np.mean(theirs)))
+    assert "|smooth:exp|" in diversity._signature()
+    apart = ["the cat sat on the mat", "a dog lay on my bed", "the cat ran to a dog", "my bed is on the mat"]
+    cut = [text.split() for text in apart]
+    method = SmoothingFunction().method1  # as RSPO's code has it: sacrebleu's floor, of a tenth
+    theirs = [sentence_bleu(cut[:i] + cut[i + 1 :], cut[i], (1 / 3,) * 3, smoothing_function=method) for i in range(4)]  # type: ignore[misc]
+    floor = BLEU(max_ngram_order=3, effective_order=True, tokenize="13a", smooth_method="floor", smooth_value=0.1)
+    ours = [floor.sentence_score(text, [*apart[:i], *apart[i + 1 :]]).score for i, text in enumerate(apart)]
+    np.testing.assert_allclose(ours, 100 * np.array(theirs))
+    assert diversity.self_bleu(apart) > np.mean(ours) + 1  # another smoothing, another number
     assert diversity.self_bleu(["abc", "abc", "abc"]) == 100
     assert diversity.self_bleu(["", ""]) == 100
     assert diversity.self_bleu(["one two three", "four five six"]) < 40

@@ -21,7 +21,7 @@ from scipy import stats
 from helpers.page import Page, cells, check_offline
 from lowmem_spin.algorithm.roles import Role, role_of_name
 from lowmem_spin.cli.play import run
-from lowmem_spin.common.checked import read_checked
+from lowmem_spin.common.checked import read_checked, write_checked
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import json_text, write_json, write_text
@@ -501,3 +501,25 @@ def test_the_command_needs_no_torch_and_torn_results_end_it_with_2(played: Path)
     assert done.returncode == 2
     line = "line 1 is not a whole record of a policy; run the recipe again to finish the game"
     assert done.stderr == f"error: {played / 'metrics.jsonl'}: {line}\n"
+
+
+def test_what_may_mislead_is_said_on_the_page_and_in_the_table(game: Path, tmp_path: Path) -> None:
+    """Of a run of an earlier version too: from its numbers and its store's rows."""
+    import pyarrow.parquet as pq
+
+    folder = Path(shutil.copytree(game.parent, tmp_path / "game", symlinks=True)) / "run"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    cut = [line | ({"truncated": 0.94} if line["name"] == "iterate 1" else {}) for line in lines]
+    before = Page(write_all(read_run(folder))[0]).attributes.count(("p", "class", "caution"))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in cut))
+    rows = pq.read_table(folder.parent / "store" / "data" / f"{read_run(folder).record['data'][0]}.parquet")
+    tokens = math.ceil(np.percentile([len(answer) for answer in rows["chosen"].to_pylist()], 95))
+    assert read_run(folder).answer_tokens == tokens
+    write_all(read_run(folder))
+    said = "Samples are cut at generation.max_new_tokens 12 (94% of iterate 1's)"
+    page = Page(folder / "report.html")
+    assert page.attributes.count(("p", "class", "caution")) == before + 1
+    assert said in page.words and f"up to {tokens} tokens" in page.words
+    assert said.replace("_", "\\_") in (folder / "report.md").read_text()
+    write_checked(folder / "run.json", read_checked(folder / "run.json") | {"data": []})  # as the first versions wrote it
+    assert read_run(folder).answer_tokens is None

@@ -65,11 +65,27 @@ def cycle(mine: Row, other: Row, _: str) -> float:
     return 0.9 if (one, two) in beats else 0.1 if (two, one) in beats else 0.5
 
 
+def strengths_of(matrix: list[list[float]]) -> list[float]:
+    odds = [[math.log(min(max(p, 1e-6), 1 - 1e-6) / (1 - min(max(p, 1e-6), 1 - 1e-6))) for p in row] for row in matrix]
+    return [sum(row) / len(row) for row in odds]
+
+
 def aggregated_rates(matrix: list[list[float]]) -> list[float]:
     """The official code's: a strength for each answer, then Bradley-Terry."""
-    odds = [[math.log(min(max(p, 1e-6), 1 - 1e-6) / (1 - min(max(p, 1e-6), 1 - 1e-6))) for p in row] for row in matrix]
-    strengths = [sum(row) / len(row) for row in odds]
+    strengths = strengths_of(matrix)
     return [sum(1 / (1 + math.exp(other - mine)) for other in strengths) / len(strengths) for mine in strengths]
+
+
+def met(store: Path, policy: str, told: dict[str, tuple[Row, Row]], prefer: Preference, transitive: bool) -> dict[str, float]:
+    """{prompt id: how likely its best answer beats its worst}."""
+    rows, found = data_rows(store), {}
+    for prompt, answers in contests(store, policy).items():
+        best, worst = ({answer["side"]: n for n, answer in enumerate(answers)}[side["side"]] for side in told[prompt])
+        matrix = [[prefer(one, two, rows[prompt]["completion"]) for two in answers] for one in answers]
+        strengths = strengths_of(matrix)
+        odds = strengths[best] - strengths[worst]
+        found[prompt] = 1 / (1 + math.exp(-odds)) if transitive else matrix[best][worst]
+    return found
 
 
 def trained(game: OpenGame) -> list[Train]:
@@ -125,12 +141,14 @@ def test_sppo_learns_from_what_its_files_say(
     pairs = training_pairs(game, stage)
     prompts = [game.rows.train.ids[place] for place in game.positions(stage.pairs.draw)]
     assert set(prompts) == told.keys() and len(pairs) == PAIRS
+    head_to_head = met(store, sampler, told, prefer, transitive=name == "cyclic")
     losses = []
     for prompt, pair in zip(prompts, pairs, strict=True):
         sides = told[prompt]
         assert list(pair.prompt) == data_rows(store)[prompt]["prompt"]
         assert [list(pair.chosen), list(pair.rejected)] == [side["tokens"] for side in sides]
         assert pair.win_rates == pytest.approx([side["rate"] for side in sides])
+        assert pair.head_to_head == pytest.approx(head_to_head[prompt])
         assert pair.ref_logps == pytest.approx([by_sampler[prompt, side["side"]] for side in sides])
         assert pair.base_logps == pytest.approx([by_base[prompt, side["side"]] for side in sides])
         loss = 0.0
@@ -374,9 +392,9 @@ def test_opponents_answer_from_the_mixture(mixed: OpenGame, quickstart: Path) ->
     expected = {"sampler": "rejection", "alpha": 0.7, "prompts": len(prompts), "proposals": len(prompts)}
     expected |= {"rejected": len(prompts) - len(left), "acceptance": accepted, "log_z": math.log(accepted), "ess": accepted}
     assert records[2]["sampler"] == pytest.approx(expected)
-    said = [line for line in verdict(read_run(mixed.folder)) if line.startswith("Opponents")]
-    share = f"{accepted:.1%} of {len(prompts)} proposals accepted, {len(prompts) - len(left)} prompts without an answer"
-    assert said == [f"Opponents of iterate 1 answered by rejection from mixtures: {share}, log Z {math.log(accepted):.3f}."]
+    said = [line for line in verdict(read_run(mixed.folder)) if line.startswith("Answers")]
+    share = f"{accepted:.1%} of {len(prompts)} proposals accepted, {len(prompts) - len(left)} prompts left out"
+    assert said == [f"Answers for iterate 1 were drawn from mixtures by rejection: {share}, log Z {math.log(accepted):.3f}."]
 
 
 # Ordinary fine-tuning before the game.

@@ -39,14 +39,16 @@ def contest(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def game(tmp_path_factory: pytest.TempPathFactory) -> OpenGame:
     folder = tmp_path_factory.mktemp("alone")
-    return played(folder, *contest(folder))
+    return played(folder, *contest(folder), "model.quantization=nf4", "evaluation.compare_unquantized=true")
 
 
 def test_a_game_on_prompts_alone_is_measured_by_what_needs_no_answer(game: OpenGame) -> None:
-    base, iterate = (json.loads(line) for line in (game.folder / "metrics.jsonl").read_text().splitlines())
-    assert not {"chosen_logp", "sampled_accuracy", "identical"} & (base.keys() | iterate.keys())
+    base, unquantized, iterate = (json.loads(line) for line in (game.folder / "metrics.jsonl").read_text().splitlines())
+    assert not {"chosen_logp", "sampled_accuracy", "identical"} & (base.keys() | iterate.keys() | unquantized.keys())
+    assert not {"gain", "gain_over_unquantized"} & unquantized.keys()  # no oracle has compared its answers
     assert iterate["gain"] == pytest.approx(iterate["win_rate_to_base"] - 0.5)
     run = read_run(game.folder)
+    assert run.unquantized is None and run.policies[1].name == "unquantized base"
     assert run.scores == ["win_rate_to_base"] and run.base.score.mean == 0.5
     assert run_grid(run).headings[1] == "wins over base, %"
     assert "share of wins over the base, in percent" in verdict(run)[0]

@@ -30,6 +30,7 @@ GAMES = {
         "evaluation.compare_sft=true",
     ],
     "amortised": ["game.sampler={name: gflownet, prompts: 8, epochs: 1, batch_size: 8}", "game.alpha=0.5"],
+    "mixed contest": [*CONTEST[:3], "game.loss=ipo", "game.history=1", "game.alpha=0.5", "game.sampler=token_level"],
     "judged": [*CONTEST, "game.alpha=1", "game.regularizer={forward_kl: 0.1}"],
     "normalised": [*CONTEST, "game.alpha=0.5", "game.normalizer=estimated", "game.init=base"],
     "given": ["game.algorithm=offline", "warm_start={rows: 8}", "data.path=FOLDER/two.jsonl", "game.oracle=function"],

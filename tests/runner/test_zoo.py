@@ -99,10 +99,10 @@ def test_what_was_planned_is_what_was_computed(zoo: tuple[Path, list[SweepPoint]
     totals = before["totals"]
     assert totals["generate"]["shared"] < kinds["completions"] + kinds["mixtures"]  # the rest is for measuring
     assert totals["train"]["shared"] + totals["baseline"]["shared"] == kinds["adapters"]
-    assert kinds["mixtures"] == 4 * PAIRS  # four samplers, at t = 1
-    # At t = 0 one contest of the base's answers; at t = 1 SPPO and alpha-SPPO have one iterate.
-    assert totals["judge"]["shared"] == PAIRS * (1 + 3)
-    assert totals["judge"]["independent"] == PAIRS * 8
+    assert kinds["mixtures"] == (4 + SAMPLES) * PAIRS  # four samplers of opponents at t = 1, and Nash-MD's and IPO-MD's contest
+    # At t = 0 one contest of the base's answers; at t = 1 SPPO and alpha-SPPO have one iterate, and so have INPO and the two.
+    assert totals["judge"]["shared"] == PAIRS * (1 + 3 + 2)
+    assert totals["judge"]["independent"] == PAIRS * 14
 
 
 def test_a_plan_is_an_upper_bound_before_the_rows_are_prepared(tmp_path: Path) -> None:
@@ -123,12 +123,14 @@ def test_a_plan_is_an_upper_bound_before_the_rows_are_prepared(tmp_path: Path) -
 def test_the_report_is_of_every_variant(zoo: tuple[Path, list[SweepPoint], dict[str, Any]]) -> None:
     folder, asked, _ = zoo
     page, table = ((folder / "run-sweep" / f"report.{kind}").read_text() for kind in ("html", "md"))
-    assert len(asked) >= 20
+    assert len(asked) >= 23
     for point in asked:
         assert point.values["variant"] in page and f"| {point.values['variant']} |" in table
     lines = [json.loads(line) for point in asked for line in (Path(str(point.recipe.output.dir)) / "metrics.jsonl").open()]
     assert Counter(line["name"] for line in lines) == dict.fromkeys(["base", "iterate 0", "iterate 1", "plain SFT"], len(asked))
     assert sorted(line["sampler"]["sampler"] for line in lines if "sampler" in line) == [
+        "rejection",
+        "rejection",
         "rejection",
         "smc",
         "snis",

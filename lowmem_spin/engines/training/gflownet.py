@@ -60,10 +60,10 @@ class GFlowNetTrainer:
         alpha: weight of p in the mixture, in [0, 1]; the base has the rest.
         max_new_tokens: the cap.
         settings: epochs, batch_size (sequences per step), learning_rate, warmup_ratio, max_grad_norm (0 is no limit) and seed
-            as in training; lam, see subtb.py; buffer, the sequences of each prompt that are kept to train on again, and
-            replay, the probability of it; explore, the probability that a step draws at a temperature from the range
-            temperatures, [low, high]; reward_temperature, where log R is divided by a number that falls to 1 during the first
-            part, anneal, of the steps.
+            as in training; samples, the sequences of each prompt in a step, which divides batch_size (1 if left out); lam,
+            see subtb.py; buffer, the sequences of each prompt that are kept to train on again, and replay, the probability
+            of it; explore, the probability that a step draws at a temperature from the range temperatures, [low, high];
+            reward_temperature, where log R is divided by a number that falls to 1 during the first part, anneal, of the steps.
         work: folder for checkpoints; training goes on from the last finished one.
     """
 
@@ -85,9 +85,10 @@ class GFlowNetTrainer:
         self.base = None if base is None else self._read(base)
         self.previous = self._read(previous)
         self.weights = self._slot()
-        size, epochs = settings["batch_size"], settings["epochs"]
-        self.order = LengthGrouped([len(prompt) for prompt in prompts], size, settings["seed"])
-        self.per_epoch = -(-len(prompts) // size)
+        self.samples, epochs = settings.get("samples", 1), settings["epochs"]
+        self.size = settings["batch_size"] // self.samples  # prompts in a step
+        self.order = LengthGrouped([len(prompt) for prompt in prompts], self.size, settings["seed"])
+        self.per_epoch = -(-len(prompts) // self.size)
         self.steps = epochs * self.per_epoch
         self.optimizer = torch.optim.AdamW(self.weights.values(), lr=settings["learning_rate"], weight_decay=0.0)
         warmup = round(self.steps * settings["warmup_ratio"])
@@ -113,7 +114,7 @@ class GFlowNetTrainer:
         first = self._resume()
         if first:
             epochs, steps = divmod(first, self.per_epoch)
-            advance(epochs * len(self.prompts) + steps * self.settings["batch_size"], None, True)
+            advance((epochs * len(self.prompts) + steps * self.size) * self.samples, None, True)
         if self.engine.recipe.training.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         try:
@@ -135,26 +136,27 @@ class GFlowNetTrainer:
             self.engine.model.zero_grad(set_to_none=True)
 
     def _draw(self, step: int) -> list[GFlowNetRow]:
-        """The sequences of a step: each prompt's own draw, or one that was drawn for it before."""
-        settings, size = self.settings, self.settings["batch_size"]
+        """The sequences of a step: each prompt's own draws, or some that were drawn for it before."""
+        settings = self.settings
         epoch, batch = divmod(step, self.per_epoch)
         self.order.set_epoch(epoch)
-        places = list(self.order)[batch * size : (batch + 1) * size]
+        places = list(self.order)[batch * self.size : (batch + 1) * self.size]
+        draws = [(place, sample) for place in places for sample in range(self.samples)]
         chance = random.Random(number(settings["seed"], "gflownet", step))
         explores = chance.random() < settings["explore"]
         temperature = chance.uniform(*settings["temperatures"]) if explores else 1.0
-        rows: dict[int, GFlowNetRow] = {}
-        for place in places:
+        rows: dict[tuple[int, int], GFlowNetRow] = {}
+        for place, sample in draws:
             if self.buffer[place] and chance.random() < settings["replay"]:
-                rows[place] = GFlowNetRow(self.prompts[place], chance.choice(self.buffer[place]), own=False)
-        fresh = [place for place in places if place not in rows]
-        seeds = [number(settings["seed"], "gflownet", epoch, place) for place in fresh]
-        drawn = self._sample([(self.prompts[place], seed) for place, seed in zip(fresh, seeds, strict=True)], temperature)
-        for place, tokens in zip(fresh, drawn, strict=True):
-            rows[place] = GFlowNetRow(self.prompts[place], tokens, own=not explores)
+                rows[place, sample] = GFlowNetRow(self.prompts[place], chance.choice(self.buffer[place]), own=False)
+        fresh = [draw for draw in draws if draw not in rows]
+        seeds = [number(settings["seed"], "gflownet", epoch, place, *([sample] if sample else [])) for place, sample in fresh]
+        drawn = self._sample([(self.prompts[place], seed) for (place, _), seed in zip(fresh, seeds, strict=True)], temperature)
+        for (place, sample), tokens in zip(fresh, drawn, strict=True):
+            rows[place, sample] = GFlowNetRow(self.prompts[place], tokens, own=not explores)
             if tokens not in self.buffer[place]:
                 self.buffer[place].append(tokens)
-        return [rows[place] for place in places]
+        return [rows[draw] for draw in draws]
 
     def _sample(self, draws: Sequence[tuple[Tokens, int]], temperature: float) -> list[list[int]]:
         self._mode(learning=False)

@@ -24,6 +24,7 @@ PAIRS = {
     "rejected_lengths": [12, 17, 4],
     "chosen_win_rates": [0.9, 0.6, 1.0],
     "rejected_win_rates": [0.2, 0.5, 0.0],
+    "head_to_head": [0.8, 0.55, 1.0],
     "base_chosen": [-16.0, -27.0, -7.9],
     "base_rejected": [-14.5, -29.0, -6.9],
 }

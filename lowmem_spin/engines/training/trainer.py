@@ -38,6 +38,7 @@ class Pair:
     ref_logps: tuple[float, float] = (0.0, 0.0)  # of (chosen, rejected), as are the others
     win_rates: tuple[float, float] = (1.0, 0.0)
     base_logps: tuple[float, float] = (0.0, 0.0)
+    head_to_head: float = 1.0
 
     @property
     def tree(self) -> Tree:
@@ -190,9 +191,11 @@ def _sides(logps: Tensor, lengths: Tensor, pairs: Sequence[Pair]) -> Sides:
     """From log-probs and lengths of each pair's chosen and rejected answer, (2 B,), and what is known of the pairs."""
     chosen, rejected = logps.view(-1, 2).T
     chosen_lengths, rejected_lengths = lengths.view(-1, 2).T
-    known = torch.tensor([(*pair.ref_logps, *pair.win_rates, *pair.base_logps) for pair in pairs], dtype=torch.float64)
-    ref_chosen, ref_rejected, chosen_win_rates, rejected_win_rates, base_chosen, base_rejected = known.float().T.to(
-        logps.device
+    known = torch.tensor(
+        [(*pair.ref_logps, *pair.win_rates, *pair.base_logps, pair.head_to_head) for pair in pairs], dtype=torch.float64
+    )
+    ref_chosen, ref_rejected, chosen_win_rates, rejected_win_rates, base_chosen, base_rejected, head_to_head = (
+        known.float().T.to(logps.device)
     )
     return Sides(
         chosen=chosen,
@@ -205,6 +208,7 @@ def _sides(logps: Tensor, lengths: Tensor, pairs: Sequence[Pair]) -> Sides:
         rejected_win_rates=rejected_win_rates,
         base_chosen=base_chosen,
         base_rejected=base_rejected,
+        head_to_head=head_to_head,
     )
 
 

@@ -1,10 +1,11 @@
 """AlpacaEval on the policies of a game: each answer beside a baseline's."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lowmem_spin.algorithm.preferences import Comparison
-from lowmem_spin.algorithm.stages import judgement_spec
+from lowmem_spin.algorithm.stages import Sampling, judgement_spec
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.files import check_inside
 from lowmem_spin.common.keys import digest
@@ -28,6 +29,24 @@ from lowmem_spin.store.rows import Answer, Compared, Prompt
 TEMPERATURE = 0.7  # of answers, as most of AlpacaEval's own entries of open models have it
 
 
+def answer_sampling(own: Sampling, room: int) -> Sampling:
+    """How policies answer: with the game's temperature, top_p and top_k if it has any of its own.
+
+    SPPO's and RSPO's code take those of the game, 0.7 and top-p 0.9, in AlpacaEval too. A game that samples whole policies
+    does so because its algorithm assumes it, and is answered for at TEMPERATURE.
+    """
+    whole = (own.temperature, own.top_p, own.top_k) == (1.0, 1.0, None)
+    return plain_sampling(own, TEMPERATURE, room) if whole else replace(own, max_new_tokens=room, mixture=None)
+
+
+def in_words(sampling: Sampling) -> str:
+    """As "temperature 0.7, top_p 0.9"."""
+    settings = {"temperature": sampling.temperature}
+    if sampling.temperature:
+        settings |= {"top_p": sampling.top_p if sampling.top_p < 1 else None, "top_k": sampling.top_k}
+    return ", ".join(f"{name} {value:g}" for name, value in settings.items() if value is not None)
+
+
 def measure_alpaca(game: EvaluationTarget, judged: Judged, limit: int | None, display: Display) -> None:
     """Have the wanted policies answer, the answers judged, and both written to the game's folder."""
     check_inside(game.folder, "alpaca")
@@ -42,7 +61,7 @@ def measure_alpaca(game: EvaluationTarget, judged: Judged, limit: int | None, di
     room = answer_room(game, option, longest, judged.longest or alpaca.LONGEST)
     oracle = None if judge is None else judged.oracle(game, judge, display)
     with_engines = game.answering((longest, room), oracle)
-    sampling = plain_sampling(with_engines.sampling, TEMPERATURE, room)
+    sampling = answer_sampling(with_engines.sampling, room)
 
     def compared(policy: str) -> dict[str, Any]:
         known = {} if oracle is None else oracle.spec()
@@ -70,7 +89,7 @@ def measure_alpaca(game: EvaluationTarget, judged: Judged, limit: int | None, di
         asked_of = compared(game.policies[name])
         game.ensure(
             asks(game.policies[name]),
-            lambda: _compare(with_engines, asked_of, instructions, prompts, name, answers[name], oracle),  # noqa: B023 called at once
+            lambda: _compare(with_engines, sampling, asked_of, instructions, prompts, name, answers[name], oracle),  # noqa: B023 called at once
             digest([answer.text for answer in answers[name]]),
         )
     task = f"{'AlpacaEval 2' if instructions.official else 'Win-rate'} against {instructions.baseline}, judged by {judge.model}"
@@ -83,6 +102,7 @@ def measure_alpaca(game: EvaluationTarget, judged: Judged, limit: int | None, di
 
 def _compare(
     with_engines: Answering,
+    sampling: Sampling,
     spec: dict[str, Any],
     instructions: alpaca.Instructions,
     prompts: Sequence[Prompt],
@@ -107,7 +127,7 @@ def _compare(
         "count": len(rows),
         "fewshot": None,
         "own": not instructions.official,
-        "recorded": {"versions": {"judge": judge, **alpaca.versions(instructions)}},
+        "recorded": {"versions": {"judge": judge, **alpaca.versions(instructions)}, "sampling": in_words(sampling)},
         "unanswered": silent,
         "annotations": annotated,
     }

@@ -47,7 +47,7 @@ def _epochs(stage: Stage | None) -> int:
         case Train():
             return stage.settings["num_train_epochs"]
         case TrainSampler():
-            return stage.settings["epochs"]
+            return stage.passes
         case _:
             return 1
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lowmem_spin.algorithm.stages import Average, Draw, Stage, Train, TrainSampler
+from lowmem_spin.algorithm.roles import Role
+from lowmem_spin.algorithm.stages import Average, Draw, Evaluate, Stage, Train, TrainSampler
 from lowmem_spin.algorithm.touches import HeldOutPlaces, Places, Touch, touches
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError, check_folder_place, read_parquet
@@ -28,7 +29,9 @@ from lowmem_spin.engines.pool import EngineChoices, choose_engines
 from lowmem_spin.engines.registry import gpu_engine
 from lowmem_spin.engines.row_check import check_rows, unread_rows_note
 from lowmem_spin.engines.training.trial import warmup_note
+from lowmem_spin.engines.unquantized import planned, proposal
 from lowmem_spin.runner.claim import check_folder, check_owner
+from lowmem_spin.runner.game_rows import prompts_again
 from lowmem_spin.runner.open import ResolvedRecipe, SharedResources, name_stages, resolve
 from lowmem_spin.runner.planning.calibration import WITHOUT_BFLOAT16, load_calibration
 from lowmem_spin.runner.planning.counting import GAME_KINDS, Unit, Work
@@ -184,6 +187,8 @@ class _Draft:
                 ],
             )
         _add(self.notes, check_base(recipe, found.model, found.adapter, found.choices.machine.dtype, runs_code=False))
+        _add(self.notes, proposal(recipe, found.model, found.choices.machine.dtype))
+        _add(self.notes, planned(found.beside, found.model, found.choices))
         if found.oracle is not None:
             _add(self.notes, ["the time that game.oracle takes to judge is not counted"])
         if any(value is not None for value in recipe.game.stop_when.model_dump().values()):
@@ -201,10 +206,14 @@ class _Draft:
             if isinstance(stage, Train):
                 self.epochs.setdefault(stage.policy, stage.settings["num_train_epochs"])
             if isinstance(stage, TrainSampler):
-                self.epochs.setdefault(stage.policy, stage.settings["epochs"])
+                self.epochs.setdefault(stage.policy, stage.passes)
+            asker = found
+            if isinstance(stage, Evaluate) and stage.role is Role.UNQUANTIZED:
+                self.labels.setdefault(stage.policy, stage.name)
+                asker = found.unquantized or found
             self.work.add(stage, touches_of_stage)
             for touch in touches_of_stage:
-                self.askers.setdefault((touch.key, touch.side), found)
+                self.askers.setdefault((touch.key, touch.side), asker)
 
     def _rows(self, path: Path) -> Rows | None:
         if path not in self.files:
@@ -265,6 +274,7 @@ class _Draft:
                     take(range(usable), draw)  # too few rows are refused as a run does
                 return self.ids.block((draw.data, draw.seed, draw.round), draw.start + draw.prompts)[draw.start :]
 
+        _add(self.notes, prompts_again(recipe, stages))
         known = len(present) == len(loaded) or resolved.held is not None  # else the keys depend on how many rows are usable
         _add(self.notes, _refused(recipe, stages if known else None))
         held = HeldOutPlaces(scored, health)

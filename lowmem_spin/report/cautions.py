@@ -1,0 +1,129 @@
+"""What a person should know before believing a game's numbers: a line for each sign that something else was learned.
+
+All of it is read from what games have stored, so that earlier ones are looked at too. That a game's end token alone decides is
+not seen directly: log-probs are kept per answer and not per token.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lowmem_spin.report.intervals import Value, difference
+from lowmem_spin.report.results import PolicyResults, RunResults, SweepResults, recipe_field
+
+CUT = 0.3  # share of own samples without an end: above it, the end is what tells a good answer from a bad one
+WON = 0.99  # of the pairs told apart: at it, nothing is left to learn
+EARLY, AT_LEAST = 0.1, 3  # the part of a training, and how many of its steps, that are its beginning
+# Nats per answer: choosing the best of n of the base's answers comes to log n - (n - 1)/n at most, which is 10 for 60,000.
+FAR = 10.0
+WASTE = 2.0  # a policy that answers as the data is as far from the base as its log-prob of the data is above the base's
+
+
+@dataclass(frozen=True)
+class Caution:
+    """One line on a game; the same `kind` in several games is the same trouble."""
+
+    kind: str
+    line: str
+
+
+def caution_lines(results: RunResults | SweepResults) -> list[str]:
+    """The lines on a run, or on a sweep's games, of which the first with each kind of trouble stands for the others."""
+    if isinstance(results, RunResults):
+        return [caution.line for caution in cautions(results)]
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name, run in results.runs.items():
+        for caution in cautions(run):
+            found.setdefault(caution.kind, []).append((name, caution.line))
+    return [
+        f"{games[0][0]}: {games[0][1]}" + (f" So in {len(games)} of {len(results.runs)} games." if len(games) > 1 else "")
+        for games in found.values()
+    ]
+
+
+def cautions(run: RunResults) -> Iterator[Caution]:
+    """What of a run's numbers may mean something else than it seems."""
+    for kind, line in (("cut", _cut(run)), ("won", _won_early(run)), ("far", _far(run)), ("fallen", _fallen(run))):
+        if line is not None:
+            yield Caution(kind, line)
+
+
+def _cut(run: RunResults) -> str | None:
+    """Whose samples have no end within max_new_tokens, and the length that would do."""
+    shares = {policy.name: policy.values["truncated"].mean for policy in run.played}
+    cut = {name: share for name, share in shares.items() if share > CUT}
+    if not cut:
+        return None
+    limit, data = recipe_field(run.recipe, "generation.max_new_tokens"), run.answer_tokens
+    if data is None:
+        remedy = "raise it, until the table's column without an end is near 0"
+    elif isinstance(limit, int) and data > limit:
+        remedy = f"95% of the data's answers have up to {data} tokens: set it to {data}"
+    else:
+        remedy = f"95% of the data's answers have up to {data} tokens: so it is not too short, but these policies do not end; "
+        remedy += "a warm_start teaches that"
+    said = ", ".join(f"{share:.0%} of {name}'s" for name, share in cut.items())
+    return f"Samples are cut at generation.max_new_tokens {limit} ({said}), and a missing end alone may win the game; {remedy}."
+
+
+def _won_early(run: RunResults) -> str | None:
+    """From which step on an iterate's training told all pairs apart, if that was at its beginning."""
+    for name, manifest in run.trainings.items():
+        records = [record for record in manifest["metrics"] if record.get("rewards/accuracies") is not None]
+        first = _told_apart_from(records)
+        if first is None:
+            continue
+        last = manifest["metrics"][-1]["step"]
+        if first <= max(AT_LEAST, math.ceil(EARLY * last)) and last >= 2 * AT_LEAST:
+            easy = "too easy to be about what the answers say"
+            look = "Look at the samples: does a missing end, a length or a format give them away?"
+            return f"{name} tells all pairs apart from step {first:g} of {last:g} on (reward accuracy 1): {easy}. {look}"
+    return None
+
+
+def _told_apart_from(records: Sequence[dict[str, Any]]) -> float | None:
+    """The first step from which on the accuracy is 1; None if it is not at the end."""
+    first = None
+    for record in reversed(records):
+        if record["rewards/accuracies"] < WON:
+            break
+        first = record["step"]
+    return first
+
+
+def _far(run: RunResults) -> str | None:
+    """The iterate that has gone furthest from the base without the data's answers becoming as much likelier."""
+    worst = max(run.played[1:], key=lambda policy: policy.values["kl_to_base"].mean, default=run.base)
+    kl, gained = worst.values["kl_to_base"].mean, _logp_gain(run, worst)
+    bought = worst.values["length"].mean if gained is None else WASTE * gained.mean  # of prompts alone: a nat a token
+    if kl <= max(FAR, bought):
+        return None
+    what = f"{worst.name} is {kl:.1f} nats from the base, "
+    if gained is None:
+        what += f"over a nat for each of its {worst.values['length'].mean:.0f} tokens"
+    else:
+        than = f"{abs(gained.mean):.1f} nats {'likelier' if gained.mean >= 0 else 'less likely'}"
+        what += f"and the data's answers are {than} to it: it has moved, and not towards them"
+    lower = "lower training.learning_rate or game.alpha, raise game.loss.beta, or end it with game.stop_when.kl_to_base"
+    return f"{what} (the best of 60,000 of the base's answers would be {FAR:g} nats away); {lower}."
+
+
+def _fallen(run: RunResults) -> str | None:
+    """Whose log-prob of the data's held-out answers is below the base's by more than noise."""
+    gains = {policy.name: _logp_gain(run, policy) for policy in run.played[1:]}
+    fallen = {name: gain for name, gain in gains.items() if gain is not None and gain.mean < -gain.half}
+    if not fallen:
+        return None
+    said = ", ".join(f"{name} {gain.text(False, 2, '+')}" for name, gain in fallen.items())
+    ends = "an earlier iterate may be the one to keep, and game.stop_when.chosen_logp_falls ends such a game"
+    return f"The data's own held-out answers have become less likely than they are to the base (in nats: {said}); {ends}."
+
+
+def _logp_gain(run: RunResults, policy: PolicyResults) -> Value | None:
+    """By how much the data's answers are likelier than to the base: row by row where that was stored, as the score's gain."""
+    if "chosen_logp" not in policy.values:
+        return None
+    if run.scores[0] == "chosen_logp":
+        return policy.values["gain"]
+    return difference({0: policy.values["chosen_logp"]}, {1: run.base.values["chosen_logp"]})
