@@ -55,7 +55,7 @@ def optimizer_arguments(settings: dict[str, Any], steps: int) -> dict[str, Any]:
     }
 
 
-def from_first_step(schedule: Any, optimizer: torch.optim.Optimizer, warmup: int) -> Any:
+def from_first_step(schedule: Any, optimizer: Any, warmup: int) -> Any:
     """The schedule with a warm-up whose first step learns: its rates are (k + 1) / (warmup + 1) of the peak, not k / warmup.
 
     Only the rates of the warm-up change; the step of the peak, and all after it, keep theirs.
