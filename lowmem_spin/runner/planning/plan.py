@@ -28,6 +28,7 @@ from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.pool import EngineChoices, choose_engines
 from lowmem_spin.engines.registry import gpu_engine
 from lowmem_spin.engines.row_check import check_rows, unread_rows_note
+from lowmem_spin.engines.training.trial import warmup_note
 from lowmem_spin.engines.unquantized import planned, proposal
 from lowmem_spin.runner.claim import check_folder, check_owner
 from lowmem_spin.runner.game_rows import prompts_again
@@ -171,7 +172,7 @@ class _Draft:
         sources = Sources(self.recipe_dir, root / "sources.json", patient=True, notice=lambda line: _add(self.notes, [line]))
         found = resolve(recipe, sources, _choices(recipe, root, self.gpu, self.notes), lambda line: None)
         found = found.asked(self.trust, lambda line: _add(self.notes, [line]))
-        _add(self.notes, found.own.notices())
+        _add(self.notes, [*found.own.notices(), *warmup_note(found.recipe)])
         _add(
             self.notes, [f"{name}: its revision is not resolved yet: the hub cannot be reached" for name in sources.unresolved]
         )
