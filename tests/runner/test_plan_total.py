@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from helpers.commands import call
+from lowmem_spin.cli.main import doctor as examine
 from lowmem_spin.config.grid import planned_points
 from lowmem_spin.config.load import find_recipe
-from lowmem_spin.engines import machine
+from lowmem_spin.engines import doctor, machine
 from lowmem_spin.engines.memory import peak, planned_shape, vllm_memory
 from lowmem_spin.runner.planning import calibration
 from lowmem_spin.runner.planning.plan import PlannedWork, plan
@@ -96,3 +97,15 @@ def test_only_several_games_have_something_to_reuse(tmp_path: Path) -> None:
     one, two = call("plan", *words).stdout, call("plan", *words, "--alpha", "0.5,1").stdout
     assert "reuse" not in one and "saved" not in one and "reuse" in two and "saved" in two
     assert "By stage, without evaluation and the SFT baseline" in one
+
+
+def test_doctor_answers_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the engines' self-tests, which take a minute."""
+    monkeypatch.setattr(doctor, "self_tests", lambda names, place: iter(()))
+    places = [f"output.store={tmp_path}", f"output.dir={tmp_path / 'run'}"]
+    examine("quickstart", store=tmp_path, overrides=places)
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.split(maxsplit=1)[0] == "recipe" and "quickstart can run here: about " in first
+    assert any("to test the engines: about a minute" in line for line in rest)
+    examine("gemma2b_taste", store=tmp_path, overrides=places)
+    assert "gemma2b_taste cannot run here yet: (1) no HF_TOKEN" in capsys.readouterr().out.splitlines()[0]
