@@ -184,7 +184,10 @@ def test_a_game_that_was_stopped_is_gone_on_with(whole: Path, tmp_path: Path, ca
     assert (
         not late.finished and "1e-07 hours are over; what is finished is stored, run the same again" in capsys.readouterr().out
     )
-    assert repr(late) == f"Run({str(tmp_path / 'run')!r}: 0 of 2 iterates)" and "0 of 2 iterates" in late._repr_html_()
+    assert (
+        repr(late) == f"Run({str(tmp_path / 'run')!r}: not finished: 0 of 2 iterates)"
+        and "0 of 2 iterates" in late._repr_html_()
+    )
     with pytest.raises(ls.InputError, match=r"metrics\.jsonl: missing; run the recipe again to finish the game"):
         _ = late.table
     with pytest.raises(ls.InputError, match=r"iterate '1': iterate 1 of .* is not trained yet"):
