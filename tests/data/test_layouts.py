@@ -75,7 +75,16 @@ SPOKEN = "\n\nHuman: sort: cab\n\nAssistant: "
             ]
         ),
         ({"chosen": f"{SPOKEN}abc"}, "chosen"),
-        ({"question": "sort: cab", "chosen": "abc"}, "chosen"),
+        ({"question": "sort: cab", "chosen": "abc"}, "question and chosen"),
+        (
+            {"prompt": "sort: cab", "chosen": "abc", "rejected": "cab"},
+            "prompt and chosen ('rejected' is not used: for DPO on these pairs set game.algorithm=offline)",
+        ),
+        (
+            {"real": [ASKED, RIGHT], "generated": [ASKED, WRONG], "n": 1},
+            "real, as in SPIN's data ('generated' is not used: for DPO on these pairs set game.algorithm=offline)"
+            " (its other columns are not read: n)",
+        ),
         (
             {"messages": [ASKED, RIGHT], "prompt": "x", "completion": "y"},
             "messages (its other columns are not read: prompt, completion)",
@@ -321,6 +330,27 @@ def test_columns_that_do_not_do_are_one_line(
     with pytest.raises(InputError) as error:
         read(tmp_path, renderer, lines({"Frage": "p", "Antwort": "c"}), columns=columns, asked=asked)
     assert line in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        (
+            {"prompt": "p", "completion": "c", "category": "x"},
+            "has prompt and completion and no other answer; game.algorithm offline needs the columns chosen and rejected; "
+            "for this file set game.algorithm alpha-spin",
+        ),
+        ({"prompt": "p", "good": "c", "bad": "d"}, "for instance data.columns={prompt: prompt, chosen: good, rejected: bad}"),
+        (
+            {"category": "x", "prompt": "p", "better": "c"},
+            "for instance data.columns={prompt: prompt, chosen: ..., rejected: ...}",
+        ),
+    ],
+)
+def test_pairs_are_asked_for_where_there_are_none(tmp_path: Path, renderer: Renderer, row: dict[str, str], line: str) -> None:
+    with pytest.raises(InputError) as error:
+        read(tmp_path, renderer, lines(row), asked={"with_rejected": True})
+    assert str(error.value).endswith(line)
 
 
 def test_faulty_rows_of_a_csv_cost_no_more_than_their_lines(tmp_path: Path, renderer: Renderer) -> None:
