@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, install_extra
 from lowmem_spin.common.files import sha256
 from lowmem_spin.common.keys import digest
 from lowmem_spin.evaluation.leaderboard import COLUMNS, OF_SUBTASKS
@@ -44,7 +44,7 @@ class Task:
 def check_installed(asked_by: str) -> None:
     """Refuse where the harness is missing."""
     if find_spec("lm_eval") is None:
-        raise InputError(f"{asked_by}: lm-evaluation-harness is not installed; `pip install 'lowmem-spin[eval]'`")
+        raise InputError(f"{asked_by}: lm-evaluation-harness is not installed; {install_extra('eval')}")
 
 
 @dataclass(frozen=True)
