@@ -287,7 +287,9 @@ def _prepared(
             write_parquet(path, table)
             rows = Rows(table)
     shared.rows[path] = rows
-    display.log(f"{name}: {source.location}: {rows.counts_line()}")
+    read, *reasons = rows.counts_lines(recipe.data)
+    for line in (f"{source.location}: {read}", *reasons):
+        display.log(f"{name}: {line}")
     return rows
 
 
