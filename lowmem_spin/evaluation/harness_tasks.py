@@ -131,6 +131,8 @@ class Catalogue:
         from datasets.exceptions import DatasetsError
 
         datasets.disable_progress_bars()
+        for library in ("datasets", "huggingface_hub"):  # they warn of every try; imported, they have set their own level
+            logging.getLogger(library).setLevel(logging.ERROR)
         seed()
         try:
             found = self.manager.load([task.name])
@@ -150,6 +152,9 @@ class Catalogue:
     def _broken(self, task: Task, error: Exception) -> InputError:
         why = " ".join(str(error).split())[:300]
         option = "--suite leaderboard" if task.suite == "leaderboard" else self.option
+        if isinstance(error, ConnectionError):  # offline mode, too
+            remedy = "connect, and give the same command again"
+            return InputError(f"{option} {task.name!r}: cannot reach the Hugging Face hub, where its data is ({why}); {remedy}")
         return InputError(f"{option} {task.name!r}: does not load ({type(error).__name__}: {why}); see to its data and YAML")
 
     def _own(self, name: str) -> bool:

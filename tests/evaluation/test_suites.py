@@ -556,7 +556,11 @@ def test_gc_frees_results_of_policies_that_no_run_has(measured: Path) -> None:
         ({"include": "."}, "base", "--include-path: '.' has no task: no YAML file there"),
         ({"tasks": ["torn"]}, "base", "--task 'torn': does not load (FileNotFoundError: "),
         ({"tasks": ["skill"]}, "base", "--task 'skill': lm-evaluation-harness has no such task, and '"),
-        ({"tasks": [], "suites": ["leaderboard"]}, "base", "--suite leaderboard 'arc_challenge': does not load ("),
+        (
+            {"tasks": [], "suites": ["leaderboard"]},
+            "base",
+            "--suite leaderboard 'arc_challenge': cannot reach the Hugging Face hub, ",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(
