@@ -179,3 +179,10 @@ def test_a_run_ends_when_its_hours_are_over_with_what_it_has_stored(tmp_path: Pa
     assert "1e-07 hours are over; what is finished is stored, run the same command again to go on" in result.stdout
     assert len(list(tmp_path.glob("store/completions/*/*.parquet"))) == 1
     assert "cannot be used; give the hours to play" in call("run", "quickstart", *sets, "--max-hours", "nan").stderr
+
+
+@pytest.mark.parametrize("before", [[], ["--set=game.history=2"], ["--set", "game.history=2"]])
+def test_a_setting_without_its_option_is_led_to_it(before: list[str]) -> None:
+    refused = call("run", "quickstart", *before, "game.alpha=0.5")
+    assert (refused.returncode, refused.stderr) == (2, "error: 'game.alpha=0.5': did you mean --set game.alpha=0.5?\n")
+    assert "--set" not in call("run", "quickstart", "--set", "game.alpha=2").stderr
