@@ -87,9 +87,15 @@ def sweep(
     replace: Replace = False,
     trust: TrustCode = False,
     max_hours: MaxHours = None,
+    workers: Annotated[
+        str | None, typer.Option(metavar="N|auto", help="Processes that compute at once, by Ray; auto is one for each GPU.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="A Ray cluster that runs already, all of which sees the store.")
+    ] = None,
 ) -> None:
     """Play a recipe with some of its values varied. What the games have in common is computed once."""
-    from lowmem_spin.cli.play import planned_sweep
+    from lowmem_spin.cli.play import WorkersAsked, planned_sweep
     from lowmem_spin.cli.play import sweep as play
     from lowmem_spin.cli.results import show_sweep
     from lowmem_spin.common.trust import Trust
@@ -99,7 +105,7 @@ def sweep(
     path = find_recipe(recipe)
     game = planned_sweep(path, overrides or [], sweep_axes(path, alpha, history, grid or []), seeds)
     with _watched(max_hours) as display:
-        play(game, path.parent, display, replace, Trust(trust))
+        play(game, path.parent, display, replace, Trust(trust), WorkersAsked(workers, ray))
     show_sweep(game, display)
     display.log(display.time_line())
     if any(entry.status == "failed" for entry in game.entries):

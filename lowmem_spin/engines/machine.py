@@ -51,6 +51,13 @@ def find_machine(recipe: Recipe) -> Machine:
     return Machine(device, dtype, total, free if vram is None else min(free, vram * 1e9))
 
 
+def visible_gpus() -> int:
+    """How many GPUs torch sees."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def cuda_capability() -> float | None:
     """Compute capability of the first visible GPU that this torch could use; None without one."""
     answer = None if "+cpu" in version("torch") else unchanging("compute_cap")

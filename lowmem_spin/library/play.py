@@ -77,6 +77,8 @@ def sweep(
     max_hours: float | None = None,
     replace: bool = False,
     trust: bool = False,
+    workers: int | str | None = None,
+    ray: str | None = None,
     **fields: Any,
 ) -> Sweep:
     """Play a recipe with some of its values varied, as `lowmem-spin sweep` does. What the games have in common is computed
@@ -90,6 +92,8 @@ def sweep(
         max_hours: when to stop, with what is finished stored; None is never.
         replace: whether other games' results in the points' folders may go.
         trust: as in `run`.
+        workers: processes that compute at once, by Ray; "auto" is one for each GPU.
+        ray: address of a Ray cluster that runs already, all of which sees the store.
         **fields: a list of values is varied, alpha=[0.5, 0.95]; a single one is every game's, pairs=500.
 
     Returns:
@@ -103,7 +107,8 @@ def sweep(
     overrides, varied = _varied(path, grid, settings, fields)
     games = play.planned_sweep(path, overrides, varied, seeds)
     with play.watched(_console(), max_hours, AGAIN) as display:
-        play.sweep(games, path.parent, display, replace, Trust(trust, option=TRUST))
+        asked = play.WorkersAsked(None if workers is None else str(workers), ray)
+        play.sweep(games, path.parent, display, replace, Trust(trust, option=TRUST), asked)
     show_sweep(games, display)
     display.log(display.time_line())
     return Sweep(games.folder, trust)

@@ -188,7 +188,7 @@ def test_the_refusals_remedy_works_and_a_name_alone_is_enough() -> None:
     def asked(*overrides: str) -> dict[str, Any]:
         return load_recipe(find_recipe("quickstart"), overrides).game.loss.model_dump()
 
-    assert asked("game.loss={name: ipo, tau: 0.1}") == asked("game.loss=ipo") == {"name": "ipo", "tau": 0.1}
+    assert asked("game.loss={name: ipo, tau: 0.1}") == asked("game.loss=ipo") == {"name": "ipo", "tau": 0.1, "targets": "hard"}
     assert asked("game.loss.name=hinge", "game.loss.beta=0.2") == {"name": "hinge", "beta": 0.2}
     assert asked("game.loss={beta: 0.2}") == {"name": "dpo", "beta": 0.2}  # as before there were others
     assert asked() == {"name": "dpo", "beta": 0.1}  # what the keys of every game so far say

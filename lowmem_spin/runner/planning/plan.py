@@ -310,7 +310,8 @@ class _Draft:
             there = stored.count(unit)
             clock, label = clocks[id(found)], self.labels.get(unit.policy, "base")
             epochs = self.epochs.get(unit.policy, 1)
-            seconds, measured = clock.seconds(unit, len(unit.places) - there, self._lengths(found), epochs)
+            lengths = replace(self._lengths(found), generated=clock.generated())
+            seconds, measured = clock.seconds(unit, len(unit.places) - there, lengths, epochs)
             found_lines.append(PlanLine(unit, label, there, seconds, clock.memory(unit), measured))
         return found_lines
 
@@ -318,7 +319,7 @@ class _Draft:
         path = _files(found)[0]
         if path not in self.lengths:
             self.lengths[path] = Lengths.of(found.recipe, self.files[path])
-        return replace(self.lengths[path], generated=float(found.recipe.generation.max_new_tokens))
+        return self.lengths[path]
 
 
 class _Planned(NamedTuple):
