@@ -82,8 +82,13 @@ def planned_sweep(path: RecipeFile, overrides: Sequence[str], varied: Axes, seed
     """The games of a sweep, none of them played yet.
 
     Raises:
-        InputError: one of them is no recipe; the line says which.
+        InputError: nothing is varied, or one of them is no recipe; the line says which.
     """
+    if not varied and seeds == 1:
+        raise InputError(
+            f"sweep {path.stem}: there is nothing to vary; add --alpha, --history, --grid or --seeds, or play this one game "
+            "with `lowmem-spin run`"
+        )
     base = first_recipe(path, overrides)
     entries = [sweeps.Entry(point) for point in sweep_points(path, overrides, varied, seeds)]
     return sweeps.SweepState(path.stem, sweep_folder(base), varied, list(range(base.seed, base.seed + seeds)), entries)

@@ -55,7 +55,7 @@ def evaluate(
         ),
     ] = None,
     task: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Any task of lm-evaluation-harness; again for more.")
+        list[str] | None, typer.Option(metavar="NAME", help="Any task of lm-evaluation-harness; repeatable.")
     ] = None,
     iterate: Annotated[str, typer.Option(metavar="K", help="An iterate's number, base, or all.")] = "all",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first n documents of each task, or n prompts.")] = None,

@@ -81,10 +81,10 @@ def plan(
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find_recipe
     from lowmem_spin.runner.planning import plan as planning
-    from lowmem_spin.runner.planning.calibration import check_gpu
+    from lowmem_spin.runner.planning.calibration import known_gpu
 
     if gpu is not None:
-        check_gpu(gpu)
+        gpu = known_gpu(gpu)
         if measured:
             raise InputError(f"--measure: it times this machine, and --gpu {gpu} plans for another; leave one of them out")
     path = find_recipe(recipe)

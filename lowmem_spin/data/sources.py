@@ -185,6 +185,8 @@ def _commit(name: str, revision: str | None, field: str, kind: str) -> str:
             return Path(snapshot_download(name, revision=revision, repo_type=kind, local_files_only=True)).name
         except (hub.LocalEntryNotFoundError, OSError):
             why = "offline mode is on" if isinstance(unreachable, hub.OfflineModeIsEnabled) else "the hub cannot be reached"
+            gated = "; where it is gated, accept its licence on its hub page and set HF_TOKEN before" if not has_token() else ""
             raise UnreachableError(
-                f"{field}: {name!r} is not here as a path or in the hub cache, and {why}; connect, or run {command} first"
+                f"{field}: {name!r} is not here as a path or in the hub cache, and {why}; check the spelling, and connect, or "
+                f"run {command} first{gated}"
             ) from None

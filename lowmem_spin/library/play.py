@@ -23,7 +23,7 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.config.yaml_text import one_line
 from lowmem_spin.library.games import TRUST, Run, Sweep
 from lowmem_spin.runner.planning import plan as planning
-from lowmem_spin.runner.planning.calibration import check_gpu
+from lowmem_spin.runner.planning.calibration import known_gpu
 
 RecipeLike = str | Path | Mapping[str, Any] | Recipe
 AGAIN = "run the same again"
@@ -48,8 +48,8 @@ def run(
         settings: recipe values by their dotted names, as --set has them: {"training.learning_rate": 1e-4}.
         max_hours: when to stop, with what is finished stored; None is never.
         replace: whether another game's results in the same folder may go.
-        trust: whether the recipe's and the model's own code may run, and keys go where the recipe says; remembered until that
-            changes.
+        trust: allows the recipe's and the model's own Python code to run, and your judge's API key to be sent to the recipe's
+            address; asked again when one of them changes.
         **fields: more recipe values, by the last part of their names where that says which: alpha=0.8, history=1.
 
     Returns:
@@ -176,7 +176,7 @@ def plan(
         InputError: something cannot be used, as `run` would refuse it; one line that names it.
     """
     if gpu is not None:
-        check_gpu(gpu)
+        gpu = known_gpu(gpu)
     path = _recipe_file(recipe)
     overrides, varied = _varied(path, grid, settings, fields)
     return Plan(planning.plan(planned_points(path, overrides, varied, seeds), path.parent, gpu))

@@ -288,7 +288,9 @@ def _prepared(
             write_parquet(path, table)
             rows = Rows(table)
     shared.rows[path] = rows
-    display.log(f"{name}: {source.location}: {rows.counts_line()}")
+    read, *reasons = rows.counts_lines(recipe.data)
+    for line in (f"{source.location}: {read}", *reasons):
+        display.log(f"{name}: {line}")
     shared.say(letters_notes(resolved.model, rows, name), display)
     return rows
 

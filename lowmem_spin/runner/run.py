@@ -193,10 +193,15 @@ def _check_judge(game: OpenGame) -> None:
     """Refuse before anything is computed what the first question to a judge would be refused for; a game that is played to
     its end asks it nothing."""
     judge, trained = game.recipe.game.oracle, [stage.policy for stage in game.stages if isinstance(stage, Train)]
-    if isinstance(judge, JudgeOracle) and judge.api_key_env is not None and not all(map(game.store.adapter, trained)):
+    oracle = game.resolved.oracle
+    if isinstance(judge, JudgeOracle) and oracle is not None and not all(map(game.store.adapter, trained)):
         from lowmem_spin.engines.oracles.endpoint import check_key
+        from lowmem_spin.engines.oracles.judge import LLMJudge
 
-        check_key("game.oracle", judge.api_key_env)
+        if judge.api_key_env is not None:
+            check_key("game.oracle", judge.api_key_env)
+        if isinstance(oracle, LLMJudge):
+            oracle.endpoint.reach()
 
 
 def measured_by(game: OpenGame, stage: Evaluate) -> tuple[Tables, Evaluate, HeldOut, Sampling, Sampling]:

@@ -298,6 +298,15 @@ def test_an_export_is_whole_or_absent(home: Path, game: run_folder.RunFolder, st
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "torn"]
 
 
+def test_a_sweeps_folder_leads_to_one_of_its_games(tmp_path: Path) -> None:
+    for name in ("alpha-1_seed-42", "alpha-0.5_seed-42"):
+        (tmp_path / "points" / name).mkdir(parents=True)
+        (tmp_path / "points" / name / "run.json").write_text("{}")
+    line = f"this is a sweep; give one of its games, such as {tmp_path}/points/alpha-0.5_seed-42"
+    with pytest.raises(InputError, match=re.escape(line)):
+        run_folder.read_run(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("command", "line"),
     [

@@ -179,9 +179,9 @@ def test_another_game_is_refused_and_replaces_only_when_asked(copy: Path) -> Non
     begin(copy)  # nothing of the other is there yet that could be lost
 
 
-@pytest.mark.parametrize("command", ["run", "sweep"])
+@pytest.mark.parametrize(("command", "axis"), [("run", []), ("sweep", ["--alpha=1"])])
 def test_the_command_line_replaces_and_trusts_only_when_asked(
-    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: str, axis: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = []
 
@@ -192,7 +192,7 @@ def test_the_command_line_replaces_and_trusts_only_when_asked(
 
     monkeypatch.setattr(play, command, played)
     for options in ([], ["--replace"], ["--trust"]):
-        assert call(command, "quickstart", f"--set=output.dir={tmp_path / 'run'}", *options).returncode == 2
+        assert call(command, "quickstart", f"--set=output.dir={tmp_path / 'run'}", *axis, *options).returncode == 2
     assert asked == [(False, False), (True, False), (False, True)]
 
 

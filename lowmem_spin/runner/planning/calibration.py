@@ -8,6 +8,7 @@ import datetime
 import math
 import os
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -104,14 +105,19 @@ def flop(kind: Kind, parameters: int, gradient_checkpointing: bool = False) -> f
     return (6.0 if gradient_checkpointing else 4.0) * parameters
 
 
-def check_gpu(name: str) -> None:
-    """Refuse a GPU whose speed is not known.
+def known_gpu(given: str) -> str:
+    """The name in PEAK of the card that a person calls so: "NVIDIA GeForce RTX 4090", "rtx4090".
 
     Raises:
-        InputError: naming those that are.
+        InputError: its speed is not known; the line names the cards whose is.
     """
+    name = re.sub(r"nvidia|geforce|tesla|rtx|[\s_-]", "", given.lower()).upper()
     if name not in PEAK:
-        raise InputError(f"--gpu: {name!r} is not known; known: {', '.join(PEAK)}")
+        raise InputError(
+            f"--gpu: {given!r} is not known; known: {', '.join(PEAK)}; choose the nearest, and set runtime.vram_gb to what "
+            "yours has"
+        )
+    return name
 
 
 def peak_flops(device: str) -> float:

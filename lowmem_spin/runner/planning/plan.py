@@ -20,7 +20,7 @@ from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.formats import conversations
 from lowmem_spin.data.prepare import RowCounts, count_rows
-from lowmem_spin.data.rows import Rows, take
+from lowmem_spin.data.rows import READ, Rows, take
 from lowmem_spin.data.sources import Sources, has_token
 from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.known_models import CONFIGS, GATED
@@ -257,7 +257,9 @@ class _Draft:
             self.lengths[path] = Lengths.sampled(recipe, sample, tokenizer)
             if tokenizer is None:
                 _add(self.notes, ["the tokenizer is not here, or does not read: a token is taken to be four letters long"])
-            _add(self.notes, [f"{name}: {source.location}: {counts.line()}; no prompt's length is looked at yet"])
+            read, *reasons = counts.lines(data)
+            read = f"{source.location}: {read}, before prompt lengths are checked"
+            _add(self.notes, [f"{name}: {line}" for line in (read, *reasons)])
         train = self.counted.get(_files(found)[0])
         if train is None or found.held is not None:
             return None if train is None else train.used
@@ -288,7 +290,7 @@ class _Draft:
 
             def places(draw: Draw) -> Places:
                 if usable is not None:
-                    take(range(usable), draw)  # too few rows are refused as a run does
+                    self._take(resolved, usable, draw)
                 return self.ids.block((draw.data, draw.seed, draw.round), draw.start + draw.prompts)[draw.start :]
 
         _add(self.notes, prompts_again(recipe, stages))
@@ -298,6 +300,21 @@ class _Draft:
         _add(self.missing, refused)
         held = HeldOutPlaces(scored, health)
         return [(stage, list(touches(stage, recipe, inputs, places, held))) for stage in stages]
+
+    def _take(self, resolved: ResolvedRecipe, usable: int, draw: Draw) -> None:
+        """Refuse too few rows as a run does, and say what else it would have said of the file by then.
+
+        Raises:
+            InputError: there are too few.
+        """
+        try:
+            take(range(usable), draw)
+        except InputError as error:
+            counts = self.counted[_files(resolved)[0]]
+            became = [reasons] if (reasons := counts.why_left_out(resolved.recipe.data)) else []
+            became += [f"{counts.used - usable:,} held out"] if counts.used > usable else []
+            read = ": ".join([f"{counts.number[READ]:,} rows read", *([", ".join(became)] if became else [])])
+            raise InputError(f"{error} ({read}; prompt lengths are not checked yet)") from None
 
     def lines(self) -> list[PlanLine]:
         """A line for every unit of work, timed and looked up where the point that first asks for it would do it."""
