@@ -184,19 +184,21 @@ def test_a_run_ends_when_its_hours_are_over_with_what_it_has_stored(tmp_path: Pa
     assert "cannot be used; give the hours to play" in call("run", "quickstart", *sets, "--max-hours", "nan").stderr
 
 
+def _printed(games: list[Played], width: int) -> str:
+    printed = StringIO()
+    Console(file=printed, width=width).print(overview_grid(games, Path("runs")).table("Games"))
+    return printed.getvalue()
+
+
 def test_a_narrow_terminal_breaks_no_word_and_shares_have_a_unit() -> None:
     games = [
         Played(Path("runs/quickstart_with_a_name"), "finished", "iterate 1: exact match 39.0 ±2.0%", 1000, 5.0),
         Played(Path("runs/b"), "not finished: 1 of 1 iterates", "", 1000, 5.0),
     ]
-    console = Console(file=StringIO(), width=80)
-    console.print(overview_grid(games, Path("runs")).table("Games"))
-    shown = console.file.getvalue()
+    shown = _printed(games, 80)
     assert max(map(len, shown.splitlines())) <= 80
     assert all(word in shown for word in ("quickstart_with_a_name", "iterates", "not finished:", "best iterate", "±2.0%"))
-    console = Console(file=StringIO(), width=60)
-    console.print(overview_grid(games, Path("runs")).table("Games"))
-    words = set(console.file.getvalue().split())
+    words = set(_printed(games, 60).split())
     assert {"quickstart_with_a_name", "finished:", "iterates", "iterate", "exact", "match"} <= words
 
 
