@@ -29,11 +29,12 @@ def show_unused(root: Path, top: Path, delete: bool, aside: bool, grace_hours: f
     young = [item for item in found if grace_hours and item.written > time.time() - 3600 * grace_hours]
     items = sorted((item for item in found if item not in young), key=lambda item: (-item.size, item.path))
     display.log(f"{used_by} use {_bytes(gc.size_of(root) - sum(item.size for item in found))} of {root}")
-    if young:
-        size = _bytes(sum(item.size for item in young))
-        display.log(f"{size} that no run uses is left alone: it was written in the last {grace_hours:g} hours (--grace-hours)")
+    size = _bytes(sum(item.size for item in young))
+    waiting = f"{size} is unused but younger than {grace_hours:g} h; --grace-hours 0 {'deletes' if delete else 'shows'} it"
+    if young and items:
+        display.log(waiting)
     if not items:
-        display.log("nothing is unused")
+        display.log("nothing is unused" if not young else f"nothing {'deleted' if delete else 'to delete'}: {waiting}")
         return
     display.console.print(_table(items))
     doomed = [item for item in items if aside or item.kind != "aside"] if delete else []

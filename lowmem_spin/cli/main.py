@@ -138,11 +138,12 @@ def doctor(
 
         path = find_recipe(recipe)
         made = planned(points.planned_points(path, overrides or [], {}, 1), path.parent, trust=Trust(trust))
-        display.log(f"{'recipe':<20}{path.stem}: model, tokenizer and adapter belong together")
+        display.log(f"{'recipe':<20}{made.total().answer(path.stem, made.missing)}")
         for note in made.notes:
             display.log(note, "yellow")
     for what, found in examine.machine_facts(place):
         display.log(f"{what:<20}{found}")
+    display.log("training and answering with a tiny model, to test the engines: about a minute")
     for tested, verdict in examine.self_tests([engine] if engine else names, place):
         display.log(f"{tested + ' self-test':<20}{verdict}")
     for role, choice in examine.engine_choices(place):

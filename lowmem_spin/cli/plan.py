@@ -10,7 +10,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.memory import CARDS, CONTEXT, FRAGMENTATION, Shape, advice, peak, planned_shape, stage_memory
-from lowmem_spin.engines.registry import gpu_engine
+from lowmem_spin.engines.registry import PORTABLE, gpu_engine
 from lowmem_spin.engines.residency import plan_residency
 from lowmem_spin.report.grid import Grid, TerminalTable
 from lowmem_spin.runner.open import SharedResources, open_game
@@ -20,11 +20,18 @@ from lowmem_spin.runner.planning.measuring import measure
 from lowmem_spin.runner.planning.plan import PlanLine, PlannedWork
 
 RAM = 12.7e9  # bytes free on the smallest host that has such cards, a free Colab
+MEASURING = {"evaluate": "evaluation", "baseline": "the SFT baseline"}  # kinds that are no part of the game
+SHARING = {  # what a residency means for vLLM and training, which are two engines on one card
+    "resident": "vLLM and training stay loaded together",
+    "sleep": "vLLM's weights wait in RAM while training",
+    "exit": "vLLM is stopped and restarted each iteration (slower)",
+}
 
 
 def show_plan(plan: PlannedWork, display: Display) -> None:
     """All of it, with what it could not know in yellow."""
-    display.console.print(rows(plan), "")
+    display.log(plan.total().line())
+    display.console.print("", rows(plan), "")
     display.console.print(stages_left(plan), "")
     if (shape := planned_shape(plan.found.model)) is not None:
         first, machine = plan.found.recipe, plan.found.choices.machine
@@ -65,16 +72,17 @@ def measure_here(recipe: Recipe, recipe_dir: Path, display: Display, trust: Trus
 
 
 def rows(plan: PlannedWork) -> TerminalTable:
-    """Rows by kind of stage: of independent runs, of runs that share a store, stored, to do; and the time for the rest."""
-    totals, found = plan.totals(), []
+    """Rows by kind of stage, of several games without a common store and with one: stored, to do, and the time for the rest."""
+    totals, found, several = plan.totals(), [], len(plan.points) > 1
     for kind, total in totals.items():
         alone, shared = total["independent"], total["shared"]
         saved = f"{1 - shared / alone:.0%}" if alone else ""
-        counts = [f"{alone:,}", f"{shared:,}", saved, f"{total['stored']:,}", f"{total['to_do']:,}"]
-        found.append([kind, *counts, clock(total["seconds"])])
-    headings = ["stage", "each alone", "shared", "saved", "stored", "to do", "time left"]
+        reuse = [f"{alone:,}", f"{shared:,}", saved] if several else [f"{shared:,}"]
+        found.append([kind, *reuse, f"{total['stored']:,}", f"{total['to_do']:,}", clock(total["seconds"])])
+    reuses = ["without\nreuse", "with\nreuse", "saved"] if several else ["rows"]
+    headings = ["stage", *reuses, "stored", "to do", "time"]
     last = next((place for place, kind in enumerate(totals) if kind == GAME_KINDS[-1]), None)
-    title = f"Rows of {len(plan.points)} game{'s' * (len(plan.points) > 1)}"
+    title = f"Rows of {len(plan.points)} game{'s' * several}"
     return Grid(headings, found, parted=last).table(title)
 
 
@@ -89,7 +97,9 @@ def stages_left(plan: PlannedWork) -> TerminalTable:
         policies = len({line.unit.policy for line in lines})
         sums = (sum(getattr(line, part) for line in lines) for part in ("rows", "stored", "to_do"))
         found.append([name, str(policies), *(f"{total:,}" for total in sums), clock(sum(line.seconds for line in lines))])
-    return Grid(["stage", "policies", "rows", "stored", "to do", "time left"], found).table("Distinct stages")
+    beside = [called for kind, called in MEASURING.items() if any(line.unit.kind == kind for line in plan.lines)]
+    title = f"By stage{', without ' * bool(beside)}{' and '.join(beside)}"
+    return Grid(["stage", "policies", "rows", "stored", "to do", "time"], found).table(title)
 
 
 def memory(recipe: Recipe, shape: Shape, dtype: str) -> TerminalTable:
@@ -102,19 +112,19 @@ def memory(recipe: Recipe, shape: Shape, dtype: str) -> TerminalTable:
     allowances = [CONTEXT + (FRAGMENTATION - 1) * sum(terms.values()) for terms in found.values()]
     terms_of.append(["context, fragmentation", *(f"{allowance / 1e9:.2f}" for allowance in allowances)])
     peaks = ["peak", *(f"{peak(terms) / 1e9:.2f}" for terms in found.values())]
-    grid = Grid(["term", *found], [*terms_of, peaks], parted=len(terms_of) - 1)
+    grid = Grid(["", *found], [*terms_of, peaks], parted=len(terms_of) - 1)
     return grid.table(f"Memory on a GPU in {dtype}, GB, rows at full length")
 
 
 def verdicts(recipe: Recipe, shape: Shape, dtype: str) -> list[str]:
-    """A line for each size of card: fits, or what to change."""
+    """A line for each size of card: fits, and how vLLM and training share it, or what to change."""
     lines = []
     generator, learner = gpu_engine("generation"), gpu_engine("training")
     for card, limit in CARDS.items():
         changes = list(advice(recipe, shape, dtype, limit))
         try:
-            shared = f"with {generator.name}: {plan_residency(recipe, shape, dtype, generator, learner, limit, RAM).residency}"
+            shared = SHARING[plan_residency(recipe, shape, dtype, generator, learner, limit, RAM).residency]
         except InputError:
-            shared = f"no room for {generator.name}"
-        lines.append(f"{card:<11} " + ("fits" if not changes else "does not fit: " + "; ".join(changes)) + f" ({shared})")
+            shared = f"vLLM has no room: set generation.engine to {PORTABLE}"
+        lines.append(f"GPU of {card:<11} {'; '.join(['does not fit: ' + '; '.join(changes) if changes else 'fits', shared])}")
     return lines

@@ -68,6 +68,7 @@ def prepared_key(
         "columns": data.columns.model_dump(exclude_none=True),
         "system_prompt": data.system_prompt,
         "template arguments": data.chat_template_kwargs,
+        "template date": data.changed_date,
         "long_prompts": data.long_prompts if data.long_prompts != "drop" else None,
     }
     chosen = {option: value for option, value in chosen.items() if value}

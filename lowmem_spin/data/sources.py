@@ -51,6 +51,7 @@ def base_key(recipe: Recipe, model: Source, adapter: Source | None) -> str:
     asked, arguments = recipe.model, recipe.data.chat_template_kwargs
     named = {"model": model.identity, "adapter": adapter.identity if adapter else None, "template": asked.chat_template}
     named |= {"template arguments": arguments} if arguments else {}
+    named |= {"template date": recipe.data.changed_date} if recipe.data.changed_date else {}
     return digest({"kind": "base", "quantization": asked.quantization, **named})
 
 

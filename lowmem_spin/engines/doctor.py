@@ -47,7 +47,7 @@ def machine_facts(store: Path) -> Iterator[Fact]:
     yield "system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {os.cpu_count()} cores"
     answer = driver("name,memory.total,compute_cap,driver_version")
     if answer is None:
-        yield "GPU", "none that an NVIDIA driver answers for: games run on the CPU in float32"
+        yield "GPU", "no NVIDIA GPU found: games run on the CPU in float32"
     else:
         name, memory, capability, release = answer
         half = "bfloat16" if float(capability) >= 8 else "float16 only"

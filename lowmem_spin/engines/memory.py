@@ -188,8 +188,10 @@ def stage_memory(recipe: Recipe, shape: Shape, dtype: str) -> dict[str, Terms]:
     prompt, new = recipe.data.max_prompt_length, recipe.generation.max_new_tokens
     resident = {
         "frozen base": shape.weights(recipe.model.quantization, width),
-        "adapter": shape.lora(r) * 4.0,
-        "unpacked layer": max(a * b for a, b in shape.linears) * width * (2.0 if recipe.model.quantization == "nf4" else 0.0),
+        "trained adapter": shape.lora(r) * 4.0,
+        "layer being unpacked": max(a * b for a, b in shape.linears)
+        * width
+        * (2.0 if recipe.model.quantization == "nf4" else 0.0),
     }
     rows, scored, trained = recipe.runtime.generation_batch_size, recipe.scoring_tokens, recipe.training_tokens
     layer = trained * shape.saved(width, recipe.training.lora.dropout > 0)
@@ -200,7 +202,7 @@ def stage_memory(recipe: Recipe, shape: Shape, dtype: str) -> dict[str, Terms]:
         | {
             "key-value cache": float(rows * (prompt + new) * shape.kv(width)),
             "prompt activations": float(rows * prompt * 3 * shape.intermediate * width),
-            "sampling": rows * shape.vocabulary * 8.0 * 5,  # float64 log-probs, noise and their temporaries
+            "sampling buffers": rows * shape.vocabulary * 8.0 * 5,  # float64 log-probs, noise and their temporaries
         },
         "score": resident
         | {"activations": float(scored * (3 * shape.intermediate + 4 * shape.hidden) * width), "logits": float(LOGITS_BYTES)},
@@ -220,11 +222,11 @@ def vllm_memory(recipe: Recipe, shape: Shape, dtype: str) -> Terms:
     prompt, new = recipe.data.max_prompt_length, recipe.generation.max_new_tokens
     return {
         "frozen base": shape.weights("none", width),
-        "adapters": 4 * shape.lora(recipe.training.lora.r) * float(width),  # its slots
+        "vLLM's adapters": 4 * shape.lora(recipe.training.lora.r) * float(width),  # its slots
         "key-value cache": float(rows * (prompt + new) * shape.kv(width)),
         "prompt activations": 8192.0 * 3 * shape.intermediate * width,  # of the tokens it prefills at once
-        "sampling": rows * shape.vocabulary * 4.0 * 3,  # float32 logits, log-probs and their temporaries
-        "graphs": GRAPHS,
+        "sampling buffers": rows * shape.vocabulary * 4.0 * 3,  # float32 logits, log-probs and their temporaries
+        "CUDA graphs": GRAPHS,
     }
 
 

@@ -122,8 +122,9 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """For what is not stored yet; not a number if the model is not known here. Computed, if `bench` has not measured."""
-        return sum(math.nan if kind["seconds"] is None else kind["seconds"] for kind in self.made.totals().values()) / 3600
+        """For what is not stored yet; not a number if the model is not known here. Computed, if `bench` has not measured;
+        a judge's own time, which is not known, is not counted."""
+        return self.made.total().seconds / 3600
 
     @property
     def memory_gb(self) -> float:

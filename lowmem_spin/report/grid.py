@@ -16,12 +16,13 @@ from lowmem_spin.common.errors import printable
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of text: the first `names` columns name a row, the rest are numbers."""
+    """A table of text: the first `names` columns name a row, the `texts` after them are words, the rest are numbers."""
 
     headings: list[str]
     rows: list[list[str]]
     names: int = 1
     parted: int | None = None  # the row below which a terminal has a space
+    texts: int = 0
 
     def markdown(self) -> str:
         """As a GitHub table; text that is not ours cannot break out of its cell."""
@@ -61,7 +62,10 @@ class TerminalTable:
         width, names = options.max_width, self.grid.names
         columns = [[heading, *(row[place] for row in self.grid.rows)] for place, heading in enumerate(self.grid.headings)]
         longest_name = max(8, (2 * width // 3) // names)  # a longer one is broken
-        least = [min(_line(column), longest_name) if place < names else _word(column) for place, column in enumerate(columns)]
+        text = names + self.grid.texts  # words need not stand one below the other
+        widest = [longest_name if place < names else width // 4 if place < text else 0 for place in range(len(columns))]
+        least = [min(_line(column), limit) for column, limit in zip(columns, widest, strict=True)]
+        least = [few if place < names else max(few, _word(columns[place])) for place, few in enumerate(least)]
         for number, group in enumerate(_side_by_side(least, names, width)):
             if number:
                 yield ""
@@ -73,7 +77,9 @@ class TerminalTable:
         table.show_edge, table.padding = False, (0, 1, 0, 0)  # type: ignore[assignment]
         for place, size in zip(group, sizes, strict=True):
             lines = "\n".join(escape(printable(line)) for line in self.grid.headings[place].split("\n"))
-            table.add_column(lines, justify="left" if place < self.grid.names else "right", width=size, overflow="fold")
+            table.add_column(
+                lines, justify="left" if place < self.grid.names + self.grid.texts else "right", width=size, overflow="fold"
+            )
         for number, row in enumerate(self.grid.rows):
             table.add_row(*(escape(printable(row[place])) for place in group), end_section=number == self.grid.parted)
         return table

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.report.grid import Grid
+from lowmem_spin.report.intervals import Value
 from lowmem_spin.report.load import read_results
 from lowmem_spin.report.measures import MEASURES
 from lowmem_spin.report.results import RunResults
@@ -48,15 +49,20 @@ def played(record: Path) -> Played:
     else:
         if isinstance(results, RunResults):
             policy, score = max(results.played, key=lambda policy: policy.score.mean), results.scores[0]
-            best = f"{policy.name}: {MEASURES[score].label} {MEASURES[score].text(policy.score)}"
+            best = _scored(policy.name, score, policy.score)
             state = f"ended after {results.record['stopped']['after']}" if "stopped" in results.record else state
         else:
             done, asked = len(results.runs), len(results.file.points)
-            state = state if done == asked else f"{done} of {asked} games"
+            state = state if done == asked else f"not finished: {done} of {asked} games"
             if results.finished:
                 score, value = results.score, results.best.value(results.score)
-                best = f"{results.best.label}: {MEASURES[score].label} {MEASURES[score].text(value)}"
+                best = _scored(results.best.label, score, value)
     return Played(folder, state, best, size_of(folder), time.time() - record.stat().st_mtime)
+
+
+def _scored(name: str, score: str, value: Value) -> str:
+    measure = MEASURES[score]
+    return f"{name}: {measure.label} {measure.text(value)}{'%' * measure.percent}"
 
 
 def _unfinished(record: Path) -> str:
@@ -66,7 +72,7 @@ def _unfinished(record: Path) -> str:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "does not read back"
     done = [path for path in (record.parent / "iterates").glob("*") if path.name.isdecimal() and path.exists()]
-    return f"{len(done)} of {asked} iterates"
+    return f"not finished: {len(done)} of {asked} iterates"
 
 
 def overview_grid(games: list[Played], top: Path) -> Grid:
@@ -74,7 +80,7 @@ def overview_grid(games: list[Played], top: Path) -> Grid:
     rows = [
         [str(one.folder.relative_to(top)), one.state, one.best, f"{one.size / 1e6:,.1f} MB", _ago(one.age)] for one in games
     ]
-    return Grid(["run", "state", "best", "size", "played"], rows, 3)
+    return Grid(["run", "state", "best iterate", "size", "played"], rows, texts=2)
 
 
 def _ago(seconds: float) -> str:

@@ -162,7 +162,8 @@ class KnownRuns:
                 kept = f"what it used on {user.when[:10]} is kept; if it never comes back, delete {user.record}"
                 yield f"{user.folder} {missing}: {kept}"
         for user in self.gone:
-            yield f"{user.folder} is gone and keeps nothing; if you have moved it, give --runs a folder that it is in now"
+            gone = "this run folder no longer exists, so its results can be deleted"
+            yield f"{user.folder}: {gone}; if you have moved it, give --runs a folder that it is in now"
 
 
 def known_runs(store: Store, named: Iterable[Path], top: Path) -> KnownRuns:

@@ -470,3 +470,15 @@ def _chat(port: int, name: str, question: str) -> dict[str, Any]:
     return _ask(port, "chat/completions", {"model": name, "messages": messages, "temperature": 0, "max_tokens": 20})["choices"][
         0
     ]
+
+
+def test_a_chats_answers_may_be_longer_or_shorter_than_the_recipes(
+    game: run_folder.RunFolder, store: Store, voices: list[Voice]
+) -> None:
+    policies, notes = [run_folder.find_policy(game, store, "1")], []
+    short = open_voices(game, policies, run_folder.find_base(game, store), 0.0, 2)
+    talk(short, [QUESTIONS[5]], Console(file=io.StringIO()), notes.append)
+    assert notes == ["iterate 1: cut at 2 tokens; --max-new-tokens allows more"]
+    talk(voices[1:], [QUESTIONS[5]], Console(file=io.StringIO()), print)
+    whole, cut = (voice.messages[-1]["content"] for voice in (voices[1], short[0]))
+    assert whole.startswith(cut) and len(cut) < len(whole)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from matplotlib.image import imread
+from rich.console import Console
 
 from helpers.commands import call
 from helpers.games import tiny
@@ -20,6 +21,7 @@ from lowmem_spin.common.checked import read_checked, write_checked
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.report.intervals import Z
+from lowmem_spin.report.overview import Played, overview_grid
 from lowmem_spin.runner.removal import remove_results
 
 RECIPES = sorted(path.stem for path in find_recipe("quickstart").parent.glob("*.yaml"))
@@ -58,8 +60,8 @@ def test_runs_says_how_far_and_how_good_each_is(runs: Path, monkeypatch: pytest.
     found = list(rows)[3:]
     assert [name for name in found if (runs / name).is_dir()] == ["broken", "stopped", "better", "first"]
     assert "does not read back" in rows["broken"]
-    assert "1 of 2 iterates" in rows["stopped"] and "1 d ago" in rows["stopped"]
-    assert "finished" in rows["better"] and "iterate 1: log-prob of data" in rows["better"] and "4 d ago" in rows["first"]
+    assert "not finished: 1 of 2" in rows["stopped"] and "1 d ago" in rows["stopped"]
+    assert "finished" in rows["better"] and "iterate 1: log-prob of" in rows["better"] and "4 d ago" in rows["first"]
 
 
 def test_a_sweep_stands_for_its_points(runs: Path) -> None:
@@ -73,7 +75,8 @@ def test_a_sweep_stands_for_its_points(runs: Path) -> None:
         json.dumps({"recipe": "x", "axes": {"game.alpha": [0.5, 1]}, "seeds": [42], "points": points})
     )
     text = call("runs", runs).stdout
-    assert "1 of 2 games" in text and "alpha 0.5: log-prob of data" in " ".join(text.split())
+    (row,) = (line for line in text.splitlines() if line.startswith("sweep"))
+    assert "not finished: 1 of 2" in row and "alpha 0.5: log-prob" in row
     assert "points/a" not in text
 
 
@@ -186,3 +189,19 @@ def test_a_setting_without_its_option_is_led_to_it(before: list[str]) -> None:
     refused = call("run", "quickstart", *before, "game.alpha=0.5")
     assert (refused.returncode, refused.stderr) == (2, "error: 'game.alpha=0.5': did you mean --set game.alpha=0.5?\n")
     assert "--set" not in call("run", "quickstart", "--set", "game.alpha=2").stderr
+
+
+def test_a_narrow_terminal_breaks_no_word_and_shares_have_a_unit() -> None:
+    games = [
+        Played(Path("runs/quickstart_with_a_name"), "finished", "iterate 1: exact match 39.0 ±2.0%", 1000, 5.0),
+        Played(Path("runs/b"), "not finished: 1 of 1 iterates", "", 1000, 5.0),
+    ]
+    console = Console(file=StringIO(), width=80)
+    console.print(overview_grid(games, Path("runs")).table("Games"))
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= 80
+    assert all(word in shown for word in ("quickstart_with_a_name", "iterates", "not finished:", "best iterate", "±2.0%"))
+    console = Console(file=StringIO(), width=60)
+    console.print(overview_grid(games, Path("runs")).table("Games"))
+    words = set(console.file.getvalue().split())
+    assert {"quickstart_with_a_name", "finished:", "iterates", "iterate", "exact", "match"} <= words

@@ -184,7 +184,10 @@ def test_a_game_that_was_stopped_is_gone_on_with(whole: Path, tmp_path: Path, ca
     assert (
         not late.finished and "1e-07 hours are over; what is finished is stored, run the same again" in capsys.readouterr().out
     )
-    assert repr(late) == f"Run({str(tmp_path / 'run')!r}: 0 of 2 iterates)" and "0 of 2 iterates" in late._repr_html_()
+    assert (
+        repr(late) == f"Run({str(tmp_path / 'run')!r}: not finished: 0 of 2 iterates)"
+        and "0 of 2 iterates" in late._repr_html_()
+    )
     with pytest.raises(ls.InputError, match=r"metrics\.jsonl: missing; run the recipe again to finish the game"):
         _ = late.table
     with pytest.raises(ls.InputError, match=r"iterate '1': iterate 1 of .* is not trained yet"):
@@ -246,7 +249,8 @@ def test_a_plan_is_the_commands(tmp_path: Path) -> None:
     words = ["--gpu", "4090", "--set", f"output.store={tmp_path}", "--alpha", "0.5,1", "--history", "1,inf", "--seeds", 2]
     told = json.loads(call("plan", "quickstart", *words, "--json").stdout)
     assert made.made.record() == told and len(told["points"]) == 8
-    assert made.hours == pytest.approx(sum(stage["seconds"] for stage in told["stages"]) / 3600, rel=1e-2)
+    assert made.hours == pytest.approx(sum(line.seconds for line in made.made.lines) / 3600)
+    assert told["total"]["seconds"] == round(3600 * made.hours, 1)
     assert made.memory_gb == max(stage["gpu_memory_bytes"] for stage in told["stages"]) / 1e9
     assert "Rows of 8 games" in str(made) and made.notes == told["notes"]
     assert "<pre>" in made._repr_html_() and "8 games" in repr(made)

@@ -187,7 +187,10 @@ def test_gc_keeps_what_a_run_elsewhere_uses(shared: Path) -> None:
     assert stored(shared / "store") == before
     (shared / "run").rename(shared / "moved")
     shown = call("gc", "--store", shared / "store", "--runs", shared / "runs", "--grace-hours", 0)
-    assert f"{shared / 'run'} is gone and keeps nothing; if you have moved it, give --runs" in shown.stdout.replace("\n", "")
+    gone = (
+        f"{shared / 'run'}: this run folder no longer exists, so its results can be deleted; if you have moved it, give --runs"
+    )
+    assert gone in shown.stdout.replace("\n", "")
     assert stored(shared / "store") == before and len(list((shared / "store" / "users").glob("*.json"))) == 2
     register(shared, Path(shutil.copytree(shared / "moved", shared / "runs" / "sweep" / "points" / "a", symlinks=True)))
     shutil.rmtree(shared / "runs" / "sweep")  # below --runs, what is not there was deleted, however much went with it
@@ -195,7 +198,7 @@ def test_gc_keeps_what_a_run_elsewhere_uses(shared: Path) -> None:
     used = gc.used_by([shared / "runs" / "begun"])
     assert {path for path in before if used.has(path.parent.name, path.stem)} == stored(shared / "store") < before
     assert len(list((shared / "store" / "users").glob("*.json"))) == 1
-    assert "is gone" not in free(shared).stdout
+    assert "no longer exists" not in free(shared).stdout
 
 
 def test_gc_keeps_what_a_run_on_a_drive_that_is_away_used(shared: Path) -> None:
@@ -230,12 +233,13 @@ def test_gc_leaves_alone_what_is_young(shared: Path) -> None:
     before = stored(shared / "store")
     words = ["gc", "--store", shared / "store", "--runs", shared / "runs", "--delete"]
     result = call(*words)
-    assert "that no run uses is left alone: it was written in the last 24 hours (--grace-hours)" in said(result)
-    assert "nothing is unused" in result.stdout and stored(shared / "store") == before
+    assert "nothing deleted: " in said(result) and "is unused but younger than 24 h; --grace-hours 0 deletes it" in said(result)
+    assert "nothing is unused" not in result.stdout and stored(shared / "store") == before
+    assert "nothing to delete: " in (shown := said(call(*words[:-1]))) and "--grace-hours 0 shows it" in shown
     (old,) = (path for path in (shared / "store" / "adapters").iterdir() if path.name == sorted(os.listdir(path.parent))[0])
     for path in (old, *old.rglob("*")):
         os.utime(path, (0, time.time() - 30 * 3600))
-    assert "that no run uses is left alone" in said(call(*words))
+    assert "is unused but younger than 24 h" in said(call(*words))
     assert stored(shared / "store") == before - {old}
 
 
@@ -265,7 +269,7 @@ def test_gc_finds_what_killed_processes_have_left(shared: Path) -> None:
         assert {item.path for item in gc.leftovers(store)} == set(left)
         shown = call("gc", "--store", root, "--runs", shared / "runs", "--grace-hours", 0)
         assert shown.stdout.count("leftover ") == len(left) and "2.0 MB" in shown.stdout, shown.stdout
-        assert "nothing is unused" in call("gc", "--store", root, "--runs", shared / "runs").stdout
+        assert "is unused but younger than 24 h" in call("gc", "--store", root, "--runs", shared / "runs").stdout
         assert "a process is computing it" in free(shared).stdout
     free(shared)
     assert not any(path.exists() for path in left)

@@ -202,7 +202,7 @@ class Clock:
     def seconds(self, unit: Unit, rows: int, lengths: Lengths, epochs: int) -> tuple[float, bool]:
         """(seconds for `rows` rows of the unit, whether measured); a training reads them `epochs` times."""
         if unit.side == "judgements":  # an oracle's own time is not known; see planning's note
-            return 0.0, False
+            return (float("nan") if rows else 0.0), False
         training, choices = self.found.recipe.training, self.found.choices
         kind = _kind(unit)
         shared = 2 if unit.kind == "score" else 1  # a pair's answers are scored with their prompt, which is read once

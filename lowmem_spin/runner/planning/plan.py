@@ -26,8 +26,9 @@ from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.known_models import CONFIGS, GATED
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.pool import EngineChoices, choose_engines
-from lowmem_spin.engines.registry import gpu_engine
+from lowmem_spin.engines.registry import gpu_engine, installed
 from lowmem_spin.engines.row_check import check_rows, unread_rows_note
+from lowmem_spin.engines.training.trial import warmup_note
 from lowmem_spin.engines.unquantized import planned, proposal
 from lowmem_spin.runner.claim import check_folder, check_owner
 from lowmem_spin.runner.game_rows import prompts_again
@@ -35,6 +36,7 @@ from lowmem_spin.runner.open import ResolvedRecipe, SharedResources, name_stages
 from lowmem_spin.runner.planning.calibration import WITHOUT_BFLOAT16, load_calibration
 from lowmem_spin.runner.planning.counting import GAME_KINDS, Unit, Work
 from lowmem_spin.runner.planning.estimates import Clock, Ids, Lengths, Sample, Stored, find_tokenizer
+from lowmem_spin.runner.planning.total import Total, card
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,17 @@ class PlannedWork:
     lines: list[PlanLine]
     exact: bool  # the data is prepared, so counts are of the very rows
     notes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # what a run on this machine still lacks, beside time and memory
+    gpu: str | None = None  # planned for, instead of for this machine
+
+    def total(self) -> Total:
+        """What it comes to; a judge's time, which nobody knows, is left out."""
+        timed = [line.seconds for line in self.lines if line.unit.side != "judgements"]
+        peaks = [line.memory for line in self.lines if not math.isnan(line.memory)]
+        left = sum(line.to_do for line in self.lines)
+        untimed = any(line.to_do for line in self.lines if line.unit.side == "judgements")
+        machine, forced = self.found.choices.machine, self.found.recipe.runtime.device == "cpu"
+        return Total(left, sum(timed), untimed, max(peaks, default=math.nan), machine, forced, self.gpu)
 
     def totals(self) -> dict[str, dict[str, Any]]:
         """By kind: rows of independent runs, of runs that share an empty store, stored, still to do, and its seconds."""
@@ -74,12 +87,13 @@ class PlannedWork:
         without_judge = [kind for kind in GAME_KINDS if kind != "judge" or self.work.independent.get(kind)]
         for kind in dict.fromkeys([*without_judge, *(line.unit.kind for line in self.lines)]):
             lines = [line for line in self.lines if line.unit.kind == kind]
+            timed = [line.seconds for line in lines if kind == "judge" or line.unit.side != "judgements"]
             found[kind] = {
                 "independent": self.work.independent.get(kind, 0),
                 "shared": sum(line.rows for line in lines),
                 "stored": sum(line.stored for line in lines),
                 "to_do": sum(line.to_do for line in lines),
-                "seconds": _number(sum(line.seconds for line in lines)),
+                "seconds": _number(sum(timed)),
             }
         return found
 
@@ -99,6 +113,7 @@ class PlannedWork:
         return {
             "points": self.points,
             **machine,
+            "total": self.total().record(),
             "exact": self.exact,
             "notes": self.notes,
             "totals": self.totals(),
@@ -137,11 +152,12 @@ def plan(points: Sequence[SweepPoint], recipe_dir: Path, gpu: str | None = None,
         _add(
             draft.notes,
             [
-                "the data is not prepared yet: rows are upper bounds, nothing of them counts as stored, and held-out rows "
-                "are taken to be evaluation.health_prompts"
+                "the data is not loaded and tokenised yet, so row counts are maxima, nothing counts as stored, and "
+                f"{draft.founds[0].recipe.evaluation.health_prompts} held-out rows are assumed"
             ],
         )
-    return PlannedWork([point.name for point in points], draft.founds[0], draft.work, draft.lines(), draft.exact, draft.notes)
+    names, lines = [point.name for point in points], draft.lines()
+    return PlannedWork(names, draft.founds[0], draft.work, lines, draft.exact, draft.notes, draft.missing, gpu)
 
 
 @dataclass
@@ -153,6 +169,7 @@ class _Draft:
     trust: Trust
     work: Work = field(default_factory=Work)
     notes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
     founds: list[ResolvedRecipe] = field(default_factory=list)
     exact: bool = True
     ids: Ids = field(default_factory=Ids)
@@ -169,12 +186,10 @@ class _Draft:
         recipe, root = point.recipe, Path(point.recipe.output.store)
         check_folder_place(root, "output.store")
         sources = Sources(self.recipe_dir, root / "sources.json", patient=True, notice=lambda line: _add(self.notes, [line]))
-        found = resolve(recipe, sources, _choices(recipe, root, self.gpu, self.notes), lambda line: None)
+        found = resolve(recipe, sources, _choices(recipe, root, self.gpu, self.notes, self.missing), lambda line: None)
         found = found.asked(self.trust, lambda line: _add(self.notes, [line]))
-        _add(self.notes, found.own.notices())
-        _add(
-            self.notes, [f"{name}: its revision is not resolved yet: the hub cannot be reached" for name in sources.unresolved]
-        )
+        _add(self.notes, [*found.own.notices(), *warmup_note(found.recipe)])
+        _add(self.notes, [_unresolved(name, found) for name in sources.unresolved])
         if not found.model.resolved and found.model.location in CONFIGS:
             _add(self.notes, [f"{found.model.location}: memory and times are by its published shape"])
         if not found.model.local and found.model.location.startswith(GATED) and not has_token():
@@ -185,6 +200,9 @@ class _Draft:
                     "token is set here"
                 ],
             )
+            if not found.model.resolved:
+                _add(self.missing, [f"no HF_TOKEN, and {found.model.location} is gated"])
+        _add(self.missing, [f"{name} is not here, and the hub cannot be reached" for name in sources.unresolved])
         _add(self.notes, check_base(recipe, found.model, found.adapter, found.choices.machine.dtype, runs_code=False))
         _add(self.notes, proposal(recipe, found.model, found.choices.machine.dtype))
         _add(self.notes, planned(found.beside, found.model, found.choices))
@@ -277,7 +295,9 @@ class _Draft:
 
         _add(self.notes, prompts_again(recipe, stages))
         known = len(present) == len(loaded) or resolved.held is not None  # else the keys depend on how many rows are usable
-        _add(self.notes, _refused(recipe, stages if known else None))
+        refused = _refused(recipe, stages if known else None)
+        _add(self.notes, [f"a run is refused as it is: {why}" for why in refused])
+        _add(self.missing, refused)
         held = HeldOutPlaces(scored, health)
         return [(stage, list(touches(stage, recipe, inputs, places, held))) for stage in stages]
 
@@ -329,12 +349,12 @@ class _Planned(NamedTuple):
 
 
 def _refused(recipe: Recipe, stages: list[Stage] | None) -> list[str]:
-    """A line if a run would refuse the folder; None: which policies it makes is not known yet, only whose the folder is."""
+    """Why, if a run would refuse the folder; None: which policies it makes is not known yet, only whose the folder is."""
     folder = Path(recipe.output.dir or "runs/game")
     try:
         check_owner(folder) if stages is None else check_folder(_Planned(recipe, stages, folder))
     except InputError as error:
-        return [f"a run is refused as it is: {error}"]
+        return [str(error)]
     return []
 
 
@@ -346,18 +366,31 @@ def _add(notes: list[str], more: list[str]) -> None:
     notes += [note for note in more if note not in notes]
 
 
-def _choices(recipe: Recipe, root: Path, gpu: str | None, notes: list[str]) -> EngineChoices:
+def _unresolved(name: str, found: ResolvedRecipe) -> str:
+    """What it means that a name could not be looked up on the hub."""
+    needed = name == found.model.location and name not in CONFIGS
+    effect = "memory and times are not known without it" if needed else "the estimate does not need it"
+    return f"{name}: could not check its version on the hub (no connection); {effect}"
+
+
+def _choices(recipe: Recipe, root: Path, gpu: str | None, notes: list[str], missing: list[str]) -> EngineChoices:
     """Where and with what: this machine, or a GPU that has every engine, for a recipe that only one can play too."""
     why = ""
     if gpu is None:
         try:
-            return choose_engines(recipe, root, None)
+            choices = choose_engines(recipe, root, None)
         except InputError as error:
             why = str(error)
+            _add(missing, [why])
+        else:
+            names = dict.fromkeys((choices.generator, choices.learner))
+            _add(missing, [f"{name} is not installed" for name in names if not installed(name)])
+            return choices
     generator = gpu_engine("generation").name if recipe.generation.engine == "auto" else recipe.generation.engine
     learner = gpu_engine("training").name if recipe.training.engine == "auto" else recipe.training.engine
     automatic = "float16" if gpu in WITHOUT_BFLOAT16 else "bfloat16"
     dtype = automatic if recipe.model.dtype == "auto" else recipe.model.dtype
     instead = f"planned for {gpu or 'a GPU'} with {generator} and {learner}, not for this machine"
     _add(notes, [f"{instead} ({why})" if why else instead])
-    return EngineChoices(Machine("cuda", dtype), generator, learner)
+    size = 0.0 if gpu is None else card(gpu)[1]
+    return EngineChoices(Machine("cuda", dtype, size, size), generator, learner)
