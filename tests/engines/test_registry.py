@@ -21,7 +21,7 @@ from lowmem_spin.engines.memory import CONTEXT, Shape, idle_memory, peak, stage_
 from lowmem_spin.engines.registry import ENGINES, PORTABLE, ROLES, Engine, gpu_engine, installed, load, open_engine
 from lowmem_spin.engines.residency import plan_residency
 from lowmem_spin.runner.open import SharedResources, open_game
-from lowmem_spin.runner.run import step
+from lowmem_spin.runner.run import make
 
 GEMMA_2B = Shape(18, 2048, 16384, 8, 1, 256, 256000, True)
 END = 5  # of the quickstart's base
@@ -75,7 +75,7 @@ def test_an_engine_that_only_the_registry_knows_plays_a_game(tmp_path: Path) -> 
     assert game.inputs.learner == {"engine": "hf", "dtype": "float32"}
     for stage in game.stages:
         if not isinstance(stage, Evaluate):
-            step(game, stage)
+            make(game, stage)
         if isinstance(stage, Generate):
             assert [type(engine) for engine in shared.engines.opened.values()] == [Toy]
             asked += shared.engines.opened["toy"].asked
