@@ -184,13 +184,6 @@ def test_a_run_ends_when_its_hours_are_over_with_what_it_has_stored(tmp_path: Pa
     assert "cannot be used; give the hours to play" in call("run", "quickstart", *sets, "--max-hours", "nan").stderr
 
 
-@pytest.mark.parametrize("before", [[], ["--set=game.history=2"], ["--set", "game.history=2"]])
-def test_a_setting_without_its_option_is_led_to_it(before: list[str]) -> None:
-    refused = call("run", "quickstart", *before, "game.alpha=0.5")
-    assert (refused.returncode, refused.stderr) == (2, "error: 'game.alpha=0.5': did you mean --set game.alpha=0.5?\n")
-    assert "--set" not in call("run", "quickstart", "--set", "game.alpha=2").stderr
-
-
 def test_a_narrow_terminal_breaks_no_word_and_shares_have_a_unit() -> None:
     games = [
         Played(Path("runs/quickstart_with_a_name"), "finished", "iterate 1: exact match 39.0 ±2.0%", 1000, 5.0),
@@ -205,3 +198,10 @@ def test_a_narrow_terminal_breaks_no_word_and_shares_have_a_unit() -> None:
     console.print(overview_grid(games, Path("runs")).table("Games"))
     words = set(console.file.getvalue().split())
     assert {"quickstart_with_a_name", "finished:", "iterates", "iterate", "exact", "match"} <= words
+
+
+@pytest.mark.parametrize("before", [[], ["--set=game.history=2"], ["--set", "game.history=2"]])
+def test_a_setting_without_its_option_is_led_to_it(before: list[str]) -> None:
+    refused = call("run", "quickstart", *before, "game.alpha=0.5")
+    assert (refused.returncode, refused.stderr) == (2, "error: 'game.alpha=0.5': did you mean --set game.alpha=0.5?\n")
+    assert "--set" not in call("run", "quickstart", "--set", "game.alpha=2").stderr
