@@ -24,7 +24,7 @@ from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.training.average import ema_adapter
 from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.pairs import training_pairs
-from lowmem_spin.runner.run import step
+from lowmem_spin.runner.run import make
 
 INPUTS = Inputs("b", "data", {"engine": "hf", "dtype": "float32"}, {"engine": "hf", "dtype": "float32"})
 
@@ -93,7 +93,7 @@ def test_a_game_learns_from_the_arithmetic_reference(quickstart: Path, tmp_path:
     first, second = (stage for stage in game.stages if isinstance(stage, Train))
     for stage in game.stages[: game.stages.index(second)]:
         if not isinstance(stage, Evaluate):
-            step(game, stage)
+            make(game, stage)
     pairs = training_pairs(game, second)
     engine = open_hf(quickstart / "base", lora=game.recipe.training.lora.model_dump())
     adapter = tmp_path / "store" / "adapters" / first.policy
