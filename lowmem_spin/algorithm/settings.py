@@ -9,7 +9,15 @@ from lowmem_spin.config.training_config import Training
 SPLIT = {"per_device_train_batch_size", "tokens_per_batch", "gradient_accumulation_steps", "gradient_checkpointing"}
 MEMORY_KNOBS = {"engine", *SPLIT}
 # Not in keys while they have their defaults: keys of before they existed do not have them.
-LATER_FIELDS = ("optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "disable_dropout")
+LATER_FIELDS = (
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "lr_scheduler_kwargs",
+    "disable_dropout",
+    "warmup_from",
+)
 
 
 def training_settings(training: Training, t: int) -> dict[str, Any]:

@@ -115,12 +115,15 @@ class Voice:
         self.messages, self.asked = [*conversation, {"role": "assistant", "content": text}], self.asked + 1
         if ended:
             return None
-        return "stopped" if button.pulled else f"cut at generation.max_new_tokens {self.sampling.max_new_tokens}"
+        return "stopped" if button.pulled else f"cut at {self.sampling.max_new_tokens} tokens; --max-new-tokens allows more"
 
 
-def open_voices(run: RunFolder, policies: list[StoredPolicy], base: Source, temperature: float | None) -> list[Voice]:
-    """The policies on one base, sampling as the recipe's generation section says; loads the base."""
+def open_voices(
+    run: RunFolder, policies: list[StoredPolicy], base: Source, temperature: float | None, longest: int | None = None
+) -> list[Voice]:
+    """The policies on one base, sampling as the recipe's generation section says, up to `longest` tokens; loads the base."""
     sampling = sampling_of(run, temperature, "--temperature")
+    sampling = sampling if longest is None else replace(sampling, max_new_tokens=longest)
     engine = HF(run.recipe, base, machine_of(run))
     return [Voice(engine, policy, sampling) for policy in policies]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,7 +54,7 @@ def _watched(max_hours: float | None) -> "Iterator[Display]":
         raise typer.Exit(130) from None
 
 
-MaxHours = Annotated[float | None, typer.Option(help="Stop then, with what is finished stored; run again to go on.")]
+MaxHours = Annotated[float | None, typer.Option(help="Stop after this many hours; finished work is kept, run again to go on.")]
 
 
 @app.command()
@@ -86,9 +87,15 @@ def sweep(
     replace: Replace = False,
     trust: TrustCode = False,
     max_hours: MaxHours = None,
+    workers: Annotated[
+        str | None, typer.Option(metavar="N|auto", help="Processes that compute at once, by Ray; auto is one for each GPU.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="A Ray cluster that runs already, all of which sees the store.")
+    ] = None,
 ) -> None:
     """Play a recipe with some of its values varied. What the games have in common is computed once."""
-    from lowmem_spin.cli.play import planned_sweep
+    from lowmem_spin.cli.play import WorkersAsked, planned_sweep
     from lowmem_spin.cli.play import sweep as play
     from lowmem_spin.cli.results import show_sweep
     from lowmem_spin.common.trust import Trust
@@ -98,7 +105,7 @@ def sweep(
     path = find_recipe(recipe)
     game = planned_sweep(path, overrides or [], sweep_axes(path, alpha, history, grid or []), seeds)
     with _watched(max_hours) as display:
-        play(game, path.parent, display, replace, Trust(trust))
+        play(game, path.parent, display, replace, Trust(trust), WorkersAsked(workers, ray))
     show_sweep(game, display)
     display.log(display.time_line())
     if any(entry.status == "failed" for entry in game.entries):
@@ -197,6 +204,23 @@ app.add_typer(run_commands)
 app.add_typer(recipe_commands)
 
 
+def _check_settings(words: list[str]) -> None:
+    """Refuse a setting without the option that it belongs to: `run quickstart game.alpha=0.5`.
+
+    Raises:
+        InputError: one line, with that option.
+    """
+    for before, word in pairwise(words):
+        name, equals, _ = word.partition("=")
+        if not equals or "." not in name or (before.startswith("-") and "=" not in before):
+            continue
+        from lowmem_spin.common.errors import InputError, quoted
+        from lowmem_spin.config.field_names import field_names
+
+        if name in field_names():
+            raise InputError(f"{quoted(word)}: did you mean --set {word}?")
+
+
 def main() -> None:
     """Run a command; bad input, and a disk that is full, closed or does not answer, is one line and exit code 2."""
     import errno
@@ -208,6 +232,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         spell_out(stream)
     try:
+        _check_settings(sys.argv[1:])
         app()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -36,7 +36,8 @@ TrustCode = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Let the recipe's and the model's own code run, and keys go where the recipe says; remembered until that changes.",
+        help="Allow the recipe's and the model's own Python code to run, and your judge's API key to be sent to the recipe's "
+        "address; asked again when one of them changes.",
     ),
 ]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that comes along.")]
@@ -45,7 +46,7 @@ Overrides = Annotated[
 ]
 Alphas = Annotated[str | None, typer.Option("--alpha", metavar="A,B,...", help="Values of game.alpha.")]
 Histories = Annotated[str | None, typer.Option("--history", metavar="H,I,...", help="Values of game.history, inf among them.")]
-Grid = Annotated[list[str] | None, typer.Option(metavar="FIELD=V,W", help="Values of any other field; again for more.")]
+Grid = Annotated[list[str] | None, typer.Option(metavar="FIELD=V,W", help="Values of any other field; repeatable.")]
 Seeds = Annotated[int, typer.Option(help="Games per combination, each with a seed of its own.")]
 Picture = Annotated[
     Path, typer.Option(metavar="PATH", parser=_png, help="The PNG to write, an SVG beside it; both replace earlier ones.")

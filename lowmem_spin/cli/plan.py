@@ -1,13 +1,22 @@
 """A plan as tables: the rows and hours of every stage, its memory, and the cards it fits on."""
 
+import tempfile
+from pathlib import Path
+
+import psutil
+
 from lowmem_spin.common.display import Display, clock
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.memory import CARDS, CONTEXT, FRAGMENTATION, Shape, advice, peak, planned_shape, stage_memory
 from lowmem_spin.engines.registry import PORTABLE, gpu_engine
 from lowmem_spin.engines.residency import plan_residency
 from lowmem_spin.report.grid import Grid, TerminalTable
+from lowmem_spin.runner.open import SharedResources, open_game
+from lowmem_spin.runner.planning.calibration import record_measurements
 from lowmem_spin.runner.planning.counting import GAME_KINDS
+from lowmem_spin.runner.planning.measuring import measure
 from lowmem_spin.runner.planning.plan import PlanLine, PlannedWork
 
 RAM = 12.7e9  # bytes free on the smallest host that has such cards, a free Colab
@@ -34,7 +43,32 @@ def show_plan(plan: PlannedWork, display: Display) -> None:
         display.log(note, "yellow")
     left = [line.measured for line in plan.lines if line.to_do]
     if left:
-        display.log(f"Times are {'from `lowmem-spin bench` on this machine' if all(left) else 'computed, not measured here'}.")
+        display.log(f"Times are {'measured on this machine' if all(left) else 'computed; --measure times this machine'}.")
+
+
+def measure_here(recipe: Recipe, recipe_dir: Path, display: Display, trust: Trust) -> list[str]:
+    """Prepare a recipe's rows, load its base, time it, and keep the rates in the store's bench.json, for plans.
+
+    Returns:
+        Lines on what was found.
+
+    Raises:
+        InputError: as `run` refuses the recipe.
+    """
+    shared = SharedResources(trust=trust)
+    game = open_game(recipe, recipe_dir, display, shared)
+    try:
+        with tempfile.TemporaryDirectory(prefix="timing-", dir=game.store.root) as work:
+            found = measure(game, display, Path(work))
+        resident = psutil.Process().memory_info().rss
+    finally:
+        shared.engines.close()
+    record_measurements(game.store.root, *found)
+    said = ", ".join(f"{one.kind} {one.tokens / one.seconds:,.0f}" for one in found)
+    lines = [f"Measured on {found[0].device}, in tokens per second: {said}; kept in {game.store.root / 'bench.json'}."]
+    if game.resolved.choices.machine.device == "cpu":
+        lines.append(f"Memory of this process, libraries and all: {resident / 1e9:.1f} GB of RAM after a training step.")
+    return lines
 
 
 def rows(plan: PlannedWork) -> TerminalTable:

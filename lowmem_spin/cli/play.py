@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -12,12 +13,13 @@ from lowmem_spin.cli.results import show_run, show_sweep
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.trust import Trust
-from lowmem_spin.config.grid import Axes, first_recipe, sweep_folder, sweep_points
+from lowmem_spin.config.grid import Axes, SweepPoint, first_recipe, sweep_folder, sweep_points
 from lowmem_spin.config.load import RecipeFile
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.engines.machine import memory_gauge
+from lowmem_spin.engines.machine import find_machine, memory_gauge, visible_gpus
 from lowmem_spin.evaluation import suites
 from lowmem_spin.runner import sweep as sweeps
+from lowmem_spin.runner.crew import Workers
 from lowmem_spin.runner.health import Health
 from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.run import Player
@@ -80,15 +82,54 @@ def planned_sweep(path: RecipeFile, overrides: Sequence[str], varied: Axes, seed
     """The games of a sweep, none of them played yet.
 
     Raises:
-        InputError: one of them is no recipe; the line says which.
+        InputError: nothing is varied, or one of them is no recipe; the line says which.
     """
+    if not varied and seeds == 1:
+        raise InputError(
+            f"sweep {path.stem}: there is nothing to vary; add --alpha, --history, --grid or --seeds, or play this one game "
+            "with `lowmem-spin run`"
+        )
     base = first_recipe(path, overrides)
     entries = [sweeps.Entry(point) for point in sweep_points(path, overrides, varied, seeds)]
     return sweeps.SweepState(path.stem, sweep_folder(base), varied, list(range(base.seed, base.seed + seeds)), entries)
 
 
+@dataclass(frozen=True)
+class WorkersAsked:
+    """How many processes compute a sweep's steps, and where; see cli.main.sweep."""
+
+    workers: str | None = None
+    ray: str | None = None
+
+    def maker(self, recipe_dir: Path, trust: Trust, on_gpu: bool) -> sweeps.MakeWorkers | None:
+        """What makes them; None for one, which is this process.
+
+        Raises:
+            InputError: this is no number.
+        """
+        count, asked = None, self.workers
+        if asked not in (None, "auto"):
+            count = int(asked) if asked.isdecimal() else 0
+            if not 1 <= count <= 1000:
+                raise InputError(f"--workers {asked}: give a number from 1 to 1000, or auto, which is one for each GPU")
+        if self.ray is None and (asked is None or (visible_gpus() if asked == "auto" and on_gpu else count or 1) == 1):
+            return None
+
+        def make(points: Sequence[SweepPoint], steps: Sequence[tuple[int, int, bool]], logs: Path, display: Display) -> Workers:
+            from lowmem_spin.runner.ray_workers import RayWorkers
+
+            return RayWorkers(count, self.ray, points, recipe_dir, steps, logs, display, trust, on_gpu)
+
+        return make
+
+
 def sweep(
-    points: sweeps.SweepState, recipe_dir: Path, display: Display, replace: bool = False, trust: Trust | None = None
+    points: sweeps.SweepState,
+    recipe_dir: Path,
+    display: Display,
+    replace: bool = False,
+    trust: Trust | None = None,
+    asked: WorkersAsked | None = None,
 ) -> None:
     """Play the points of a sweep and measure those that are finished.
 
@@ -96,9 +137,11 @@ def sweep(
         TimeIsUpError: the display's deadline has passed; what is finished is stored.
     """
     shared, count = SharedResources(trust=trust or Trust()), len(points.entries)
+    on_gpu = find_machine(points.entries[0].point.recipe).device == "cuda"
+    workers = (asked or WorkersAsked()).maker(recipe_dir, shared.trust, on_gpu)
     display.log(f"{count} games, results in {points.folder}; interrupt whenever you like, run again to go on")
     try:
-        games = sweeps.play_sweep(points, recipe_dir, display, shared, suites.check_benchmarks, replace)
+        games = sweeps.play_sweep(points, recipe_dir, display, shared, suites.check_benchmarks, replace, workers)
         try:
             suites.measure_games(games, display)
         except InputError:  # a judge that has gone away, or what else a benchmark needs: the games are played all the same

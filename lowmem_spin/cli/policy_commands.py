@@ -58,7 +58,7 @@ def evaluate(
         ),
     ] = None,
     task: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Any task of lm-evaluation-harness; again for more.")
+        list[str] | None, typer.Option(metavar="NAME", help="Any task of lm-evaluation-harness; repeatable.")
     ] = None,
     iterate: Annotated[str, typer.Option(metavar="K", help="An iterate's number, base, or all.")] = "all",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first n documents of each task, or n prompts.")] = None,
@@ -170,6 +170,7 @@ def chat(
     iterate: Iterate = None,
     versus: Annotated[str | None, typer.Option(metavar="K", help="A second policy that answers beside it.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="Instead of the recipe's; 0 is greedy.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, instead of the recipe's.")] = None,
     trust: TrustCode = False,
 ) -> None:
     """Talk to an iterate, or to two side by side. Reads lines from a pipe too; /reset forgets, /quit ends."""
@@ -188,7 +189,7 @@ def chat(
     with display.start_up(f"loading {base.location}"):
         from lowmem_spin.cli.chat import open_voices, read_lines, talk
 
-        voices = open_voices(game, policies, base, temperature)
+        voices = open_voices(game, policies, base, temperature, max_new_tokens)
     display.log(f"{' and '.join(policy.name for policy in policies)} of {run}; /reset forgets, /quit ends")
     talk(voices, read_lines(), Console(), display.log)
 

@@ -64,31 +64,40 @@ def plan(
     seeds: Seeds = 1,
     overrides: Overrides = None,
     gpu: Annotated[str | None, typer.Option(help="Plan for this card instead: 4090, 3090, T4, A100, H100 or H200.")] = None,
+    measured: Annotated[
+        bool, typer.Option("--measure", help="Load the model and time it on its own rows first, for 20 seconds or so.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON and nothing else.")] = False,
     trust: TrustCode = False,
 ) -> None:
-    """Say what a recipe or a sweep of it would compute, what is stored already, and the memory it needs. Runs nothing."""
+    """Say what a recipe or a sweep of it would compute, what is stored already, and the memory it needs. Plays nothing."""
     from rich.console import Console
 
-    from lowmem_spin.cli.plan import show_plan
+    from lowmem_spin.cli.plan import measure_here, show_plan
     from lowmem_spin.common.display import Display
+    from lowmem_spin.common.errors import InputError
     from lowmem_spin.common.files import json_text
     from lowmem_spin.common.trust import Trust
     from lowmem_spin.config import grid as points
     from lowmem_spin.config.load import find_recipe
     from lowmem_spin.runner.planning import plan as planning
-    from lowmem_spin.runner.planning.calibration import check_gpu
+    from lowmem_spin.runner.planning.calibration import known_gpu
 
     if gpu is not None:
-        check_gpu(gpu)
+        gpu = known_gpu(gpu)
+        if measured:
+            raise InputError(f"--measure: it times this machine, and --gpu {gpu} plans for another; leave one of them out")
     path = find_recipe(recipe)
     varied = points.sweep_axes(path, alpha, history, grid or [])
     asked = points.planned_points(path, overrides or [], varied, seeds)
+    lines = measure_here(asked[0].recipe, path.parent, Display(Console(stderr=as_json)), Trust(trust)) if measured else []
     made = planning.plan(asked, path.parent, gpu, Trust(trust))
     if as_json:
         print(json_text(made.record(), indent=2))
         return
     show_plan(made, Display(Console()))
+    for line in lines:
+        print(line)
 
 
 @app.command()

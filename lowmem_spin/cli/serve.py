@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lowmem_spin.algorithm.game import sampling_params
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, install_extra
 from lowmem_spin.common.files import check_inside, write_json
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.dequantized import unpacked
@@ -25,7 +25,7 @@ SLOTS = 4  # adapters in one batch on a GPU
 def check_port(host: str, port: int) -> None:
     """Refuse where the command could not run: no vLLM, or the port is taken."""
     if _vllm() is None:
-        raise InputError("serve: vllm is not installed; `pip install 'lowmem-spin[gpu]'`, or --print the command for elsewhere")
+        raise InputError(f"serve: vllm is not installed; {install_extra('gpu')}, or --print the command for elsewhere")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself does
         try:

@@ -146,6 +146,7 @@ class Display:
         self.name = ""  # before a line on one game of several
         self.deadline: float | None = None  # on time.perf_counter's clock, which no change of the date moves
         self.interrupted = False
+        self.workers = 1  # that compute at once
         self._steps: Sequence[Mapping[str, int]] = ()  # rows of each step by kind, at most
         self._step, self._step_rows = 0, defaultdict[str, int](int)
         self._meter: StageMeter | None = None  # of the stage under way
@@ -214,7 +215,7 @@ class Display:
         if self._meter is not None:
             spent[self._meter.kind] = spent.get(self._meter.kind, 0.0) + self._meter.elapsed
         known = [spent[kind] / self.rows[kind] * rows for kind, rows in ahead.items() if rows and self.rows[kind]]
-        return sum(known) if len(known) == sum(map(bool, ahead.values())) else None
+        return sum(known) / self.workers if len(known) == sum(map(bool, ahead.values())) else None
 
     def game_left(self) -> list[str]:
         """How long the game will take, in words, once that is known."""
@@ -248,6 +249,10 @@ class Display:
             finally:
                 self._meter = None
 
+    def now(self) -> str | None:
+        """How far the stage under way is, if there is one."""
+        return None if self._meter is None else self._meter.line()
+
     @contextmanager
     def _bar(self, meter: StageMeter) -> Iterator[None]:
         columns = [TextColumn("{task.description}"), BarColumn(10), MofNCompleteColumn(), _Pace(meter)]
@@ -278,5 +283,7 @@ class Display:
         """Where the wall time of this run went, in seconds."""
         total = time.perf_counter() - self.began
         parts = [f"{kind} {seconds:.1f}" for kind, seconds in self.seconds.items()]
+        if self.workers > 1:
+            return f"{total:.1f} s, in which {self.workers} workers computed: " + ", ".join(parts)
         outside = total - sum(self.seconds.values())
         return f"{total:.1f} s: " + ", ".join([*parts, f"other {outside:.1f} ({outside / total:.1%})"])

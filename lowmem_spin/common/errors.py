@@ -24,6 +24,11 @@ def quoted(value: Any) -> str:
     return text if len(text) <= LONGEST_QUOTE else f"{text[: LONGEST_QUOTE - 3]}..."
 
 
+def install_extra(name: str) -> str:
+    """The command that installs what an extra of this package brings; the package is on no index."""
+    return f"in your clone: `pip install -e '.[{name}]'`"
+
+
 class InputError(Exception):
     """Something the user gave cannot be used. The message is one line: the field, the value, the remedy.
 

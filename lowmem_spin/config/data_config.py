@@ -1,5 +1,6 @@
 """The data section of a recipe: where prompts and answers come from, what they are called, and which of them are used."""
 
+from datetime import date
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -71,6 +72,9 @@ class Data(Section):
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Arguments of the chat template, such as enable_thinking: false for a model whose prompts otherwise open a thought. Chats,
     benchmarks, served and exported policies keep them. The template's text says which it knows."""
+    template_date: str = "2024-07-26"
+    """Date, as YYYY-MM-DD, that chat templates write which write today's, as Llama 3.2's and gpt-oss's: prompts stay the same
+    from day to day. The default is the one that Llama's own writes where it is told none. Change it if the date matters."""
     max_prompt_length: int = Field(default=512, ge=1, le=TOKENS)
     """Longest prompt in tokens; data.long_prompts says what becomes of longer ones. Raise it if there are too many and memory
     allows."""
@@ -80,6 +84,19 @@ class Data(Section):
     max_completion_length: int = Field(default=512, ge=1, le=TOKENS)
     """Longest answer of the data in tokens; longer ones are counted and cut, without an end of turn. Raise it if too many are
     cut and memory allows."""
+
+    @property
+    def changed_date(self) -> str | None:
+        """The date if it is not the default, as keys have it."""
+        return None if self.template_date == type(self).model_fields["template_date"].default else self.template_date
+
+    @field_validator("template_date")
+    @classmethod
+    def _is_a_date(cls, value: str) -> str:
+        try:
+            return date.fromisoformat(value).isoformat()
+        except ValueError:
+            raise ValueError("it is no date; write it as YYYY-MM-DD, in quotes") from None
 
     @field_validator("chat_template_kwargs")
     @classmethod

@@ -3,7 +3,7 @@
 import difflib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
 
 from lowmem_spin.common.errors import InputError, quoted
@@ -26,6 +26,21 @@ def _sections(annotation: Any) -> Iterator[type[Section]]:
         yield from _sections(part)
 
 
+SHORT = {
+    "batch_size": "per_device_train_batch_size",
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+    "max_tokens": "max_new_tokens",
+    "rank": "r",
+}
+"""{what people call a field: its name}"""
+
+
+def named_like(given: str, known: Iterable[str]) -> list[str]:
+    """Those of the dotted names that end in `given`, or in what that is short for."""
+    return [name for name in known if name.rpartition(".")[2] == SHORT.get(given, given)]
+
+
 def full_name(given: str) -> str:
     """The dotted name of a field, which may be given without its sections if no other field ends like it.
 
@@ -40,7 +55,7 @@ def full_name(given: str) -> str:
         return found[0]
     if found:
         raise InputError(f"{given}: this is {' or '.join(found)}; write settings={{{found[0]!r}: ...}}")
-    near = difflib.get_close_matches(given, {name.rpartition(".")[2] for name in known}, n=1)
+    near = [SHORT[given]] if given in SHORT else difflib.get_close_matches(given, {n.rpartition(".")[2] for n in known}, n=1)
     raise InputError(f"{quoted(given)}: no field of a recipe; {f'did you mean {near[0]}?' if near else _LISTED}")
 
 

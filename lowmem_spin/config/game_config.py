@@ -216,12 +216,12 @@ def _check_reference(game: GameConfig) -> None:
         )
     if game.loss.name in ("ipo_length_normalized", "sppo") and game.normalised is False:
         own = game.algorithm == "sppo" and game.sampler.name == "none"  # the answers to estimate from are the iterate's
-        estimated = "game.normalizer estimated" if own else "game.reference arithmetic"
-        remedy = "use " + ("game.loss ipo" if game.loss.name == "ipo_length_normalized" else estimated)
+        anywhere = "game.loss ipo works with any" if game.loss.name == "ipo_length_normalized" else ""
+        anywhere = anywhere or ("game.normalizer estimated allows any" if own else "")
         over = " over history" if game.reference_over == "history" else ""
         raise ValueError(
-            f"game.loss.name: {game.loss.name} needs a normalised reference, and a geometric mixture with alpha {game.alpha}"
-            f"{over} is not (its constant cancels only between sums); {remedy}, or game.alpha 0{' or 1' * (not over)}"
+            f"game.loss.name: {game.loss.name} works only with game.alpha 0{' or 1' * (not over)}, or with game.reference "
+            f"arithmetic, not with game.alpha {game.alpha}{over}" + (f"; {anywhere}" if anywhere else "")
         )
     combined = "ema" if game.reference == "ema" else game.combine
     if game.normalizer == "estimated" and (game.algorithm != "sppo" or combined != "geometric"):

@@ -13,6 +13,7 @@ from lowmem_spin.common.errors import InputError, quoted, shortened
 from lowmem_spin.common.files import reading
 from lowmem_spin.config.bounds import ABSURD
 from lowmem_spin.config.endpoint_fields import SecretError
+from lowmem_spin.config.field_names import field_names, named_like
 from lowmem_spin.config.loss_choices import Loss, OwnLoss
 from lowmem_spin.config.naming import of_settings, with_suffix
 from lowmem_spin.config.paths import expanded
@@ -163,19 +164,22 @@ def _override(content: dict[str, Any], override: str) -> tuple[str, Any]:
 
 
 def _set(content: dict[str, Any], name: str, value: Any, said: str) -> None:
-    """Put a value where `a.b` is; `said` begins the error message."""
+    """Put a value where `a.b` is; `said` begins the error message. What is chosen by a name alone becomes a section."""
     *parents, last = name.split(".")
-    for parent in parents:
-        content = content.setdefault(parent, {})
-        if not isinstance(content, dict):
+    for depth, parent in enumerate(parents, start=1):
+        there = content.setdefault(parent, {})
+        if isinstance(there, str) and there in _choices(_places(parents[:depth])[1]):
+            there = content[parent] = {"name": there}
+        if not isinstance(there, dict):
             raise InputError(
-                f"{said}: {shortened(parent)} is {quoted(content)}, which has no fields; set {shortened(parent)} as a whole"
+                f"{said}: {shortened(parent)} is {quoted(there)}, which has no fields; set {shortened(parent)} as a whole"
             )
+        content = there
     content[last] = value
 
 
 def explain(error: ValidationError) -> str:
-    """The first problem of a recipe in one line, and how many more there are."""
+    """The first problem of a recipe in one line, and which other fields have one."""
     problems = error.errors(include_url=False)
     alike = [problem for problem in problems if problem["loc"][:2] == problems[0]["loc"][:2]]
     first = max(alike, key=lambda problem: len(problem["loc"]))  # of what pydantic tried, what came furthest
@@ -192,10 +196,40 @@ def explain(error: ValidationError) -> str:
         line = first["msg"].removeprefix("Value error, ")
     elif isinstance(first.get("ctx", {}).get("error"), SecretError):
         line = f"{field}: {first['msg'].removeprefix('Value error, ')}"
+    elif first["type"] in ("model_type", "model_attributes_type"):
+        line = f"{field}: {quoted(first['input'])} cannot be used: {_as_section(field, section, first['input'])}"
     else:
-        line = f"{field}: {quoted(first['input'])} cannot be used: {_why(first)}"
-    others = len({problem["loc"][:2] for problem in problems}) - 1
-    return line + (f" (and {others} more)" if others else "")
+        tried = [problem for problem in alike if problem is not first and _places(problem["loc"])[0] == places]
+        words = [problem.get("ctx", {})["expected"] for problem in tried if problem["type"] == "literal_error"]
+        why = " or ".join([_why(first).partition(", unable to ")[0], *words]) if words else _why(first)
+        line = f"{field}: {quoted(first['input'])} cannot be used: {why}"
+    return line + _others(first, problems)
+
+
+def _others(first: Any, problems: Sequence[Any]) -> str:
+    """The other fields with a problem; one of which pydantic has tried several kinds of value is named once."""
+    separate = [one for one in problems if one["loc"][:2] != first["loc"][:2] or one["type"] == "extra_forbidden"]
+    fields = list(dict.fromkeys(".".join(map(shortened, _places(one["loc"])[0])) for one in separate if one is not first))
+    what = "unknown" if all(one["type"] == "extra_forbidden" for one in [first, *separate]) else "wrong"
+    return f" (also {what}: {_some(fields)})" if fields else ""
+
+
+LISTED = 8  # fields that a line names at most
+
+
+def _some(fields: Sequence[str]) -> str:
+    return ", ".join(fields[:LISTED]) + (f" and {len(fields) - LISTED} more" if len(fields) > LISTED else "")
+
+
+def _as_section(field: str, annotation: Any, given: Any) -> str:
+    """How a section is written, for one that was given as a value."""
+    if choices := _choices(annotation):
+        return f"write a name alone or {field}: {{name: ...}}; known: {', '.join(choices)}"
+    section = annotation if isinstance(annotation, type) else _sections(annotation)[0]
+    options = {name: one for name, one in section.model_fields.items() if name != "name"}
+    main = next((name for name, one in options.items() if one.is_required()), next(iter(options)))
+    value = shortened(given) if isinstance(given, str) else "..."
+    return f"this is a section; write {field}: {{{main}: {value}}}, with the fields {_some(list(options))}"
 
 
 def _why(problem: Any) -> str:
@@ -205,6 +239,8 @@ def _why(problem: Any) -> str:
         return f"the most is {limit:,}, which is far more than anybody means"
     if problem["type"] == "string_type" and isinstance(problem["input"], int | float):  # revision: 0123, split: no
         return f"{problem['msg']}; put it in quotes"
+    if problem["type"] == "dict_type":
+        return "write it as {name: value}"
     return problem["msg"].removeprefix("Value error, ")
 
 
@@ -265,6 +301,10 @@ def _unknown(places: list[str], section: type[Section]) -> str:
         written = ", ".join(f"{name}: {value}" for name, value in loss.items())
         has = f"{loss['name']} has {' and '.join(options)} instead ({last} belongs to {', '.join(sorted(siblings))})"
         return f"{has}; set the loss as a whole: --set '{'.'.join(parents)}={{{written}}}'"
+    known_names = list(dict.fromkeys(field_names()))
+    if ".".join(places) not in known_names and (elsewhere := named_like(last, known_names)):
+        nearby = [name for name in elsewhere if name.split(".")[:-1] == places[:-1]]
+        return f"unknown field; did you mean {' or '.join((nearby or elsewhere)[:3])}?"
     near = difflib.get_close_matches(last, section.model_fields, n=1)
     known = f"did you mean {near[0]}?" if near else f"known here: {', '.join(section.model_fields)}"
     return f"unknown field; {known}"

@@ -63,6 +63,9 @@ class Training(Section):
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)
     """Share of the optimiser steps, from 0 to 1, in which the learning rate rises to its peak. Raise it if the first
     steps are unstable."""
+    warmup_from: Literal["zero", "first_step"] = "zero"
+    """Where the rise begins. zero: at learning rate 0, so that the first step changes nothing, as in transformers and TRL.
+    first_step: one step's share above 0, for trainings of few steps, in which one is much to waste."""
     weight_decay: float = Field(default=0.0, ge=0, le=1_000_000)
     """Weight decay of the optimiser on the adapter's weights; 0 turns it off. Raise it if training overfits."""
     max_grad_norm: float = Field(default=1.0, ge=0, le=SINGLE)

@@ -13,6 +13,7 @@ from lowmem_spin.data.layouts import (
     ANSWERED,
     PREFERENCES,
     PROMPTS,
+    QUESTIONS,
     REASONING,
     SYSTEM,
     UNREAD,
@@ -82,7 +83,7 @@ def conversations(
     renamed = {ours: theirs for ours, theirs in data.columns if theirs is not None and (ours != "rejected" or with_rejected)}
     layout = _layout(head, layouts, renamed, f"{field}: {source.location!r}", needs_answers)
     named = {theirs for ours, theirs in renamed.items() if not unread([ours], layout)}
-    read_as = layout.name + _passed_over(head, layout, {*named, category}, bool(renamed))
+    read_as = _read_as(head, layout, {*named, category}, bool(renamed), for_game=field == "data.path")
     for place, row in chain(head, rows):
         try:
             yield from _row(place, row, layout, read_as, data, renamed, category, with_rejected, needs_answers is None)
@@ -115,6 +116,13 @@ def _layout(
     why = "no layout that is known"
     names = ("prompt", "completion")
     if layouts is PREFERENCES:
+        answered = find_layout(rows, ANSWERED)
+        if answered is not None and not all(
+            max(alike(name, one) for one in columns) >= ALIKE for name in PREFERENCES[0].columns
+        ):
+            has_only = f"{named} has {' and '.join(answered.columns)} and no other answer"
+            needed = "game.algorithm offline needs the columns chosen and rejected"
+            raise InputError(f"{has_only}; {needed}; for this file set game.algorithm alpha-spin")
         why, names = (
             "not the better and the worse answer that game.algorithm offline learns from",
             ("prompt", "chosen", "rejected"),
@@ -146,21 +154,31 @@ def _yaml(column: str) -> str:
 
 
 def _guessed(columns: Sequence[str], names: Sequence[str]) -> list[str]:
-    """For each name the column that may be it, or dots."""
-    if len(columns) == len(names):
+    """For each name the column that may be it, or dots. As many columns as names are taken to be in the same order."""
+    if len(columns) == len(names) and all(
+        names.index(column) == columns.index(column) for column in columns if column in names
+    ):
         return [column[:WIDTH] for column in columns]
     likest = [max(columns, key=lambda column: alike(name, column), default="") for name in names]
     return [column[:WIDTH] if alike(name, column) >= ALIKE else "..." for name, column in zip(names, likest, strict=True)]
 
 
-def _passed_over(head: Iterable[tuple[str, Any]], layout: Layout, read: set[str], renamed: bool) -> str:
-    """The columns that are not looked at, for the line that reports the rows."""
+def _read_as(head: Iterable[tuple[str, Any]], layout: Layout, read: set[str], renamed: bool, for_game: bool) -> str:
+    """What a file is read as, with the columns that are not looked at, for the line that reports the rows."""
     given = [(place, {name: row[name] for name in row if has(row, name)}) for place, row in head if isinstance(row, dict)]
     columns = [column for column in _columns(given) if column not in read]
     left = columns if renamed else unread(columns, layout)
+    question = next((name for name in QUESTIONS if name in columns), None) if layout.columns == ("chosen",) else None
+    name = layout.name if question is None or renamed else f"{question} and {layout.name}"
+    worse = next(
+        (pair.columns[1] for pair in PREFERENCES if layout.columns == pair.columns[:1] and pair.columns[1] in left), None
+    )
+    if worse is not None and for_game:
+        left.remove(worse)
+        name += f" ({worse!r} is not used: for DPO on these pairs set game.algorithm=offline)"
     more = f" and {len(left) - SAID} more" if len(left) > SAID else ""
     named = ", ".join(column[:WIDTH] or "one without a name" for column in left[:SAID])
-    return f" (its other columns are not read: {named}{more})" if left else ""
+    return name + (f" (its other columns are not read: {named}{more})" if left else "")
 
 
 def _columns(head: Iterable[tuple[str, Any]]) -> list[str]:

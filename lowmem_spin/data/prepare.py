@@ -16,12 +16,22 @@ from lowmem_spin.config.data_config import Data
 from lowmem_spin.data.chat_templates import TEMPLATES
 from lowmem_spin.data.formats import Conversation, Unusable, conversations
 from lowmem_spin.data.render import Rendered, Renderer
-from lowmem_spin.data.rows import PREFERENCES, SCHEMA, counts_line
+from lowmem_spin.data.rows import (
+    AGAIN,
+    ASKED_AGAIN,
+    CONVERSATIONS,
+    CUT,
+    ENDED_EARLY,
+    LEFT_OUT,
+    OVER_LONG,
+    PREFERENCES,
+    READ,
+    SCHEMA,
+    counted,
+    counts_lines,
+    left_out,
+)
 from lowmem_spin.data.sources import Source
-
-OVER_LONG, LEFT_OUT = "prompts over the limit, left out", ", left out"
-CUT = "prompts over the limit, of which the last tokens are kept"
-READ, CONVERSATIONS = "rows read", "conversations read"
 
 
 def prepared_key(
@@ -58,6 +68,7 @@ def prepared_key(
         "columns": data.columns.model_dump(exclude_none=True),
         "system_prompt": data.system_prompt,
         "template arguments": data.chat_template_kwargs,
+        "template date": data.changed_date,
         "long_prompts": data.long_prompts if data.long_prompts != "drop" else None,
     }
     chosen = {option: value for option, value in chosen.items() if value}
@@ -95,10 +106,15 @@ class RowCounts:
 
     @property
     def used(self) -> int:
-        return self.number[READ] - sum(count for kind, count in self.number.items() if kind.endswith(LEFT_OUT))
+        return self.number[READ] - left_out(self.number)
 
-    def line(self) -> str:
-        return counts_line(self.number, self.first, self.layouts)
+    def lines(self, data: Data) -> list[str]:
+        return counts_lines(self.number, self.first, self.layouts, data)
+
+    def why_left_out(self, data: Data) -> str:
+        """The most frequent reasons; empty if every row can be used."""
+        reasons = Counter({kind: count for kind, count in self.number.items() if kind.endswith(LEFT_OUT)}).most_common(3)
+        return ", ".join(f"{counted(kind, count, data)} (first: {self.first[kind]})" for kind, count in reasons)
 
     def refuse_if_useless(self, named: str, data: Data) -> None:
         """Refuse a file of which nothing is left, or most of which is no row: that is not the file it was taken for.
@@ -110,8 +126,7 @@ class RowCounts:
             return
         if self.number[READ] and self.number[OVER_LONG] == self.number[READ]:
             raise InputError(f"{named} has no usable row: every prompt is over data.max_prompt_length {data.max_prompt_length}")
-        left_out = Counter({kind: count for kind, count in self.number.items() if kind.endswith(LEFT_OUT)}).most_common(3)
-        why = ", ".join(f"{count:,} {kind} (first: {self.first[kind]})" for kind, count in left_out)
+        why = self.why_left_out(data)
         if not self.used:
             raise InputError(f"{named} has no usable row" + (f": {why}" if why else ": it is empty"))
         share = f"{self.broken:,} of {self.number[READ]:,} rows"
@@ -179,7 +194,6 @@ def prepare(
     return pa.table(columns, schema=schema.with_metadata(counts.metadata()))
 
 
-AGAIN, ASKED_AGAIN = "rows that occurred before", "rows whose prompt occurred before with another answer"
 ALONE = "prompts without an answer"
 
 
@@ -214,7 +228,7 @@ def _limited(row: Any, rendered: list[Rendered | str], data: Data, counts: RowCo
         answers = [answers[0]._replace(completion=[], text="")]
     limit = data.max_completion_length
     for answer in answers:
-        for note in (*answer.notes, *(["answers over the limit, ended early"] if len(answer.completion) > limit else [])):
+        for note in (*answer.notes, *([ENDED_EARLY] if len(answer.completion) > limit else [])):
             counts.add(note, row.place)
     chosen, rejected = answers[0], [answer.completion[:limit] for answer in answers[1:]]
     kept = {"prompt": chosen.prompt, "chosen": chosen.completion[:limit], "truncated": len(chosen.completion) > limit}

@@ -13,6 +13,7 @@ from lowmem_spin.data.chat_templates import TEMPLATES
 from lowmem_spin.data.deadline import within
 from lowmem_spin.data.formats import Message
 from lowmem_spin.data.spelling import MARK, Spelled, Spelling
+from lowmem_spin.data.template_date import dated
 from lowmem_spin.data.template_trial import CHARACTERS, excess
 
 FIELD = "model.chat_template"
@@ -59,7 +60,9 @@ class Renderer:
         InputError: the template cannot be used; one line that says why.
     """
 
-    def __init__(self, tokenizer: Any, template: str | None, arguments: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, template: str | None, arguments: Mapping[str, Any] | None = None, day: str = "2024-07-26"
+    ) -> None:
         self.tokenizer = tokenizer
         if template is not None:
             text = TEMPLATES.get(template, template)
@@ -71,7 +74,7 @@ class Renderer:
             raise InputError(f"{FIELD}: this tokenizer has none; choose one of {', '.join(TEMPLATES)}")
         question = [{"role": "user", "content": QUESTION}]
         try:
-            self._set(arguments or {})
+            self._set(arguments or {}, day)
             check_template(tokenizer, FIELD, OWN)
             prompt, whole = self._texts(question, ANSWER)
             if not whole.startswith(prompt):
@@ -95,10 +98,13 @@ class Renderer:
     @classmethod
     def of(cls, tokenizer: Any, recipe: Recipe) -> Self:
         """As a recipe asks for it."""
-        return cls(tokenizer, recipe.model.chat_template, recipe.data.chat_template_kwargs)
+        return cls(tokenizer, recipe.model.chat_template, recipe.data.chat_template_kwargs, recipe.data.template_date)
 
-    def _set(self, arguments: Mapping[str, Any]) -> None:
-        """Set the template's arguments in its own text."""
+    def _set(self, arguments: Mapping[str, Any], day: str) -> None:
+        """Set the template's arguments, and the date that it writes, in its own text."""
+        text = _of_template(self.tokenizer.get_chat_template)
+        if (fixed := dated(text, day)) != text:
+            self.tokenizer.chat_template = fixed
         for name in arguments:
             if name not in _of_template(self.tokenizer.get_chat_template):
                 raise InputError(f"data.chat_template_kwargs: the chat template knows no {name!r}; leave it out")

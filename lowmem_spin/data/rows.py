@@ -10,7 +10,8 @@ from lowmem_spin.algorithm.stages import Draw
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError, token_arrays
 from lowmem_spin.common.keys import number
-from lowmem_spin.data.formats import Message
+from lowmem_spin.config.data_config import Data
+from lowmem_spin.data.layouts import Message
 
 SCHEMA = pa.schema(
     {
@@ -66,23 +67,59 @@ class Rows:
         """Those of these places that the data has an answer to; a prompt alone has no chosen tokens."""
         return [position for position in positions if len(self._chosen[position])]
 
-    def counts_line(self) -> str:
-        """What the file was read as, how many rows it has and what became of them, and where the first of each kind is."""
-        return counts_line(self.counts, self.first, self.layouts)
+    def counts_lines(self, data: Data) -> list[str]:
+        """What the file was read as and how many rows it has; then a line for each kind of thing that became of them."""
+        return counts_lines(self.counts, self.first, self.layouts, data)
 
     def messages(self, position: int) -> list[Message]:
         """The conversation that the answer continues."""
         return json.loads(self.table["messages"][position].as_py())
 
 
-def counts_line(number: Mapping[str, int], first: Mapping[str, str], layouts: Iterable[str]) -> str:
-    """Counts by kind in one line; see Rows.counts_line."""
-    read_as = " or ".join(layouts)
-    counted = ", ".join(
-        f"{count:,} {kind}" + (f" (first: {first[kind]})" if kind in first and not kind.endswith(" read") else "")
-        for kind, count in number.items()
-    )
-    return f"read as {read_as}: {counted}" if read_as else counted
+LEFT_OUT = ", left out"
+OVER_LONG = f"prompts over the limit{LEFT_OUT}"
+CUT = "prompts over the limit, of which the last tokens are kept"
+ENDED_EARLY = "answers over the limit, ended early"
+AGAIN, ASKED_AGAIN = "rows that occurred before", "rows whose prompt occurred before with another answer"
+READ, CONVERSATIONS = "rows read", "conversations read"
+IN_WORDS = {  # what is shown of a kind, one of them and several; the kinds themselves are stored
+    AGAIN: ("duplicate row", "duplicate rows"),
+    ASKED_AGAIN: ("row with an earlier prompt and another answer", "rows with an earlier prompt and another answer"),
+    READ: ("row read", "rows read"),
+    CONVERSATIONS: ("conversation read", "conversations read"),
+    OVER_LONG: (f"prompt longer than {{prompt}}{LEFT_OUT}", f"prompts longer than {{prompt}}{LEFT_OUT}"),
+    CUT: ("prompt longer than {prompt}, cut to its last tokens", "prompts longer than {prompt}, cut to their last tokens"),
+    ENDED_EARLY: ("completion cut to {completion}", "completions cut to {completion}"),
+}
+
+
+def counted(kind: str, count: int, data: Data) -> str:
+    """So many rows of a kind, in words, with the limit that was set where one decided."""
+    limits = {
+        side: f"data.max_{side}_length ({getattr(data, f'max_{side}_length'):,} tokens)" for side in ("prompt", "completion")
+    }
+    if kind in IN_WORDS:
+        return f"{count:,} {IN_WORDS[kind][count != 1].format(**limits)}"
+    noun = ("row " if count == 1 else "rows ") if kind.startswith(("with ", "without ", "whose ")) else ""
+    return f"{count:,} {noun}{kind}"
+
+
+def counts_lines(number: Mapping[str, int], first: Mapping[str, str], layouts: Iterable[str], data: Data) -> list[str]:
+    """Counts by kind as lines; see Rows.counts_lines."""
+    read_as, used = " or ".join(layouts), number.get(READ, 0) - left_out(number)
+    read = [counted(kind, number[kind], data) for kind in (CONVERSATIONS, READ) if kind in number]
+    read += [f"{used:,} used"] if left_out(number) else []
+    kinds = [kind for kind in number if kind not in (CONVERSATIONS, READ)]
+    places = {kind: f" (first: {first[kind]})" if kind in first else "" for kind in kinds}
+    return [
+        (f"read as {read_as}: " if read_as else "") + ", ".join(read),
+        *(counted(kind, number[kind], data) + places[kind] for kind in kinds),
+    ]
+
+
+def left_out(number: Mapping[str, int]) -> int:
+    """How many rows are not used, of all kinds."""
+    return sum(count for kind, count in number.items() if kind.endswith(LEFT_OUT))
 
 
 def overlap(train: Rows, learned: Iterable[int], held: Rows, measured: Sequence[int]) -> tuple[int, int]:

@@ -51,6 +51,7 @@ def base_key(recipe: Recipe, model: Source, adapter: Source | None) -> str:
     asked, arguments = recipe.model, recipe.data.chat_template_kwargs
     named = {"model": model.identity, "adapter": adapter.identity if adapter else None, "template": asked.chat_template}
     named |= {"template arguments": arguments} if arguments else {}
+    named |= {"template date": recipe.data.changed_date} if recipe.data.changed_date else {}
     return digest({"kind": "base", "quantization": asked.quantization, **named})
 
 
@@ -184,6 +185,8 @@ def _commit(name: str, revision: str | None, field: str, kind: str) -> str:
             return Path(snapshot_download(name, revision=revision, repo_type=kind, local_files_only=True)).name
         except (hub.LocalEntryNotFoundError, OSError):
             why = "offline mode is on" if isinstance(unreachable, hub.OfflineModeIsEnabled) else "the hub cannot be reached"
+            gated = "; where it is gated, accept its licence on its hub page and set HF_TOKEN before" if not has_token() else ""
             raise UnreachableError(
-                f"{field}: {name!r} is not here as a path or in the hub cache, and {why}; connect, or run {command} first"
+                f"{field}: {name!r} is not here as a path or in the hub cache, and {why}; check the spelling, and connect, or "
+                f"run {command} first{gated}"
             ) from None

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -95,13 +95,23 @@ def memory_gauge() -> Callable[[], list[str]]:
 def driver(fields: str) -> list[str] | None:
     """What the NVIDIA driver says of the first visible GPU, field by field; None if there is no answer."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if shutil.which("nvidia-smi") is None or visible == "":
-        return None
-    which = ["--id", visible.split(",")[0]] if visible else []
+    lines = [] if visible == "" else _driver_lines(fields, ["--id", visible.split(",")[0]] if visible else [])
+    return [value.strip() for value in lines[0].split(",")] if lines else None
+
+
+def visible_gpus() -> int:
+    """How many GPUs the NVIDIA driver answers for, of those that this process may see."""
+    visible, there = os.environ.get("CUDA_VISIBLE_DEVICES"), len(_driver_lines("index"))
+    return there if visible is None else min(there, len(visible.split(",")) if visible else 0)
+
+
+def _driver_lines(fields: str, which: Sequence[str] = ()) -> list[str]:
+    """The driver's answer, a line for each GPU; none if there is no answer."""
+    if shutil.which("nvidia-smi") is None:
+        return []
     command = ["nvidia-smi", *which, f"--query-gpu={fields}", "--format=csv,noheader"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = answer.stdout.splitlines()
-    return [value.strip() for value in lines[0].split(",")] if answer.returncode == 0 and lines else None
+    return answer.stdout.splitlines() if answer.returncode == 0 else []
 
 
 @functools.cache

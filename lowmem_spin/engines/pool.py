@@ -157,7 +157,7 @@ class GameEngines:
         r = self.recipe
         lengths = [r.data.max_prompt_length, r.data.max_completion_length, r.generation.max_new_tokens]
         opened_with: list[Any] = [self.model.identity, r.model.model_dump(), lengths, r.runtime.model_dump()]
-        opened_with += [r.data.chat_template_kwargs, *ENGINES[name].opened_with(r)]
+        opened_with += [r.data.chat_template_kwargs, r.data.template_date, *ENGINES[name].opened_with(r)]
         return digest({"opened with": opened_with, "choices": [self.choices.generator, self.choices.learner]})
 
     def _settled(self) -> Machine:

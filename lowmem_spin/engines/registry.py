@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, install_extra
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
@@ -51,8 +51,7 @@ class Engine:
     @property
     def install(self) -> str:
         """The command that installs it."""
-        wanted = self.package if self.extra is None else f"'lowmem-spin[{self.extra}]'"
-        return f"`pip install {wanted}`"
+        return f"`pip install {self.package}`" if self.extra is None else install_extra(self.extra)
 
 
 def _lora_rank(recipe: Recipe) -> list[Any]:

@@ -13,6 +13,8 @@ from lowmem_spin.engines.base_check import OWN_TOKENIZER
 from lowmem_spin.engines.model_files import ModelFiles
 
 LOOKED_AT = 1000  # rows for what needs their text
+LETTERS, MANY = 1.5, 1000  # characters a token below which a tokenizer only spells; tokens of one that should do more
+ENOUGH_ROWS, ENOUGH_CHARACTERS = 20, 1000
 
 
 def check_rows(recipe: Recipe, model: Source, rows: Rows, field: str) -> None:
@@ -33,6 +35,31 @@ def check_rows(recipe: Recipe, model: Source, rows: Rows, field: str) -> None:
     _check_context(recipe, files, sides, field)
     _check_unknown(files, rows, field)
     check_told_apart(rows, field)
+
+
+def letters_notes(model: Source, rows: Rows, field: str) -> list[str]:
+    """A line on a tokenizer that spells Latin-script answers letter by letter, which one that was converted badly does.
+
+    One of few tokens is meant to, and other scripts have tokens of one character: neither is told of.
+    """
+    if ModelFiles(model).vocabulary.largest < MANY:
+        return []
+    places = [place for place in rows.answered(range(min(len(rows), LOOKED_AT))) if _is_latin(rows.completions[place])]
+    characters = sum(len(rows.completions[place]) for place in places)
+    if len(places) < ENOUGH_ROWS or characters < ENOUGH_CHARACTERS:
+        return []
+    each = characters / sum(len(rows.chosen(place)) for place in places)
+    if each >= LETTERS:
+        return []
+    return [
+        f"{field}: the tokenizer of {ModelFiles(model).name} makes a token of every {each:.2f} characters, where 3 to 5 are "
+        "usual: its merges may have been lost in a conversion; take the model's own tokenizer"
+    ]
+
+
+def _is_latin(text: str) -> bool:
+    """Whether a text is mostly of Latin letters and blanks."""
+    return sum(character.isspace() or (character.isalpha() and character < "\u0250") for character in text) > 0.7 * len(text)
 
 
 def unread_rows_note(recipe: Recipe, model: Source) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, install_extra
 from lowmem_spin.common.keys import digest
 from lowmem_spin.runner.health import Estimate
 from lowmem_spin.store.memo import Tables
@@ -32,7 +32,7 @@ ORDER = 3  # longest n-grams of self-BLEU
 def check_temperature(temperature: float, asked_by: str) -> None:
     """Refuse where the numbers cannot be had or mean nothing."""
     if find_spec("sacrebleu") is None:
-        raise InputError(f"{asked_by}: sacrebleu is not installed; `pip install 'lowmem-spin[eval]'`")
+        raise InputError(f"{asked_by}: sacrebleu is not installed; {install_extra('eval')}")
     if temperature == 0:
         raise InputError("generation.temperature: 0 gives one answer to a prompt, so there is no diversity to measure")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, install_extra
 from lowmem_spin.common.files import sha256
 from lowmem_spin.common.keys import digest
 from lowmem_spin.evaluation.leaderboard import COLUMNS, OF_SUBTASKS
@@ -44,7 +44,7 @@ class Task:
 def check_installed(asked_by: str) -> None:
     """Refuse where the harness is missing."""
     if find_spec("lm_eval") is None:
-        raise InputError(f"{asked_by}: lm-evaluation-harness is not installed; `pip install 'lowmem-spin[eval]'`")
+        raise InputError(f"{asked_by}: lm-evaluation-harness is not installed; {install_extra('eval')}")
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,8 @@ class Catalogue:
         from datasets.exceptions import DatasetsError
 
         datasets.disable_progress_bars()
+        for library in ("datasets", "huggingface_hub"):  # they warn of every try; imported, they have set their own level
+            logging.getLogger(library).setLevel(logging.ERROR)
         seed()
         try:
             found = self.manager.load([task.name])
@@ -150,6 +152,9 @@ class Catalogue:
     def _broken(self, task: Task, error: Exception) -> InputError:
         why = " ".join(str(error).split())[:300]
         option = "--suite leaderboard" if task.suite == "leaderboard" else self.option
+        if isinstance(error, ConnectionError):  # offline mode, too
+            remedy = "connect, and give the same command again"
+            return InputError(f"{option} {task.name!r}: cannot reach the Hugging Face hub, where its data is ({why}); {remedy}")
         return InputError(f"{option} {task.name!r}: does not load ({type(error).__name__}: {why}); see to its data and YAML")
 
     def _own(self, name: str) -> bool:

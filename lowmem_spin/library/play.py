@@ -23,7 +23,7 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.config.yaml_text import one_line
 from lowmem_spin.library.games import TRUST, Run, Sweep
 from lowmem_spin.runner.planning import plan as planning
-from lowmem_spin.runner.planning.calibration import check_gpu
+from lowmem_spin.runner.planning.calibration import known_gpu
 
 RecipeLike = str | Path | Mapping[str, Any] | Recipe
 AGAIN = "run the same again"
@@ -48,8 +48,8 @@ def run(
         settings: recipe values by their dotted names, as --set has them: {"training.learning_rate": 1e-4}.
         max_hours: when to stop, with what is finished stored; None is never.
         replace: whether another game's results in the same folder may go.
-        trust: whether the recipe's and the model's own code may run, and keys go where the recipe says; remembered until that
-            changes.
+        trust: allows the recipe's and the model's own Python code to run, and your judge's API key to be sent to the recipe's
+            address; asked again when one of them changes.
         **fields: more recipe values, by the last part of their names where that says which: alpha=0.8, history=1.
 
     Returns:
@@ -77,6 +77,8 @@ def sweep(
     max_hours: float | None = None,
     replace: bool = False,
     trust: bool = False,
+    workers: int | str | None = None,
+    ray: str | None = None,
     **fields: Any,
 ) -> Sweep:
     """Play a recipe with some of its values varied, as `lowmem-spin sweep` does. What the games have in common is computed
@@ -90,6 +92,8 @@ def sweep(
         max_hours: when to stop, with what is finished stored; None is never.
         replace: whether other games' results in the points' folders may go.
         trust: as in `run`.
+        workers: processes that compute at once, by Ray; "auto" is one for each GPU.
+        ray: address of a Ray cluster that runs already, all of which sees the store.
         **fields: a list of values is varied, alpha=[0.5, 0.95]; a single one is every game's, pairs=500.
 
     Returns:
@@ -103,7 +107,8 @@ def sweep(
     overrides, varied = _varied(path, grid, settings, fields)
     games = play.planned_sweep(path, overrides, varied, seeds)
     with play.watched(_console(), max_hours, AGAIN) as display:
-        play.sweep(games, path.parent, display, replace, Trust(trust, option=TRUST))
+        asked = play.WorkersAsked(None if workers is None else str(workers), ray)
+        play.sweep(games, path.parent, display, replace, Trust(trust, option=TRUST), asked)
     show_sweep(games, display)
     display.log(display.time_line())
     return Sweep(games.folder, trust)
@@ -171,7 +176,7 @@ def plan(
         InputError: something cannot be used, as `run` would refuse it; one line that names it.
     """
     if gpu is not None:
-        check_gpu(gpu)
+        gpu = known_gpu(gpu)
     path = _recipe_file(recipe)
     overrides, varied = _varied(path, grid, settings, fields)
     return Plan(planning.plan(planned_points(path, overrides, varied, seeds), path.parent, gpu))

@@ -17,8 +17,8 @@ SHAPE = ["length", "truncated", "identical"]
 def terminal_table(results: RunResults | SweepResults) -> TerminalTable:
     """What of a run's or a sweep's table fits a terminal of 80 columns; a narrower one has it in parts."""
     if isinstance(results, RunResults):
-        unit = MEASURES[results.scores[0]].unit
-        return run_grid(results, brief=True).table(f"Held-out results: {unit}, ± 95% interval, gain over the base")
+        said = [MEASURES[results.scores[0]].unit, "± 95% interval", "gain over the base"]
+        return run_grid(results, brief=True).table(f"Held-out results: {', '.join(filter(None, said))}")
     return sweep_grid(results, brief=True).table(f"Last iterates: {MEASURES[results.score].heading}, ± 95% interval")
 
 
@@ -45,9 +45,9 @@ def _heading(name: str, brief: bool, unit: str) -> str:
     """Of a column; `unit` is the score's, which the title of a brief table says and gains have."""
     measure = MEASURES[name]
     if name in (GAIN, GAIN_UNQUANTIZED):
-        return (measure.brief or measure.label) if brief else f"{measure.label}, {unit}"
+        return (measure.brief or measure.label) if brief else ", ".join(filter(None, [measure.label, unit]))
     if brief and measure.brief:
-        return measure.brief + (", %" if measure.percent and unit != "%" and not measure.mean else "")
+        return measure.brief + (f", {measure.unit}" if measure.unit not in ("", unit) and not measure.mean else "")
     return measure.heading
 
 

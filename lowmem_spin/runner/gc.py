@@ -135,7 +135,7 @@ def leftovers(store: Store, listed: Iterable[Unused] = ()) -> list[Unused]:
     found += [path for path in _visible(root / "aside") if path.name.startswith(FREED)]
     found += [path for path in _visible(root / "work") if is_key(path.name) and (root / "adapters" / path.name).exists()]
     there = {path.stem for kind in KINDS for path in (root / kind).glob("*")} | {path.stem for path in root.glob("results/*/*")}
-    found += [path for path in _visible(root / "locks") if is_key(path.stem) and path.stem not in there]
+    found += [path for path in _visible(root / "locks") if is_key(key := path.stem.partition("-")[0]) and key not in there]
     return _by_size(("leftover", path) for path in found if path not in {item.path for item in listed})
 
 

@@ -56,11 +56,12 @@ def notices(train: Rows, pool: Sequence[int], held: HeldOut, field: str) -> Iter
     measured = sorted({*held.scored, *held.health})
     same, asked = overlap(train, pool, held.rows, measured)
     if asked:
-        learned = "rows to learn from" if field == "data.path" else "rows of data.path"
-        yield (
-            f"{field}: of {len(measured):,} held-out rows {same:,} are {learned}, and {asked - same:,} more ask what "
-            "one of them asks: there, policies are measured on what they learn from"
-        )
+        remedy = "give a separate evaluation.path" if field == "data.path" else "give evaluation.path other rows"
+        learned = f"{same:,} of {len(measured):,} held-out rows are also training rows"
+        if same == len(measured):
+            learned = f"all {same:,} held-out rows are also training rows"
+        more = f", and {asked - same:,} more have the prompt of one" if asked > same else ""
+        yield f"{field}: warning: {learned}{more}, so held-out scores are too good; {remedy}"
     alone = len(held.health) - len(held.rows.answered(held.health))
     if alone:
         yield (

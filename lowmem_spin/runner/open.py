@@ -13,6 +13,7 @@ from lowmem_spin.common.files import DamagedError, write_parquet
 from lowmem_spin.common.keys import digest
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.recipe import Recipe
+from lowmem_spin.data import template_date
 from lowmem_spin.data.prepare import prepare, prepared_key
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.rows import Rows
@@ -21,8 +22,8 @@ from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.foreign_code import code_of_model, code_of_oracle, key_of_judge
 from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
-from lowmem_spin.engines.row_check import check_rows
-from lowmem_spin.engines.training.trial import check_optimizer
+from lowmem_spin.engines.row_check import check_rows, letters_notes
+from lowmem_spin.engines.training.trial import check_optimizer, warmup_note
 from lowmem_spin.engines.unquantized import Beside, measured_beside
 from lowmem_spin.runner.game_rows import GameRows, Orders, prompts_again, split_rows
 from lowmem_spin.runner.health import HeldOut, notices
@@ -217,7 +218,7 @@ def open_game(recipe: Recipe, recipe_dir: Path, display: Display, shared: Shared
     try_own_loss(resolved.own, resolved.said, recipe.game)
     notices_of_base = check_base(recipe, resolved.model, resolved.adapter, choices.machine.dtype)
     left_out = [] if resolved.beside.why_not is None else [resolved.beside.why_not]
-    shared.say([*resolved.own.notices(), *notices_of_base, *left_out], display)
+    shared.say([*resolved.own.notices(), *notices_of_base, *warmup_note(recipe), *left_out], display)
     rows = prepare_rows(resolved, display, shared)
     inputs, stages = name_stages(resolved, rows.set_aside)
     shared.say(prompts_again(recipe, stages), display)
@@ -260,8 +261,7 @@ def prepare_rows(resolved: ResolvedRecipe, display: Display, shared: SharedResou
     known = len(shared.splits)
     rows = shared.split(resolved, train, *held)
     if (metric := rows.held.metric) is not None:
-        for line in metric.check([rows.held.rows.completions[place] for place in rows.held.scored]):
-            display.log(line, "yellow")
+        shared.say(metric.check([rows.held.rows.completions[place] for place in rows.held.scored]), display)
     if len(shared.splits) > known:
         for line in notices(rows.train, rows.pool, rows.held, "evaluation.path" if held else "data.path"):
             display.log(line, "yellow")
@@ -283,11 +283,15 @@ def _prepared(
 
             tokenizer = load_tokenizer(resolved.model, recipe.model.trust_remote_code)
             renderer, asked = Renderer.of(tokenizer, recipe), resolved.asked_of(source)
+            shared.say(template_date.notes(tokenizer.get_chat_template(), recipe.data.template_date), display)
             table = prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer, **asked)
             write_parquet(path, table)
             rows = Rows(table)
     shared.rows[path] = rows
-    display.log(f"{name}: {source.location}: {rows.counts_line()}")
+    read, *reasons = rows.counts_lines(recipe.data)
+    for line in (f"{source.location}: {read}", *reasons):
+        display.log(f"{name}: {line}")
+    shared.say(letters_notes(resolved.model, rows, name), display)
     return rows
 
 

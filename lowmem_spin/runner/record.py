@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.algorithm.roles import Part, Role
-from lowmem_spin.algorithm.stages import Train
+from lowmem_spin.algorithm.stages import Stage, Train
 from lowmem_spin.common.checked import read_checked, set_aside, write_checked
 from lowmem_spin.common.errors import shortened
 from lowmem_spin.common.files import DamagedError, make_folder, write_text
@@ -142,9 +142,10 @@ def note_stop(game: OpenGame, stopped: dict[str, str] | None) -> None:
     write_checked(path, record if stopped is None else {**record, "stopped": stopped})
 
 
-def link_iterate(game: OpenGame, stage: Train, adapter: Path) -> None:
-    """Put an iterate where people and other tools find it: iterates/0, iterates/1, ..."""
-    if stage.role is Role.ITERATE:
+def link_iterate(game: OpenGame, stage: Stage) -> None:
+    """Put an iterate, once it is trained, where people and other tools find it: iterates/0, iterates/1, ..."""
+    if isinstance(stage, Train) and stage.role is Role.ITERATE:
+        adapter = game.store.place("adapters", stage.policy)
         entry = game.folder / "iterates" / str(stage.iteration)
         if (astray := put_link(entry, stage.policy, adapter)) is not None:
             game.store.notice(f"{entry} led to {shortened(astray)}; it leads to its adapter again")

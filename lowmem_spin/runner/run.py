@@ -25,7 +25,7 @@ from lowmem_spin.common.keys import digest
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.runner.claim import METRICS, check_folder, clear_folder
 from lowmem_spin.runner.early_stopping import EarlyStop, stops_early
-from lowmem_spin.runner.health import Health, evaluate_policy, sample_policy, summary_line
+from lowmem_spin.runner.health import Health, HeldOut, evaluate_policy, sample_policy, summary_line
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.pairs import judged_preferences, opponent_answers, score_pairs, summarize_sampling, training_pairs
 from lowmem_spin.runner.planning.forecast import steps_ahead
@@ -90,11 +90,12 @@ class Player:
         if self.stopped is not None and not is_baseline(stage):
             return
         if not isinstance(stage, Evaluate):
-            step(game, stage, self._noting(stage))
+            make(game, stage, self._noting(stage))
+            link_iterate(game, stage)
         elif samples_only:
-            sample_policy(self._tables(stage), stage, game.rows.held, *self._answering(stage))
+            sample_policy(*measured_by(game, stage))
         else:
-            health = evaluate_policy(self._tables(stage), stage, game.rows.held, *self._answering(stage))
+            health = evaluate_policy(*measured_by(game, stage))
             if stage.role is Role.UNQUANTIZED:
                 self.unquantized = health
             else:
@@ -104,16 +105,6 @@ class Player:
             self.tracker.policy(health, training["metrics"] if training else [])
             self._stop_early(stage)
         self.keep_time()
-
-    def _tables(self, stage: Evaluate) -> Tables:
-        """Of the base that a policy is an adapter on."""
-        own = self.game.unquantized if stage.role is Role.UNQUANTIZED else None
-        return own or self.game.tables
-
-    def _answering(self, stage: Evaluate) -> tuple[Sampling, Sampling]:
-        """How a policy answers where it is measured: by sampling, and greedily where there is a right answer."""
-        recipe, inputs = self.game.recipe, self.game.inputs.measuring(stage)
-        return health_sampling(recipe, inputs), sampling_params(recipe, inputs, greedy=True)
 
     def _noting(self, stage: Stage) -> adapters.Note | None:
         """What the tracker takes the records of a training with, if its policy is one that is measured."""
@@ -143,7 +134,7 @@ class Player:
         display.log(
             f"results in {game.folder}, shared work in {game.store.root}; interrupt whenever you like, run again to go on"
         )
-        display.expect(steps_ahead([(game, stage) for stage in game.stages]))
+        display.expect([ahead.rows for ahead in steps_ahead([(game, stage, False) for stage in game.stages])])
         for index, stage in enumerate(game.stages):
             display.begin_step(index)
             display.title = f"[{index + 1}/{len(game.stages)}] "
@@ -202,13 +193,26 @@ def _check_judge(game: OpenGame) -> None:
     """Refuse before anything is computed what the first question to a judge would be refused for; a game that is played to
     its end asks it nothing."""
     judge, trained = game.recipe.game.oracle, [stage.policy for stage in game.stages if isinstance(stage, Train)]
-    if isinstance(judge, JudgeOracle) and judge.api_key_env is not None and not all(map(game.store.adapter, trained)):
+    oracle = game.resolved.oracle
+    if isinstance(judge, JudgeOracle) and oracle is not None and not all(map(game.store.adapter, trained)):
         from lowmem_spin.engines.oracles.endpoint import check_key
+        from lowmem_spin.engines.oracles.judge import LLMJudge
 
-        check_key("game.oracle", judge.api_key_env)
+        if judge.api_key_env is not None:
+            check_key("game.oracle", judge.api_key_env)
+        if isinstance(oracle, LLMJudge):
+            oracle.endpoint.reach()
 
 
-def step(game: OpenGame, stage: Stage, note: adapters.Note | None = None) -> None:
+def measured_by(game: OpenGame, stage: Evaluate) -> tuple[Tables, Evaluate, HeldOut, Sampling, Sampling]:
+    """What a policy is measured by: tables of the base that it is an adapter on, rows, and how it answers, by sampling, and
+    greedily where there is a right answer."""
+    recipe, inputs = game.recipe, game.inputs.measuring(stage)
+    tables = (game.unquantized if stage.role is Role.UNQUANTIZED else None) or game.tables
+    return tables, stage, game.rows.held, health_sampling(recipe, inputs), sampling_params(recipe, inputs, greedy=True)
+
+
+def make(game: OpenGame, stage: Stage, note: adapters.Note | None = None) -> None:
     """Make sure that the store has what this stage makes; `note` is given a training's records as they come."""
     match stage:
         case Average():
@@ -224,7 +228,6 @@ def step(game: OpenGame, stage: Stage, note: adapters.Note | None = None) -> Non
         case Score():
             score_pairs(game, stage)
         case Train():
-            made = adapters.train(game.tables, stage, lambda: training_pairs(game, stage), stage.name, note)
-            link_iterate(game, stage, made)
+            adapters.train(game.tables, stage, lambda: training_pairs(game, stage), stage.name, note)
         case _:
             raise TypeError(f"{type(stage).__name__} is not made by a step")

@@ -55,6 +55,9 @@ def read_run(folder: Path) -> RunFolder:
     """
     path = folder / "run.json"
     if not path.is_file():
+        games = sorted(found.parent for found in folder.glob("points/*/run.json"))
+        if games:
+            raise InputError(f"run {str(folder)!r}: this is a sweep; give one of its games, such as {games[0]}")
         what = "has no run.json" if folder.is_dir() else "no such folder"
         raise InputError(f"run {str(folder)!r}: {what}; give a folder that `lowmem-spin run` wrote, such as runs/quickstart")
     try:

@@ -4,11 +4,12 @@ import errno
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
 
 from lowmem_spin.algorithm.roles import Role
-from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Score, Stage, Train, TrainSampler
+from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Score, Stage, Train, TrainSampler, is_baseline
 from lowmem_spin.common.checked import read_checked, write_checked
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, printable
@@ -16,14 +17,18 @@ from lowmem_spin.common.files import DISK, DamagedError, UnreadableError, write_
 from lowmem_spin.common.trust import UntrustedError
 from lowmem_spin.config.grid import Axes, SweepPoint
 from lowmem_spin.runner.claim import check_folder, check_sweep_folder
+from lowmem_spin.runner.crew import Crew, Workers
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
-from lowmem_spin.runner.planning.forecast import steps_ahead
+from lowmem_spin.runner.planning.forecast import Ahead, steps_ahead
 from lowmem_spin.runner.record import is_recorded
 from lowmem_spin.runner.run import Player
+from lowmem_spin.runner.schedule import Node, Schedule, own_needs
 
 ORDER: list[type] = [Average, TrainSampler, Generate, Judge, Score, Train, Evaluate]
 Check = Callable[[OpenGame], Mapping[str, Path]]
 """Refuses what could not be measured after a game; gives the files of its benchmarks, by field of `evaluation`."""
+MakeWorkers = Callable[[Sequence[SweepPoint], Sequence[tuple[int, int, bool]], Path, Display], Workers]
+"""Makes workers: of the points, each step as (point, number of the stage, only samples), a folder for logs, and a display."""
 ERROR = "error.txt"  # in a point's folder: how it failed
 
 
@@ -127,6 +132,7 @@ def play_sweep(
     shared: SharedResources,
     check: Check | None = None,
     replace: bool = False,
+    workers: MakeWorkers | None = None,
 ) -> list[OpenGame]:
     """Play all points as far as they go; one that fails is reported and left, the others go on.
 
@@ -137,6 +143,7 @@ def play_sweep(
         shared: has the engines, which stay open.
         check: refuses a game that could not be measured afterwards, before any is played.
         replace: whether other games' results in the points' folders may go.
+        workers: makes those that compute the steps; None computes them here, one after the other.
 
     Returns:
         The games that are finished.
@@ -167,24 +174,82 @@ def play_sweep(
     sweep.write()
     steps = in_step([entry.stages for entry in opened], [entry.player.game.signature for entry in opened if entry.player])
     games_of = [entry.player.game for entry in opened if entry.player]
-    display.expect(steps_ahead([(games_of[step.game], None if step.samples_only else step.stage) for step in steps]))
-    for place, step in enumerate(steps):
-        display.begin_step(place)
-        entry = opened[step.game]
-        if entry.status == "failed" or entry.player is None:
-            continue
-        display.title = f"[{place + 1}/{len(steps)}] {entry.point.name} "
-        display.name = f"{entry.point.name} "
-        with _surviving(entry, shared, display, sweep):
-            entry.player.play(step.stage, step.samples_only)
-            if step.stage is entry.stages[-1][1] and not step.samples_only:
-                entry.player.finish()
-                entry.status = "finished"
-                sweep.write()
-        if place + 1 < len(steps):
-            display.stop_if_late()
+    ahead = steps_ahead([(games_of[step.game], step.stage, step.samples_only) for step in steps])
+    display.expect([step.rows for step in ahead])
+    with _crew(workers, sweep, opened, steps, ahead, display) as crew:
+        for place, step in enumerate(steps):
+            display.begin_step(place)
+            entry = opened[step.game]
+            if entry.status != "failed" and entry.player is not None:
+                display.title = f"[{place + 1}/{len(steps)}] {entry.point.name} "
+                display.name = f"{entry.point.name} "
+                with _surviving(entry, shared, display, sweep):
+                    if crew is not None:
+                        crew.wait_for(place)
+                    entry.player.play(step.stage, step.samples_only)
+                    if step.stage is entry.stages[-1][1] and not step.samples_only:
+                        entry.player.finish()
+                        entry.status = "finished"
+                        sweep.write()
+                if crew is not None:
+                    crew.settle(place, _needless(entry, steps[place + 1 :], step.game, place + 1))
+            if place + 1 < len(steps):
+                display.stop_if_late()
     display.title = display.name = ""
     return [entry.player.game for entry in opened if entry.player and entry.status == "finished"]
+
+
+def _needless(entry: Entry, later: Sequence[Step], game: int, first: int) -> list[int]:
+    """Steps that a game which has failed, or ended early, does not need any more."""
+    player = entry.player
+    if entry.status != "failed" and (player is None or player.stopped is None):
+        return []
+    mine = [(place, step.stage) for place, step in enumerate(later, first) if step.game == game]
+    return [place for place, stage in mine if entry.status == "failed" or not is_baseline(stage)]
+
+
+@contextmanager
+def _crew(
+    make: MakeWorkers | None,
+    sweep: SweepState,
+    opened: Sequence[Entry],
+    steps: Sequence[Step],
+    ahead: Sequence[Ahead],
+    display: Display,
+) -> Iterator[Crew | None]:
+    """The workers, if there are to be any, for as long as they are needed."""
+    if make is None:
+        yield None
+        return
+    nodes = graph(opened, steps, ahead)
+    numbers = {id(entry): number for number, entry in enumerate(sweep.entries)}
+    told = [
+        (numbers[id(entry := opened[step.game])], [stage for _, stage in entry.stages].index(step.stage), step.samples_only)
+        for step in steps
+    ]
+    with display.start_up("starting workers"):
+        workers = make([entry.point for entry in sweep.entries], told, sweep.folder / "workers", display)
+    crew = Crew(workers, Schedule(nodes, {place for place, step in enumerate(ahead) if not step.makes}), display)
+    display.workers, began = workers.count, perf_counter()
+    display.log(f"{workers.count} workers, their logs in {sweep.folder / 'workers'}")
+    try:
+        yield crew
+        display.log(crew.busy_line(perf_counter() - began))
+    finally:
+        crew.close()
+
+
+def graph(opened: Sequence[Entry], steps: Sequence[Step], ahead: Sequence[Ahead]) -> list[Node]:
+    """What each step needs: of its own game, and of whoever makes what it asks for too."""
+    found: dict[int, Node] = {}
+    for number, entry in enumerate(opened):
+        mine = [(place, step.stage) for place, step in enumerate(steps) if step.game == number]
+        stops = any(bound is not None for bound in entry.point.recipe.game.stop_when.model_dump().values())
+        for (place, stage), node in zip(mine, own_needs(mine, stops), strict=True):
+            game = entry.player.game if entry.player else None
+            opens = f"{game.signature if game else ''} {getattr(stage, 'policy', '')}"
+            found[place] = replace(node, needs=node.needs | ahead[place].after, opens=opens)
+    return [found[place] for place in range(len(steps))]
 
 
 def _begin(

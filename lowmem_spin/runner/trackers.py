@@ -11,7 +11,7 @@ from typing import Any
 
 from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.common.checked import read_checked, warn, write_checked
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, install_extra
 from lowmem_spin.common.files import DamagedError, Notice, read_text
 from lowmem_spin.runner.health import Health
 from lowmem_spin.runner.tracker_backends import TRACKERS, Experiment, Opened
@@ -33,7 +33,7 @@ class Tracker:
 
     def __init__(self, name: str, folder: Path, key: str, config: dict[str, Any], notice: Notice = warn) -> None:
         if name != "none" and importlib.util.find_spec(name) is None:
-            raise InputError(f"output.report_to: {name!r} is not installed; `pip install 'lowmem-spin[{name}]'`, or use none")
+            raise InputError(f"output.report_to: {name!r} is not installed; {install_extra(name)}, or use none")
         self.name, self.key, self.notice = name, key, notice
         self.experiment = Experiment(folder, key, config)
         self.step = 0  # that the next policy's training begins after

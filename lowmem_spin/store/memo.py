@@ -18,7 +18,7 @@ from lowmem_spin.engines.own_function import OwnFunction
 from lowmem_spin.engines.training.trees import cuts
 from lowmem_spin.store.contracts import Engines, Progress
 from lowmem_spin.store.rows import Answer, Compared, Prompt, Scored, answers_in, logps_in, preferences_in
-from lowmem_spin.store.store import Store
+from lowmem_spin.store.store import MERGING, Store
 from lowmem_spin.store.table import Table
 
 
@@ -61,16 +61,22 @@ class Tables:
         for policy, _ in prompts_by_policy:
             kind = "mixtures" if sampling.mixes(policy) else "completions"
             tables[policy] = self._table(kind, sampling.spec(policy), policy)
-        stored = {policy: answers_in(table) for policy, table in tables.items()}
-        if any(prompt.name not in stored[policy] for policy, prompts in prompts_by_policy for prompt in prompts):
+
+        def answered() -> dict[str, dict[tuple[str, int], Answer]]:
+            return {policy: answers_in(table) for policy, table in tables.items()}
+
+        def whole(stored: dict[str, dict[tuple[str, int], Answer]]) -> bool:
+            return all(prompt.name in stored[policy] for policy, prompts in prompts_by_policy for prompt in prompts)
+
+        if not whole(stored := answered()):
             with ExitStack() as held:
                 for key in sorted(table.key for table in tables.values()):  # in one order, so that no two wait for each other
                     held.enter_context(self.store.writing(key))
-                stored = {policy: answers_in(table) for policy, table in tables.items()}
-                self._generate(prompts_by_policy, sampling, tables, stored, label)
-                for table in tables.values():
-                    table.merge()
-                stored = {policy: answers_in(table) for policy, table in tables.items()}
+                if not whole(stored := answered()):  # nobody else has given them meanwhile
+                    self._generate(prompts_by_policy, sampling, tables, stored, label)
+                    for table in tables.values():
+                        table.merge()
+                    stored = answered()
         return [[stored[policy][prompt.name] for prompt in prompts] for policy, prompts in prompts_by_policy]
 
     def _generate(
@@ -143,11 +149,16 @@ class Tables:
         table = self._table("logps", logps_spec(policy, self.learner), policy)
         stored = logps_in(table)
         if any(row.name not in stored for row in rows):
-            with self.store.writing(table.key):
-                stored = logps_in(table)
-                self._score(policy, table, rows, stored, label)
-                table.merge()
-                stored = logps_in(table)
+            with ExitStack() as held:
+                for side in sorted({row.side for row in rows}):  # several may score at once, but not the same answers
+                    held.enter_context(self.store.writing(table.key, side))
+                with self.store.writing(table.key, patience=MERGING):  # not while another process merges
+                    stored = logps_in(table)
+                if any(row.name not in stored for row in rows):
+                    self._score(policy, table, rows, stored, label)
+                    with self.store.writing(table.key, patience=MERGING):
+                        table.merge()
+                        stored = logps_in(table)
         return np.array([stored[row.name] for row in rows])
 
     def _score(
@@ -190,9 +201,10 @@ class Tables:
         if any(row.name not in stored for row in rows):
             with self.store.writing(key):
                 stored = preferences_in(table)
-                passing = self._judge(table, list({row.name: row for row in rows}.values()), stored, label)
-                table.merge()
-                stored = {**passing, **preferences_in(table)}
+                if any(row.name not in stored for row in rows):
+                    passing = self._judge(table, list({row.name: row for row in rows}.values()), stored, label)
+                    table.merge()
+                    stored = {**passing, **preferences_in(table)}
         return [stored[row.name] for row in rows]
 
     def _judge(

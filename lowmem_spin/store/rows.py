@@ -61,6 +61,11 @@ class Scored:
         that was lost and came out differently are never taken for the new one's."""
         return self.prompt_id, self.completion, fingerprint(self.tokens)
 
+    @property
+    def side(self) -> str:
+        """Which answers it is one of: "chosen", or the key of a completions table."""
+        return self.completion.partition("/")[0]
+
 
 @dataclass(frozen=True)
 class Compared:

@@ -12,7 +12,8 @@
     store/aside/                        what did not read back, moved out of the way
     store/users/                        which run folders need what of it; see users.py
 
-Writes go to a temporary name and are renamed, so a file is whole or absent. A table has one writer at a time.
+Writes go to a temporary name and are renamed, so a file is whole or absent. A table has one writer at a time, a table of
+log-probs one for each kind of answers.
 """
 
 import contextlib
@@ -43,6 +44,7 @@ from lowmem_spin.store.table import Table
 from lowmem_spin.store.users import Users
 
 FREED = "freed-"  # begins the name, in aside/, of what is being deleted
+MERGING = 2.0  # seconds that it may take
 FORMAT = "1"  # of the store's layout; another number is another store
 
 
@@ -109,11 +111,14 @@ class Store:
         set_aside(path, self.root, why, then, self.notice)
 
     @contextlib.contextmanager
-    def writing(self, key: str) -> Iterator[None]:
-        """Hold the one right to write under `key`; released by the system if the process dies."""
-        lock = self._lock(key)
+    def writing(self, key: str, part: str | None = None, patience: float = 0.0) -> Iterator[None]:
+        """Hold the one right to write under `key`, or to a part of it; released by the system if the process dies.
+
+        That another process has it is said after `patience` seconds.
+        """
+        lock = self._lock(key, part)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=patience)
         except Timeout:
             self.notice(f"another process is computing {key}; waiting for it")
             lock.acquire()
@@ -122,8 +127,8 @@ class Store:
         finally:
             lock.release()
 
-    def _lock(self, key: str) -> FileLock:
-        place = self.place("locks", key, ".lock")
+    def _lock(self, key: str, part: str | None = None) -> FileLock:
+        place = self.place("locks", key, ".lock" if part is None else f"-{part}.lock")
         place.parent.mkdir(exist_ok=True)
         if place.is_dir():
             self.set_aside(place, "is a folder", "made again")
@@ -137,10 +142,12 @@ class Store:
         check_within(path, self.root)
         try:
             with contextlib.ExitStack() as held:
-                for key in filter(is_key, (path.stem, path.parent.name)):
-                    lock = self._lock(key)
-                    held.enter_context(lock.acquire(timeout=0))
-                    held.callback(Path(lock.lock_file).unlink, missing_ok=True)  # nothing is left that it is of
+                for key in filter(is_key, (path.stem.partition("-")[0], path.parent.name)):
+                    parts = [place.stem.partition("-")[2] for place in (self.root / "locks").glob(f"{key}-*.lock")]
+                    for part in (None, *parts):
+                        lock = self._lock(key, part)
+                        held.enter_context(lock.acquire(timeout=0))
+                        held.callback(Path(lock.lock_file).unlink, missing_ok=True)  # nothing is left that it is of
                 place = self.root / "aside" / f"{FREED}{path.name}-{uuid.uuid4().hex[:8]}"
                 place.parent.mkdir(exist_ok=True)
                 path.rename(place)

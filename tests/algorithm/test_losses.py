@@ -174,7 +174,7 @@ def test_every_loss_that_a_recipe_names_is_one_that_can_be_computed() -> None:
         ("game.loss=ipoo", "game.loss.name: 'ipoo' is unknown; known: dpo, ipo, ipo_length_normalized, hinge, slic"),
         ("game.loss.name=[1]", "game.loss.name: [1] is unknown"),
         ("game.loss=5", "game.loss: 5 cannot be used"),
-        ("game.loss=ipo_length_normalized", "game.loss.name: ipo_length_normalized needs a normalised reference"),
+        ("game.loss=ipo_length_normalized", "game.loss.name: ipo_length_normalized works only with game.alpha 0 or 1, or"),
     ],
 )  # fmt: skip
 def test_losses_that_are_none_get_one_line(override: str, line: str) -> None:
@@ -188,7 +188,7 @@ def test_the_refusals_remedy_works_and_a_name_alone_is_enough() -> None:
     def asked(*overrides: str) -> dict[str, Any]:
         return load_recipe(find_recipe("quickstart"), overrides).game.loss.model_dump()
 
-    assert asked("game.loss={name: ipo, tau: 0.1}") == asked("game.loss=ipo") == {"name": "ipo", "tau": 0.1}
+    assert asked("game.loss={name: ipo, tau: 0.1}") == asked("game.loss=ipo") == {"name": "ipo", "tau": 0.1, "targets": "hard"}
     assert asked("game.loss.name=hinge", "game.loss.beta=0.2") == {"name": "hinge", "beta": 0.2}
     assert asked("game.loss={beta: 0.2}") == {"name": "dpo", "beta": 0.2}  # as before there were others
     assert asked() == {"name": "dpo", "beta": 0.1}  # what the keys of every game so far say

@@ -149,8 +149,9 @@ def test_ipo_mds_mixture_ends_in_the_equilibrium_of_its_paper() -> None:
     np.testing.assert_allclose(own, equilibrium(tau), atol=1e-9)
 
 
-def test_an_amortised_mixture_is_the_same_game() -> None:
-    one, other = (played(shipped(NASH_MD, f"game.sampler={name}"), 4)[-1] for name in ("rejection", "gflownet"))
+@pytest.mark.parametrize("options", [(), IPO_MD], ids=["Nash-MD", "IPO-MD"])
+def test_an_amortised_mixture_is_the_same_game(options: tuple[str, ...]) -> None:
+    one, other = (played(shipped(NASH_MD, *options, f"game.sampler={name}"), 4)[-1] for name in ("rejection", "gflownet"))
     np.testing.assert_allclose(one, other, atol=1e-9)
 
 

@@ -300,6 +300,15 @@ def test_an_export_is_whole_or_absent(home: Path, game: run_folder.RunFolder, st
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "torn"]
 
 
+def test_a_sweeps_folder_leads_to_one_of_its_games(tmp_path: Path) -> None:
+    for name in ("alpha-1_seed-42", "alpha-0.5_seed-42"):
+        (tmp_path / "points" / name).mkdir(parents=True)
+        (tmp_path / "points" / name / "run.json").write_text("{}")
+    line = f"this is a sweep; give one of its games, such as {tmp_path}/points/alpha-0.5_seed-42"
+    with pytest.raises(InputError, match=re.escape(line)):
+        run_folder.read_run(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("command", "line"),
     [
@@ -463,3 +472,15 @@ def _chat(port: int, name: str, question: str) -> dict[str, Any]:
     return _ask(port, "chat/completions", {"model": name, "messages": messages, "temperature": 0, "max_tokens": 20})["choices"][
         0
     ]
+
+
+def test_a_chats_answers_may_be_longer_or_shorter_than_the_recipes(
+    game: run_folder.RunFolder, store: Store, voices: list[Voice]
+) -> None:
+    policies, notes = [run_folder.find_policy(game, store, "1")], []
+    short = open_voices(game, policies, run_folder.find_base(game, store), 0.0, 2)
+    talk(short, [QUESTIONS[5]], Console(file=io.StringIO()), notes.append)
+    assert notes == ["iterate 1: cut at 2 tokens; --max-new-tokens allows more"]
+    talk(voices[1:], [QUESTIONS[5]], Console(file=io.StringIO()), print)
+    whole, cut = (voice.messages[-1]["content"] for voice in (voices[1], short[0]))
+    assert whole.startswith(cut) and len(cut) < len(whole)

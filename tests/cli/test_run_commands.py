@@ -198,3 +198,10 @@ def test_a_narrow_terminal_breaks_no_word_and_shares_have_a_unit() -> None:
     console.print(overview_grid(games, Path("runs")).table("Games"))
     words = set(console.file.getvalue().split())
     assert {"quickstart_with_a_name", "finished:", "iterates", "iterate", "exact", "match"} <= words
+
+
+@pytest.mark.parametrize("before", [[], ["--set=game.history=2"], ["--set", "game.history=2"]])
+def test_a_setting_without_its_option_is_led_to_it(before: list[str]) -> None:
+    refused = call("run", "quickstart", *before, "game.alpha=0.5")
+    assert (refused.returncode, refused.stderr) == (2, "error: 'game.alpha=0.5': did you mean --set game.alpha=0.5?\n")
+    assert "--set" not in call("run", "quickstart", "--set", "game.alpha=2").stderr

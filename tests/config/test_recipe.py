@@ -82,7 +82,27 @@ def test_the_nights_recipe_is_the_papers_with_fewer_pairs_and_epochs() -> None:
     [
         ("game.alfa=0.9", "game.alfa: unknown field; did you mean alpha?"),
         ("gmae.alpha=0.9", "gmae: unknown field; did you mean game?"),
-        ("training.lora.rank=4", "training.lora.rank: unknown field; known here: r, lora_alpha, dropout, target_modules"),
+        ("training.lora.size=4", "training.lora.size: unknown field; known here: r, lora_alpha, dropout, target_modules"),
+        ("training.lora.rank=4", "training.lora.rank: unknown field; did you mean training.lora.r?"),
+        ("training.lr=1e-4", "training.lr: unknown field; did you mean training.learning_rate?"),
+        ("alpha=0.9", "alpha: unknown field; did you mean game.alpha?"),
+        ("game.beta=0.1", "game.beta: unknown field; did you mean game.loss.beta?"),
+        (
+            "model=x",
+            "model: 'x' cannot be used: this is a section; write model: {name_or_path: x}, with the fields name_or_path,",
+        ),
+        ("warm_start=true", "this is a section; write warm_start: {rows: ...}, with the fields rows, num_train_epochs, lear"),
+        ("game.loss=3", "write a name alone or game.loss: {name: ...}; known: dpo, ipo, ipo_length_normalized, hinge, slic, "),
+        ("game.history=all", "game.history: 'all' cannot be used: Input should be a valid integer or 'inf'"),
+        (
+            "training={lr: 1, epoks: 2, lora: {rang: 1}}",
+            "training.lora.rang: unknown field; known here: r, lora_alpha, dropout, target_modules (also unknown: training.lr, "
+            "training.epoks)",
+        ),
+        (
+            "game={alpha: 2, pairs: 0}",
+            "game.alpha: 2 cannot be used: Input should be less than or equal to 1 (also wrong: game.pairs)",
+        ),
         ("game.alpha=1.5", "game.alpha: 1.5 cannot be used: Input should be less than or equal to 1"),
         ("game.history=0", "game.history: 0 cannot be used"),
         ("game.history=ever", "game.history: 'ever' cannot be used"),
@@ -153,6 +173,11 @@ def test_wrong_values_get_one_line(override: str, line: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_name_alone_takes_options() -> None:
+    named = load_recipe(QUICKSTART, ["game.loss=ipo", "game.loss.tau=0.2"])
+    assert named.game == load_recipe(QUICKSTART, ["game.loss={name: ipo, tau: 0.2}"]).game
+
+
 def test_what_goes_through_the_model_at_once() -> None:
     """By hand: prompts of 100 tokens, answers of 50. Not over 4,096 unless it is said, and never less than one pair."""
     lengths = ["data.max_prompt_length=100", "data.max_completion_length=50", "generation.max_new_tokens=20"]
@@ -191,11 +216,14 @@ LOSS = "game.loss={name: sppo, eta: 10}"
         ([*SPPO, "game.oracle={name: function, model: m}"], "game.oracle.model: unknown field; known here: name, function"),
         ([*SPPO, "game.oracle={name: pairrm, function: f}"], "game.oracle.function: unknown field; known here: name, model"),
         ([*SPPO, "game.oracle=reward_model"], "game.oracle.model: missing; add it"),
-        ([*SPPO, "game.alpha=0.9", LOSS], "sppo needs a normalised reference, and a geometric mixture with alpha 0.9 is not"),
-        (["game.alpha=0.9", LOSS], "use game.reference arithmetic, or game.alpha 0 or 1"),
+        ([*SPPO, "game.alpha=0.9", LOSS], "not with game.alpha 0.9; game.normalizer estimated allows any"),
+        (
+            ["game.alpha=0.9", LOSS],
+            "game.loss.name: sppo works only with game.alpha 0 or 1, or with game.reference arithmetic, not",
+        ),
         (
             [*SPPO, LOSS, "game.reference_over=history"],
-            "sppo needs a normalised reference, and a geometric mixture with alpha 1.0 over history is not",
+            "sppo works only with game.alpha 0, or with game.reference arithmetic, not with game.alpha 1.0 over history",
         ),
         ([*SPPO, "game.samples=1"], "game.samples: 1 cannot be used: Input should be greater than or equal to 2"),
         (
@@ -213,7 +241,7 @@ LOSS = "game.loss={name: sppo, eta: 10}"
         ),
         (
             [*SPPO, LOSS, "game.sampler=smc", "game.alpha=0.9"],
-            "alpha 0.9 is not (its constant cancels only between sums); use game.reference arithmetic, or game.alpha 0 or 1",
+            "works only with game.alpha 0 or 1, or with game.reference arithmetic, not with game.alpha 0.9",
         ),
         (
             [*SPPO, LOSS, "game.sampler=smc", "game.mixture_alpha=0.9", "game.regularizer={chi2: 1, importance: corrected}"],

@@ -65,7 +65,8 @@ def run(recipe: str, folder: Path, **environment: str) -> str:
 def test_offline_every_recipe_says_so(recipe: str, tmp_path: Path) -> None:
     line = run(recipe, tmp_path)
     assert "model.name_or_path" in line
-    assert "offline mode is on; connect, or run `hf download" in line
+    assert "offline mode is on; check the spelling, and connect, or run `hf download" in line
+    assert line.endswith("` first; where it is gated, accept its licence on its hub page and set HF_TOKEN before\n")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,12 @@ def test_offline_every_recipe_says_so(recipe: str, tmp_path: Path) -> None:
         ),
         (404, 404, "RevisionNotFound", ["has no revision"]),
         (200, 404, "EntryNotFound", ["'google/gemma-2b' is no model: it has no config.json"]),
-        (503, 503, "", ["the hub cannot be reached; connect, or run `hf download google/gemma-2b` first"]),
+        (
+            503,
+            503,
+            "",
+            ["the hub cannot be reached; check the spelling, and connect, or run `hf download google/gemma-2b` first"],
+        ),
     ],
     ids=["licence", "token", "unknown", "revision", "file", "down"],
 )

@@ -75,7 +75,16 @@ SPOKEN = "\n\nHuman: sort: cab\n\nAssistant: "
             ]
         ),
         ({"chosen": f"{SPOKEN}abc"}, "chosen"),
-        ({"question": "sort: cab", "chosen": "abc"}, "chosen"),
+        ({"question": "sort: cab", "chosen": "abc"}, "question and chosen"),
+        (
+            {"prompt": "sort: cab", "chosen": "abc", "rejected": "cab"},
+            "prompt and chosen ('rejected' is not used: for DPO on these pairs set game.algorithm=offline)",
+        ),
+        (
+            {"real": [ASKED, RIGHT], "generated": [ASKED, WRONG], "n": 1},
+            "real, as in SPIN's data ('generated' is not used: for DPO on these pairs set game.algorithm=offline)"
+            " (its other columns are not read: n)",
+        ),
         (
             {"messages": [ASKED, RIGHT], "prompt": "x", "completion": "y"},
             "messages (its other columns are not read: prompt, completion)",
@@ -87,7 +96,7 @@ def test_every_layout_gives_the_same_row(tmp_path: Path, renderer: Renderer, row
     assert renderer.tokenizer.decode(rows.prompt(0)) == "<bos><user>sort: cab<end_of_turn><model>"
     assert renderer.tokenizer.decode(rows.chosen(0)) == "abc<end_of_turn>"
     assert (rows.completions, rows.messages(0)) == (["abc"], [ASKED])
-    assert rows.counts_line() == f"read as {read_as}: 1 rows read"
+    assert rows.counts_lines(Data(path="x")) == [f"read as {read_as}: 1 row read"]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +148,7 @@ def test_the_recipes_system_message_and_columns(tmp_path: Path, renderer: Render
     rows = read(tmp_path, renderer, content, columns=columns, system_prompt="be kind")
     assert [rows.messages(place) for place in range(2)] == [[{**SYSTEM, "content": "be kind"}, user("q")], [SYSTEM, user("q")]]
     assert rows.counts["with a system message of their own in place of data.system_prompt"] == 1
-    assert "read as prompt and completion (its other columns are not read: messages)" in rows.counts_line()
+    assert rows.layouts == ["prompt and completion (its other columns are not read: messages)"]
 
 
 def chat(*messages: Any, **columns: Any) -> dict[str, Any]:
@@ -268,7 +277,7 @@ def test_every_kind_of_file_gives_the_same_rows_as_text(tmp_path: Path, renderer
         (
             "d.jsonl",
             lines({"prompt": "p", "completion": " "}),
-            "no usable row: 1 with an empty answer, left out (first: line 1)",
+            "no usable row: 1 row with an empty answer, left out (first: line 1)",
         ),
         ("d.jsonl", lines({"prompt": "p" * 600, "completion": "c"}), "every prompt is over data.max_prompt_length 512"),
         (
@@ -292,7 +301,7 @@ def test_every_kind_of_file_gives_the_same_rows_as_text(tmp_path: Path, renderer
         (
             "d.csv",
             b'prompt,completion\na,b\n"c,d\ne,f\n',
-            "2 with faulty quotes, left out (first: line 3, unexpected end of data)",
+            "2 rows with faulty quotes, left out (first: line 3, unexpected end of data)",
         ),
         ("d.jsonl.gz", gzip.compress(lines(*TWO), mtime=0)[:-9], "is not a whole gzip file: Compressed file ended"),
         ("d.jsonl.gz", lines(*TWO), "is not a whole gzip file: Not a gzipped file"),
@@ -321,6 +330,27 @@ def test_columns_that_do_not_do_are_one_line(
     with pytest.raises(InputError) as error:
         read(tmp_path, renderer, lines({"Frage": "p", "Antwort": "c"}), columns=columns, asked=asked)
     assert line in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        (
+            {"prompt": "p", "completion": "c", "category": "x"},
+            "has prompt and completion and no other answer; game.algorithm offline needs the columns chosen and rejected; "
+            "for this file set game.algorithm alpha-spin",
+        ),
+        ({"prompt": "p", "good": "c", "bad": "d"}, "for instance data.columns={prompt: prompt, chosen: good, rejected: bad}"),
+        (
+            {"category": "x", "prompt": "p", "better": "c"},
+            "for instance data.columns={prompt: prompt, chosen: ..., rejected: ...}",
+        ),
+    ],
+)
+def test_pairs_are_asked_for_where_there_are_none(tmp_path: Path, renderer: Renderer, row: dict[str, str], line: str) -> None:
+    with pytest.raises(InputError) as error:
+        read(tmp_path, renderer, lines(row), asked={"with_rejected": True})
+    assert str(error.value).endswith(line)
 
 
 def test_faulty_rows_of_a_csv_cost_no_more_than_their_lines(tmp_path: Path, renderer: Renderer) -> None:
@@ -386,6 +416,10 @@ def test_rows_that_occur_again_are_counted(tmp_path: Path, renderer: Renderer) -
     again = {"rows that occurred before": 1, "rows whose prompt occurred before with another answer": 1}
     assert rows.counts == {"rows read": 4, **again}
     assert list(rows.first.values()) == ["line 1", "line 2", "line 3"]
+    assert rows.counts_lines(Data(path="x"))[1:] == [
+        "1 duplicate row (first: line 2)",
+        "1 row with an earlier prompt and another answer (first: line 3)",
+    ]
     held = read(tmp_path, renderer, lines(*({"prompt": p, "completion": c} for p, c in ["pa", "qb", "ra"])))
     assert overlap(rows, range(4), held, range(3)) == (1, 2)
     assert overlap(rows, [3], held, range(3)) == (0, 1)

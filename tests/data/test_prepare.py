@@ -117,6 +117,11 @@ def test_long_prompts_are_counted_and_left_out_and_long_answers_lose_their_end(t
     rows = [{"prompt": "p" * size, "completion": "c" * size} for size in (3, 30, 60)]
     kept = prepared(write(tmp_path / "d.jsonl", rows), tokenizer, max_prompt_length=40, max_completion_length=20)
     assert kept.counts == {"rows read": 3, "prompts over the limit, left out": 1, "answers over the limit, ended early": 1}
+    assert kept.counts_lines(Data(path="x", max_prompt_length=40, max_completion_length=1024)) == [
+        "read as prompt and completion: 3 rows read, 2 used",
+        "1 completion cut to data.max_completion_length (1,024 tokens) (first: line 2)",
+        "1 prompt longer than data.max_prompt_length (40 tokens), left out (first: line 3)",
+    ]
     assert kept.table["truncated"].to_pylist() == [False, True]
     assert tokenizer.decode(kept.chosen(1)) == "c" * 20  # no end of turn that the data does not have there
 

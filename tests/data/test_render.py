@@ -427,12 +427,13 @@ def test_what_was_done_to_rows_is_counted_with_the_place_of_the_first(tmp_path: 
     renderer = Renderer(AutoTokenizer.from_pretrained(quickstart / "base"), "gemma")
     source = Source(str(tmp_path / "d.jsonl"), None, "test")
     table = prepare(source, Data(path="x"), "data.path", "train", "category", renderer)
-    assert Rows(table).counts_line() == (
-        "read as messages: 4 rows read, 1 answers that carried their end token, which is taken as the end (first: line 2), "
-        "1 conversations with control tokens in their texts, taken as plain text (first: line 2), "
-        "1 with turns of tools or functions, left out (first: line 3), "
-        "1 system texts put before the first user turn (first: line 4)"
-    )
+    assert Rows(table).counts_lines(Data(path="x")) == [
+        "read as messages: 4 rows read, 3 used",
+        "1 answers that carried their end token, which is taken as the end (first: line 2)",
+        "1 conversations with control tokens in their texts, taken as plain text (first: line 2)",
+        "1 row with turns of tools or functions, left out (first: line 3)",
+        "1 system texts put before the first user turn (first: line 4)",
+    ]
 
 
 def test_a_row_over_which_a_template_does_not_end_ends_the_game_in_one_line(

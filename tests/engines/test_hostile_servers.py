@@ -420,9 +420,14 @@ def test_a_refusal_has_no_login_in_it(said: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "line"), [(None, "is not set; export it"), (f"{KEY}\n{KEY}", "has a character that no header can carry")]
+    ("value", "line"),
+    [
+        (None, "api_key_env: the environment variable 'A_KEY' is not set; export it"),
+        (f"{KEY}\n{KEY}", "api_key_env: the key in 'A_KEY' has a character that no header can carry"),
+        (KEY, "base_url: 'http://localhost:9/v1' cannot be reached: All connection attempts failed; start its server, or"),
+    ],
 )
-def test_a_game_is_not_begun_without_its_judges_key(
+def test_a_game_is_not_begun_without_its_judge(
     value: str | None, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The judge would be asked after hours."""
@@ -430,7 +435,7 @@ def test_a_game_is_not_begun_without_its_judges_key(
     if value is not None:
         monkeypatch.setenv("A_KEY", value)
     refused = play(tmp_path, "game.oracle={name: judge, base_url: 'http://localhost:9/v1', model: m, api_key_env: A_KEY}")
-    assert_one_line(refused, "error: game.oracle.api_key_env: ", "'A_KEY'", line)
+    assert_one_line(refused, f"error: game.oracle.{line}")
     assert KEY not in refused.stderr and not (tmp_path / "run").exists()
 
 

@@ -27,3 +27,17 @@ def test_the_memory_gauge_says_what_the_driver_says(tmp_path: Path, monkeypatch:
         assert gauge() == []
     finally:
         machine.unchanging.cache_clear()
+
+
+@pytest.mark.parametrize(("visible", "count"), [(None, 2), ("0", 1), ("1,0", 2), ("0,1,2", 2), ("", 0)])
+def test_gpus_are_counted_that_this_process_may_see(
+    visible: str | None, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert machine.visible_gpus() == count

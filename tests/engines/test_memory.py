@@ -20,6 +20,7 @@ from lowmem_spin.engines.known_models import CONFIGS, MODELS
 from lowmem_spin.engines.loading import load_base
 from lowmem_spin.engines.memory import CARDS, Shape, advice, peak, read_shape, stage_memory
 from lowmem_spin.engines.training.logps import collate, completion_logps
+from lowmem_spin.runner.planning.calibration import known_gpu
 
 GEMMA_2B = Shape(18, 2048, 16384, 8, 1, 256, 256000, True)
 PUBLISHED = {  # parameters, as the models' own pages count them
@@ -174,6 +175,11 @@ def test_without_a_hub_a_plan_has_hours_and_memory_for_a_card(tmp_path: Path) ->
 
 
 def test_a_card_that_is_not_known_is_one_line() -> None:
-    result = call("plan", "quickstart", "--gpu", "9090")
-    assert result.returncode == 2
-    assert result.stderr.strip().endswith("--gpu: '9090' is not known; known: 4090, 3090, T4, A100, H100, H200")
+    with pytest.raises(InputError) as error:
+        known_gpu("RTX 9090")
+    assert str(error.value) == (
+        "--gpu: 'RTX 9090' is not known; known: 4090, 3090, T4, A100, H100, H200; choose the nearest, and set runtime.vram_gb "
+        "to what yours has"
+    )
+    known = {name: known_gpu(name) for name in ("RTX4090", "NVIDIA GeForce RTX 3090", "Tesla T4", "h100")}
+    assert list(known.values()) == ["4090", "3090", "T4", "H100"]

@@ -18,7 +18,7 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.config.training_config import Training
 from lowmem_spin.engines.loading import without_dropout
 from lowmem_spin.engines.training.optimizer import check_names, try_optimizer
-from lowmem_spin.engines.training.trial import SURE_OPTIMIZERS, SURE_SCHEDULES, check_optimizer
+from lowmem_spin.engines.training.trial import SURE_OPTIMIZERS, SURE_SCHEDULES, check_optimizer, warmup_note
 
 STEPS = 24
 LOSS = {"name": "dpo", "beta": 0.1}
@@ -124,6 +124,28 @@ def test_options_are_those_that_are_trained_with(quickstart: Path, tmp_path: Pat
     engine.train(None, some_pairs(8), LOSS, plain, tmp_path / "sgd", lambda *told: None)
     state = torch.load(tmp_path / "sgd" / "checkpoint-6" / "optimizer.pt", weights_only=True)
     assert {(group["momentum"], group["nesterov"]) for group in state["param_groups"]} == {(0.9, True)}
+
+
+@pytest.mark.parametrize(("begins", "rises"), [("zero", [0, 1 / 3, 2 / 3]), ("first_step", [1 / 4, 2 / 4, 3 / 4])])
+def test_a_warm_up_begins_where_the_recipe_says(quickstart: Path, tmp_path: Path, begins: str, rises: list[float]) -> None:
+    engine, settings = open_hf(quickstart / "base"), {**SETTINGS, "warmup_ratio": 0.5, "warmup_from": begins}
+    _, metrics = engine.train(None, some_pairs(8), LOSS, settings, tmp_path, lambda *told: None)
+    rates = [record["learning_rate"] / 1e-3 for record in metrics]
+    assert rates == pytest.approx([*rises, 1, 3 / 4, 1 / 4])  # of the cosine, whose peak stays where it is
+
+
+def test_a_first_step_that_is_wasted_is_told_and_the_default_is_in_no_key() -> None:
+    def note(pairs: int, **training: Any) -> list[str]:
+        content = {"model": {"name_or_path": "m"}, "data": {"path": "d"}, "game": {"pairs": pairs}, "training": training}
+        return warmup_note(Recipe.model_validate(content))
+
+    assert note(64 * 8) == [
+        "training.warmup_from: zero, so the first of 8 optimiser steps has learning rate 0 and changes nothing; with "
+        "first_step it learns"
+    ]
+    assert [note(64 * 32), note(64 * 4), note(64 * 8, warmup_from="first_step"), note(64 * 8, warmup_ratio=0)] == [[]] * 4
+    assert "warmup_from" not in training_settings(Training(), 0)
+    assert training_settings(Training(warmup_from="first_step"), 0)["warmup_from"] == "first_step"
 
 
 SIZES: Any = {"vocab_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

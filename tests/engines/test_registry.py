@@ -93,7 +93,7 @@ def test_what_an_engine_cannot_do_is_refused_by_its_entry(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("extra", "command"), [(None, "pip install no_such_package"), ("gpu", "pip install 'lowmem-spin[gpu]'")]
+    ("extra", "command"), [(None, "`pip install no_such_package`"), ("gpu", "in your clone: `pip install -e '.[gpu]'`")]
 )
 def test_a_package_that_is_missing_is_named(extra: str | None, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = Engine("toy", ("training",), "nowhere:Nothing", TOY.opened_with, TOY.memory, package="no_such_package", extra=extra)
@@ -101,7 +101,7 @@ def test_a_package_that_is_missing_is_named(extra: str | None, command: str, mon
     rest: Any = (None,) * 5
     with pytest.raises(InputError) as error:
         open_engine("toy", *rest)
-    assert str(error.value) == f"training.engine: 'toy' is not installed; `{command}`, or use hf"
+    assert str(error.value) == f"training.engine: 'toy' is not installed; {command}, or use hf"
 
 
 def test_what_an_entry_says_of_its_memory_decides_who_may_stay_on_the_gpu() -> None:

@@ -556,7 +556,11 @@ def test_gc_frees_results_of_policies_that_no_run_has(measured: Path) -> None:
         ({"include": "."}, "base", "--include-path: '.' has no task: no YAML file there"),
         ({"tasks": ["torn"]}, "base", "--task 'torn': does not load (FileNotFoundError: "),
         ({"tasks": ["skill"]}, "base", "--task 'skill': lm-evaluation-harness has no such task, and '"),
-        ({"tasks": [], "suites": ["leaderboard"]}, "base", "--suite leaderboard 'arc_challenge': does not load ("),
+        (
+            {"tasks": [], "suites": ["leaderboard"]},
+            "base",
+            "--suite leaderboard 'arc_challenge': cannot reach the Hugging Face hub, ",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(
@@ -585,11 +589,13 @@ def test_what_cannot_be_measured_is_one_line(
 def test_without_the_extra_one_line_says_what_to_install(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(points(home)[0], tmp_path / "run", symlinks=False)
     done = without(["lm_eval"], ["evaluate", str(tmp_path / "run"), "--suite", "leaderboard"])
-    line = "--suite leaderboard: lm-evaluation-harness is not installed; `pip install 'lowmem-spin[eval]'`\n"
+    line = "--suite leaderboard: lm-evaluation-harness is not installed; in your clone: `pip install -e '.[eval]'`\n"
     assert (done.returncode, done.stderr) == (2, f"error: {line}")
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
-    with pytest.raises(InputError, match=r"--suite diversity: sacrebleu is not installed; `pip install 'lowmem-spin\[eval\]'`"):
+    with pytest.raises(
+        InputError, match=r"--suite diversity: sacrebleu is not installed; in your clone: `pip install -e '\.\[eval\]'`"
+    ):
         evaluate(tmp_path / "run", EvaluationRequest(["diversity"]), "all", quiet())
     recipe = run_folder.read_run(tmp_path / "run").recipe  # refused before a game is played
     for name, missing in (("diversity", "sacrebleu"), ("gsm8k", "lm-evaluation-harness")):

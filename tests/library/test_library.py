@@ -86,7 +86,7 @@ def test_a_table_has_the_numbers_of_the_metrics_file(run: ls.Run, whole: Path) -
             assert table.loc[record["name"], name] == metrics.loc[record["name"], name] == record[name], name
         assert metrics.loc[record["name"], "samples"] == record["samples"]
     assert set(numbers) <= set(known.index) and (known["meaning"].str.len() > 20).all()
-    assert known["unit"].to_dict()["length"] == "tokens" and set(known["unit"]) == {"share", "nats", "tokens", ""}
+    assert known["unit"].to_dict()["length"] == "tokens" and set(known["unit"]) == {"share", "nats", "tokens", "points", ""}
 
 
 def test_loading_and_reading_changes_nothing_on_the_disk(run: ls.Run, whole: Path) -> None:

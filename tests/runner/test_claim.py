@@ -179,19 +179,20 @@ def test_another_game_is_refused_and_replaces_only_when_asked(copy: Path) -> Non
     begin(copy)  # nothing of the other is there yet that could be lost
 
 
-@pytest.mark.parametrize("command", ["run", "sweep"])
+@pytest.mark.parametrize(("command", "axis"), [("run", []), ("sweep", ["--alpha=1"])])
 def test_the_command_line_replaces_and_trusts_only_when_asked(
-    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: str, axis: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = []
 
     def played(*given: Any) -> None:
-        asked.append((given[-2], given[-1].given))
+        replace, trust = given[3:5]
+        asked.append((replace, trust.given))
         raise InputError("not now")
 
     monkeypatch.setattr(play, command, played)
     for options in ([], ["--replace"], ["--trust"]):
-        assert call(command, "quickstart", f"--set=output.dir={tmp_path / 'run'}", *options).returncode == 2
+        assert call(command, "quickstart", f"--set=output.dir={tmp_path / 'run'}", *axis, *options).returncode == 2
     assert asked == [(False, False), (True, False), (False, True)]
 
 
@@ -259,7 +260,7 @@ def test_copies_of_iterates_are_known_where_a_file_system_has_no_links(copy: Pat
     monkeypatch.setattr(Path, "symlink_to", refuse)
     for _ in range(2):
         for stage in trained:
-            link_iterate(game(copy), stage, copy / "store" / "adapters" / stage.policy)
+            link_iterate(game(copy), stage)
     names = sorted(path.name for path in (copy / "run" / "iterates").iterdir())
     assert names == ["0", "1"] and not any((copy / "run" / "iterates" / name).is_symlink() for name in names)
     begin(copy)
@@ -298,8 +299,8 @@ def test_links_that_lead_elsewhere_are_put_right(copy: Path, tmp_path: Path) -> 
         (copy / "run" / "iterates" / name).symlink_to(target)
         going_on, notices = begin(copy).game, list[str]()
         going_on.store.notice = notices.append
-        for stage, place in zip(trained, places, strict=True):
-            link_iterate(going_on, stage, place)
+        for stage in trained:
+            link_iterate(going_on, stage)
         assert [(copy / "run" / "iterates" / number).resolve() for number in "01"] == places
         assert [notice.partition(" led to ")[0] for notice in notices] == [str(copy / "run" / "iterates" / name)] * said
     assert content(tmp_path / "mine") == {"notes": b"mine"}

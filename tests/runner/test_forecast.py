@@ -25,7 +25,7 @@ SPPO = ["game.algorithm=sppo", "game.alpha=1", "game.oracle=function", "game.his
 def test_what_is_expected_is_what_is_computed(overrides: list[str], tmp_path: Path) -> None:
     """Every step's rows by kind, in an empty store; and nothing at all once it is full."""
     game = opened(tmp_path, "game.iterations=2", "training.num_train_epochs=2", *overrides)
-    expected = steps_ahead([(game, stage) for stage in game.stages])
+    expected = [step.rows for step in steps_ahead([(game, stage, False) for stage in game.stages])]
     display = game.tables.progress
     assert isinstance(display, Display)
     player = Player(game, display, {})
@@ -39,11 +39,11 @@ def test_what_is_expected_is_what_is_computed(overrides: list[str], tmp_path: Pa
 
 def test_two_games_are_expected_to_share(tmp_path: Path) -> None:
     one, other = (opened(tmp_path, "game.iterations=2", f"game.alpha={alpha}") for alpha in (0.5, 0.9))
-    alone = steps_ahead([(one, stage) for stage in one.stages])
-    both = steps_ahead([(game, stage) for game in (one, other) for stage in game.stages])
+    alone = steps_ahead([(one, stage, False) for stage in one.stages])
+    both = steps_ahead([(game, stage, False) for game in (one, other) for stage in game.stages])
     assert both[: len(alone)] == alone
-    total = [sum(step.get("train", 0) for step in steps) for steps in (alone, both)]
-    first = next(step["train"] for step in alone if step.get("train"))
+    total = [sum(step.rows.get("train", 0) for step in steps) for steps in (alone, both)]
+    first = next(step.rows["train"] for step in alone if step.rows.get("train"))
     assert total[1] == 2 * total[0] - first  # iterate 0 does not depend on alpha
 
 

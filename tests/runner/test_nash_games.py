@@ -35,7 +35,7 @@ data: {{path: {folder}/rows.jsonl}}
 game:
   algorithm: sppo
   oracle: {{function: '{folder}/mine.py:score'}}
-  sampler: {{name: rejection, proposals: 2}}
+  sampler: {{name: rejection, proposals: 1}}
   mixture_alpha: 0.6
   alpha: 0.8
   samples: 3
@@ -106,7 +106,7 @@ def test_all_answers_that_are_judged_are_draws_of_the_mixture_each_with_a_seed_o
         [rows[prompt]["prompt"] for prompt, _ in found],
         [number(key, *name) for name in found],
         Target(ALPHA, Sampling(1.0, 1.0, None, CAP, 0, {}), frozenset({END})),
-        proposals=2,
+        proposals=1,
     )
     assert [row["tokens"] for row in found.values()] == [draw.tokens or [] for draw in draws]
     assert [row["finish_reason"] for row in found.values()] == [draw.finish_reason for draw in draws]
@@ -126,7 +126,7 @@ def test_many_draws_have_the_listed_probabilities_and_know_nothing_of_each_other
     ((answers),) = game.tables.answers([(first, asked)], source(second).sampling, "many")
     accepted = [tuple(ids(answer.tokens)) for answer in answers if answer.finish_reason != "rejected"]
     missing = 1 - len(accepted) / len(answers)
-    assert missing == pytest.approx((1 - z) ** 2, abs=4 * math.sqrt((1 - z) ** 2 / len(answers)) + 1e-9) and missing > 0.01
+    assert missing == pytest.approx(1 - z, abs=4 * math.sqrt(z * (1 - z) / len(answers))) and missing > 0.1
 
     observed = np.array([accepted.count(answer) for answer in space])
     assert observed.sum() == len(accepted)
@@ -163,7 +163,9 @@ def test_pairs_are_the_best_and_the_worst_where_no_answer_is_missing(game: OpenG
         by_prompt.setdefault(row["prompt_id"], []).append(row)
     pairs = training_pairs(game, second)
     prompts = [game.rows.train.ids[place] for place in game.positions(source(second).draw)]
-    whole = [prompt for prompt in prompts if all(row["finish_reason"] != "rejected" for row in by_prompt[prompt])]
+    lacking = [sum(row["finish_reason"] == "rejected" for row in by_prompt[prompt]) for prompt in prompts]
+    whole = [prompt for prompt, lacks in zip(prompts, lacking, strict=True) if not lacks]
+    assert max(lacking) > 1
     assert 0 < len(whole) == len(pairs) == game.store.manifest(second.policy)["rows"] < PAIRS
     policies = Plain(Path(base), updates(store / "adapters" / source(second).policy)), Plain(Path(base))
     losses, leads = [], []

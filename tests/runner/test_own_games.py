@@ -238,13 +238,13 @@ def test_a_plan_runs_no_loss_and_rules_only_when_they_are_trusted(words: list[st
     assert call("plan", *fits, *sets(LOSS, *RULES)).returncode == 0  # it is remembered
 
 
-@pytest.mark.parametrize("command", ["run", "sweep"])
-def test_a_game_runs_them_after_trust_and_what_one_file_has_is_asked_for_once(command: str, words: list[str]) -> None:
+@pytest.mark.parametrize("command", [["run"], ["sweep", "--grid=training.learning_rate=1e-4"]])
+def test_a_game_runs_them_after_trust_and_what_one_file_has_is_asked_for_once(command: list[str], words: list[str]) -> None:
     asked = "game.loss.function, game.opponents.function, game.reference.function: the code in '"
-    refused = call(command, *words, *sets(LOSS, *RULES))
+    refused = call(*command, *words, *sets(LOSS, *RULES))
     assert_one_line(refused, asked, "mine.py' (", "read it, then add --trust")
     assert refused.stderr.count("mine.py") == 1 and not ran()
-    result = call(command, *words, *sets(LOSS, *RULES), "--trust")
+    result = call(*command, *words, *sets(LOSS, *RULES), "--trust")
     assert result.returncode == 2 and "game.pairs: 1000000 prompts asked of" in result.stderr and ran()
 
 

@@ -213,6 +213,7 @@ def test_one_points_failure_does_not_stop_the_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        ([], "error: sweep quickstart: there is nothing to vary; add --alpha, --history, --grid or --seeds, or play this one"),
         (["--alpha", ""], "--grid 'game.alpha=': write it as field=value,value"),
         (["--alpha", "0.5,2"], "game.alpha: 2 cannot be used"),
         (["--grid", "game.aplha=1,2"], "did you mean alpha?"),

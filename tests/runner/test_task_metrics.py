@@ -161,7 +161,8 @@ def test_a_game_is_measured_by_its_metric_and_no_policy_is_another(tmp_path: Pat
         loose["contains"] > one["exact_match"] for one, loose in zip(exact, within, strict=True)
     )
     run = read_run(tmp_path / "contains")
-    assert run_grid(run).headings[:4] == ["policy", "contains, %", "gain", "log-prob of data, nats"]
+    assert run_grid(run).headings[:4] == ["policy", "contains, %", "gain, %", "log-prob of data, nats"]
+    assert run_grid(run, brief=True).headings[3] == "log-prob\nof data, nats"  # the table's title says %
     assert "sampled" not in str(terminal_table(run)) and "share of answers that contain the data's" in verdict(run)[0]
     assert run.base.categories, "by category, too"
     folder_names = {run.folder.name for run in (read_run(tmp_path / name) for name in metrics)}

@@ -174,4 +174,8 @@ def test_a_tracker_that_is_not_installed_is_one_line(tmp_path: Path) -> None:
     missing = next((name for name in ("mlflow", "trackio", "wandb") if find_spec(name) is None), None)
     if missing is None:
         pytest.skip("all of them are installed")
-    assert_one_line(play(tmp_path, f"output.report_to={missing}"), "output.report_to", f"pip install 'lowmem-spin[{missing}]'")
+    assert_one_line(
+        play(tmp_path, f"output.report_to={missing}"),
+        "output.report_to",
+        f"in your clone: `pip install -e '.[{missing}]'`, or use none",
+    )

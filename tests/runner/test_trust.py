@@ -70,22 +70,22 @@ def test_a_look_at_a_recipe_runs_nothing_of_it(words: list[str], tmp_path: Path)
     assert not ran()
 
 
-@pytest.mark.parametrize("command", ["run", "sweep"])
-def test_code_is_trusted_by_its_content_once(command: str, words: list[str], tmp_path: Path, state: Path) -> None:
+@pytest.mark.parametrize("command", [["run"], ["sweep", "--grid=training.learning_rate=1e-4"]])
+def test_code_is_trusted_by_its_content_once(command: list[str], words: list[str], tmp_path: Path, state: Path) -> None:
     refusal = ["game.oracle.function: the code in '", "evil.py:judge' (", ") would be run here; read it, then add --trust"]
     for _ in range(2):  # a refusal is not remembered
-        refused = call(command, *words)
+        refused = call(*command, *words)
         assert_one_line(refused, *refusal)
         assert refused.stderr.startswith(f"error: {refusal[0]}") and "failed" not in refused.stdout  # no point of a sweep did
     assert not (tmp_path / "run").exists() and not list(tmp_path.glob("store/*/*"))
     pairs = "game.pairs: 1000000 prompts asked of"
     for option in (["--trust"], []):  # now it is, and the same command gets further
-        result = call(command, *words, *option)
+        result = call(*command, *words, *option)
         assert result.returncode == 2 and pairs in result.stderr, result
     (line,) = state.read_text().splitlines()
     assert json.loads(line).keys() == {"hash", "what", "path", "date"}
     (tmp_path / "evil.py").write_text(f"{ORACLE}\n")
-    assert_one_line(call(command, *words), *refusal)
+    assert_one_line(call(*command, *words), *refusal)
     assert not ran()
 
 

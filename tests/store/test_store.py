@@ -233,6 +233,20 @@ def test_one_writer_at_a_time(store: Store, said: list[str]) -> None:
     assert "another process" in said[0]
 
 
+def test_parts_of_a_table_have_writers_of_their_own_and_are_not_freed_under_them(store: Store, said: list[str]) -> None:
+    key = digest("a table")
+    made = store.place("logps", key)
+    made.mkdir(parents=True)
+    other = Store(store.root, said.append)
+    with store.writing(key, "chosen"):
+        with other.writing(key, digest("answers")), other.writing(key, patience=60):
+            assert not said
+        assert not other.free(made) and made.exists()
+        assert not other.free(store.root / "locks" / f"{key}-chosen.lock")
+    assert other.free(made) and not made.exists()
+    assert not list((store.root / "locks").glob("*.lock"))
+
+
 def test_a_store_of_another_version_is_refused(store: Store) -> None:
     (store.root / "FORMAT").write_text("99")
     with pytest.raises(InputError, match=r"output\.store.*'99'.*use another folder"):

@@ -23,7 +23,7 @@ from lowmem_spin.engines.registry import ENGINES
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.planning import calibration
 from lowmem_spin.runner.planning.calibration import Measurement
-from lowmem_spin.runner.run import step
+from lowmem_spin.runner.run import make
 
 SPARE = 20  # times as many rows as pairs: two iterations then share few prompts, and each computes nearly all of its rows
 BATCHES = {  # completions, scored rows, trained pairs
@@ -101,7 +101,7 @@ def bench_in(work: Path, request: BenchRequest, console: Console) -> BenchResult
     game = open_game(recipe, work, display, shared)
     for stage in game.stages:
         if not isinstance(stage, Evaluate):
-            step(game, stage)
+            make(game, stage)
     shared.engines.close()
     ours = display.costs(_engines(game))
     device = calibration.device_name(machine.device)

@@ -15,7 +15,7 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.runner.open import SharedResources, open_game
-from lowmem_spin.runner.run import step
+from lowmem_spin.runner.run import make
 
 LAYOUTS = {"padded": "padded", "packed": "auto"}  # by their name here: runtime.layout
 ROUNDS = 3  # of all layouts in turn; their fastest counts, for what else runs here only ever slows one down
@@ -66,7 +66,7 @@ def _costs(recipe: Recipe, rows: Path, folder: Path, layout: str, pairs: int, ca
     opened.engines.learner()
     for stage in opened.stages:
         if not isinstance(stage, Evaluate):
-            step(opened, stage)
+            make(opened, stage)
     shared.engines.close()
     engine = opened.inputs.learner["engine"]
     return display.costs({"score": engine, "train": engine})

@@ -245,7 +245,10 @@ class Endpoint:
         return self._text(response)
 
     def _unreachable(self, error: openai.APIConnectionError) -> InputError:
-        return InputError(f"{part(self.field, 'base_url')}: {self.base_url!r} cannot be reached: {self._cause(error)}")
+        remedy = "start its server, or correct the address, and give the same command again: what is finished is kept"
+        return InputError(
+            f"{part(self.field, 'base_url')}: {self.base_url!r} cannot be reached: {self._cause(error)}; {remedy}"
+        )
 
     def _refusal(self, error: openai.APIStatusError) -> Exception:
         """What an answer without success means: for this request, or for all of them."""

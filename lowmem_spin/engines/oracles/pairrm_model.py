@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model, DebertaV2PreTrainedModel, PreTrainedConfig
 
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, install_extra
 from lowmem_spin.data.sources import Source
 
 transformers.utils.logging.disable_progress_bar()  # one display is enough
@@ -70,7 +70,9 @@ def load_pairrm(model: Source, dtype: str, marks: Mapping[str, str], field: str)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         why = " ".join(str(error).split())[:300]
         if find_spec("sentencepiece") is None and "tiktoken" in why:  # what transformers then asks for instead
-            raise InputError(f"{name}: its tokenizer needs `pip install 'lowmem-spin[pairrm]'`") from error
+            raise InputError(
+                f"{name}: its tokenizer needs packages that are not installed; {install_extra('pairrm')}"
+            ) from error
         raise InputError(f"{name} does not load as a PairRM: {why}") from error
     if report["missing_keys"]:
         raise InputError(f"{name} is no PairRM: it has no {min(report['missing_keys'])}")

@@ -6,7 +6,7 @@ ours. Only a trial says whether those of a recipe can be used here.
 
 import difflib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,6 +53,20 @@ def optimizer_arguments(settings: dict[str, Any], steps: int) -> dict[str, Any]:
         "lr_scheduler_kwargs": settings.get("lr_scheduler_kwargs"),
         "warmup_steps": round(steps * settings["warmup_ratio"]),
     }
+
+
+def from_first_step(schedule: Any, optimizer: Any, warmup: int) -> Any:
+    """The schedule with a warm-up whose first step learns: its rates are (k + 1) / (warmup + 1) of the peak, not k / warmup.
+
+    Only the rates of the warm-up change; the step of the peak, and all after it, keep theirs.
+    """
+    if not warmup:
+        return schedule
+
+    def raised(rate: Callable[[int], float]) -> Callable[[int], float]:
+        return lambda step: (step + 1) / (warmup + 1) if step < warmup else rate(step)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, [raised(rate) for rate in schedule.lr_lambdas])
 
 
 def check_names(training: Training) -> None:

@@ -23,7 +23,7 @@ from lowmem_spin.engines.base import Advance
 from lowmem_spin.engines.training.checkpoints import finish_checkpoint, last_checkpoint
 from lowmem_spin.engines.training.layout import RowLayout
 from lowmem_spin.engines.training.logps import States, autocast, completion_logps, decoder_states
-from lowmem_spin.engines.training.optimizer import optimizer_arguments, optimizer_steps
+from lowmem_spin.engines.training.optimizer import from_first_step, optimizer_arguments, optimizer_steps
 from lowmem_spin.engines.training.own_loss import opened
 from lowmem_spin.engines.training.trees import Tree
 
@@ -92,13 +92,24 @@ class PairTrainer(Trainer):
         layout: RowLayout,
         states: States,
         dtype: str,
+        warmup_from: str = "zero",
         **kwargs: Any,
     ) -> None:
         super().__init__(train_dataset=list(pairs), **kwargs)  # type: ignore[arg-type]
+        self.warmup_from = warmup_from
         self.pairs, self.batches, self.layout, self.states, self.dtype = pairs, batches, layout, states, dtype
         self.loss_function, self.loss_options = _loss(loss)
         self.model_accepts_loss_kwargs = True  # compute_loss itself divides by the pairs of the whole step
         self._sums: dict[str, float] = defaultdict(float)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule that transformers makes, its warm-up begun where the recipe says."""
+        if self.lr_scheduler is None:
+            schedule = super().create_scheduler(num_training_steps, optimizer)
+            if self.warmup_from == "first_step":
+                warmup = self.args.get_warmup_steps(num_training_steps)
+                self.lr_scheduler = from_first_step(schedule, optimizer or self.optimizer, warmup)
+        return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader:
         """A batch is what one optimiser step learns from."""
@@ -293,7 +304,10 @@ def train(
     def batches(trees: Sequence[Tree]) -> list[range]:
         return layout.batches(trees, tokens, device_batch)
 
-    trainer = PairTrainer(pairs, loss, batches, layout, states, dtype, model=model, args=arguments, callbacks=steps_told)
+    begins = settings.get("warmup_from", "zero")
+    trainer = PairTrainer(
+        pairs, loss, batches, layout, states, dtype, begins, model=model, args=arguments, callbacks=steps_told
+    )
     trainer.remove_callback(PrinterCallback)  # our own display shows progress
     resume = last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)

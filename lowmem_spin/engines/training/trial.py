@@ -15,6 +15,8 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # se
 SURE_OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_8bit", "adafactor", "rmsprop", "sgd")
 SURE_SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
+FEW = 20  # optimiser steps of which one is worth a line
+
 
 def check_optimizer(recipe: Recipe, device: str) -> None:
     """Build the optimiser and the schedule of every training as its trainer will.
@@ -45,7 +47,19 @@ def check_loss(own: OwnFunction, options: dict[str, Any], reads: Collection[str]
 
 def _is_sure(settings: dict[str, Any]) -> bool:
     named = settings["optim"] in SURE_OPTIMIZERS and settings["lr_scheduler_type"] in SURE_SCHEDULES
-    return named and not settings.keys() & {*LATER_FIELDS} - {"disable_dropout"}
+    return named and not settings.keys() & {*LATER_FIELDS} - {"disable_dropout", "warmup_from"}
+
+
+def warmup_note(recipe: Recipe) -> list[str]:
+    """A line on a training of few steps whose first one has learning rate 0."""
+    if recipe.training.warmup_from != "zero" or recipe.training.lr_scheduler_type == "constant":
+        return []
+    few = [steps for settings, steps in _trainings(recipe) if steps <= FEW and round(steps * settings["warmup_ratio"])]
+    return [
+        f"training.warmup_from: zero, so the first of {steps} optimiser steps has learning rate 0 and changes nothing; with "
+        "first_step it learns"
+        for steps in few[:1]
+    ]
 
 
 def _trainings(recipe: Recipe) -> Iterator[tuple[dict[str, Any], int]]:

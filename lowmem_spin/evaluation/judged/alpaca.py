@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, install_extra
 from lowmem_spin.common.keys import digest
 from lowmem_spin.evaluation import json_rows
 from lowmem_spin.runner.health import Estimate
@@ -78,7 +78,7 @@ def _fetch(name: str, option: str) -> Path:
 def check_length_control(option: str) -> None:
     """Refuse before anything is judged what could not be computed after it."""
     if find_spec("alpaca_eval") is None:
-        raise InputError(f"{option}: alpaca-eval is not installed; `pip install 'lowmem-spin[judge]'`")
+        raise InputError(f"{option}: alpaca-eval is not installed; {install_extra('judge')}")
     _fetch("df_gamed.csv", option)
 
 

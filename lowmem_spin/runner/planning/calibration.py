@@ -1,4 +1,4 @@
-"""How long a stage takes: from what `lowmem-spin bench` measured on this device, or else from its FLOP.
+"""How long a stage takes: from what `plan --measure` or `bench` measured on this device, or else from its FLOP.
 
 Measurements are in `<store>/bench.json`, a list of records, newest last. A measured rate is carried to another
 model in proportion to the FLOP that a token costs.
@@ -8,6 +8,7 @@ import datetime
 import math
 import os
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ from lowmem_spin.common.files import DamagedError, read_text, write_json
 from lowmem_spin.config.load import explain
 from lowmem_spin.engines.machine import driver
 
-Kind = Literal["generate", "score", "train"]
+Kind = Literal["generate", "prefill", "score", "score alone", "train"]
 
 UTILISATION = 0.4  # of the peak, where nothing was measured: what well-fed training on one GPU commonly reaches
 PEAK = {  # dense half-precision FLOP/s with float32 accumulation, by a part of the driver's name for the card
@@ -51,6 +52,7 @@ class Measurement(BaseModel):
     rows: int = Field(ge=1)
     tokens: int = Field(ge=1)
     seconds: float = Field(gt=0)
+    shapes: str | None = None  # digest of model, lengths and batches, where they are a recipe's own; see estimates.py
     date: str = Field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
 
@@ -63,19 +65,33 @@ class Calibration:
 
     records: tuple[Measurement, ...] = ()
 
+    def of_shapes(self, kind: Kind, device: str, engine: str, shapes: str) -> Measurement | None:
+        """The newest measurement of a recipe's own model, lengths and batches."""
+        asked = (device, engine, kind, shapes)
+        return next((r for r in reversed(self.records) if (r.device, r.engine, r.kind, r.shapes) == asked), None)
+
     def seconds(
-        self, kind: Kind, tokens: int, parameters: int, device: str, engine: str, gradient_checkpointing: bool = False
+        self,
+        kind: Kind,
+        tokens: int,
+        parameters: int,
+        device: str,
+        engine: str,
+        gradient_checkpointing: bool = False,
+        shapes: str | None = None,
     ) -> tuple[float, bool]:
         """(seconds that `tokens` tokens of a stage take, whether this device and engine were measured).
 
-        Of several measurements the one of the model nearest in size counts, and the newest of those. Tokens are
+        Of several measurements that of the recipe's own `shapes` counts, else the one of the model nearest in size, and the
+        newest of those. Tokens are
         counted as the progress bars do: generated ones, and all that go through the model in scoring and training.
         """
         work = tokens * flop(kind, parameters, gradient_checkpointing)
         fitting = [r for r in self.records if (r.device, r.engine, r.kind) == (device, engine, kind)]
         if not fitting:
             return work / (UTILISATION * peak_flops(device)), False
-        record = min(reversed(fitting), key=lambda r: abs(math.log(r.parameters / parameters)))
+        own = None if shapes is None else self.of_shapes(kind, device, engine, shapes)
+        record = own or min(reversed(fitting), key=lambda r: abs(math.log(r.parameters / parameters)))
         measured = record.tokens * flop(kind, record.parameters, record.gradient_checkpointing)
         return record.seconds * work / measured, True
 
@@ -89,14 +105,19 @@ def flop(kind: Kind, parameters: int, gradient_checkpointing: bool = False) -> f
     return (6.0 if gradient_checkpointing else 4.0) * parameters
 
 
-def check_gpu(name: str) -> None:
-    """Refuse a GPU whose speed is not known.
+def known_gpu(given: str) -> str:
+    """The name in PEAK of the card that a person calls so: "NVIDIA GeForce RTX 4090", "rtx4090".
 
     Raises:
-        InputError: naming those that are.
+        InputError: its speed is not known; the line names the cards whose is.
     """
+    name = re.sub(r"nvidia|geforce|tesla|rtx|[\s_-]", "", given.lower()).upper()
     if name not in PEAK:
-        raise InputError(f"--gpu: {name!r} is not known; known: {', '.join(PEAK)}")
+        raise InputError(
+            f"--gpu: {given!r} is not known; known: {', '.join(PEAK)}; choose the nearest, and set runtime.vram_gb to what "
+            "yours has"
+        )
+    return name
 
 
 def peak_flops(device: str) -> float:

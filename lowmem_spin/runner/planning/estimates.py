@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from lowmem_spin.algorithm.touches import SAMPLE, Places
 from lowmem_spin.common.files import DamagedError, read_parquet
+from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.formats import Conversation
 from lowmem_spin.data.readers import Unusable
@@ -163,6 +164,14 @@ def _kind(unit: Unit) -> Kind:
     return kinds.get(unit.side, "score")
 
 
+def shapes(found: ResolvedRecipe) -> str:
+    """What a rate depends on beside the engine: measurements of like ones hold for each other as they are."""
+    recipe = found.recipe
+    lengths = [recipe.data.max_prompt_length, recipe.data.max_completion_length, recipe.generation.max_new_tokens]
+    batches = [recipe.runtime.generation_batch_size, recipe.scoring_tokens, recipe.training_tokens, recipe.runtime.layout]
+    return digest([found.model.identity, recipe.model.quantization, found.choices.machine.dtype, lengths, batches])
+
+
 @dataclass
 class Clock:
     """Seconds by what bench measured on this device, or by FLOP; and memory by engines/memory.py."""
@@ -209,4 +218,13 @@ class Clock:
         engine = choices.generator if kind == "generate" else choices.learner
         tokens = round(rows * per_row)
         checkpointing = training.gradient_checkpointing
-        return self.calibration.seconds(kind, tokens, self.parameters, self.device, engine, checkpointing)
+        mine = shapes(self.found)
+        if kind == "score" and unit.kind != "score" and self.calibration.of_shapes("score alone", self.device, engine, mine):
+            kind = "score alone"
+        return self.calibration.seconds(kind, tokens, self.parameters, self.device, engine, checkpointing, mine)
+
+    def generated(self) -> float:
+        """Tokens of an answer: those of the base's, where they were measured, else as many as there may be."""
+        generator = self.found.choices.generator
+        record = self.calibration.of_shapes("generate", self.device, generator, shapes(self.found))
+        return float(self.found.recipe.generation.max_new_tokens) if record is None else record.tokens / record.rows

@@ -4,6 +4,7 @@ Rows that an earlier run has stored are not known to be there before they are lo
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,20 +16,40 @@ ROOM = 2**40  # between the numbers of the rows of two data files
 KINDS = {"completions": "generate", "mixtures": "generate", "judgements": "judge", "logps": "score"}
 
 
-def steps_ahead(steps: Sequence[tuple[OpenGame, Stage | None]]) -> list[dict[str, int]]:
-    """Of each step, in their order, rows by kind of work as a display counts them; a step without a stage adds nothing."""
+class Ahead(NamedTuple):
+    """One step of one game, as those before it leave it."""
+
+    rows: dict[str, int]  # by kind of work as a display counts them, at most
+    makes: bool  # whether there is anything that no earlier step makes
+    after: frozenset[int]  # places of the earlier steps that make what it asks for too, or write where it writes
+
+
+def steps_ahead(steps: Sequence[tuple[OpenGame, Stage, bool]]) -> list[Ahead]:
+    """What each of the steps makes: (game, stage, whether only the samples of an evaluation), in the order of one worker."""
     seen: dict[tuple[str, str], Places] = {}
+    writers: dict[tuple[str, str], int] = {}  # the last step so far that adds to a table, or to a part with a lock of its own
     files: dict[str, int] = {}
     found = []
-    for game, stage in steps:
+    for step, (game, stage, samples_only) in enumerate(steps):
         rows: dict[str, int] = {}
-        for touch in [] if stage is None or isinstance(stage, Average) else _touches(game, stage, files):
-            place = (touch.key, touch.side)
-            known = seen.get(place, touch.places[:0])
-            kind, fresh = _work(stage, touch), len(np.setdiff1d(touch.places, known)) * _epochs(stage)
-            seen[place] = np.union1d(known, touch.places)
-            rows[kind] = rows.get(kind, 0) + fresh
-        found.append(rows)
+        after: set[int] = set()
+        makes = False
+        for touch in _touches(game, stage, files):
+            if samples_only and touch.kind not in ("completions", "mixtures"):
+                continue
+            place, written = (touch.key, touch.side), (touch.key, touch.side.partition("/")[0])
+            known = seen.get(place)
+            fresh = len(touch.places) if known is None else len(np.setdiff1d(touch.places, known))
+            if written in writers:
+                after.add(writers[written])
+            if fresh or known is None:
+                makes = True
+                seen[place] = touch.places if known is None else np.union1d(known, touch.places)
+                writers[written] = step
+            if not isinstance(stage, Average):
+                kind = _work(stage, touch)
+                rows[kind] = rows.get(kind, 0) + fresh * _epochs(stage)
+        found.append(Ahead(rows, makes, frozenset(after - {step})))
     return found
 
 

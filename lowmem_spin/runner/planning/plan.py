@@ -20,7 +20,7 @@ from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.formats import conversations
 from lowmem_spin.data.prepare import RowCounts, count_rows
-from lowmem_spin.data.rows import Rows, take
+from lowmem_spin.data.rows import READ, Rows, take
 from lowmem_spin.data.sources import Sources, has_token
 from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.known_models import CONFIGS, GATED
@@ -28,6 +28,7 @@ from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.pool import EngineChoices, choose_engines
 from lowmem_spin.engines.registry import gpu_engine, installed
 from lowmem_spin.engines.row_check import check_rows, unread_rows_note
+from lowmem_spin.engines.training.trial import warmup_note
 from lowmem_spin.engines.unquantized import planned, proposal
 from lowmem_spin.runner.claim import check_folder, check_owner
 from lowmem_spin.runner.game_rows import prompts_again
@@ -187,7 +188,7 @@ class _Draft:
         sources = Sources(self.recipe_dir, root / "sources.json", patient=True, notice=lambda line: _add(self.notes, [line]))
         found = resolve(recipe, sources, _choices(recipe, root, self.gpu, self.notes, self.missing), lambda line: None)
         found = found.asked(self.trust, lambda line: _add(self.notes, [line]))
-        _add(self.notes, found.own.notices())
+        _add(self.notes, [*found.own.notices(), *warmup_note(found.recipe)])
         _add(self.notes, [_unresolved(name, found) for name in sources.unresolved])
         if not found.model.resolved and found.model.location in CONFIGS:
             _add(self.notes, [f"{found.model.location}: memory and times are by its published shape"])
@@ -256,7 +257,9 @@ class _Draft:
             self.lengths[path] = Lengths.sampled(recipe, sample, tokenizer)
             if tokenizer is None:
                 _add(self.notes, ["the tokenizer is not here, or does not read: a token is taken to be four letters long"])
-            _add(self.notes, [f"{name}: {source.location}: {counts.line()}; no prompt's length is looked at yet"])
+            read, *reasons = counts.lines(data)
+            read = f"{source.location}: {read}, before prompt lengths are checked"
+            _add(self.notes, [f"{name}: {line}" for line in (read, *reasons)])
         train = self.counted.get(_files(found)[0])
         if train is None or found.held is not None:
             return None if train is None else train.used
@@ -287,7 +290,7 @@ class _Draft:
 
             def places(draw: Draw) -> Places:
                 if usable is not None:
-                    take(range(usable), draw)  # too few rows are refused as a run does
+                    self._take(resolved, usable, draw)
                 return self.ids.block((draw.data, draw.seed, draw.round), draw.start + draw.prompts)[draw.start :]
 
         _add(self.notes, prompts_again(recipe, stages))
@@ -297,6 +300,21 @@ class _Draft:
         _add(self.missing, refused)
         held = HeldOutPlaces(scored, health)
         return [(stage, list(touches(stage, recipe, inputs, places, held))) for stage in stages]
+
+    def _take(self, resolved: ResolvedRecipe, usable: int, draw: Draw) -> None:
+        """Refuse too few rows as a run does, and say what else it would have said of the file by then.
+
+        Raises:
+            InputError: there are too few.
+        """
+        try:
+            take(range(usable), draw)
+        except InputError as error:
+            counts = self.counted[_files(resolved)[0]]
+            became = [reasons] if (reasons := counts.why_left_out(resolved.recipe.data)) else []
+            became += [f"{counts.used - usable:,} held out"] if counts.used > usable else []
+            read = ": ".join([f"{counts.number[READ]:,} rows read", *([", ".join(became)] if became else [])])
+            raise InputError(f"{error} ({read}; prompt lengths are not checked yet)") from None
 
     def lines(self) -> list[PlanLine]:
         """A line for every unit of work, timed and looked up where the point that first asks for it would do it."""
@@ -312,7 +330,8 @@ class _Draft:
             there = stored.count(unit)
             clock, label = clocks[id(found)], self.labels.get(unit.policy, "base")
             epochs = self.epochs.get(unit.policy, 1)
-            seconds, measured = clock.seconds(unit, len(unit.places) - there, self._lengths(found), epochs)
+            lengths = replace(self._lengths(found), generated=clock.generated())
+            seconds, measured = clock.seconds(unit, len(unit.places) - there, lengths, epochs)
             found_lines.append(PlanLine(unit, label, there, seconds, clock.memory(unit), measured))
         return found_lines
 
@@ -320,7 +339,7 @@ class _Draft:
         path = _files(found)[0]
         if path not in self.lengths:
             self.lengths[path] = Lengths.of(found.recipe, self.files[path])
-        return replace(self.lengths[path], generated=float(found.recipe.generation.max_new_tokens))
+        return self.lengths[path]
 
 
 class _Planned(NamedTuple):

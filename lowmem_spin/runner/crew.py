@@ -1,0 +1,147 @@
+"""Several workers for the steps of a sweep: each makes sure that the store has what its step makes.
+
+The sweep itself then plays every step in the order of one worker, finds all of it stored, and so keeps its records, tables and
+early ends exactly as if it had been alone. Nothing a worker says matters but that it is done.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lowmem_spin.common.display import EVERY, Display, TimeIsUpError
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.runner.schedule import Schedule
+
+DEATHS = 3  # of workers over one step: it is the step, then
+
+
+@dataclass(frozen=True)
+class Done:
+    """How one step ended."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)  # by kind of work
+    rows: Mapping[str, int] = field(default_factory=dict)
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    lines: Sequence[str] = ()  # what was said on the way
+    took: float = 0.0  # seconds in all
+    error: Exception | None = None
+    late: bool = False  # the hours are over
+    died: bool = False  # the worker has gone, with whatever was not stored yet
+
+
+class Workers(Protocol):
+    """Where steps are computed."""
+
+    count: int
+
+    def start(self, worker: int, step: int) -> None:
+        """Have a worker that is free compute a step."""
+        ...
+
+    def wait(self, seconds: float) -> list[tuple[int, Done]]:
+        """Workers that have ended their steps, as soon as there are any; none, if so many seconds pass."""
+        ...
+
+    def progress(self, worker: int) -> str | None:
+        """How far a worker is, in a line."""
+        ...
+
+    def replace(self, worker: int) -> None:
+        """Put another in the place of one that died."""
+        ...
+
+    def close(self) -> None:
+        """End them all."""
+        ...
+
+
+class Crew:
+    """Keeps the workers busy, and waits for steps."""
+
+    def __init__(self, workers: Workers, schedule: Schedule, display: Display) -> None:
+        self.workers, self.schedule, self.display = workers, schedule, display
+        self.has: dict[int, int] = {}  # worker -> its step
+        self.opened = [""] * workers.count
+        self.ended: dict[int, Done] = {}  # steps that a game has not asked for yet
+        self.deaths: Counter[int] = Counter()
+        self.busy = [0.0] * workers.count
+
+    def wait_for(self, step: int) -> None:
+        """Return when the store has what a step makes; the others go on meanwhile.
+
+        Raises:
+            TimeIsUpError: a worker has said that the hours are over.
+            Exception: what the step failed of.
+        """
+        self._hand_out()
+        while not (step in self.ended or step in self.schedule.over or step in self.schedule.dropped):
+            if not self.has:
+                raise RuntimeError(f"step {step} waits for nothing that is under way")
+            ended = self.workers.wait(EVERY)
+            for worker, done in ended:
+                self._end(worker, done)
+            if not ended:
+                self._tell()
+                self.display.stop_if_late()
+            self._hand_out()
+        done = self.ended.get(step, Done())
+        for kind, seconds in done.seconds.items():
+            self.display.seconds[kind] += seconds
+        if done.error is not None:
+            raise done.error
+
+    def settle(self, step: int, needless: Sequence[int] = ()) -> None:
+        """The games know the results of all steps up to this one, and do not need those any more."""
+        if needless:
+            self.schedule.drop(needless)
+        if self.ended.pop(step, Done()).error is not None:
+            self.schedule.end(step, failed=True)
+        self.schedule.settle(step)
+
+    def close(self) -> None:
+        self.workers.close()
+
+    def _hand_out(self) -> None:
+        for worker in range(self.workers.count):
+            if worker in self.has:
+                continue
+            step = self.schedule.take(self.opened[worker])
+            if step is None:
+                return
+            self.has[worker], self.opened[worker] = step, self.schedule.nodes[step].opens
+            self.workers.start(worker, step)
+
+    def _end(self, worker: int, done: Done) -> None:
+        step = self.has.pop(worker)
+        self.busy[worker] += done.took
+        for line in done.lines:
+            self.display.log(f"worker {worker + 1}: {line}")
+        if done.late:
+            raise TimeIsUpError
+        if done.died:
+            self.opened[worker] = ""
+            self.deaths[step] += 1
+            self.workers.replace(worker)
+            if self.deaths[step] < DEATHS:
+                self.display.log(f"worker {worker + 1} died; another takes its place and goes on where it was", "yellow")
+                self.schedule.give_back(step)
+                return
+            remedy = "see its log for why; out of memory, for instance, ends a process like that"
+            done = Done(error=InputError(f"{DEATHS} workers died computing the same step; {remedy}"))
+        for kind, rows in done.rows.items():
+            self.display.count(kind, rows, done.tokens.get(kind, 0))
+        self.ended[step] = done
+        if done.error is None:
+            self.schedule.end(step)  # else what needs it waits, for its game may not want it any more
+
+    def _tell(self) -> None:
+        """Who does what."""
+        for worker in sorted(self.has):
+            line = self.workers.progress(worker)
+            if line is not None:
+                self.display.log(f"worker {worker + 1}: {line}")
+
+    def busy_line(self, seconds: float) -> str:
+        """How much of so many seconds each was computing."""
+        return ", ".join(f"worker {number + 1} busy {busy / seconds:.0%}" for number, busy in enumerate(self.busy))

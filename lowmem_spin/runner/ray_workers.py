@@ -1,0 +1,275 @@
+"""Workers that are Ray actors: processes of their own, one for each GPU, on this machine or on a cluster."""
+
+import logging
+import os
+import pickle
+import socket
+import time
+import traceback
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lowmem_spin.algorithm.stages import Evaluate
+from lowmem_spin.common.display import Display, StageMeter, TimeIsUpError
+from lowmem_spin.common.errors import InputError, quoted, shortened
+from lowmem_spin.common.trust import Trust
+from lowmem_spin.config.grid import SweepPoint
+from lowmem_spin.runner.crew import Done
+from lowmem_spin.runner.health import evaluate_policy, sample_policy
+from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
+from lowmem_spin.runner.run import make, measured_by
+
+RAY = "pip install -e '.[ray]'"
+OBJECTS = 100_000_000  # bytes of Ray's object store, through which only steps' numbers go
+
+
+class _WorkerDisplay(Display):
+    """Writes to the worker's log, and keeps what is to be said of a step. How far it is, the sweep asks."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self.said: list[str] = []
+
+    def log(self, line: str, style: str = "") -> None:
+        self.said.append(line)
+        super().log(line, style)
+        self.console.file.flush()
+
+    @contextmanager
+    def _lines(self, meter: StageMeter) -> Iterator[None]:
+        yield
+        self.log(meter.last_line())
+
+
+class SweepWorker:
+    """Computes steps of a sweep's games in a process of its own. Engines, tables and games stay open from step to step.
+
+    Args:
+        points: of the sweep.
+        recipe_dir: the recipe's folder.
+        here: the working directory, from which paths are looked for.
+        log: file, to which it is appended.
+        trust: in code that comes with recipes and models, as the sweep was given it.
+    """
+
+    def __init__(self, points: Sequence[SweepPoint], recipe_dir: Path, here: str, log: Path, trust: Trust) -> None:
+        os.chdir(here)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.points, self.recipe_dir = points, recipe_dir
+        self.display = _WorkerDisplay(Console(file=log.open("a", encoding="utf-8"), width=160))
+        self.shared = SharedResources(trust=trust)
+        self.games: dict[int, OpenGame] = {}
+
+    def sees(self, probe: Path) -> bool:
+        """Whether a file of the sweep's is there for this process, too."""
+        return probe.exists()
+
+    def progress(self) -> str | None:
+        """How far the stage under way is."""
+        return self.display.now()
+
+    def play(self, point: int, stage: int, samples_only: bool, seconds_left: float | None) -> Done:
+        """Make sure that the store has what a stage of a point's game makes."""
+        display, began = self.display, time.perf_counter()
+        before = [dict(display.seconds), dict(display.rows), dict(display.tokens)]
+        display.said.clear()
+        display.deadline = None if seconds_left is None else began + seconds_left
+        error, late = None, False
+        try:
+            display.name = f"{self.points[point].name} "
+            display.title = display.name
+            self._compute(self._game(point), stage, samples_only)
+        except TimeIsUpError:
+            late = True
+        except Exception as failed:  # noqa: BLE001 - whatever it is, the sweep decides what becomes of the game
+            self.shared.engines.close()
+            error = _that_travels(failed)
+        now = (display.seconds, display.rows, display.tokens)
+        seconds, rows, tokens = (_more(then, counts) for then, counts in zip(before, now, strict=True))
+        lines = [line for line in display.said if error is None]
+        return Done(seconds, rows, tokens, lines, time.perf_counter() - began, error, late)
+
+    def _game(self, point: int) -> OpenGame:
+        """Its lines on data and models were said when the sweep opened it."""
+        if point not in self.games:
+            self.games[point] = open_game(self.points[point].recipe, self.recipe_dir, self.display, self.shared)
+            self.display.said.clear()
+        return self.games[point]
+
+    def _compute(self, game: OpenGame, number: int, samples_only: bool) -> None:
+        stage = game.stages[number]
+        if not isinstance(stage, Evaluate):
+            make(game, stage)
+        else:
+            measure = sample_policy if samples_only else evaluate_policy
+            measure(*measured_by(game, stage))
+
+
+def _more(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    return {kind: value - before.get(kind, 0) for kind, value in now.items() if value != before.get(kind, 0)}
+
+
+def _that_travels(error: Exception) -> Exception:
+    """An exception as another process can have it, with its traceback as a note."""
+    told = "".join(traceback.format_exception(error))
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - of this process itself
+    except Exception:  # noqa: BLE001 - an exception of whatever library may not pickle
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.__cause__ = None
+    error.add_note(told)
+    return error
+
+
+class RayWorkers:
+    """Ray actors as a crew's workers.
+
+    Args:
+        count: how many, or None for one for each GPU; without a GPU that is one.
+        address: of a Ray cluster that runs already; None starts one on this machine, for as long as these live.
+        steps: (point, number of the stage in its game, whether only samples) of each step.
+        logs: folder for a log of each.
+        display: whose deadline is theirs, too.
+
+    Raises:
+        InputError: Ray is not here, does not answer, has too few GPUs, or does not see the store; one line.
+    """
+
+    def __init__(
+        self,
+        count: int | None,
+        address: str | None,
+        points: Sequence[SweepPoint],
+        recipe_dir: Path,
+        steps: Sequence[tuple[int, int, bool]],
+        logs: Path,
+        display: Display,
+        trust: Trust,
+        on_gpu: bool,
+    ) -> None:
+        self.ray, self.began = _joined(address, count)
+        self.steps, self.display = steps, display
+        try:
+            gpus = int(self.ray.cluster_resources().get("GPU", 0)) if on_gpu else 0
+            if on_gpu and count is not None and count > gpus:
+                raise InputError(
+                    f"--workers {count}: a worker has a GPU of its own, and there are {gpus}; give {gpus}, or auto"
+                )
+            self.count = count or max(1, gpus)
+            cores = max(1, int(self.ray.cluster_resources().get("CPU", 1)) // self.count)
+            here, folder = os.getcwd(), logs.resolve()
+            options = {"num_cpus": cores, "num_gpus": 1 if on_gpu else 0, "max_concurrency": 2}
+            actor = self.ray.remote(SweepWorker).options(**options)
+            self._make = lambda worker: actor.remote(
+                points, recipe_dir.resolve(), here, folder / f"worker-{worker + 1}.log", trust
+            )
+            self.actors = [self._make(worker) for worker in range(self.count)]
+            self.under_way: dict[Any, int] = {}
+            _check_seen(self.ray, self.actors, [Path(root).resolve() for root in {p.recipe.output.store for p in points}])
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self, worker: int, step: int) -> None:
+        """See crew.Workers."""
+        deadline = self.display.deadline
+        left = None if deadline is None else max(0.0, deadline - time.perf_counter())
+        self.under_way[self.actors[worker].play.remote(*self.steps[step], left)] = worker
+
+    def wait(self, seconds: float) -> list[tuple[int, Done]]:
+        """See crew.Workers."""
+        ended, _ = self.ray.wait(list(self.under_way), num_returns=1, timeout=seconds)
+        return [(self.under_way.pop(reference), self._done(reference)) for reference in ended]
+
+    def _done(self, reference: Any) -> Done:
+        try:
+            return self.ray.get(reference)
+        except (self.ray.exceptions.RayActorError, self.ray.exceptions.WorkerCrashedError):
+            return Done(died=True)
+        except self.ray.exceptions.OutOfMemoryError:
+            return Done(died=True)
+
+    def progress(self, worker: int) -> str | None:
+        """See crew.Workers."""
+        try:
+            return self.ray.get(self.actors[worker].progress.remote(), timeout=10)
+        except (self.ray.exceptions.GetTimeoutError, self.ray.exceptions.RayActorError):
+            return None  # it is busy, or has died, which `wait` will tell
+
+    def replace(self, worker: int) -> None:
+        """See crew.Workers."""
+        self.actors[worker] = self._make(worker)
+
+    def close(self) -> None:
+        """End the workers, and what was started for them; what they have committed is in the store."""
+        for actor in getattr(self, "actors", []):
+            self.ray.kill(actor)
+        if self.began:
+            self.ray.shutdown()
+
+
+def _joined(address: str | None, count: int | None) -> tuple[Any, bool]:
+    """(ray, whether it is ours to shut down)"""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a worker without a GPU sees what its parent sees
+    try:
+        import ray
+    except ImportError:
+        asked = f"--workers {count}" if count is not None else "--workers auto" if address is None else f"--ray {address}"
+        raise InputError(f"{asked}: Ray is not installed; {RAY}") from None
+    if ray.is_initialized():
+        return ray, False
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, count or 1),
+            object_store_memory=OBJECTS,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            **quiet,
+        )
+        return ray, True
+    try:
+        _knock(address)
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        why = shortened(" ".join(str(error).split()))
+        raise InputError(f"--ray {quoted(address)}: no cluster answers there ({why}); see `ray status`") from None
+    return ray, True
+
+
+def _knock(address: str) -> None:
+    """Ray itself asks for minutes where nobody answers, and then ends the process.
+
+    Raises:
+        OSError: nobody answers.
+        ValueError: this is no address.
+    """
+    if address in ("auto", "local"):
+        return
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdecimal():
+        raise ValueError("write it as HOST:PORT, or auto")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def _check_seen(ray: Any, actors: Sequence[Any], stores: Sequence[Path]) -> None:
+    """Refuse workers on machines that do not see the store."""
+    for store in stores:
+        probe = store / f".seen-{uuid.uuid4().hex}"
+        probe.touch()
+        try:
+            seen = ray.get([actor.sees.remote(probe) for actor in actors])
+        finally:
+            probe.unlink()
+        if not all(seen):
+            raise InputError(
+                f"output.store: {str(store)!r} is not there on {seen.count(False)} of {len(seen)} workers' machines; put it on "
+                "a drive that all of them see under the same path"
+            )

@@ -1,0 +1,110 @@
+"""A sweep whose steps Ray's workers compute ends as one that computes them itself, also if workers are killed."""
+
+import io
+import json
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+from helpers.commands import assert_one_line, call
+from helpers.games import TINY
+from lowmem_spin.cli.play import WorkersAsked, planned_sweep, sweep
+from lowmem_spin.common.display import Display
+from lowmem_spin.config.grid import sweep_axes
+from lowmem_spin.config.load import find_recipe
+
+ray = pytest.importorskip("ray")
+
+
+class Watched(Display):
+    """Keeps what is said, and tells who waits for a line."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(file=io.StringIO()))
+        self.lines: list[str] = []
+        self.trained = threading.Event()
+
+    def log(self, line: str, style: str = "") -> None:
+        self.lines.append(line)
+        if "train iterate 0" in line:
+            self.trained.set()
+
+
+def play(folder: Path, asked: WorkersAsked, display: Watched) -> list[str]:
+    """Two games that share their first iterate; how each ended."""
+    path = find_recipe("quickstart")
+    chosen = [*TINY, f"output.dir={folder / 'game'}", f"output.store={folder / 'store'}", "evaluation.compare_sft=true"]
+    points = planned_sweep(path, chosen, sweep_axes(path, "0.5,1", None, []), 1)
+    sweep(points, path.parent, display, asked=asked)
+    return [entry.status for entry in points.entries]
+
+
+def made(folder: Path) -> dict[str, str]:
+    """Adapters by key, and the numbers of both games."""
+    adapters = {
+        path.parent.name: json.loads(path.read_text())["sha256"] for path in folder.glob("store/adapters/*/manifest.json")
+    }
+    numbers = {path.parent.name: path.read_text() for path in folder.glob("game-sweep/points/*/metrics.jsonl")}
+    assert len(numbers) == 2
+    return adapters | numbers
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    assert play(folder, WorkersAsked(), Watched()) == ["finished", "finished"]
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    yield
+    assert not ray.is_initialized()
+
+
+def test_two_workers_and_one_that_is_killed_end_in_the_same_adapters_and_numbers(alone: Path, tmp_path: Path) -> None:
+    display, me = Watched(), psutil.Process()
+    killed: list[int] = []
+
+    def kill() -> None:
+        display.trained.wait(300)
+        workers = [child for child in psutil.Process().children(recursive=True) if "SweepWorker" in child.name()]
+        workers = workers or [one for one in psutil.process_iter() if "SweepWorker" in one.name() and one.uids() == me.uids()]
+        for worker in workers[:1]:
+            os.kill(worker.pid, signal.SIGKILL)
+            killed.append(worker.pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert play(tmp_path, WorkersAsked("2"), display) == ["finished", "finished"]
+    killer.join()
+    assert made(tmp_path) == made(alone)
+    said = "\n".join(display.lines)
+    assert killed and "died; another takes its place" in said
+    assert set(re.findall(r"^(worker \d): ", said, re.MULTILINE)) == {"worker 1", "worker 2"}
+    assert re.search(r"^worker 1 busy \d+%, worker 2 busy \d+%$", said, re.MULTILINE)
+    trained = [line for line in display.lines if "train iterate 0" in line]
+    assert len(trained) == 1, "a stage of both games was computed twice"
+    assert len(list((tmp_path / "game-sweep" / "workers").glob("worker-*.log"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        (["--workers", "0"], "--workers 0: give a number from 1 to 1000, or auto, which is one for each GPU"),
+        (["--workers", "many"], "--workers many: give a number"),
+        (["--ray", "127.0.0.1:1"], "--ray '127.0.0.1:1': no cluster answers there ([Errno 111] Connection refused); see"),
+        (["--ray", "mine"], "--ray 'mine': no cluster answers there (write it as HOST:PORT, or auto)"),
+    ],
+)
+def test_workers_that_cannot_be_had_are_one_line(option: list[str], line: str, tmp_path: Path) -> None:
+    chosen = [*TINY, f"output.dir={tmp_path / 'game'}", f"output.store={tmp_path / 'store'}"]
+    result = call("sweep", "quickstart", "--alpha", "0.5,1", *option, *(f"--set={change}" for change in chosen))
+    assert_one_line(result, line)

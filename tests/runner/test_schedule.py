@@ -1,0 +1,153 @@
+"""Several workers: what may run at once, in what order, and what becomes of steps whose worker or game is gone."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from lowmem_spin.algorithm.roles import Role
+from lowmem_spin.algorithm.stages import Evaluate
+from lowmem_spin.common.display import Display, TimeIsUpError
+from lowmem_spin.common.errors import InputError
+from lowmem_spin.runner.crew import DEATHS, Crew, Done
+from lowmem_spin.runner.schedule import Node, Schedule, own_needs
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> list[Node]:
+    """Steps that need earlier ones at random."""
+    count = draw(st.integers(1, 25))
+    nodes = []
+    for place in range(count):
+        needs = draw(st.frozensets(st.integers(0, place - 1), max_size=3)) if place else frozenset()
+        settled = draw(st.sampled_from([-1, -1, -1, place - 1])) if place else -1
+        nodes.append(Node(needs, settled, draw(st.sampled_from("ab"))))
+    return nodes
+
+
+class Recording:
+    """Workers that end in a random order, some of them by dying; what runs at once is checked when a step starts."""
+
+    def __init__(self, count: int, seed: int, nodes: Sequence[Node], deaths: float = 0.0) -> None:
+        self.count, self.nodes, self.deaths = count, nodes, deaths
+        self.random = random.Random(seed)
+        self.has: dict[int, int] = {}
+        self.over: set[int] = set()
+        self.settled = -1
+        self.started: list[int] = []
+        self.replaced = 0
+        self.fails: dict[int, Done] = {}
+
+    def start(self, worker: int, step: int) -> None:
+        node = self.nodes[step]
+        assert worker not in self.has and step not in self.has.values()
+        assert node.needs <= self.over, "a step has begun before what it needs was over"
+        assert node.settled <= self.settled, "a step has begun that a measurement might have made needless"
+        self.has[worker] = step
+        self.started.append(step)
+
+    def wait(self, seconds: float) -> list[tuple[int, Done]]:
+        worker = self.random.choice(sorted(self.has))
+        step = self.has.pop(worker)
+        if self.random.random() < self.deaths:
+            return [(worker, Done(died=True))]
+        self.over.add(step)
+        return [(worker, self.fails.get(step, Done(took=1.0)))]
+
+    def progress(self, worker: int) -> str | None:
+        return None
+
+    def replace(self, worker: int) -> None:
+        self.replaced += 1
+
+    def close(self) -> None: ...
+
+
+def walk(nodes: Sequence[Node], workers: Recording, made: set[int] | None = None) -> None:
+    """As a sweep does."""
+    workers.over |= made or set()
+    crew = Crew(workers, Schedule(nodes, set(made or set())), Display(Console(quiet=True)))
+    for step in range(len(nodes)):
+        crew.wait_for(step)
+        workers.settled = step
+        crew.settle(step)
+
+
+@given(graphs(), st.integers(1, 4), st.integers(0, 1000))
+@settings(max_examples=150, deadline=None)
+def test_every_step_is_computed_once_and_after_what_it_needs(nodes: list[Node], count: int, seed: int) -> None:
+    workers = Recording(count, seed, nodes)
+    walk(nodes, workers)
+    assert sorted(workers.started) == list(range(len(nodes)))
+
+
+@given(graphs(), st.integers(0, 1000))
+@settings(max_examples=50, deadline=None)
+def test_one_worker_takes_them_in_their_order(nodes: list[Node], seed: int) -> None:
+    alike = [Node(node.needs) for node in nodes]
+    workers = Recording(1, seed, alike)
+    walk(alike, workers)
+    assert workers.started == list(range(len(nodes)))
+
+
+@given(graphs(), st.integers(2, 4), st.integers(0, 1000))
+@settings(max_examples=100, deadline=None)
+def test_a_step_whose_worker_dies_is_computed_by_another(nodes: list[Node], count: int, seed: int) -> None:
+    workers = Recording(count, seed, nodes, deaths=0.2)
+    try:
+        walk(nodes, workers)
+    except InputError as error:
+        died = max(workers.started.count(step) for step in range(len(nodes)))
+        assert died == DEATHS and f"{DEATHS} workers died computing the same step" in str(error)
+    else:
+        assert set(workers.started) == set(range(len(nodes)))
+        assert len(workers.started) == len(nodes) + workers.replaced
+
+
+def test_what_others_make_needs_no_worker() -> None:
+    nodes = [Node(frozenset()), Node(frozenset({0})), Node(frozenset({1}))]
+    workers = Recording(2, 0, nodes)
+    workers.nodes = [nodes[0], nodes[1], Node(frozenset())]
+    walk(nodes, workers, made={1})
+    assert workers.started == [0, 2]
+
+
+def test_what_a_failed_game_would_have_made_others_make() -> None:
+    """0 and 1 are a game's, 2 and 3 another's, of which 2 asks for what 0 makes."""
+    nodes = [Node(frozenset()), Node(frozenset({0})), Node(frozenset({0})), Node(frozenset({2}))]
+    workers = Recording(1, 0, nodes)
+    workers.fails = {0: Done(error=ValueError("no"))}
+    crew = Crew(workers, Schedule(nodes, {2}), Display(Console(quiet=True)))
+    with pytest.raises(ValueError, match="no"):
+        crew.wait_for(0)
+    crew.settle(0, [1])
+    for step in (1, 2, 3):
+        crew.wait_for(step)
+        crew.settle(step)
+    assert 1 not in workers.started and workers.started[-1] == 3
+
+
+def test_a_worker_that_is_late_ends_the_sweep() -> None:
+    workers = Recording(1, 0, [Node(frozenset())])
+    workers.fails = {0: Done(late=True)}
+    with pytest.raises(TimeIsUpError):
+        walk([Node(frozenset())], workers)
+
+
+def evaluation(name: str, role: Role, iteration: int | None = None) -> Evaluate:
+    return Evaluate(name, role, iteration, name, "base")
+
+
+def test_measurements_are_waited_for_only_where_they_may_end_the_game() -> None:
+    stages = [
+        (3, evaluation("base", Role.BASE)),
+        (5, evaluation("iterate 0", Role.ITERATE, 0)),
+        (9, evaluation("SFT", Role.BASELINE)),
+    ]
+    assert own_needs(stages, stops=False) == [Node(frozenset())] * 3
+    assert [node.settled for node in own_needs(stages, stops=True)] == [-1, -1, -1]
+    more = [*stages[:2], (7, evaluation("iterate 1", Role.ITERATE, 1)), stages[2]]
+    assert [node.settled for node in own_needs(more, stops=True)] == [-1, -1, 5, -1]

@@ -1,0 +1,94 @@
+"""Several processes fill the tables of one store at once."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from lowmem_spin.common.display import Display
+from lowmem_spin.common.files import Tokens
+from lowmem_spin.store.memo import Tables
+from lowmem_spin.store.rows import Scored
+from lowmem_spin.store.store import Store
+
+PROMPTS, SIDES = 40, ["chosen", "a" * 20, "b" * 20, "c" * 20]
+
+
+class Adding:
+    """A learner whose log-prob of an answer is minus the sum of its tokens; it counts what it is asked."""
+
+    def __init__(self, barrier: Barrier | None = None) -> None:
+        self.barrier, self.asked = barrier, 0
+
+    def learner(self) -> Any:
+        return self
+
+    def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
+        if self.asked == 0 and self.barrier is not None:
+            self.barrier.wait(timeout=30)  # all are scoring now
+        self.asked += len(rows)
+        return [-float(np.sum(tokens)) for _, tokens in rows]
+
+
+def tables(root: Path, engines: Adding, said: list[str]) -> Tables:
+    return Tables(
+        store=Store(root, said.append),
+        base="base",
+        base_adapter=None,
+        learner={"engine": "adding"},
+        engines=engines,  # pyright: ignore[reportArgumentType]
+        progress=Display(Console(quiet=True)),
+        generation_batch=8,
+        scoring_tokens=30,
+        opened={},
+    )
+
+
+def side(name: str) -> list[Scored]:
+    answers = name if name == "chosen" else f"{name}/0"
+    return [Scored(f"p{n}", [1, 2], answers, [n + 1, 1 + SIDES.index(name)]) for n in range(PROMPTS)]
+
+
+def test_several_score_different_answers_at_once_and_no_row_is_lost_or_there_twice(tmp_path: Path) -> None:
+    said: list[str] = []
+    barrier = Barrier(len(SIDES))  # which breaks if one has to wait for another
+
+    def score(name: str) -> np.ndarray:
+        return tables(tmp_path, Adding(barrier), said).logps("base", side(name), name)
+
+    with ThreadPoolExecutor(len(SIDES)) as pool:
+        found = list(pool.map(score, SIDES))
+    for name, logps in zip(SIDES, found, strict=True):
+        assert logps.tolist() == [-float(sum(row.tokens)) for row in side(name)]
+    assert not said
+    asked = Adding()
+    after = tables(tmp_path, asked, said)
+    for name in SIDES:
+        assert after.logps("base", side(name), name).tolist() == [-float(sum(row.tokens)) for row in side(name)]
+    (table,) = after.opened.values()
+    assert asked.asked == 0 and table.read().num_rows == PROMPTS * len(SIDES)
+    assert len(list(table.folder.glob("*.parquet"))) == 1
+
+
+def test_who_waited_for_the_same_answers_opens_no_engine(tmp_path: Path) -> None:
+    said: list[str] = []
+    first, second = Adding(), Adding()
+
+    class Late(Adding):
+        def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
+            if not self.asked:
+                waiting.append(pool.submit(tables(tmp_path, second, said).logps, "base", side("chosen"), "second"))
+                while not said:  # it waits for these
+                    pass
+            return super().score(adapter, rows)
+
+    waiting: list[Any] = []
+    with ThreadPoolExecutor(1) as pool:
+        first = Late()
+        logps = tables(tmp_path, first, said).logps("base", side("chosen"), "first")
+        assert waiting[0].result().tolist() == logps.tolist()
+    assert first.asked == PROMPTS and second.asked == 0
