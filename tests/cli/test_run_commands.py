@@ -189,15 +189,16 @@ def test_a_narrow_terminal_breaks_no_word_and_shares_have_a_unit() -> None:
         Played(Path("runs/quickstart_with_a_name"), "finished", "iterate 1: exact match 39.0 ±2.0%", 1000, 5.0),
         Played(Path("runs/b"), "not finished: 1 of 1 iterates", "", 1000, 5.0),
     ]
-    console = Console(file=StringIO(), width=80)
-    console.print(overview_grid(games, Path("runs")).table("Games"))
-    shown = console.file.getvalue()
-    assert max(map(len, shown.splitlines())) <= 80
-    assert all(word in shown for word in ("quickstart_with_a_name", "iterates", "not finished:", "best iterate", "±2.0%"))
-    console = Console(file=StringIO(), width=60)
-    console.print(overview_grid(games, Path("runs")).table("Games"))
-    words = set(console.file.getvalue().split())
-    assert {"quickstart_with_a_name", "finished:", "iterates", "iterate", "exact", "match"} <= words
+
+    def shown(width: int) -> str:
+        out = StringIO()
+        Console(file=out, width=width).print(overview_grid(games, Path("runs")).table("Games"))
+        return out.getvalue()
+
+    wide = shown(80)
+    assert max(map(len, wide.splitlines())) <= 80
+    assert all(word in wide for word in ("quickstart_with_a_name", "iterates", "not finished:", "best iterate", "±2.0%"))
+    assert {"quickstart_with_a_name", "finished:", "iterates", "iterate", "exact", "match"} <= set(shown(60).split())
 
 
 @pytest.mark.parametrize("before", [[], ["--set=game.history=2"], ["--set", "game.history=2"]])
