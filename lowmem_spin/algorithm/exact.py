@@ -2,7 +2,7 @@
 
 The stages are game.play's, on policies that are tables of log-probs (K,), in nats. It shows where an alpha, a history, a loss
 and its strength lead, or that they lead nowhere, without a model. A real training stops long before its minimum, which is what
-keeps games with a small beta from swinging as they do here.
+keeps games with a small beta from oscillating as they do here.
 """
 
 import math
@@ -102,9 +102,8 @@ def play_exactly(recipe: Recipe, space: Space) -> Iterator[Tensor]:
 def _check(recipe: Recipe) -> None:
     loss, algorithm = recipe.game.loss.name, recipe.game.algorithm
     if loss not in SMOOTH:
-        raise InputError(
-            f"game.loss.name: exact play has no {loss}, whose minimum is not one policy; it has {', '.join(SMOOTH)}"
-        )
+        called = "a custom loss" if loss == "function" else f"{loss}, which several policies minimise"
+        raise InputError(f"game.loss.name: exact play cannot handle {called}; use {', '.join(SMOOTH)}")
     if algorithm == "offline":
         raise InputError(
             "game.algorithm: exact play has no offline, whose pairs are the data's own; it has alpha-spin and sppo"
@@ -114,7 +113,7 @@ def _check(recipe: Recipe) -> None:
             f"game.samples: {recipe.game.samples}, and exact play draws at most {MOST}: it takes every draw there is"
         )
     if recipe.game.opponents is not None or not isinstance(recipe.game.reference, str):
-        raise InputError("game: exact play runs no functions of your own; use built-in opponents and references")
+        raise InputError("game: exact play cannot handle functions of your own; use built-in opponents and references")
 
 
 def _geometric(weighted: list[tuple[float, Tensor]]) -> Tensor:

@@ -1,6 +1,7 @@
 """Talk to the policies of a game, in a terminal or through a pipe, with the template and end tokens of its training."""
 
 import contextlib
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ from lowmem_spin.engines.hf import HF, RowNoise
 from lowmem_spin.engines.model_files import context_limit
 from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy, machine_of
 
+COMMAND = re.compile(r"/[a-z]+")  # what begins like this and goes on is a question
 WIDE = 100  # columns of a terminal in which two answers stand side by side
 Show = Callable[[str], object]
 
@@ -161,7 +163,7 @@ def row_seed(sampling: Sampling, policy: StoredPolicy, asked: int) -> int:
 
 
 def talk(voices: list[Voice], lines: Iterable[str], out: Console, notify: Show) -> None:
-    """Answer every line until there are no more, /quit or Ctrl-C; notes on the answers go to `say`."""
+    """Answer every line until there are no more, /quit or Ctrl-C; notes on them go to `notify`."""
     button = StopButton()
     before = signal.signal(signal.SIGINT, button)
     try:
@@ -174,6 +176,8 @@ def talk(voices: list[Voice], lines: Iterable[str], out: Console, notify: Show) 
                 case "/reset":
                     for voice in voices:
                         voice.messages.clear()
+                case command if COMMAND.fullmatch(command):
+                    notify(f"{command}: unknown command; /reset forgets, /quit ends")
                 case question:
                     side_by_side = len(voices) > 1 and out.is_terminal and out.width >= WIDE
                     (_in_columns if side_by_side else _in_turn)(voices, question, out, notify, button)

@@ -1,5 +1,6 @@
 """The commands on a game that was played: evaluate, arena, chat, export, serve, gc. Heavy imports stay inside them."""
 
+import logging
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +8,8 @@ from typing import Annotated
 import typer
 
 from lowmem_spin.cli.options import TrustCode, path_argument, path_option
+
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # see loading.py; it comes in with transformers
 
 app = typer.Typer()
 

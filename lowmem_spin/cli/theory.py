@@ -11,7 +11,12 @@ from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.config.naming import plain
 from lowmem_spin.report.theory import ExactGame, draw_theory, theory_table
 
-AIMS = {False: "KL(data | policy), nats", True: "what the best answer wins more than half"}
+AIMS = {False: "KL(data | policy), nats", True: "win-rate of the best answer against the policy, minus 1/2"}
+REMEDIES = {  # by the field that says how strongly a loss holds to the reference
+    "beta": "; try a larger one: --set game.loss.beta=0.6",
+    "tau": "; try a larger game.loss.tau",
+    "eta": "; try a smaller game.loss.eta",
+}
 
 
 def show_theory(points: Sequence[SweepPoint], iterations: int, picture: Path, display: Display) -> None:
@@ -29,7 +34,7 @@ def show_theory(points: Sequence[SweepPoint], iterations: int, picture: Path, di
         display.log(f"{game.name}: {game.verdict}")
     draw_theory(games, AIMS[judged], picture)
     display.log(
-        "Every training ends in its minimum here; a real one stops long before, which is what keeps a small beta from swinging."
+        "Every training ends in its minimum here; a real one stops long before, which keeps a small beta from oscillating."
     )
     display.log(f"picture  {picture}, and as .svg")
 
@@ -41,4 +46,5 @@ def played(point: SweepPoint, iterations: int, space: Space, judged: bool) -> Ex
     policies, data, base = np.exp(logps), space.data.numpy(), space.base.numpy()
     wins, kl = (policies @ space.preferences.numpy().T).max(1), (np.exp(data) * (data - logps)).sum(1)
     drifts = (policies * (logps - base)).sum(1)
-    return ExactGame(", ".join(varied) or "the recipe", iterations, policies, wins - 0.5 if judged else kl, drifts)
+    remedy = next((REMEDIES[name] for name in point.recipe.game.loss.model_dump() if name in REMEDIES), "")
+    return ExactGame(", ".join(varied) or "the recipe", iterations, policies, wins - 0.5 if judged else kl, drifts, remedy)

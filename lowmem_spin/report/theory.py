@@ -26,6 +26,7 @@ class ExactGame:
     policies: np.ndarray
     distances: np.ndarray  # of each policy from what the game aims at
     drifts: np.ndarray  # KL(policy | base), nats
+    remedy: str = ""  # what keeps it from diverging
 
     @property
     def steps(self) -> np.ndarray:
@@ -36,7 +37,10 @@ class ExactGame:
     def verdict(self) -> str:
         """Where it leads, in words."""
         if len(self.steps) < self.asked:
-            return f"leaves: iterate {len(self.steps)} gives some answer less than exp(-300)"
+            return (
+                f"diverges: by iterate {len(self.steps)} some answer has practically no probability; a real training stops "
+                f"earlier{self.remedy}"
+            )
         last = self.steps[-1]
         if last < SETTLED:
             return "settles"

@@ -133,6 +133,9 @@ def test_the_command_says_where_each_game_leads(tmp_path: Path) -> None:
     assert "alpha 0.5, history 1: does not settle" in words
     assert "alpha 1, history 1: settles: steps shrink to 0.67 of the one before" in words  # 1 / 0.6 - 1
     assert imread(picture).shape[0] > 300 and "mathdefault" not in picture.with_suffix(".svg").read_text()
+    far = " ".join(call("theory", "quickstart", "--picture", picture).stdout.split())  # with a beta of 0.1
+    verdict = "the recipe: diverges: by iterate 2 some answer has practically no probability; a real training stops earlier; "
+    assert verdict + "try a larger one: --set game.loss.beta=0.6" in far
     gif = call("theory", "quickstart", "--picture", tmp_path / "t.gif")
     assert gif.returncode == 2 and gif.stderr.strip().endswith("t.gif' is to be a .png")
 
@@ -140,7 +143,11 @@ def test_the_command_says_where_each_game_leads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["game.loss=slic"], "game.loss.name: exact play has no slic"),
+        (["game.loss=slic"], "game.loss.name: exact play cannot handle slic, which several policies minimise; use dpo, ipo, "),
+        (
+            ["game.loss={name: function, function: mine.py:loss}"],
+            "game.loss.name: exact play cannot handle a custom loss; use dpo",
+        ),
         (["game.algorithm=offline"], "game.algorithm: exact play has no offline"),
     ],
 )
