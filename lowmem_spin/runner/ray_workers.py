@@ -16,7 +16,7 @@ from rich.console import Console
 
 from lowmem_spin.algorithm.stages import Evaluate
 from lowmem_spin.common.display import Display, StageMeter, TimeIsUpError
-from lowmem_spin.common.errors import InputError, quoted, shortened
+from lowmem_spin.common.errors import InputError, install_extra, quoted, shortened
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.runner.crew import Done
@@ -24,7 +24,6 @@ from lowmem_spin.runner.health import evaluate_policy, sample_policy
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.run import make, measured_by
 
-RAY = "pip install -e '.[ray]'"
 OBJECTS = 100_000_000  # bytes of Ray's object store, through which only steps' numbers go
 
 
@@ -221,7 +220,7 @@ def _joined(address: str | None, count: int | None) -> tuple[Any, bool]:
         import ray
     except ImportError:
         asked = f"--workers {count}" if count is not None else "--workers auto" if address is None else f"--ray {address}"
-        raise InputError(f"{asked}: Ray is not installed; {RAY}") from None
+        raise InputError(f"{asked}: Ray is not installed; {install_extra('ray')}") from None
     if ray.is_initialized():
         return ray, False
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
