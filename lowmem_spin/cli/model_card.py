@@ -126,7 +126,8 @@ def _results(metrics: Path, mine: str) -> str:
     lines = ["| policy | " + " | ".join(one.heading for one in columns.values()) + " |", "|---|" + "---:|" * len(columns)]
     for record in records:
         cells = [
-            one.text(Value.read(record[name], record[f"{name}_se"], rows_of(record, name))) for name, one in columns.items()
+            one.text(Value.read(record[name], record[f"{name}_se"], rows_of(record, name))) if name in record else ""
+            for name, one in columns.items()  # not all are measured of the unquantized base
         ]
         name = escape_markdown(record["name"])
         name = f"**{name}**" if record["name"] == mine else name

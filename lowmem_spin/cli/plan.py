@@ -41,9 +41,10 @@ def show_plan(plan: PlannedWork, display: Display) -> None:
             display.log(line)
     for note in plan.notes:
         display.log(note, "yellow")
-    left = [line.measured for line in plan.lines if line.to_do]
+    left = [line.measured for line in plan.lines if line.to_do and line.unit.side != "judgements"]
     if left:
-        display.log(f"Times are {'measured on this machine' if all(left) else 'computed; --measure times this machine'}.")
+        computed = "computed" if plan.gpu else "computed; --measure times this machine"
+        display.log(f"Times are {'measured on this machine' if all(left) else computed}.")
 
 
 def measure_here(recipe: Recipe, recipe_dir: Path, display: Display, trust: Trust) -> list[str]:

@@ -5,13 +5,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 
+from lowmem_spin.algorithm.stages import Stage
 from lowmem_spin.cli.results import show_run, show_sweep
 from lowmem_spin.common.display import Display, TimeIsUpError
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, install_extra, quoted
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.grid import Axes, SweepPoint, first_recipe, sweep_folder, sweep_points
 from lowmem_spin.config.load import RecipeFile
@@ -101,26 +103,44 @@ class WorkersAsked:
     workers: str | None = None
     ray: str | None = None
 
-    def maker(self, recipe_dir: Path, trust: Trust, on_gpu: bool) -> sweeps.MakeWorkers | None:
+    def maker(self, recipe_dir: Path, trust: Trust, points: Sequence[SweepPoint]) -> sweeps.MakeWorkers | None:
         """What makes them; None for one, which is this process.
 
         Raises:
-            InputError: this is no number.
+            InputError: this is no number, or there cannot be so many; one line.
         """
         count, asked = None, self.workers
+        if asked is None and self.ray is None:
+            return None
         if asked not in (None, "auto"):
             count = int(asked) if asked.isdecimal() else 0
             if not 1 <= count <= 1000:
                 raise InputError(f"--workers {asked}: give a number from 1 to 1000, or auto, which is one for each GPU")
-        if self.ray is None and (asked is None or (visible_gpus() if asked == "auto" and on_gpu else count or 1) == 1):
+        on_gpu = any(map(_on_gpu, points))
+        gpus = visible_gpus() if on_gpu and self.ray is None else None
+        if self.ray is None and (count or gpus or 1) == 1:
             return None
+        if find_spec("ray") is None:
+            named = f"--workers {asked}" if self.ray is None else f"--ray {quoted(self.ray)}"
+            raise InputError(f"{named}: Ray is not installed; {install_extra('ray')}")
+        if gpus is not None and count is not None and count > gpus:
+            raise InputError(f"--workers {count}: a worker has a GPU of its own, and there are {gpus}; give {gpus}, or auto")
 
-        def make(points: Sequence[SweepPoint], steps: Sequence[tuple[int, int, bool]], logs: Path, display: Display) -> Workers:
+        def make(
+            points: Sequence[SweepPoint], steps: Sequence[tuple[int, Stage, bool]], logs: Path, display: Display
+        ) -> Workers:
             from lowmem_spin.runner.ray_workers import RayWorkers
 
             return RayWorkers(count, self.ray, points, recipe_dir, steps, logs, display, trust, on_gpu)
 
         return make
+
+
+def _on_gpu(point: SweepPoint) -> bool:
+    try:
+        return find_machine(point.recipe).device == "cuda"
+    except InputError:  # of this point alone, when it is opened
+        return False
 
 
 def sweep(
@@ -137,8 +157,7 @@ def sweep(
         TimeIsUpError: the display's deadline has passed; what is finished is stored.
     """
     shared, count = SharedResources(trust=trust or Trust()), len(points.entries)
-    on_gpu = find_machine(points.entries[0].point.recipe).device == "cuda"
-    workers = (asked or WorkersAsked()).maker(recipe_dir, shared.trust, on_gpu)
+    workers = (asked or WorkersAsked()).maker(recipe_dir, shared.trust, [entry.point for entry in points.entries])
     display.log(f"{count} games, results in {points.folder}; interrupt whenever you like, run again to go on")
     try:
         games = sweeps.play_sweep(points, recipe_dir, display, shared, suites.check_benchmarks, replace, workers)

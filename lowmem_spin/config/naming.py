@@ -11,7 +11,7 @@ LONGEST = 80  # bytes of what is added to a name
 # Settings that change no policy and no number of a game: runs that differ in these have one folder.
 SILENT = ("output", "runtime", "model.trust_remote_code", "training.gradient_checkpointing", "game.oracle.base_url")
 SILENT += ("game.oracle.api_key_env", "game.oracle.concurrency", "game.oracle.batch_size")
-OWN = ("game.loss", "game.opponents", "game.reference")  # may be functions in a person's file
+OWN = ("game.loss", "game.opponents", "game.reference", "evaluation.metric")  # may be functions in a person's file
 SILENT += tuple(f"evaluation.{name}" for name in ("benchmarks", "harness", "judge", "mtbench", "alpaca"))
 
 

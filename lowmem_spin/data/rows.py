@@ -142,19 +142,19 @@ def shuffled(ids: Sequence[str], seed: int, turn: int | None) -> list[int]:
     return sorted(range(len(ids)), key=lambda position: (number(seed, turn, ids[position]), ids[position]))
 
 
-def take(shuffled: Sequence[int], draw: Draw) -> list[int]:
+def take(shuffled: Sequence[int], draw: Draw, field: str = "game.pairs") -> list[int]:
     """The part of an order that a draw takes.
 
     Raises:
-        InputError: there are too few rows.
+        InputError: there are too few rows; the line names the field that asks for them.
     """
     if draw.start + draw.prompts > len(shuffled):
         others = remedy = ""
         if draw.start:
             others = f", {draw.start} of them for other draws (data.resample split or game.sampler.own_prompts),"
-            remedy = ", or let those of a split come again with data.prompt_sets"
+            remedy = ", or let those of a split come again with data.prompt_sets" if draw.round is None else ""
         raise InputError(
-            f"game.pairs: {draw.start + draw.prompts} prompts{others} asked of {len(shuffled)} usable rows; "
+            f"{field}: {draw.start + draw.prompts} prompts{others} asked of {len(shuffled)} usable rows; "
             f"lower it or give more data{remedy}"
         )
     return list(shuffled[draw.start : draw.start + draw.prompts])

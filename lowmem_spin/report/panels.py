@@ -32,9 +32,11 @@ def run_panels(run: RunResults) -> Pictures:
     """A run's pictures: scores, categories, health, training."""
     names = ", ".join(policy.name for policy in run.baselines)
     caption = "Bars: 95% intervals over held-out rows." + (f" Dotted: {names}." if names else "")
-    panels = [_policies(run, "Scores", "score", run.scores[:2], caption)]
-    if run.scores[2:]:
-        panels.append(_policies(run, "Scores", "logprob", run.scores[2:], caption))
+    unit = MEASURES[run.scores[0]].unit
+    alike = [name for name in run.scores if MEASURES[name].unit == unit]
+    panels = [_policies(run, "Scores", "score", alike, caption)]
+    if others := [name for name in run.scores if name not in alike]:
+        panels.append(_policies(run, "Scores", "logprob", others, caption))
     categories, said = radars.of_run(run)
     kl = ["kl_to_base", "kl_to_previous", "kl_from_base"]
     ends, shares = "Own samples that did not end, or equal the data's answer.", ["truncated", "identical"]

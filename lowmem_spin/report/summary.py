@@ -55,8 +55,10 @@ def sweep_grid(sweep: SweepResults, brief: bool = False) -> Grid:
     """A row per configuration: its last iterate, over the seeds; `brief` for a terminal."""
     score = sweep.score
     shape = [name for name in SHAPE if sweep.has(name)]
-    gains = [GAIN] * (score != MATCH)  # a log-prob says something beside the base's alone
-    gains += [GAIN_UNQUANTIZED] * all(run.unquantized is not None for run in sweep.runs.values())
+    runs, gains = list(sweep.runs.values()), []
+    if runs and all(run.scores[0] == score for run in runs):  # else they are differences of something else
+        gains += [GAIN] * (score != MATCH)  # a log-prob says something beside the base's alone
+        gains += [GAIN_UNQUANTIZED] * all(run.unquantized is not None for run in runs)
     names = ["kl_to_base"] if brief else [*sweep.scores[1:2], "kl_to_base", "kl_from_base", *shape]
     axes = [axis.rpartition(".")[2] if brief else axis for axis in sweep.file.axes] or ["configuration"]
     unit = MEASURES[score].unit

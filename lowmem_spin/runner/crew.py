@@ -23,7 +23,7 @@ class Done:
     seconds: Mapping[str, float] = field(default_factory=dict)  # by kind of work
     rows: Mapping[str, int] = field(default_factory=dict)
     tokens: Mapping[str, int] = field(default_factory=dict)
-    lines: Sequence[str] = ()  # what was said on the way
+    lines: Sequence[tuple[str, str]] = ()  # what was said on the way, each with its style
     took: float = 0.0  # seconds in all
     error: Exception | None = None
     late: bool = False  # the hours are over
@@ -48,7 +48,7 @@ class Workers(Protocol):
         ...
 
     def replace(self, worker: int) -> None:
-        """Put another in the place of one that died."""
+        """Put another in the place of one that died, or that an error has left in whatever state."""
         ...
 
     def close(self) -> None:
@@ -66,6 +66,7 @@ class Crew:
         self.ended: dict[int, Done] = {}  # steps that a game has not asked for yet
         self.deaths: Counter[int] = Counter()
         self.busy = [0.0] * workers.count
+        self.late = False
 
     def wait_for(self, step: int) -> None:
         """Return when the store has what a step makes; the others go on meanwhile.
@@ -78,18 +79,33 @@ class Crew:
         while not (step in self.ended or step in self.schedule.over or step in self.schedule.dropped):
             if not self.has:
                 raise RuntimeError(f"step {step} waits for nothing that is under way")
-            ended = self.workers.wait(EVERY)
-            for worker, done in ended:
-                self._end(worker, done)
-            if not ended:
-                self._tell()
-                self.display.stop_if_late()
+            self._wait()
             self._hand_out()
+            if self.late:
+                self.finish()
         done = self.ended.get(step, Done())
         for kind, seconds in done.seconds.items():
             self.display.seconds[kind] += seconds
         if done.error is not None:
             raise done.error
+
+    def finish(self) -> None:
+        """The hours are over: every worker ends where all that it has computed is stored.
+
+        Raises:
+            TimeIsUpError: they have.
+        """
+        self.late = True
+        while self.has:
+            self._wait()
+        raise TimeIsUpError
+
+    def _wait(self) -> None:
+        ended = self.workers.wait(EVERY)
+        for worker, done in ended:
+            self._end(worker, done)
+        if not ended:
+            self._tell()
 
     def settle(self, step: int, needless: Sequence[int] = ()) -> None:
         """The games know the results of all steps up to this one, and do not need those any more."""
@@ -104,7 +120,7 @@ class Crew:
 
     def _hand_out(self) -> None:
         for worker in range(self.workers.count):
-            if worker in self.has:
+            if worker in self.has or self.late:
                 continue
             step = self.schedule.take(self.opened[worker])
             if step is None:
@@ -115,14 +131,16 @@ class Crew:
     def _end(self, worker: int, done: Done) -> None:
         step = self.has.pop(worker)
         self.busy[worker] += done.took
-        for line in done.lines:
-            self.display.log(f"worker {worker + 1}: {line}")
+        for line, style in done.lines:
+            self.display.log(f"worker {worker + 1}: {line}", style)
         if done.late:
-            raise TimeIsUpError
-        if done.died:
+            self.late = True
+            return
+        if done.died or done.error is not None:
             self.opened[worker] = ""
-            self.deaths[step] += 1
             self.workers.replace(worker)
+        if done.died:
+            self.deaths[step] += 1
             if self.deaths[step] < DEATHS:
                 self.display.log(f"worker {worker + 1} died; another takes its place and goes on where it was", "yellow")
                 self.schedule.give_back(step)
@@ -132,8 +150,9 @@ class Crew:
         for kind, rows in done.rows.items():
             self.display.count(kind, rows, done.tokens.get(kind, 0))
         self.ended[step] = done
-        if done.error is None:
-            self.schedule.end(step)  # else what needs it waits, for its game may not want it any more
+        if done.error is None or step in self.schedule.dropped:
+            self.schedule.end(step, failed=done.error is not None)
+        # else what needs it waits until its game knows, which may not want that any more
 
     def _tell(self) -> None:
         """Who does what."""

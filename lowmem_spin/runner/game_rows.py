@@ -1,10 +1,10 @@
 """The rows of a game: which may be learned from, which are measured on, and which a draw takes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lowmem_spin.algorithm.roles import Role
-from lowmem_spin.algorithm.stages import Draw, Stage, Train
+from lowmem_spin.algorithm.stages import Draw, Stage, Train, TrainSampler
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import Rows, fixed_sample, hold_out, shuffled, take
 from lowmem_spin.runner.health import HeldOut
@@ -61,12 +61,21 @@ class GameRows:
         """How many of `train` are not learned from."""
         return len(self.train) - len(self.pool)
 
-    def positions(self, draw: Draw) -> list[int]:
-        """Places of `train`: the rows of a draw, in its order.
+    def positions(self, draw: Draw, field: str = "game.pairs") -> list[int]:
+        """Places of `train`: the rows of a draw, in its order; `field` is the recipe's that asks for them.
 
         Raises:
             InputError: the pool has too few.
         """
         if draw not in self.drawn:
-            self.drawn[draw] = take(self.orders.of(draw, self.train, self.pool), draw)
+            self.drawn[draw] = take(self.orders.of(draw, self.train, self.pool), draw, field)
         return self.drawn[draw]
+
+
+def asked_rows(stages: Sequence[Stage]) -> Iterator[tuple[Draw, str]]:
+    """The rows that trainings learn from, each with the recipe's field that asks for them."""
+    for stage in stages:
+        if isinstance(stage, TrainSampler):
+            yield stage.draw, "game.sampler.prompts"
+        elif isinstance(stage, Train):
+            yield stage.pairs.draw, "warm_start.rows" if stage.role is Role.WARM_START else "game.pairs"

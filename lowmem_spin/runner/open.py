@@ -25,7 +25,7 @@ from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, cho
 from lowmem_spin.engines.row_check import check_rows, letters_notes
 from lowmem_spin.engines.training.trial import check_optimizer, warmup_note
 from lowmem_spin.engines.unquantized import Beside, measured_beside
-from lowmem_spin.runner.game_rows import GameRows, Orders, prompts_again, split_rows
+from lowmem_spin.runner.game_rows import GameRows, Orders, asked_rows, prompts_again, split_rows
 from lowmem_spin.runner.health import HeldOut, notices
 from lowmem_spin.runner.own_functions import OwnFunctions, Said, ask, try_own_loss
 from lowmem_spin.runner.task_metrics import TaskMetric
@@ -335,9 +335,8 @@ def assemble(
         opened=shared.tables.setdefault(recipe.output.store, {}),
         own_loss=resolved.own.loss,
     )
-    for stage in stages:
-        if isinstance(stage, Train | TrainSampler):  # too few rows for a later iteration is said now
-            rows.positions(stage.pairs.draw if isinstance(stage, Train) else stage.draw)
+    for draw, field_asking in asked_rows(stages):  # too few rows for a later iteration is said now
+        rows.positions(draw, field_asking)
     game = OpenGame(
         resolved=resolved,
         inputs=inputs,

@@ -14,9 +14,9 @@ from typing import Any
 
 from rich.console import Console
 
-from lowmem_spin.algorithm.stages import Evaluate
+from lowmem_spin.algorithm.stages import Evaluate, Stage
 from lowmem_spin.common.display import Display, StageMeter, TimeIsUpError
-from lowmem_spin.common.errors import InputError, install_extra, quoted, shortened
+from lowmem_spin.common.errors import InputError, quoted, shortened
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.runner.crew import Done
@@ -24,6 +24,7 @@ from lowmem_spin.runner.health import evaluate_policy, sample_policy
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.run import make, measured_by
 
+STARTING = 300  # seconds that workers may take to be there
 OBJECTS = 100_000_000  # bytes of Ray's object store, through which only steps' numbers go
 
 
@@ -32,10 +33,10 @@ class _WorkerDisplay(Display):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self.said: list[str] = []
+        self.said: list[tuple[str, str]] = []
 
     def log(self, line: str, style: str = "") -> None:
-        self.said.append(line)
+        self.said.append((line, style))
         super().log(line, style)
         self.console.file.flush()
 
@@ -57,12 +58,10 @@ class SweepWorker:
     """
 
     def __init__(self, points: Sequence[SweepPoint], recipe_dir: Path, here: str, log: Path, trust: Trust) -> None:
-        os.chdir(here)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self.points, self.recipe_dir = points, recipe_dir
-        self.display = _WorkerDisplay(Console(file=log.open("a", encoding="utf-8"), width=160))
+        self.points, self.recipe_dir, self.here, self.log = points, recipe_dir, here, log
         self.shared = SharedResources(trust=trust)
-        self.games: dict[int, OpenGame] = {}
+        self.games: dict[int, OpenGame | Exception] = {}
+        self.display: _WorkerDisplay | None = None
 
     def sees(self, probe: Path) -> bool:
         """Whether a file of the sweep's is there for this process, too."""
@@ -70,38 +69,53 @@ class SweepWorker:
 
     def progress(self) -> str | None:
         """How far the stage under way is."""
-        return self.display.now()
+        return None if self.display is None else self.display.now()
 
-    def play(self, point: int, stage: int, samples_only: bool, seconds_left: float | None) -> Done:
+    def play(self, point: int, stage: Stage, samples_only: bool, seconds_left: float | None) -> Done:
         """Make sure that the store has what a stage of a point's game makes."""
-        display, began = self.display, time.perf_counter()
+        began = time.perf_counter()
+        display = self.display = self.display or self._begin()
         before = [dict(display.seconds), dict(display.rows), dict(display.tokens)]
         display.said.clear()
         display.deadline = None if seconds_left is None else began + seconds_left
         error, late = None, False
         try:
-            display.name = f"{self.points[point].name} "
-            display.title = display.name
-            self._compute(self._game(point), stage, samples_only)
+            display.name = display.title = f"{self.points[point].name} "
+            self._compute(self._game(point, display), stage, samples_only)
         except TimeIsUpError:
             late = True
         except Exception as failed:  # noqa: BLE001 - whatever it is, the sweep decides what becomes of the game
-            self.shared.engines.close()
             error = _that_travels(failed)
         now = (display.seconds, display.rows, display.tokens)
         seconds, rows, tokens = (_more(then, counts) for then, counts in zip(before, now, strict=True))
-        lines = [line for line in display.said if error is None]
-        return Done(seconds, rows, tokens, lines, time.perf_counter() - began, error, late)
+        return Done(seconds, rows, tokens, list(display.said), time.perf_counter() - began, error, late)
 
-    def _game(self, point: int) -> OpenGame:
-        """Its lines on data and models were said when the sweep opened it."""
-        if point not in self.games:
-            self.games[point] = open_game(self.points[point].recipe, self.recipe_dir, self.display, self.shared)
-            self.display.said.clear()
-        return self.games[point]
+    def _begin(self) -> _WorkerDisplay:
+        os.chdir(self.here)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        return _WorkerDisplay(Console(file=self.log.open("a", encoding="utf-8"), width=160, force_terminal=False))
 
-    def _compute(self, game: OpenGame, number: int, samples_only: bool) -> None:
-        stage = game.stages[number]
+    def _game(self, point: int, display: _WorkerDisplay) -> OpenGame:
+        """All are opened before the first engine, which leaves less memory for others to be planned with; lines on data and
+        models were said when the sweep opened them."""
+        if not self.games:
+            for number, one in enumerate(self.points):
+                try:
+                    self.games[number] = open_game(one.recipe, self.recipe_dir, display, self.shared)
+                except Exception as error:  # noqa: BLE001 - it is that game's
+                    self.games[number] = error
+            display.said.clear()
+        game = self.games[point]
+        if isinstance(game, Exception):
+            raise game
+        return game
+
+    def _compute(self, game: OpenGame, stage: Stage, samples_only: bool) -> None:
+        if stage not in game.stages:
+            raise InputError(
+                "a worker finds another game in this recipe than the sweep does: its GPU, versions or files differ, or a "
+                "function of your own does not always return the same"
+            )
         if not isinstance(stage, Evaluate):
             make(game, stage)
         else:
@@ -131,7 +145,7 @@ class RayWorkers:
     Args:
         count: how many, or None for one for each GPU; without a GPU that is one.
         address: of a Ray cluster that runs already; None starts one on this machine, for as long as these live.
-        steps: (point, number of the stage in its game, whether only samples) of each step.
+        steps: (point, stage, whether only samples) of each step.
         logs: folder for a log of each.
         display: whose deadline is theirs, too.
 
@@ -145,7 +159,7 @@ class RayWorkers:
         address: str | None,
         points: Sequence[SweepPoint],
         recipe_dir: Path,
-        steps: Sequence[tuple[int, int, bool]],
+        steps: Sequence[tuple[int, Stage, bool]],
         logs: Path,
         display: Display,
         trust: Trust,
@@ -160,9 +174,10 @@ class RayWorkers:
                     f"--workers {count}: a worker has a GPU of its own, and there are {gpus}; give {gpus}, or auto"
                 )
             self.count = count or max(1, gpus)
-            cores = max(1, int(self.ray.cluster_resources().get("CPU", 1)) // self.count)
+            threads = max(1, int(self.ray.cluster_resources().get("CPU", 1)) // self.count)
+            variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
             here, folder = os.getcwd(), logs.resolve()
-            options = {"num_cpus": cores, "num_gpus": 1 if on_gpu else 0, "max_concurrency": 2}
+            options = {"num_cpus": 0, "num_gpus": int(on_gpu), "max_concurrency": 2, "runtime_env": {"env_vars": variables}}
             actor = self.ray.remote(SweepWorker).options(**options)
             self._make = lambda worker: actor.remote(
                 points, recipe_dir.resolve(), here, folder / f"worker-{worker + 1}.log", trust
@@ -188,10 +203,14 @@ class RayWorkers:
     def _done(self, reference: Any) -> Done:
         try:
             return self.ray.get(reference)
-        except (self.ray.exceptions.RayActorError, self.ray.exceptions.WorkerCrashedError):
+        except (
+            self.ray.exceptions.RayActorError,
+            self.ray.exceptions.WorkerCrashedError,
+            self.ray.exceptions.OutOfMemoryError,
+        ):
             return Done(died=True)
-        except self.ray.exceptions.OutOfMemoryError:
-            return Done(died=True)
+        except Exception as error:  # noqa: BLE001 - one that did not travel, or the worker could not begin
+            return Done(error=error)
 
     def progress(self, worker: int) -> str | None:
         """See crew.Workers."""
@@ -202,6 +221,7 @@ class RayWorkers:
 
     def replace(self, worker: int) -> None:
         """See crew.Workers."""
+        self.ray.kill(self.actors[worker])
         self.actors[worker] = self._make(worker)
 
     def close(self) -> None:
@@ -216,11 +236,8 @@ def _joined(address: str | None, count: int | None) -> tuple[Any, bool]:
     """(ray, whether it is ours to shut down)"""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a worker without a GPU sees what its parent sees
-    try:
-        import ray
-    except ImportError:
-        asked = f"--workers {count}" if count is not None else "--workers auto" if address is None else f"--ray {address}"
-        raise InputError(f"{asked}: Ray is not installed; {install_extra('ray')}") from None
+    import ray
+
     if ray.is_initialized():
         return ray, False
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -264,7 +281,14 @@ def _check_seen(ray: Any, actors: Sequence[Any], stores: Sequence[Path]) -> None
         probe = store / f".seen-{uuid.uuid4().hex}"
         probe.touch()
         try:
-            seen = ray.get([actor.sees.remote(probe) for actor in actors])
+            seen = ray.get([actor.sees.remote(probe) for actor in actors], timeout=STARTING)
+        except ray.exceptions.GetTimeoutError:
+            raise InputError(
+                f"--workers: not all of {len(actors)} have started within {STARTING // 60} minutes: there is no room for "
+                "them now; give fewer"
+            ) from None
+        except ray.exceptions.RayError as error:
+            raise InputError(f"--workers: one cannot start: {shortened(' '.join(str(error).split()))}") from None
         finally:
             probe.unlink()
         if not all(seen):

@@ -78,8 +78,9 @@ class Schedule:
 
     def _offer(self, place: int) -> None:
         """It is ready, if nothing is missing any more."""
-        known = self.over | self.running | self.dropped
-        if place in known or self._waiting[place] or self.nodes[place].settled >= self.passed:
+        if place in self.over or place in self.running or place in self.dropped:
+            return
+        if self._waiting[place] or self.nodes[place].settled >= self.passed:
             return
         if place in self.made:
             self.end(place)
@@ -119,9 +120,12 @@ class Schedule:
                     self._offer(later)
 
     def give_back(self, place: int) -> None:
-        """Its worker is gone: another may have it."""
+        """Its worker is gone: another may have it, if it is still wanted."""
         self.running.discard(place)
-        self._offer(place)
+        if place in self.dropped:
+            self.end(place, failed=True)
+        else:
+            self._offer(place)
 
     def settle(self, place: int) -> None:
         """The game of this step, and of all before it, knows its result."""
@@ -131,7 +135,9 @@ class Schedule:
 
     def drop(self, places: Iterable[int]) -> None:
         """These are not to be computed. What they would have made for others, those make."""
-        gone = {place for place in places if place not in self.over}
+        gone = {place for place in places if place not in self.over and place not in self.dropped}
+        if not gone:
+            return
         self.dropped |= gone
         self.made.clear()
         for place in gone - self.running:

@@ -11,7 +11,7 @@ from time import perf_counter
 from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Score, Stage, Train, TrainSampler, is_baseline
 from lowmem_spin.common.checked import read_checked, write_checked
-from lowmem_spin.common.display import Display
+from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError, printable
 from lowmem_spin.common.files import DISK, DamagedError, UnreadableError, write_text
 from lowmem_spin.common.trust import UntrustedError
@@ -27,8 +27,8 @@ from lowmem_spin.runner.schedule import Node, Schedule, own_needs
 ORDER: list[type] = [Average, TrainSampler, Generate, Judge, Score, Train, Evaluate]
 Check = Callable[[OpenGame], Mapping[str, Path]]
 """Refuses what could not be measured after a game; gives the files of its benchmarks, by field of `evaluation`."""
-MakeWorkers = Callable[[Sequence[SweepPoint], Sequence[tuple[int, int, bool]], Path, Display], Workers]
-"""Makes workers: of the points, each step as (point, number of the stage, only samples), a folder for logs, and a display."""
+MakeWorkers = Callable[[Sequence[SweepPoint], Sequence[tuple[int, Stage, bool]], Path, Display], Workers]
+"""Makes workers: of the points, each step as (point, stage, whether only samples), a folder for logs, and a display."""
 ERROR = "error.txt"  # in a point's folder: how it failed
 
 
@@ -41,6 +41,7 @@ class Entry:
     error: str | None = None
     player: Player | None = None
     stages: list[tuple[int, Stage]] = field(default_factory=list)  # each with its iteration
+    places: list[tuple[int, Stage]] = field(default_factory=list)  # each with its place among the steps of all games
 
 
 @dataclass
@@ -192,20 +193,29 @@ def play_sweep(
                         entry.status = "finished"
                         sweep.write()
                 if crew is not None:
-                    crew.settle(place, _needless(entry, steps[place + 1 :], step.game, place + 1))
+                    crew.settle(place, _needless(entry, place))
             if place + 1 < len(steps):
-                display.stop_if_late()
+                _stop_if_late(display, crew)
     display.title = display.name = ""
     return [entry.player.game for entry in opened if entry.player and entry.status == "finished"]
 
 
-def _needless(entry: Entry, later: Sequence[Step], game: int, first: int) -> list[int]:
+def _needless(entry: Entry, passed: int) -> list[int]:
     """Steps that a game which has failed, or ended early, does not need any more."""
     player = entry.player
     if entry.status != "failed" and (player is None or player.stopped is None):
         return []
-    mine = [(place, step.stage) for place, step in enumerate(later, first) if step.game == game]
-    return [place for place, stage in mine if entry.status == "failed" or not is_baseline(stage)]
+    later = [(place, stage) for place, stage in entry.places if place > passed]
+    return [place for place, stage in later if entry.status == "failed" or not is_baseline(stage)]
+
+
+def _stop_if_late(display: Display, crew: Crew | None) -> None:
+    try:
+        display.stop_if_late()
+    except TimeIsUpError:
+        if crew is not None:
+            crew.finish()
+        raise
 
 
 @contextmanager
@@ -223,29 +233,29 @@ def _crew(
         return
     nodes = graph(opened, steps, ahead)
     numbers = {id(entry): number for number, entry in enumerate(sweep.entries)}
-    told = [
-        (numbers[id(entry := opened[step.game])], [stage for _, stage in entry.stages].index(step.stage), step.samples_only)
-        for step in steps
-    ]
+    told = [(numbers[id(opened[step.game])], step.stage, step.samples_only) for step in steps]
     with display.start_up("starting workers"):
         workers = make([entry.point for entry in sweep.entries], told, sweep.folder / "workers", display)
     crew = Crew(workers, Schedule(nodes, {place for place, step in enumerate(ahead) if not step.makes}), display)
     display.workers, began = workers.count, perf_counter()
-    display.log(f"{workers.count} workers, their logs in {sweep.folder / 'workers'}")
+    said = "1 worker, its log" if workers.count == 1 else f"{workers.count} workers, their logs"
+    display.log(f"{said} in {sweep.folder / 'workers'}")
     try:
         yield crew
         display.log(crew.busy_line(perf_counter() - began))
     finally:
+        display.workers = 1
         crew.close()
 
 
 def graph(opened: Sequence[Entry], steps: Sequence[Step], ahead: Sequence[Ahead]) -> list[Node]:
     """What each step needs: of its own game, and of whoever makes what it asks for too."""
     found: dict[int, Node] = {}
-    for number, entry in enumerate(opened):
-        mine = [(place, step.stage) for place, step in enumerate(steps) if step.game == number]
+    for place, step in enumerate(steps):
+        opened[step.game].places.append((place, step.stage))
+    for entry in opened:
         stops = any(bound is not None for bound in entry.point.recipe.game.stop_when.model_dump().values())
-        for (place, stage), node in zip(mine, own_needs(mine, stops), strict=True):
+        for (place, stage), node in zip(entry.places, own_needs(entry.places, stops), strict=True):
             game = entry.player.game if entry.player else None
             opens = f"{game.signature if game else ''} {getattr(stage, 'policy', '')}"
             found[place] = replace(node, needs=node.needs | ahead[place].after, opens=opens)

@@ -81,9 +81,11 @@ class TaskMetric:
             self.own.check_arguments("(prompt, answer, expected)", "prompt", "answer", "expected")
         if not isinstance(self.section, FinalNumber | Regex):
             return
-        what = "a number" if isinstance(self.section, FinalNumber) else f"a match of {quoted(self.section.pattern)}"
+        what = "number" if isinstance(self.section, FinalNumber) else f"match of {quoted(self.section.pattern)}"
         without = sum(self._found(text) is None for text in expected)
         if without == len(expected):
-            raise InputError(f"{FIELD}: none of the {len(expected):,} held-out answers has {what}; use another metric")
+            raise InputError(f"{FIELD}: none of the {len(expected):,} held-out answers has a {what}; use another metric")
         if without:
-            yield f"{FIELD}: {without:,} of {len(expected):,} held-out answers have not {what}: there every policy is wrong"
+            has = "has" if without == 1 else "have"
+            count = f"{without:,} of {len(expected):,} held-out answers {has} no {what}"
+            yield f"{FIELD}: {count}; every policy counts as wrong there"

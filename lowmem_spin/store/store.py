@@ -143,9 +143,10 @@ class Store:
         try:
             with contextlib.ExitStack() as held:
                 for key in filter(is_key, (path.stem.partition("-")[0], path.parent.name)):
+                    whole = self._lock(key)
+                    held.enter_context(whole.acquire(timeout=0))  # from here on nobody begins a part
                     parts = [place.stem.partition("-")[2] for place in (self.root / "locks").glob(f"{key}-*.lock")]
-                    for part in (None, *parts):
-                        lock = self._lock(key, part)
+                    for lock in (whole, *(self._lock(key, part) for part in parts)):
                         held.enter_context(lock.acquire(timeout=0))
                         held.callback(Path(lock.lock_file).unlink, missing_ok=True)  # nothing is left that it is of
                 place = self.root / "aside" / f"{FREED}{path.name}-{uuid.uuid4().hex[:8]}"

@@ -130,11 +130,32 @@ def test_what_a_failed_game_would_have_made_others_make() -> None:
     assert 1 not in workers.started and workers.started[-1] == 3
 
 
-def test_a_worker_that_is_late_ends_the_sweep() -> None:
-    workers = Recording(1, 0, [Node(frozenset())])
-    workers.fails = {0: Done(late=True)}
+@pytest.mark.parametrize("ending", [Done(error=ValueError("later")), Done(died=True)])
+def test_a_step_of_a_failed_game_that_ends_badly_keeps_nobody_waiting(ending: Done) -> None:
+    """0 fails while 1, of the same game, is under way on another worker; 2 asks for what 1 would have made."""
+    nodes = [Node(frozenset()), Node(frozenset()), Node(frozenset({1}))]
+    workers = Recording(2, 0, nodes)
+    workers.fails = {0: Done(error=ValueError("first"))}
+    crew = Crew(workers, Schedule(nodes, {2}), Display(Console(quiet=True)))
+    workers.random.choice = lambda has: has[0]  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValueError, match="first"):
+        crew.wait_for(0)
+    assert set(crew.has.values()) == {1}
+    crew.settle(0, [1])
+    workers.fails[1] = ending
+    for step in (1, 2):
+        crew.wait_for(step)
+        crew.settle(step)
+    assert workers.started == [0, 1, 2]
+
+
+def test_when_the_hours_are_over_every_worker_ends_where_its_work_is_stored() -> None:
+    nodes = [Node(frozenset())] * 4
+    workers = Recording(2, 0, nodes)
+    workers.fails = {0: Done(late=True), 1: Done(late=True)}
     with pytest.raises(TimeIsUpError):
-        walk([Node(frozenset())], workers)
+        walk(nodes, workers)
+    assert not workers.has and sorted(workers.started) == [0, 1]
 
 
 def evaluation(name: str, role: Role, iteration: int | None = None) -> Evaluate:

@@ -72,7 +72,7 @@ def test_data_without_anything_to_compare_with_is_said_or_refused() -> None:
     metric = TaskMetric(FinalNumber())
     assert list(metric.check([WORKED, "1"])) == []
     assert list(metric.check([WORKED, "none", "1"])) == [
-        "evaluation.metric: 1 of 3 held-out answers have not a number: there every policy is wrong"
+        "evaluation.metric: 1 of 3 held-out answers has no number; every policy counts as wrong there"
     ]
     with pytest.raises(InputError, match="none of the 2 held-out answers has a number; use another metric"):
         list(metric.check(["none", "no"]))

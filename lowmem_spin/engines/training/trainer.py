@@ -106,7 +106,7 @@ class PairTrainer(Trainer):
         """The schedule that transformers makes, its warm-up begun where the recipe says."""
         if self.lr_scheduler is None:
             schedule = super().create_scheduler(num_training_steps, optimizer)
-            if self.warmup_from == "first_step":
+            if self.warmup_from == "first_step" and self.args.lr_scheduler_type != "constant":  # which has no warm-up
                 warmup = self.args.get_warmup_steps(num_training_steps)
                 self.lr_scheduler = from_first_step(schedule, optimizer or self.optimizer, warmup)
         return self.lr_scheduler

@@ -31,7 +31,7 @@ from lowmem_spin.engines.row_check import check_rows, unread_rows_note
 from lowmem_spin.engines.training.trial import warmup_note
 from lowmem_spin.engines.unquantized import planned, proposal
 from lowmem_spin.runner.claim import check_folder, check_owner
-from lowmem_spin.runner.game_rows import prompts_again
+from lowmem_spin.runner.game_rows import asked_rows, prompts_again
 from lowmem_spin.runner.open import ResolvedRecipe, SharedResources, name_stages, resolve
 from lowmem_spin.runner.planning.calibration import WITHOUT_BFLOAT16, load_calibration
 from lowmem_spin.runner.planning.counting import GAME_KINDS, Unit, Work
@@ -288,9 +288,11 @@ class _Draft:
             inputs, stages = name_stages(resolved, f"{recipe.evaluation.health_prompts}, or less")
             scored = health = self.ids.block("held", recipe.evaluation.health_prompts)
 
+            if usable is not None:
+                for draw, asking in asked_rows(stages):
+                    self._take(resolved, usable, draw, asking)
+
             def places(draw: Draw) -> Places:
-                if usable is not None:
-                    self._take(resolved, usable, draw)
                 return self.ids.block((draw.data, draw.seed, draw.round), draw.start + draw.prompts)[draw.start :]
 
         _add(self.notes, prompts_again(recipe, stages))
@@ -301,14 +303,14 @@ class _Draft:
         held = HeldOutPlaces(scored, health)
         return [(stage, list(touches(stage, recipe, inputs, places, held))) for stage in stages]
 
-    def _take(self, resolved: ResolvedRecipe, usable: int, draw: Draw) -> None:
+    def _take(self, resolved: ResolvedRecipe, usable: int, draw: Draw, field: str) -> None:
         """Refuse too few rows as a run does, and say what else it would have said of the file by then.
 
         Raises:
             InputError: there are too few.
         """
         try:
-            take(range(usable), draw)
+            take(range(usable), draw, field)
         except InputError as error:
             counts = self.counted[_files(resolved)[0]]
             became = [reasons] if (reasons := counts.why_left_out(resolved.recipe.data)) else []
@@ -392,5 +394,6 @@ def _choices(recipe: Recipe, root: Path, gpu: str | None, notes: list[str], miss
     dtype = automatic if recipe.model.dtype == "auto" else recipe.model.dtype
     instead = f"planned for {gpu or 'a GPU'} with {generator} and {learner}, not for this machine"
     _add(notes, [f"{instead} ({why})" if why else instead])
-    size = 0.0 if gpu is None else card(gpu)[1]
+    size, given = 0.0 if gpu is None else card(gpu)[1], recipe.runtime.vram_gb
+    size = size if gpu is None or given is None else given * 1e9
     return EngineChoices(Machine("cuda", dtype, size, size), generator, learner)
