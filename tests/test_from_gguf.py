@@ -113,7 +113,7 @@ def test_files_that_cannot_be_used(script: ModuleType, capsys: Any, tmp_path: Pa
     refused = [
         ((none, "--to", there), f"error: --to {str(there)!r} exists already; give a new folder"),
         ((none, "--to", tmp_path / "m"), "is no GGUF file: it does not begin with GGUF; fetch it again"),
-        ((tmp_path / "absent.gguf", "--to", tmp_path / "m"), "absent.gguf': no such file"),
+        ((tmp_path / "absent.gguf", "--to", tmp_path / "m"), ": no such file"),
     ]
     for words, line in refused:
         code, lines = _run(script, capsys, *words)

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from helpers.commands import call
 from helpers.games import QUICKSTART, Plain, data_rows, of_policy, opened, played, stored, tiny
 from helpers.page import Page, cells
 from lowmem_spin.algorithm.game import play
@@ -276,3 +277,10 @@ def test_two_bases_are_never_in_memory_together(tmp_path: Path, monkeypatch: pyt
         one.learner()
         assert len(held) == 2
     assert held == ["vllm none", "unsloth none"]
+
+
+def test_a_game_with_it_is_exported_with_a_card_that_has_its_row(game: OpenGame, tmp_path: Path) -> None:
+    result = call("export", game.folder, "--to", tmp_path / "mine")
+    assert result.returncode == 0, result.stderr
+    (row,) = [line for line in (tmp_path / "mine" / "README.md").read_text().splitlines() if "unquantized base |" in line]
+    assert f"{records(game)['unquantized base']['chosen_logp']:.2f}" in row
