@@ -235,6 +235,7 @@ class RayWorkers:
 def _joined(address: str | None, count: int | None) -> tuple[Any, bool]:
     """(ray, whether it is ours to shut down)"""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # they are what the person waits for
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a worker without a GPU sees what its parent sees
     import ray
 
