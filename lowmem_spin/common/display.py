@@ -146,7 +146,7 @@ class Display:
         self.name = ""  # before a line on one game of several
         self.deadline: float | None = None  # on time.perf_counter's clock, which no change of the date moves
         self.interrupted = False
-        self.workers = 1  # that compute at once
+        self.workers = self.most_workers = 1  # that compute at once, now and at any time
         self._steps: Sequence[Mapping[str, int]] = ()  # rows of each step by kind, at most
         self._step, self._step_rows = 0, defaultdict[str, int](int)
         self._meter: StageMeter | None = None  # of the stage under way
@@ -283,7 +283,7 @@ class Display:
         """Where the wall time of this run went, in seconds."""
         total = time.perf_counter() - self.began
         parts = [f"{kind} {seconds:.1f}" for kind, seconds in self.seconds.items()]
-        if self.workers > 1:
-            return f"{total:.1f} s, in which {self.workers} workers computed: " + ", ".join(parts)
+        if self.most_workers > 1:
+            return f"{total:.1f} s, in which {self.most_workers} workers computed: " + ", ".join(parts)
         outside = total - sum(self.seconds.values())
         return f"{total:.1f} s: " + ", ".join([*parts, f"other {outside:.1f} ({outside / total:.1%})"])

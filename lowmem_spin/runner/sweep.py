@@ -237,7 +237,8 @@ def _crew(
     with display.start_up("starting workers"):
         workers = make([entry.point for entry in sweep.entries], told, sweep.folder / "workers", display)
     crew = Crew(workers, Schedule(nodes, {place for place, step in enumerate(ahead) if not step.makes}), display)
-    display.workers, began = workers.count, perf_counter()
+    display.workers = display.most_workers = workers.count
+    began = perf_counter()
     said = "1 worker, its log" if workers.count == 1 else f"{workers.count} workers, their logs"
     display.log(f"{said} in {sweep.folder / 'workers'}")
     try:

@@ -88,6 +88,7 @@ def test_two_workers_and_one_that_is_killed_end_in_the_same_adapters_and_numbers
     assert killed and "died; another takes its place" in said
     assert set(re.findall(r"^(worker \d): ", said, re.MULTILINE)) == {"worker 1", "worker 2"}
     assert re.search(r"^worker 1 busy \d+%, worker 2 busy \d+%$", said, re.MULTILINE)
+    assert re.match(r"\d+\.\d s, in which 2 workers computed: start-up ", display.time_line())
     trained = re.findall(r"train iterate 0: \d+ rows, ", said)
     assert len(trained) == 1, "a stage of both games was computed twice"
     assert len(list((tmp_path / "game-sweep" / "workers").glob("worker-*.log"))) == 2
