@@ -15,9 +15,9 @@ from lowmem_spin.engines.residency import plan_residency
 from lowmem_spin.report.grid import Grid, TerminalTable
 from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.planning.calibration import record_measurements
-from lowmem_spin.runner.planning.counting import GAME_KINDS
+from lowmem_spin.runner.planning.counting import GAME_KINDS, PlanLine
 from lowmem_spin.runner.planning.measuring import measure
-from lowmem_spin.runner.planning.plan import PlanLine, PlannedWork
+from lowmem_spin.runner.planning.plan import PlannedWork
 
 RAM = 12.7e9  # bytes free on the smallest host that has such cards, a free Colab
 MEASURING = {"evaluate": "evaluation", "baseline": "the SFT baseline"}  # kinds that are no part of the game

@@ -1,135 +1,32 @@
 """From a recipe to a game that can be played on this machine: sources found, keys named, rows prepared."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-from lowmem_spin.algorithm.game import play
 from lowmem_spin.algorithm.stages import Average, Draw, Inputs, Stage, Train, TrainSampler
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.files import DamagedError, write_parquet
-from lowmem_spin.common.keys import digest
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data import template_date
-from lowmem_spin.data.prepare import prepare, prepared_key
+from lowmem_spin.data.prepare import prepare
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.rows import Rows
-from lowmem_spin.data.sources import Source, Sources, base_key
+from lowmem_spin.data.sources import Source, Sources
 from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.foreign_code import code_of_model, code_of_oracle, key_of_judge
-from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
-from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
+from lowmem_spin.engines.pool import EnginePool, GameEngines, choose_engines
 from lowmem_spin.engines.row_check import check_rows, letters_notes
-from lowmem_spin.engines.training.trial import check_optimizer, warmup_note
-from lowmem_spin.engines.unquantized import Beside, measured_beside
+from lowmem_spin.engines.training.trial import warmup_note
 from lowmem_spin.runner.game_rows import GameRows, Orders, asked_rows, prompts_again, split_rows
 from lowmem_spin.runner.health import HeldOut, notices
-from lowmem_spin.runner.own_functions import OwnFunctions, Said, ask, try_own_loss
-from lowmem_spin.runner.task_metrics import TaskMetric
+from lowmem_spin.runner.own_functions import try_own_loss
+from lowmem_spin.runner.resolved import ResolvedRecipe, name_stages, resolve
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store
 from lowmem_spin.store.table import Table
-
-
-class RowsAsked(TypedDict):
-    """What rows have to have, and where on the hub they are: arguments of data.formats.conversations."""
-
-    with_rejected: bool
-    needs_answers: str | None
-    name: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResolvedRecipe:
-    """What a recipe names: model, data and engines, all known by their content; nothing is read yet."""
-
-    recipe: Recipe
-    recipe_dir: Path
-    model: Source
-    adapter: Source | None
-    train: Source
-    held: Source | None
-    choices: EngineChoices
-    oracle: Oracle | None
-    own: OwnFunctions = field(default_factory=OwnFunctions)
-    said: Said = field(default_factory=Said)  # by its own opponents and reference, as far as they were asked
-
-    @property
-    def base(self) -> str:
-        """Key of the base policy."""
-        return base_key(self.recipe, self.model, self.adapter)
-
-    @cached_property
-    def beside(self) -> Beside:
-        """The unquantized base, if it is measured beside the one that plays."""
-        return measured_beside(self.recipe, self.model, self.choices)
-
-    @property
-    def unquantized(self) -> "ResolvedRecipe | None":
-        """The same on the unquantized base, if that is measured too."""
-        return None if self.beside.recipe is None else replace(self, recipe=self.beside.recipe)
-
-    @property
-    def oracle_spec(self) -> dict[str, Any] | None:
-        """What judges samples, if anything does."""
-        return None if self.oracle is None else self.oracle.spec()
-
-    @property
-    def metric(self) -> TaskMetric | None:
-        """What scores greedy answers, if it is not exact match."""
-        asked = self.recipe.evaluation.metric
-        return None if isinstance(asked, str) else TaskMetric(asked, self.own.metric)
-
-    def data_sources(self) -> list[tuple[Source, str, str]]:
-        """All the data that the game reads: (source, the recipe's field, split). Held-out rows of their own come second."""
-        recipe = self.recipe
-        held = [] if self.held is None else [(self.held, "evaluation.path", recipe.evaluation.split)]
-        return [(self.train, "data.path", recipe.data.split), *held]
-
-    def data_key(self, source: Source, split: str) -> str:
-        data, template, asked = self.recipe.data, self.recipe.model.chat_template, self.asked_of(source)
-        alone = asked["needs_answers"] is None
-        return prepared_key(source, self.model, data, template, split, asked["with_rejected"], alone, asked["name"])
-
-    def asked_of(self, source: Source) -> RowsAsked:
-        """What the rows of one of the data sources have to have."""
-        recipe, held_out = self.recipe, source is not self.train
-        return {
-            "with_rejected": recipe.game.algorithm == "offline" and not held_out,
-            "needs_answers": recipe.needs_answers(held_out),
-            "name": recipe.evaluation.name if held_out else recipe.data.name,
-        }
-
-    def file(self, source: Source, split: str) -> str:
-        """Name of the store's file with these rows, prepared. Their labels and conversations are in it."""
-        return digest([self.data_key(source, split), self.recipe.evaluation.category, "messages"])
-
-    def data_files(self) -> list[str]:
-        """Names of the store's data files, one for each of `data_sources`."""
-        return [self.file(source, split) for source, _, split in self.data_sources()]
-
-    def inputs(self, set_aside: int | str) -> Inputs:
-        """What the game is played with, when so many of the rows are set aside to measure on."""
-        key = self.data_key(self.train, self.recipe.data.split)
-        if self.held is None:
-            key = digest({"rows": key, "set aside": set_aside})
-        own = {"loss": self.own.loss_identity(), "opponents": self.said.opponents, "reference": self.said.reference}
-        if (beside := self.unquantized) is not None:
-            generator, learner = self.choices.specs(beside.recipe)
-            own["unquantized"] = {"base": beside.base, "generator": generator, "learner": learner}
-        return Inputs(self.base, key, *self.choices.specs(self.recipe), self.oracle_spec, **own)
-
-    def asked(self, trust: Trust, notify: Callable[[str], None]) -> "ResolvedRecipe":
-        """The same with what its own opponents and reference say, which decides what the stages are. Only this runs them.
-
-        Raises:
-            InputError: they may not run, or what they say cannot be played; one line.
-        """
-        trust.check(self.own.deciding(), notify)
-        return replace(self, said=ask(self.own, self.recipe.game))
 
 
 @dataclass
@@ -225,29 +122,6 @@ def open_game(recipe: Recipe, recipe_dir: Path, display: Display, shared: Shared
     return assemble(resolved, rows, inputs, stages, display, shared)
 
 
-def resolve(recipe: Recipe, sources: Sources, choices: EngineChoices, notify: Callable[[str], None]) -> ResolvedRecipe:
-    """Look up everything that a recipe names.
-
-    Raises:
-        InputError: something is not there; one line.
-    """
-    path = recipe.evaluation.path
-    check_optimizer(recipe, choices.machine.device)
-    return ResolvedRecipe(
-        recipe=recipe,
-        recipe_dir=sources.recipe_dir,
-        model=sources.model(recipe.model.name_or_path, recipe.model.revision),
-        adapter=sources.adapter(recipe.model.adapter) if recipe.model.adapter else None,
-        train=sources.data(recipe.data.path, recipe.data.revision, "data.path"),
-        held=None if path is None else sources.data(path, None, "evaluation.path"),
-        choices=choices,
-        oracle=open_oracle(
-            recipe.game.oracle, OracleContext(sources, choices.machine, sources.memory.parent / "judge", notify)
-        ),
-        own=OwnFunctions.find(recipe, sources.recipe_dir),
-    )
-
-
 def prepare_rows(resolved: ResolvedRecipe, display: Display, shared: SharedResources) -> GameRows:
     """Read and render the data that the store does not have yet, and set rows aside to measure on.
 
@@ -303,12 +177,6 @@ def read_rows(store: Store, path: Path) -> Rows | None:
     except DamagedError as error:
         store.set_aside(path, str(error))
         return None
-
-
-def name_stages(resolved: ResolvedRecipe, set_aside: int | str) -> tuple[Inputs, list[Stage]]:
-    """What the game is played with, when so many of the rows are set aside to measure on, and its stages in order."""
-    inputs = resolved.inputs(set_aside)
-    return inputs, list(play(resolved.recipe, inputs))
 
 
 def assemble(

@@ -49,6 +49,26 @@ class Unit:
     among: Places | None = None
 
 
+@dataclass(frozen=True)
+class PlanLine:
+    """Rows of one table or adapter: needed, stored, and how long the rest takes."""
+
+    unit: Unit
+    label: str
+    stored: int
+    seconds: float  # not a number: the model is not known yet
+    memory: float  # bytes on a GPU, by engines/memory.py; not a number, too
+    measured: bool  # the seconds, on this device, by `lowmem-spin bench`; else computed from FLOP
+
+    @property
+    def rows(self) -> int:
+        return len(self.unit.places)
+
+    @property
+    def to_do(self) -> int:
+        return self.rows - self.stored
+
+
 @dataclass
 class Work:
     """Games added up: what they would compute each alone, reusing nothing, and what they compute together."""

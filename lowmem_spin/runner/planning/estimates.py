@@ -22,9 +22,9 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.memory import peak, planned_shape
 from lowmem_spin.engines.model_files import find_file
 from lowmem_spin.engines.registry import ENGINES
-from lowmem_spin.runner.open import ResolvedRecipe
 from lowmem_spin.runner.planning.calibration import Calibration, Kind, device_name
 from lowmem_spin.runner.planning.counting import Unit
+from lowmem_spin.runner.resolved import ResolvedRecipe
 
 SAMPLED = 1000  # rows whose lengths are looked at
 MARKS = 3  # tokens that a template writes around a turn, or so

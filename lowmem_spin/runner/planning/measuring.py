@@ -17,9 +17,10 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import fixed_sample
 from lowmem_spin.engines.base import Completion, Generator, Learner, Request
 from lowmem_spin.engines.memory import read_shape
-from lowmem_spin.runner.open import OpenGame, ResolvedRecipe
+from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.planning.calibration import Kind, Measurement, device_name
 from lowmem_spin.runner.planning.estimates import shapes
+from lowmem_spin.runner.resolved import ResolvedRecipe
 
 SECONDS = 5.0  # at most for each of generating, scoring and training, or so
 LEAST = 1.5  # what is over sooner is done again
