@@ -1,12 +1,13 @@
 """Docstrings of the standard library as data: what is a row, and that two drawings are one."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from helpers.recipe_scripts import script
 
 ROOT = Path(__file__).parent.parent
 SOURCE = '''import os
@@ -43,13 +44,9 @@ def long(a):
 '''
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_docstrings", ROOT / "recipes" / "make_docstrings.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module", name="script")
+def loaded() -> ModuleType:
+    return script("make_docstrings")
 
 
 def test_short_functions_with_a_sentence_are_rows_without_it(script: ModuleType, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """A model folder made of a GGUF file: its weights, its tokenizer and its ends are those of the model it was made from."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -14,19 +13,16 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from helpers.gguf_files import CHATML, SPECIALS, byte_level, merges_of, pieces, real_gguf, tiny_llama, write_gguf
+from helpers.recipe_scripts import script
 
 ROOT = Path(__file__).parent.parent
 ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
 TRIED = ["The year 2024, and what is asked of it: naïve, Größe 東京 🙂", "def f(x):\n\treturn x  # 17", *ENGLISH[:20]]
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("from_gguf", ROOT / "recipes" / "from_gguf.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module", name="script")
+def loaded() -> ModuleType:
+    return script("from_gguf")
 
 
 def _run(script: ModuleType, capsys: Any, *words: object) -> tuple[int, list[str]]:

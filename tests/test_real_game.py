@@ -1,10 +1,8 @@
 """A minute of the real recipe: SmolLM2-135M learns from docstrings, and its numbers are those that transformers gives."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,26 +11,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.commands import cli
 from helpers.gguf_files import real_gguf
+from helpers.recipe_scripts import script
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.real
 
 
-def _script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_a_real_model_plays_and_its_numbers_are_transformers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gguf", reason="needs the package gguf")
     model = tmp_path / "smollm2"
-    assert _script("from_gguf").main([str(real_gguf()), "--to", str(model)]) == 0
+    assert script("from_gguf").main([str(real_gguf()), "--to", str(model)]) == 0
     words = ["make_docstrings.py", "--out", str(tmp_path / "docstrings"), "--train", "24", "--held-out", "4"]
     monkeypatch.setattr(sys, "argv", words)
-    _script("make_docstrings").main()
+    script("make_docstrings").main()
     changes = {
         "model.name_or_path": model,
         "model.dtype": "float32",  # to be compared with

@@ -10,6 +10,7 @@ from datetime import date
 
 NAME = "strftime_now"
 ASKED = re.compile(rf"{NAME}\s*\(\s*(?:format\s*=\s*)?(\"[^\"]*\"|'[^']*')")
+GIVEN = re.compile(r"\.get\(format, '(\d{4}-\d\d-\d\d)'\)")
 DATED = f"{{% macro {NAME}("
 
 
@@ -28,6 +29,10 @@ def dated(template: str, day: str) -> str:
 
 
 def notes(template: str, day: str) -> list[str]:
-    """A line for who does not expect it, if a date is written."""
-    told = f"the chat template writes today's date; here it always writes that of data.template_date, {day}"
-    return [told] if NAME in template else []
+    """A line for who does not expect it, if a date is written; one that was fixed before, in a game's export, stays."""
+    if NAME not in template:
+        return []
+    fixed = GIVEN.search(template)
+    if fixed and fixed[1] != day:
+        return [f"the chat template writes a date, its earlier game's, {fixed[1]}; data.template_date has no effect"]
+    return [f"the chat template writes today's date; here it always writes that of data.template_date, {day}"]

@@ -37,6 +37,9 @@ def side_by_side(folders: Sequence[Path]) -> SweepResults:
     for name, other in others:
         if _rows(other) != _rows(one):
             raise InputError(f"{name!r} was measured on other held-out rows than {first!r}: their numbers do not compare")
+        metrics = [recipe_field(run.recipe, "evaluation.metric") for run in (one, other)]
+        if one.scores[0] == other.scores[0] in ("regex", "function") and metrics[0] != metrics[1]:
+            raise InputError(f"{name!r} has another evaluation.metric than {first!r}: their numbers do not compare")
     return results
 
 

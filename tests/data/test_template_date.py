@@ -66,6 +66,14 @@ def test_templates_without_a_date_stay_as_they_are() -> None:
     ]
 
 
+def test_a_date_that_was_fixed_before_is_the_one_that_is_said() -> None:
+    before = dated(LLAMA, "2025-01-01")
+    assert dated(before, "2024-07-26") == before
+    assert notes(before, "2025-01-01") == notes(LLAMA, "2025-01-01")
+    (line,) = notes(before, "2024-07-26")
+    assert line.endswith("2025-01-01; data.template_date has no effect") and "2024" not in line
+
+
 def test_another_date_is_another_game_and_the_default_is_in_no_key() -> None:
     source, model = Source("d.jsonl", None, "d"), Source("m", None, "m")
 

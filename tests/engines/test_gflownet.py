@@ -351,17 +351,23 @@ def test_several_samples_of_a_prompt_are_several_draws_of_the_policy(
     assert len({seed for _, seed in asked}) == 1024 == sum(told)
 
 
-def test_a_step_has_all_the_samples_of_its_prompts(
-    base: Path, previous: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine, drawn = open_micro(base), []
-    sample = engine.sample
+def noted_draws(engine: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
+    """The prompts that an engine is asked to sample from, call by call."""
+    drawn, sample = list[list[Any]](), engine.sample
 
     def noting(policy: Any, draws: Sequence[Any], sampling: Sampling) -> list[Completion]:
         drawn.append([prompt for prompt, _ in draws])
         return sample(policy, draws, sampling)
 
     monkeypatch.setattr(engine, "sample", noting)
+    return drawn
+
+
+def test_a_step_has_all_the_samples_of_its_prompts(
+    base: Path, previous: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_micro(base)
+    drawn = noted_draws(engine, monkeypatch)
     prompts = [(1, first, second) for first in (3, 4, 6) for second in (3, 4, 6)]
     train_sampler(engine, previous, tmp_path, prompts, replay=0.0, epochs=2, batch_size=8, samples=2)
     assert [len(each) for each in drawn] == [8, 8, 2, 8, 8, 2]
@@ -445,14 +451,8 @@ def test_the_split_over_device_batches_and_checkpointing_do_not_matter(base: Pat
 def test_what_was_drawn_is_trained_on_again(
     base: Path, previous: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, drawn = open_micro(base), []
-    sample = engine.sample
-
-    def noting(policy: Any, draws: Sequence[Any], sampling: Sampling) -> list[Completion]:
-        drawn.append([prompt for prompt, _ in draws])
-        return sample(policy, draws, sampling)
-
-    monkeypatch.setattr(engine, "sample", noting)
+    engine = open_micro(base)
+    drawn = noted_draws(engine, monkeypatch)
     prompts = [(1, first, second) for first in (3, 4, 6) for second in (3, 4, 6)]
     _, metrics = train_sampler(engine, previous, tmp_path / "all", prompts, replay=1.0, explore=0.0)
     assert [sorted(each) for each in drawn] == [prompts]  # the second epoch and the third have nothing to draw

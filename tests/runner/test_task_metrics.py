@@ -3,21 +3,26 @@
 import json
 import os
 from decimal import Decimal
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from helpers.commands import assert_one_line, call
 from helpers.games import QUICKSTART, opened, played
+from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.config.metric_choices import Contains, FinalNumber, OwnMetric, Regex
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.own_function import OwnFunction
+from lowmem_spin.report.compare import side_by_side
 from lowmem_spin.report.load import read_run
 from lowmem_spin.report.summary import run_grid, terminal_table, verdict
 from lowmem_spin.runner.own_functions import OwnFunctions
+from lowmem_spin.runner.run import Player
 from lowmem_spin.runner.task_metrics import TaskMetric, final_number
 
 MINE = """import os
@@ -167,6 +172,19 @@ def test_a_game_is_measured_by_its_metric_and_no_policy_is_another(tmp_path: Pat
     assert run.base.categories, "by category, too"
     folder_names = {run.folder.name for run in (read_run(tmp_path / name) for name in metrics)}
     assert folder_names == set(metrics)
+    own_games = ["function", "other"]
+    (tmp_path / "other.py").write_text(MINE)
+    said = StringIO()
+    for name, folder in (("other", "other"), ("other", "contains")):  # the latter is measured again, by another metric
+        section = f"{{name: function, function: {tmp_path / f'{name}.py'}:metric}}"
+        measured = f"evaluation={{path: {held}, health_prompts: 4, metric: {section}}}"
+        game = opened(tmp_path, "game.iterations=1", measured, f"output.dir={tmp_path / folder}")
+        Player(game, Display(Console(file=said, width=1000)), {}).play_all()
+        game.engines.pool.close()
+    assert _records(tmp_path / "contains") == _records(tmp_path / "other") and "has other numbers" not in said.getvalue()
+    with pytest.raises(InputError, match=r"has another evaluation\.metric than .*: their numbers do not compare"):
+        side_by_side([tmp_path / name for name in own_games])
+    assert side_by_side([tmp_path / "other", tmp_path / "contains"]).score == "function"
 
 
 def test_an_own_metric_runs_only_once_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
