@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 
 from lowmem_spin.report.intervals import Value, Z, difference, over, within_noise
+from lowmem_spin.report.measures import MEASURES
 from lowmem_spin.report.plots import BASELINE, GREY, TALL, Panel, draw_radar, short, zoom
 from lowmem_spin.report.results import Configuration, PolicyResults, RunResults
 
@@ -58,29 +59,41 @@ def radar(part: str, name: str, caption: str, series: Sequence[Series]) -> Panel
     return Panel(part, name, f"{caption} {rim}", partial(draw_radar, series=drawn, span=(low, high)), TALL)
 
 
+def _sentence(label: str) -> str:
+    """A measure's label as a caption begins."""
+    return label[:1].upper() + label[1:]
+
+
 def of_run(run: RunResults) -> tuple[list[Panel], list[str]]:
     """The policies of a run by category, and what is said where nothing is drawn."""
-    if len(run.base.categories) < LEAST:
+    score = MEASURES[run.scores[0]]
+    if len(run.base.categories) < LEAST or not score.percent:
         return [], []
     colors = shades(len(run.played))
     series = [Series(p.name, p.categories, color) for p, color in zip(run.played, colors, strict=True)]
     series += [Series(p.name, p.categories, BASELINE, ":") for p in run.baselines]
     if all(alike(one.shape, series[0].shape) for one in series):
         return [], ["No radar: in every category all policies are within noise of the base."]
-    return [radar("Scores", "radar", "Exact match by category, policy by policy.", series)], []
+    return [radar("Scores", "radar", f"{_sentence(score.label)} by category, policy by policy.", series)], []
 
 
 def of_sweep(shown: Sequence[Configuration], looks: Mapping[str, tuple[str, str]]) -> tuple[list[Panel], list[str]]:
     """The last iterates by category, and each configuration's iterates where they are unlike those drawn before it."""
-    if not all(len(policy.categories) >= LEAST for c in shown for run in c.runs.values() for policy in run.played):
+    all_runs = [run for c in shown for run in c.runs.values()]
+    scores = {run.scores[0] for run in all_runs}
+    if len(scores) != 1 or not all(len(policy.categories) >= LEAST for run in all_runs for policy in run.played):
         return [], []
+    score = MEASURES[scores.pop()]
+    if not score.percent:
+        return [], []
+    by_category = f"{_sentence(score.label)} by category"
     last = [Series(c.label, shapes([run.last for run in c.runs.values()]), *looks[c.label]) for c in shown]
     panels, said = [], []
     if len(last) > 1:
         if all(alike(one.shape, other.shape) for one in last for other in last):
             said = ["No radar of the last iterates: in every category they are within noise of each other."]
         else:
-            panels.append(radar("Scores", "radar", "Exact match by category, last iterates, mean over seeds.", last))
+            panels.append(radar("Scores", "radar", f"{by_category}, last iterates, mean over seeds.", last))
     groups: list[tuple[list[Shape], list[int]]] = []
     for place, configuration in enumerate(shown):
         runs = list(configuration.runs.values())
@@ -94,7 +107,7 @@ def of_sweep(shown: Sequence[Configuration], looks: Mapping[str, tuple[str, str]
     for path, members in groups:
         names, colors = [p.name for p in next(iter(shown[members[0]].runs.values())).played], shades(len(path))
         series = [Series(n, shape, color) for n, shape, color in zip(names, path, colors, strict=False)]
-        caption = f"Exact match by category: {shown[members[0]].label}."
+        caption = f"{by_category}: {shown[members[0]].label}."
         if members[1:]:
             caption += f" Within noise of it, so not drawn: {'; '.join(shown[place].label for place in members[1:])}."
         panels.append(radar("Categories over iterates", f"radar_{members[0]}", caption, series))

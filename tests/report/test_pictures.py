@@ -176,6 +176,27 @@ def test_shapes_that_are_equal_within_noise_are_drawn_once_or_not_at_all() -> No
     assert apart.said["Scores"] == []
 
 
+def test_another_metric_is_drawn_under_its_own_name_and_in_its_own_unit() -> None:
+    def measured_by(metric: str) -> RunResults:
+        found = run([0.2, 0.5, 0.6], shape=shape(a=0.2, b=0.3, c=0.4))
+        for one in found.policies:
+            one.values[metric] = one.values.pop("exact_match")
+            del one.values["sampled_accuracy"]
+        found.last.categories["a"] = Value(0.8, 0.02)
+        return found
+
+    within = measured_by("contains")
+    caption = panel(within, "radar").caption
+    assert caption.startswith("Contains by category, policy by policy.") and "Exact" not in caption
+    share, nats = drawn(panel(within, "score")), drawn(panel(within, "logprob"))
+    assert ["%" in share.texts, "nats" in share.texts] == [True, False] == ["nats" in nats.texts, "%" in nats.texts]
+    assert radars.of_run(measured_by("function")) == ([], []), "numbers that are no shares have no rim of 100%"
+    mixed = dict(zip(("one", "other"), (within, run([0.2, 0.5, 0.6], shape=shape(a=0.2, b=0.3, c=0.4))), strict=True))
+    points = [PointStatus(name=name, values={"run": name, "seed": 0}, dir="", status="finished") for name in mixed]
+    both = SweepResults(Path(), SweepFile(recipe="comparison", axes={"run": []}, seeds=[], points=points), mixed)
+    assert not [one for one in sweep_panels(both).panels if one.name.startswith("radar")], "two metrics share no shape"
+
+
 def test_a_radar_is_zoomed_to_its_numbers() -> None:
     drawn_from = [
         radars.Series("one", shape(a=0.93, b=0.97, c=0.99), GREY),
