@@ -191,7 +191,9 @@ def test_another_metric_is_drawn_under_its_own_name_and_in_its_own_unit() -> Non
     share, nats = drawn(panel(within, "score")), drawn(panel(within, "logprob"))
     assert ["%" in share.texts, "nats" in share.texts] == [True, False] == ["nats" in nats.texts, "%" in nats.texts]
     assert radars.of_run(measured_by("function")) == ([], []), "numbers that are no shares have no rim of 100%"
-    mixed = dict(zip(("one", "other"), (within, run([0.2, 0.5, 0.6], shape=shape(a=0.2, b=0.3, c=0.4))), strict=True))
+    mixed: dict[str, RunResults] = dict(
+        zip(("one", "other"), (within, run([0.2, 0.5, 0.6], shape=shape(a=0.2, b=0.3, c=0.4))), strict=True)
+    )
     points = [PointStatus(name=name, values={"run": name, "seed": 0}, dir="", status="finished") for name in mixed]
     both = SweepResults(Path(), SweepFile(recipe="comparison", axes={"run": []}, seeds=[], points=points), mixed)
     assert not [one for one in sweep_panels(both).panels if one.name.startswith("radar")], "two metrics share no shape"
