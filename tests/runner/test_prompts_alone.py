@@ -135,6 +135,30 @@ def test_a_plan_refuses_a_file_as_the_game_does(tmp_path: Path, content: bytes) 
     assert lines[0].removesuffix(" (3 rows read; prompt lengths are not checked yet)") == lines[1]
 
 
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("warm_start={rows: 81}", "warm_start.rows"),
+        ("game.sampler={name: gflownet, prompts: 70, own_prompts: true, samples: 1, batch_size: 2}", "game.sampler.prompts"),
+    ],
+)
+@pytest.mark.parametrize("prepared", [False, True])
+def test_whoever_asks_for_too_many_rows_is_named_by_plans_and_runs(
+    override: str, field: str, prepared: bool, tmp_path: Path
+) -> None:
+    write(tmp_path / "d.jsonl", TRAIN)
+    given = (f"data.path={tmp_path / 'd.jsonl'}", "evaluation.health_prompts=4", "game.iterations=2", "game.alpha=0.5")
+    if prepared:
+        opened(tmp_path, *given)
+    recipe = load_recipe(find_recipe("quickstart"), tiny(tmp_path, *given, override))
+    for refuse in (
+        lambda: plan([SweepPoint("", {}, recipe)], tmp_path),
+        lambda: open_game(recipe, tmp_path, Display(Console(quiet=True)), SharedResources()),
+    ):
+        with pytest.raises(InputError, match=rf"^{field}: 8\d prompts.* asked of 76 usable rows; lower it or give more data"):
+            refuse()
+
+
 def test_a_plan_says_what_a_file_has(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", [*TRAIN, {"prompt": "p", "completion": ""}])
     recipe = load_recipe(find_recipe("quickstart"), tiny(tmp_path, f"data.path={path}"))

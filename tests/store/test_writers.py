@@ -22,9 +22,10 @@ class Adding:
     """A learner whose log-prob of an answer is minus the sum of its tokens; it counts what it is asked."""
 
     def __init__(self, barrier: Barrier | None = None) -> None:
-        self.barrier, self.asked = barrier, 0
+        self.barrier, self.asked, self.opened = barrier, 0, 0
 
     def learner(self) -> Any:
+        self.opened += 1
         return self
 
     def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
@@ -91,4 +92,4 @@ def test_who_waited_for_the_same_answers_opens_no_engine(tmp_path: Path) -> None
         first = Late()
         logps = tables(tmp_path, first, said).logps("base", side("chosen"), "first")
         assert waiting[0].result().tolist() == logps.tolist()
-    assert first.asked == PROMPTS and second.asked == 0
+    assert (first.opened, first.asked) == (1, PROMPTS) and (second.opened, second.asked) == (0, 0)

@@ -126,7 +126,7 @@ class Draft:
         return self.files[path]
 
     def _usable(self, found: ResolvedRecipe) -> int | None:
-        """How many rows there are to learn from, at most, if they are not prepared yet but here to be read.
+        """How many rows there are to learn from, at most; None if they are not here.
 
         Raises:
             InputError: the data cannot be used; as a run refuses it, except for what only the tokenizer shows.
@@ -145,10 +145,14 @@ class Draft:
             read, *reasons = counts.lines(data)
             read = f"{source.location}: {read}, before prompt lengths are checked"
             self.note([f"{name}: {line}" for line in (read, *reasons)])
-        train = self.counted.get(_files(found)[0])
-        if train is None or found.held is not None:
-            return None if train is None else train.used
-        return train.used - min(recipe.evaluation.health_prompts, train.used // 10)
+        train = _files(found)[0]
+        if (prepared := self.files[train]) is not None:
+            used = len(prepared)
+        elif (counted := self.counted.get(train)) is not None:
+            used = counted.used
+        else:
+            return None
+        return used if found.held is not None else used - min(recipe.evaluation.health_prompts, used // 10)
 
     def _touched(
         self, resolved: ResolvedRecipe, loaded: Sequence[Rows | None], usable: int | None
@@ -162,6 +166,8 @@ class Draft:
         if len(present) == len(loaded):
             rows = self.shared.split(resolved, *present)
             inputs, stages = name_stages(resolved, rows.set_aside)
+            for draw, asking in asked_rows(stages):
+                rows.positions(draw, asking)
             names = rows.held.rows.ids
             scored, health = (self.ids.of([names[n] for n in places]) for places in (rows.held.scored, rows.held.health))
 
@@ -197,7 +203,9 @@ class Draft:
         try:
             take(range(usable), draw, field)
         except InputError as error:
-            counts = self.counted[_files(resolved)[0]]
+            counts = self.counted.get(_files(resolved)[0])
+            if counts is None:  # they are prepared
+                raise
             became = [reasons] if (reasons := counts.why_left_out(resolved.recipe.data)) else []
             became += [f"{counts.used - usable:,} held out"] if counts.used > usable else []
             read = ": ".join([f"{counts.number[READ]:,} rows read", *([", ".join(became)] if became else [])])
