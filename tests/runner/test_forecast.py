@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from helpers.games import opened
+from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.common import display as displays
 from lowmem_spin.common.display import Display
 from lowmem_spin.data.formats import Conversation, conversations
@@ -45,6 +46,12 @@ def test_two_games_are_expected_to_share(tmp_path: Path) -> None:
     total = [sum(step.rows.get("train", 0) for step in steps) for steps in (alone, both)]
     first = next(step.rows["train"] for step in alone if step.rows.get("train"))
     assert total[1] == 2 * total[0] - first  # iterate 0 does not depend on alpha
+    shared = next(place for place, stage in enumerate(one.stages) if isinstance(stage, Train))
+    again = both[len(alone) + shared]
+    assert alone[shared].makes and not again.makes and again.after == {shared}, "who asks for it too waits for who makes it"
+    known = {place for place, step in enumerate(both) if step.makes}
+    assert all(step.makes or step.after <= known for step in both)
+    assert all(max(step.after, default=-1) < place for place, step in enumerate(both))
 
 
 class Clock:

@@ -142,20 +142,22 @@ def test_a_plan_refuses_a_file_as_the_game_does(tmp_path: Path, content: bytes) 
         ("game.sampler={name: gflownet, prompts: 70, own_prompts: true, samples: 1, batch_size: 2}", "game.sampler.prompts"),
     ],
 )
-@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("prepared", ["nothing", "all", "what is learned from"])
 def test_whoever_asks_for_too_many_rows_is_named_by_plans_and_runs(
-    override: str, field: str, prepared: bool, tmp_path: Path
+    override: str, field: str, prepared: str, tmp_path: Path
 ) -> None:
     write(tmp_path / "d.jsonl", TRAIN)
     given = (f"data.path={tmp_path / 'd.jsonl'}", "evaluation.health_prompts=4", "game.iterations=2", "game.alpha=0.5")
-    if prepared:
+    if prepared != "nothing":
         opened(tmp_path, *given)
+    if prepared == "what is learned from":
+        given += (f"evaluation={{path: {write(tmp_path / 'held.jsonl', TRAIN[:5])}, health_prompts: 4}}",)
     recipe = load_recipe(find_recipe("quickstart"), tiny(tmp_path, *given, override))
     for refuse in (
         lambda: plan([SweepPoint("", {}, recipe)], tmp_path),
         lambda: open_game(recipe, tmp_path, Display(Console(quiet=True)), SharedResources()),
     ):
-        with pytest.raises(InputError, match=rf"^{field}: 8\d prompts.* asked of 76 usable rows; lower it or give more data"):
+        with pytest.raises(InputError, match=rf"^{field}: 8\d prompts.* asked of (76|80) usable rows; lower it or give"):
             refuse()
 
 

@@ -130,6 +130,25 @@ def test_what_a_failed_game_would_have_made_others_make() -> None:
     assert 1 not in workers.started and workers.started[-1] == 3
 
 
+def test_what_a_games_last_step_failed_to_make_others_make() -> None:
+    nodes = [Node(frozenset()), Node(frozenset({0}))]
+    workers = Recording(1, 0, nodes)
+    workers.fails = {0: Done(error=ValueError("no"))}
+    crew = Crew(workers, Schedule(nodes, {1}), Display(Console(quiet=True)))
+    with pytest.raises(ValueError, match="no"):
+        crew.wait_for(0)
+    crew.settle(0, [])
+    crew.wait_for(1)
+    assert workers.started == [0, 1]
+
+
+def test_a_step_over_which_every_worker_dies_is_given_up() -> None:
+    workers = Recording(2, 0, [Node(frozenset())], deaths=1.0)
+    with pytest.raises(InputError, match=f"{DEATHS} workers died computing the same step"):
+        walk([Node(frozenset())], workers)
+    assert workers.started == [0] * DEATHS and workers.replaced == DEATHS
+
+
 @pytest.mark.parametrize("ending", [Done(error=ValueError("later")), Done(died=True)])
 def test_a_step_of_a_failed_game_that_ends_badly_keeps_nobody_waiting(ending: Done) -> None:
     """0 fails while 1, of the same game, is under way on another worker; 2 asks for what 1 would have made."""
