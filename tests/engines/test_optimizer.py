@@ -126,6 +126,13 @@ def test_options_are_those_that_are_trained_with(quickstart: Path, tmp_path: Pat
     assert {(group["momentum"], group["nesterov"]) for group in state["param_groups"]} == {(0.9, True)}
 
 
+def test_a_schedule_without_a_warm_up_has_none_from_its_first_step_either(quickstart: Path, tmp_path: Path) -> None:
+    asked = {"warmup_ratio": 0.5, "warmup_from": "first_step", "lr_scheduler_type": "constant"}
+    engine, settings = open_hf(quickstart / "base"), {**SETTINGS, **asked}
+    _, metrics = engine.train(None, some_pairs(8), LOSS, settings, tmp_path, lambda *told: None)
+    assert [record["learning_rate"] for record in metrics] == [1e-3] * 6
+
+
 @pytest.mark.parametrize(("begins", "rises"), [("zero", [0, 1 / 3, 2 / 3]), ("first_step", [1 / 4, 2 / 4, 3 / 4])])
 def test_a_warm_up_begins_where_the_recipe_says(quickstart: Path, tmp_path: Path, begins: str, rises: list[float]) -> None:
     engine, settings = open_hf(quickstart / "base"), {**SETTINGS, "warmup_ratio": 0.5, "warmup_from": begins}

@@ -75,6 +75,8 @@ def test_samples_that_are_cut_are_said_with_the_length_that_would_do() -> None:
     assert "up to 40 tokens: so it is not too short, but these policies do not end; a warm_start teaches that" in short
     (unknown,) = caution_lines(run(policies))
     assert "raise it" in unknown
+    (barely,) = caution_lines(run([policy("base", (-120, 0, 60), cut=0.31), policy("iterate 0", (-96, 9, 64), cut=0.3)]))
+    assert "(31% of base's)" in barely
     assert caution_lines(run([policy("base", (-120, 0, 60), cut=0.3), policy("iterate 0", (-96, 9, 64), cut=0.29)])) == []
 
 

@@ -197,6 +197,9 @@ def test_another_metric_is_drawn_under_its_own_name_and_in_its_own_unit() -> Non
     points = [PointStatus(name=name, values={"run": name, "seed": 0}, dir="", status="finished") for name in mixed]
     both = SweepResults(Path(), SweepFile(recipe="comparison", axes={"run": []}, seeds=[], points=points), mixed)
     assert not [one for one in sweep_panels(both).panels if one.name.startswith("radar")], "two metrics share no shape"
+    assert [heading for heading in sweep_grid(both).headings if heading.startswith("gain")] == [], (
+        "nor are their gains of one thing"
+    )
 
 
 def test_a_radar_is_zoomed_to_its_numbers() -> None:

@@ -44,7 +44,8 @@ def test_a_plan_for_a_card_begins_with_hours_and_memory(tmp_path: Path) -> None:
     minutes = round(total.seconds / 60)
     assert total.line() == f"Total: about {minutes} min on an RTX 4090, peak {most / 1e9:.1f} of 24 GB: fits"
     words = ["--gpu", "4090", "--set", f"output.store={tmp_path}", "--set", f"output.dir={tmp_path / 'run'}"]
-    assert call("plan", "gemma2b_taste", *words).stdout.startswith(total.line() + "\n")
+    said = call("plan", "gemma2b_taste", *words).stdout
+    assert said.startswith(total.line() + "\n") and said.endswith("Times are computed.\n"), "another card is not timed here"
     told = json.loads(call("plan", "gemma2b_taste", *words, "--json").stdout)["total"]
     assert told == {
         **{"seconds": round(total.seconds, 1), "without": [], "on": "4090", "fits": True},
@@ -56,6 +57,7 @@ def test_a_judges_time_is_not_known_and_what_does_not_fit_is_said(tmp_path: Path
     made = planned(tmp_path, "mistral7b_sppo", gpu="T4")
     assert made.totals()["judge"]["seconds"] is None and made.totals()["evaluate"]["seconds"] > 0
     assert made.record()["total"]["without"] == ["judge"] and made.record()["total"]["fits"] is False
+    assert 1 < made.total().seconds / 3600 < 1000, "what is known of the time is said"
     assert "on a T4, and the judge on top, peak 21.9 of 15 GB: does not fit" in made.total().line()
     smaller = planned(tmp_path, "mistral7b_sppo", "generation.engine=hf", gpu="T4")  # as the plan's lines advise
     assert smaller.total().fits and not any("the unquantized base is measured" in note for note in smaller.notes)
