@@ -117,8 +117,8 @@ def rspo_penalty(
     drawn from the policy itself, the gradient's expectation is
 
     kind                   term               expected gradient
-    reverse_kl             D^2                2 grad KL(policy | base)
-    forward_kl             exp(min(-D, c))    grad KL(base | policy)
+    reverse_kl             D^2                2 grad KL(policy || base)
+    forward_kl             exp(min(-D, c))    grad KL(base || policy)
     chi2                   exp(min(D, c))     1/2 grad chi2(policy | base)
     chi2_smoothed          r / (1 + r)        grad sum base f(policy / base), f(u) = log(1 + u) + 1 / (1 + u)
     reverse_kl_no_entropy  -logps * base      grad of the cross-entropy -E log base

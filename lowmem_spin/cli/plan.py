@@ -20,7 +20,7 @@ from lowmem_spin.runner.planning.measuring import measure
 from lowmem_spin.runner.planning.plan import PlannedWork
 
 RAM = 12.7e9  # bytes free on the smallest host that has such cards, a free Colab
-MEASURING = {"evaluate": "evaluation", "baseline": "the SFT baseline"}  # kinds that are no part of the game
+MEASURING = {"evaluate": "held-out evaluation", "baseline": "plain SFT"}  # kinds that are no part of the game
 SHARING = {  # what a residency means for vLLM and training, which are two engines on one card
     "resident": "vLLM and training stay loaded together",
     "sleep": "vLLM's weights wait in RAM while training",
@@ -79,7 +79,8 @@ def rows(plan: PlannedWork) -> TerminalTable:
         alone, shared = total["independent"], total["shared"]
         saved = f"{1 - shared / alone:.0%}" if alone else ""
         reuse = [f"{alone:,}", f"{shared:,}", saved] if several else [f"{shared:,}"]
-        found.append([kind, *reuse, f"{total['stored']:,}", f"{total['to_do']:,}", clock(total["seconds"])])
+        called, done, ahead = MEASURING.get(kind, kind), f"{total['stored']:,}", f"{total['to_do']:,}"
+        found.append([called, *reuse, done, ahead, clock(total["seconds"])])
     reuses = ["without\nreuse", "with\nreuse", "saved"] if several else ["rows"]
     headings = ["stage", *reuses, "stored", "to do", "time"]
     last = next((place for place, kind in enumerate(totals) if kind == GAME_KINDS[-1]), None)

@@ -11,7 +11,7 @@ from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.config.naming import plain
 from lowmem_spin.report.theory import ExactGame, draw_theory, theory_table
 
-AIMS = {False: "KL(data | policy), nats", True: "win-rate of the best answer against the policy, minus 1/2"}
+AIMS = {False: "KL(data || policy), nats", True: "win-rate of the best answer against the policy, minus 1/2"}
 REMEDIES = {  # by the field that says how strongly a loss holds to the reference
     "beta": "; try a larger one: --set game.loss.beta=0.6",
     "tau": "; try a larger game.loss.tau",

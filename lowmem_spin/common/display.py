@@ -122,7 +122,7 @@ class _Pace(ProgressColumn):
         left, game = self.meter.left, self.meter.display.left()
         parts = [
             *([] if left is None else [clock(left)]),
-            *([] if game is None else [f"all {clock(game)}"]),
+            *([] if game is None else [f"{clock(game)} in all"]),
             *self.meter.speed(),
         ]
         return Text(", ".join(parts), style="cyan")
@@ -220,7 +220,7 @@ class Display:
     def game_left(self) -> list[str]:
         """How long the game will take, in words, once that is known."""
         left = self.left()
-        return [] if left is None else [f"in all at most {clock(left)} left"]
+        return [] if left is None else [f"at most {clock(left)} in all"]
 
     @contextmanager
     def start_up(self, label: str) -> Iterator[None]:

@@ -130,10 +130,10 @@ class Regularizer(Section):
     """RSPO's penalties for leaving the base, added to the sppo loss. RSPO's own runs use weights of 0.1 and 0.5."""
 
     reverse_kl: Weight = 0.0
-    """Weight of the penalty KL(policy | base); 0 turns it off. Raise it if the policy gives answers that the base finds
+    """Weight of the penalty KL(policy || base); 0 turns it off. Raise it if the policy gives answers that the base finds
     unlikely."""
     forward_kl: Weight = 0.0
-    """Weight of the penalty KL(base | policy); 0 turns it off. Raise it if the policy loses answers that the base gives."""
+    """Weight of the penalty KL(base || policy); 0 turns it off. Raise it if the policy loses answers that the base gives."""
     chi2: Weight = 0.0
     """Weight of the penalty chi-square(policy | base); 0 turns it off. It is stronger than reverse_kl on answers that
     have become much likelier than under the base."""
@@ -249,7 +249,7 @@ class StopWhen(Section):
     """Ends the game early, after an iterate that has gone wrong. Any bound that is set can end it; null turns a bound off."""
 
     kl_to_base: float | None = Field(default=None, gt=0, le=SINGLE)
-    """Stop when KL(iterate | base) exceeds this many nats per completion. With a warm start, the KL includes the warm start's
+    """Stop when KL(iterate || base) exceeds this many nats per completion. With a warm start, the KL includes the warm start's
     share."""
     chosen_logp_falls: int | None = Field(default=None, ge=1, le=GAMES_LONG)
     """Stop when the log-prob of the held-out answers has fallen in this many iterations in a row."""

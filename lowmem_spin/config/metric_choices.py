@@ -55,7 +55,7 @@ class OwnMetric(Section):
     """Selects a Python function of your own as the metric; it runs after --trust."""
     function: PathText
     """Your metric as file.py:function, with the file beside the recipe or here. It is called with (prompt, answer, expected),
-    three texts, for every greedy answer that ends, and returns a number or true or false; one without an end counts 0."""
+    three texts, for every greedy answer that ends, and returns a number or true or false; a truncated one counts 0."""
 
 
 def _named(value: Any) -> Any:

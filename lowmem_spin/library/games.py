@@ -135,7 +135,7 @@ class Run(_Folder):
         temperature: float | None = None,
     ) -> list[str]:
         """A policy's answers, with the template, the system prompt and the sampling of its game, as `lowmem-spin chat` gives
-        them. How many have no end is said.
+        them. How many are truncated is said.
 
         The base stays loaded for the next call, until `close`.
 
@@ -161,7 +161,7 @@ class Run(_Folder):
         found = answers(self._engine, policy, prompts, sampling)
         cut = sum(answer.finish_reason == "length" for answer in found)
         if cut:
-            _notify(f"{cut} of {len(found)} answers are cut at max_new_tokens {sampling.max_new_tokens}")
+            _notify(f"{cut} of {len(found)} answers are truncated at max_new_tokens {sampling.max_new_tokens}")
         return [answer.text for answer in found]
 
     def close(self) -> None:

@@ -92,7 +92,7 @@ def main_panels(sweep: SweepResults, shown: Sequence[Configuration], looks: by_n
         ticks = {float(c.setting[axis]): plain_value(c.setting[axis]) for c in shown}
         across = [mark.level(measure) for mark in beside]
         draw = partial(draw_against, name=name, axis=axis, lines=drawn, levels=across, ticks=ticks)
-        panels.append(Panel("Main picture", f"main_{name}", caption, draw))
+        panels.append(Panel("Overview", f"main_{name}", caption, draw))
     return panels
 
 

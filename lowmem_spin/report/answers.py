@@ -50,7 +50,7 @@ def _first(base: PolicyResults, best: PolicyResults, name: str) -> BeforeAfter |
 
 
 def _said(sample: dict[str, str]) -> str:
-    return sample["answer"] + (" … (no end)" if sample.get("finish_reason") == "length" else "")
+    return sample["answer"] + (" … (truncated)" if sample.get("finish_reason") == "length" else "")
 
 
 def _cut(text: str) -> str:

@@ -35,7 +35,7 @@ NOTES = {
 }
 DIVERSITY = {
     "length": "length, tokens",
-    "truncated": "without an end, %",
+    "truncated": "truncated, %",
     "distinct_1": "distinct-1, %",
     "distinct_2": "distinct-2, %",
     "self_bleu_3": "self-BLEU-3 (exp)",

@@ -19,7 +19,7 @@ def panel(name: str, caption: str, shown: Sequence[Configuration], looks: Looks,
     """The last iterates' numbers, a part of the picture for each measure."""
     draw = partial(draw_by_name, shown=shown, looks=looks, measures=measures)
     height = max(HEIGHT, 1.3 + 0.24 * len(shown))
-    return Panel("Main picture", name, caption, draw, height, WIDTH * len(measures))
+    return Panel("Overview", name, caption, draw, height, WIDTH * len(measures))
 
 
 def draw_by_name(figure: FigureBase, shown: Sequence[Configuration], looks: Looks, measures: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from lowmem_spin.report.intervals import Value, difference
 from lowmem_spin.report.results import PolicyResults, RunResults, SweepResults, recipe_field
 
-CUT = 0.3  # share of own samples without an end: above it, the end is what tells a good answer from a bad one
+CUT = 0.3  # share of own samples that are truncated: above it, the end is what tells a good answer from a bad one
 WON = 0.99  # of the pairs told apart: at it, nothing is left to learn
 EARLY, AT_LEAST = 0.1, 3  # the part of a training, and how many of its steps, that are its beginning
 # Nats per answer: choosing the best of n of the base's answers comes to log n - (n - 1)/n at most, which is 10 for 60,000.
@@ -50,21 +50,22 @@ def cautions(run: RunResults) -> Iterator[Caution]:
 
 
 def _cut(run: RunResults) -> str | None:
-    """Whose samples have no end within max_new_tokens, and the length that would do."""
+    """Whose samples are truncated at max_new_tokens, and the length that would do."""
     shares = {policy.name: policy.values["truncated"].mean for policy in run.played}
     cut = {name: share for name, share in shares.items() if share > CUT}
     if not cut:
         return None
     limit, data = recipe_field(run.recipe, "generation.max_new_tokens"), run.answer_tokens
     if data is None:
-        remedy = "raise it, until the table's column without an end is near 0"
+        remedy = "raise it until few are"
     elif isinstance(limit, int) and data > limit:
         remedy = f"95% of the data's answers have up to {data} tokens: set it to {data}"
     else:
         remedy = f"95% of the data's answers have up to {data} tokens: so it is not too short, but these policies do not end; "
         remedy += "a warm_start teaches that"
     said = ", ".join(f"{share:.0%} of {name}'s" for name, share in cut.items())
-    return f"Samples are cut at generation.max_new_tokens {limit} ({said}), and a missing end alone may win the game; {remedy}."
+    truncated = f"Samples are truncated at generation.max_new_tokens {limit} ({said})"
+    return f"{truncated}, and a missing end alone may win the game; {remedy}."
 
 
 def _won_early(run: RunResults) -> str | None:

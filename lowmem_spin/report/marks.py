@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.report.intervals import Value, over
 from lowmem_spin.report.measures import Measure
 from lowmem_spin.report.plots import BASELINE, DARK, GREY, Level
@@ -11,8 +12,28 @@ from lowmem_spin.report.results import PolicyResults, RunResults
 
 
 @dataclass(frozen=True)
+class Beside:
+    """One such policy, of all games, or, where they have different ones, of a group of them."""
+
+    name: str
+    by_seed: Mapping[Any, PolicyResults]
+    color: str
+    group: str | None = None
+
+    @property
+    def role(self) -> Role:
+        return next(iter(self.by_seed.values())).part.role
+
+    def value(self, name: str) -> Value:
+        """A number of it, over the seeds."""
+        values = [policy.values[name] for policy in self.by_seed.values()]
+        same = len({value.mean for value in values}) == 1  # the base answers greedily alike, whatever the seed
+        return values[0] if same else over(values)
+
+
+@dataclass(frozen=True)
 class Mark:
-    """One policy's number over the seeds: of all games, or, where they have different ones, of a group of them."""
+    """A number of one such policy."""
 
     name: str
     value: Value
@@ -27,12 +48,17 @@ class Mark:
 
 
 def marks(groups: Mapping[str, Sequence[RunResults]], name: str) -> list[Mark]:
-    """The bases' numbers of this name, then plain fine-tuning's; one that differs within a group has no mark."""
-    found: list[Mark] = []
+    """The numbers of this name of all that have it."""
+    return [Mark(one.name, one.value(name), one.color, one.group) for one in beside(groups, name)]
+
+
+def beside(groups: Mapping[str, Sequence[RunResults]], name: str) -> list[Beside]:
+    """Those that have this number: the bases, then plain fine-tuning; one that differs within a group is left out."""
+    found: list[Beside] = []
     for pick, color in ((_base, GREY), (_unquantized, DARK), (_fine_tuned, BASELINE)):
-        whole = _mark([run for runs in groups.values() for run in runs], name, pick, color, None)
-        single = [_mark(runs, name, pick, color, group) for group, runs in groups.items()]
-        found += [mark for mark in ([whole] if whole is not None else single) if mark is not None]
+        whole = _beside([run for runs in groups.values() for run in runs], name, pick, color, None)
+        single = [_beside(runs, name, pick, color, group) for group, runs in groups.items()]
+        found += [one for one in ([whole] if whole is not None else single) if one is not None]
     return found
 
 
@@ -51,15 +77,12 @@ def _fine_tuned(run: RunResults) -> PolicyResults | None:
     return next((policy for policy in reversed(run.baselines) if policy is not run.unquantized), None)
 
 
-def _mark(runs: Sequence[RunResults], name: str, pick: Pick, color: str, group: str | None) -> Mark | None:
-    label, by_seed = "", dict[Any, dict[str, Value]]()
+def _beside(runs: Sequence[RunResults], name: str, pick: Pick, color: str, group: str | None) -> Beside | None:
+    by_seed: dict[Any, PolicyResults] = {}
     for run in runs:
         policy = pick(run)
-        if policy is not None and name in policy.values:
-            label = policy.name
-            by_seed.setdefault(run.recipe.get("seed"), {})[policy.key] = policy.values[name]
-    if not by_seed or any(len(policies) > 1 for policies in by_seed.values()):
-        return None
-    values = [value for policies in by_seed.values() for value in policies.values()]
-    same = len({value.mean for value in values}) == 1  # the base answers greedily alike, whatever the seed
-    return Mark(label, values[0] if same else over(values), color, group)
+        if policy is None or name not in policy.values:
+            continue
+        if by_seed.setdefault(run.recipe.get("seed"), policy).key != policy.key:
+            return None
+    return Beside(next(iter(by_seed.values())).name, by_seed, color, group) if by_seed else None

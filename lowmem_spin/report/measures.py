@@ -105,23 +105,23 @@ MEASURES = {
         "nats",
         "KL to\nbase",
         "z.2f",
-        meaning="KL(policy | base) per answer, estimated on the policy's own samples: how far it has moved from the base",
+        meaning="KL(policy || base) per answer, estimated on the policy's own samples: how far it has moved from the base",
     ),
     "kl_to_previous": Measure(
         "KL to previous",
         "nats",
         "KL to\nprev.",
         "z.2f",
-        meaning="KL(policy | previous policy) per answer, estimated on the policy's own samples: the last step alone",
+        meaning="KL(policy || previous policy) per answer, estimated on the policy's own samples: the last step alone",
     ),
     "kl_from_base": Measure(
         "KL from base",
         "nats",
-        meaning="KL(base | policy) per answer, estimated on the base's samples: what of the base has been given up",
+        meaning="KL(base || policy) per answer, estimated on the base's samples: what of the base has been given up",
     ),
     "length": Measure("length", "tokens", "length", ".1f", meaning="length of an own sample, its end token included"),
     "truncated": Measure(
-        "without an end", "%", "no\nend", ".1%", meaning="share of own samples that had no end within max_new_tokens"
+        "truncated", "%", "trun-\ncated", ".1%", meaning="share of own samples that reached max_new_tokens without an end"
     ),
     "identical": Measure(
         "as in data",

@@ -12,6 +12,7 @@ from lowmem_spin.report.load import read_results
 from lowmem_spin.report.measures import MEASURES
 from lowmem_spin.report.results import RunResults
 from lowmem_spin.runner.gc import size_of
+from lowmem_spin.runner.run_folder import is_played
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def played(record: Path) -> Played:
             state = f"ended after {results.record['stopped']['after']}" if "stopped" in results.record else state
         else:
             done, asked = len(results.runs), len(results.file.points)
-            state = state if done == asked else f"not finished: {done} of {asked} games"
+            state = state if done == asked else f"{_how(folder)}: {done} of {asked} games"
             if results.finished:
                 score, value = results.score, results.best.value(results.score)
                 best = _scored(results.best.label, score, value)
@@ -72,7 +73,11 @@ def _unfinished(record: Path) -> str:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "does not read back"
     done = [path for path in (record.parent / "iterates").glob("*") if path.name.isdecimal() and path.exists()]
-    return f"not finished: {len(done)} of {asked} iterates"
+    return f"{_how(record.parent)}: {len(done)} of {asked} iterates"
+
+
+def _how(folder: Path) -> str:
+    return "playing now" if is_played(folder) else "not finished"
 
 
 def overview_grid(games: list[Played], top: Path) -> Grid:
@@ -80,7 +85,7 @@ def overview_grid(games: list[Played], top: Path) -> Grid:
     rows = [
         [str(one.folder.relative_to(top)), one.state, one.best, f"{one.size / 1e6:,.1f} MB", _ago(one.age)] for one in games
     ]
-    return Grid(["run", "state", "best iterate", "size", "played"], rows, texts=2)
+    return Grid(["run", "state", "best policy", "size", "played"], rows, texts=2)
 
 
 def _ago(seconds: float) -> str:

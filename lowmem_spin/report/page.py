@@ -40,7 +40,8 @@ SWEEP_LEGEND = (
     "The last iterate of each configuration. ± is the half-width of a 95% interval: over seeds, by Student's t, where there "
     "are several (two seeds bound little: 12.7 standard errors); else over held-out rows, which says nothing about another "
     "seed. Differences from the best are taken seed by seed where both have two or more, and are within noise if their "
-    "interval holds 0. The best is chosen by these same numbers, which flatters it."
+    "interval holds 0. The best is chosen by these same numbers, so a part of its lead may be luck. "
+    "Below the configurations: the base and plain SFT, where all games have the same."
 )
 
 

@@ -39,14 +39,14 @@ def run_panels(run: RunResults) -> Pictures:
         panels.append(_policies(run, "Scores", "logprob", others, caption))
     categories, said = radars.of_run(run)
     kl = ["kl_to_base", "kl_to_previous", "kl_from_base"]
-    ends, shares = "Own samples that did not end, or equal the data's answer.", ["truncated", "identical"]
+    ends, shares = "Own samples that are truncated, or equal the data's answer.", ["truncated", "identical"]
     if "identical" not in run.base.values:  # the data has prompts alone
-        ends, shares = "Own samples that did not end.", ["truncated"]
+        ends, shares = "Own samples that are truncated.", ["truncated"]
     panels += [
         *categories,
-        _policies(run, "Game health", "kl", kl, "KL, nats per completion."),
-        _policies(run, "Game health", "length", ["length"], "Length of own samples."),
-        _policies(run, "Game health", "samples", shares, ends),
+        _policies(run, "Drift and samples", "kl", kl, "KL, nats per completion."),
+        _policies(run, "Drift and samples", "length", ["length"], "Length of own samples."),
+        _policies(run, "Drift and samples", "samples", shares, ends),
     ]
     return Pictures(panels + training_panels({"": [run]}, {"": (COLORS[0], "-")}), {"Scores": said})
 
@@ -78,7 +78,7 @@ def sweep_panels(sweep: SweepResults) -> Pictures:
         *categories,
     ]
     health = ["kl_to_base", "kl_to_previous", "length", "truncated", *(["identical"] if sweep.has("identical") else [])]
-    panels += [curves("Game health", name) for name in health]
+    panels += [curves("Drift and samples", name) for name in health]
     return Pictures(panels + training_panels({c.label: list(c.runs.values()) for c in shown}, looks), {"Scores": said})
 
 

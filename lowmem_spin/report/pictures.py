@@ -47,7 +47,7 @@ def main_picture(results: RunResults | SweepResults, panels: Sequence[Panel], ti
     if isinstance(results, RunResults):
         wanted = ["score", "radar", "kl"]
     else:
-        wanted = [panel.name for panel in panels if panel.part == "Main picture"]
+        wanted = [panel.name for panel in panels if panel.part == "Overview"]
     chosen = [panel for name in wanted for panel in panels if panel.name == name]
     answer = before_after(results)
     below = LINE * (len(answer.answers) + 3.2) if answer else 0.0

@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.report.grid import Grid, TerminalTable
-from lowmem_spin.report.intervals import difference, within_noise
+from lowmem_spin.report.intervals import Value, difference, within_noise
+from lowmem_spin.report.marks import Beside, beside
 from lowmem_spin.report.measures import GAIN, GAIN_UNQUANTIZED, MATCH, MEASURES, WINS
 from lowmem_spin.report.results import Configuration, PolicyResults, RunResults, SweepResults, plain_value
 from lowmem_spin.runner.health import ALARM
@@ -17,9 +19,12 @@ SHAPE = ["length", "truncated", "identical"]
 def terminal_table(results: RunResults | SweepResults) -> TerminalTable:
     """What of a run's or a sweep's table fits a terminal of 80 columns; a narrower one has it in parts."""
     if isinstance(results, RunResults):
-        said = [MEASURES[results.scores[0]].unit, "± 95% interval", "gain over the base"]
-        return run_grid(results, brief=True).table(f"Held-out results: {', '.join(filter(None, said))}")
-    return sweep_grid(results, brief=True).table(f"Last iterates: {MEASURES[results.score].heading}, ± 95% interval")
+        unit = MEASURES[results.scores[0]].unit
+        units = "scores and KL in nats" if unit == "nats" else f"scores in {unit}, KL in nats"
+        return run_grid(results, brief=True).table(f"Held-out results, ± 95% interval; {units}; gain over the base")
+    measure = MEASURES[results.score]
+    of = f"{measure.label} in {measure.unit}" if measure.unit else measure.label
+    return sweep_grid(results, brief=True).table(f"Last iterates: {of}, ± 95% interval; KL in nats")
 
 
 def run_grid(run: RunResults, brief: bool = False) -> Grid:
@@ -74,13 +79,32 @@ def sweep_grid(sweep: SweepResults, brief: bool = False) -> Grid:
             cells += [_best(configuration, score, brief)]
             cells += [MEASURES[name].text(configuration.value(name), "", brief) for name in names]
         rows.append(cells + [""] * (len(headings) - len(cells)))
-    return Grid(headings, rows, len(axes) + 1)
+    rows += [
+        [one.name, *[""] * (len(axes) - 1), str(len(one.by_seed)), *_numbers(sweep, one, gains, names, brief)]
+        for one in beside({c.label: list(c.runs.values()) for c in sweep.finished}, score)
+        if one.group is None  # else there is another one beside each configuration
+    ]
+    return Grid(headings, rows, len(axes) + 1, parted=len(sweep.configurations) - 1)
+
+
+def _numbers(sweep: SweepResults, one: Beside, gains: Sequence[str], names: Sequence[str], brief: bool) -> list[str]:
+    """What a configuration has in its row, of a policy that the games are measured against."""
+    score, base = sweep.score, one.role is Role.BASE
+
+    def text(name: str, unit: str, sign: str = "") -> str:
+        known = all(name in policy.values for policy in one.by_seed.values())
+        return MEASURES[unit].text(one.value(name), sign, brief) if known else ""
+
+    won = {seed: run.last.values[score] for seed, run in sweep.best.runs.items()}
+    apart = difference({seed: policy.values[score] for seed, policy in one.by_seed.items()}, won)
+    gained = ["" if base and name == GAIN else text(name, score, "+") for name in gains]
+    return [text(score, score), *gained, _apart(apart, score), "", *("" if base and n in DRIFT else text(n, n) for n in names)]
 
 
 def points_grid(sweep: SweepResults) -> Grid:
     """Every point with its state."""
     rows = [[point.name, point.status, point.error or ""] for point in sweep.file.points]
-    return Grid(["point", "state", "error"], rows, 3)
+    return Grid(["game", "state", "error"], rows, 3)
 
 
 def _naming(sweep: SweepResults, configuration: Configuration) -> list[str]:
@@ -99,7 +123,11 @@ def _against(sweep: SweepResults, configuration: Configuration) -> str:
     if configuration.same_as(sweep.best):
         return "the same policy"
     difference = configuration.against(sweep.best, sweep.score)
-    return MEASURES[sweep.score].text(difference, "+") + (", within noise" if within_noise(difference) else "")
+    return _apart(difference, sweep.score)
+
+
+def _apart(difference: Value, score: str) -> str:
+    return MEASURES[score].text(difference, "+") + (", within noise" if within_noise(difference) else "")
 
 
 def _best(configuration: Configuration, score: str, brief: bool) -> str:
@@ -174,7 +202,9 @@ def sweep_verdict(sweep: SweepResults) -> list[str]:
     close = [c for c in others if c.same_as(best) or within_noise(c.against(best, sweep.score))]
     measure = MEASURES[sweep.score]
     name = measure.heading.replace(", %", ", in percent")
-    lines = [f"{best.label} ends with the highest {name}: {measure.text(best.value(sweep.score))}."]
+    highest = [c.label for c in sweep.finished if c.value(sweep.score).mean == best.value(sweep.score).mean]
+    verb = "ends" if len(highest) == 1 else "end"
+    lines = [f"{' and '.join(highest)} {verb} with the highest {name}: {measure.text(best.value(sweep.score))}."]
     if len(others) == 1:
         return [*lines, "The other is within noise of it." if close else "The other is further from it than noise."]
     return lines + [f"{len(close)} of the {len(others)} others are within noise of it."] * bool(others)

@@ -25,7 +25,7 @@ class ExactGame:
     asked: int  # iterations; fewer iterates: a training led too far
     policies: np.ndarray
     distances: np.ndarray  # of each policy from what the game aims at
-    drifts: np.ndarray  # KL(policy | base), nats
+    drifts: np.ndarray  # KL(policy || base), nats
     remedy: str = ""  # what keeps it from diverging
 
     @property
@@ -68,7 +68,7 @@ def draw_theory(games: Sequence[ExactGame], aim: str, to: Path) -> None:
     with style():
         figure = Figure(figsize=(2 * WIDTH, TALL), layout="constrained")
         parts = np.atleast_1d(np.asarray(figure.subfigures(1, 2)))
-        panels = ((aim, "distances", "log"), ("KL(policy | base), nats", "drifts", "linear"))
+        panels = ((aim, "distances", "log"), ("KL(policy || base), nats", "drifts", "linear"))
         for part, (title, values, scale) in zip(parts, panels, strict=True):
             axes = titled_axes(part, title)
             for place, game in enumerate(games):

@@ -25,7 +25,7 @@ def stops_early(when: StopWhen, healths: Sequence[Health]) -> EarlyStop | None:
     last = healths[-1]
     found: list[tuple[int, str]] = []  # (how many policies back, why)
     if when.kl_to_base is not None and last.kl_to_base.mean > when.kl_to_base:
-        found.append((1, f"KL to the base is {last.kl_to_base.mean:.2f}, over {when.kl_to_base:g}"))
+        found.append((1, f"KL to base is {last.kl_to_base.mean:.2f}, over {when.kl_to_base:g}"))
     drift = last.length.mean / healths[0].length.mean - 1
     if when.length_drift is not None and abs(drift) > when.length_drift:
         found.append((1, f"answers are {abs(drift):.0%} {'longer' if drift > 0 else 'shorter'} than {healths[0].name}'s"))

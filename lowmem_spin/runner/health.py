@@ -79,11 +79,11 @@ class Health:
     iteration: int | None
     policy: str
     chosen_logp: Estimate | None  # of the data's answers, held out; None if there are prompts alone
-    kl_to_base: Estimate  # KL(policy | base)
-    kl_to_previous: Estimate  # KL(policy | previous iterate)
-    kl_from_base: Estimate  # KL(base | policy): how much of the base's behaviour has been given up
+    kl_to_base: Estimate  # KL(policy || base)
+    kl_to_previous: Estimate  # KL(policy || previous policy)
+    kl_from_base: Estimate  # KL(base || policy): how much of the base's behaviour has been given up
     length: Estimate  # of own samples, tokens
-    truncated: Estimate  # share of own samples that did not end
+    truncated: Estimate  # share of own samples that reached max_new_tokens without an end
     engine_gap: Estimate  # |generator's - learner's log-prob| of own samples: far from 0, opponents are not the policy scored
     identical: Estimate | None  # share of own samples equal to the data's answer: it rises as the game is won
     exact_match: Estimate | None = None  # greedy
@@ -147,9 +147,9 @@ class Health:
 
 def sample_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sampling, greedy: Sampling) -> None:
     """Generate all that `evaluate` will ask the policy for, so that it then only scores."""
-    tables.answers([(stage.policy, _prompts(held, held.health))], sampling, f"{stage.name}: samples")
+    tables.answers([(stage.policy, _prompts(held, held.health))], sampling, f"samples by {stage.name}")
     if held.exact_match or held.metric is not None:
-        tables.answers([(stage.policy, _prompts(held, held.scored))], greedy, f"{stage.name}: held-out")
+        tables.answers([(stage.policy, _prompts(held, held.scored))], greedy, f"held-out answers by {stage.name}")
 
 
 def _prompts(held: HeldOut, positions: Sequence[int]) -> list[Prompt]:
@@ -160,18 +160,19 @@ def evaluate_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sa
     """Measure one policy, generating and scoring only what the store lacks."""
     rows, policy = held.rows, stage.policy
     prompts = _prompts(held, held.health)
-    (own,) = tables.answers([(policy, prompts)], sampling, f"{stage.name}: samples")
-    (base_own,) = tables.answers([(tables.base, prompts)], sampling, "base: samples")
+    (own,) = tables.answers([(policy, prompts)], sampling, f"samples by {stage.name}")
+    (base_own,) = tables.answers([(tables.base, prompts)], sampling, "samples by base")
+    names = {stage.previous: "the previous policy", tables.base: "base", policy: stage.name}
 
-    def logps(answers: Sequence[Answer], by: str) -> np.ndarray:
+    def logps(answers: Sequence[Answer], by: str, of: str = policy) -> np.ndarray:
         scored = [
             Scored(prompt.id, prompt.tokens, answer.name, answer.tokens)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        return tables.logps(by, scored, f"{stage.name}: samples")
+        return tables.logps(by, scored, f"samples of {names[of]} by {names[by]}")
 
     def drift(answers: Sequence[Answer], drawn_from: str, against: str) -> Estimate:
-        return Estimate(logps(answers, drawn_from) - logps(answers, against))
+        return Estimate(logps(answers, drawn_from, drawn_from) - logps(answers, against, drawn_from))
 
     chosen = [Scored(rows.ids[position], rows.prompt(position), "chosen", rows.chosen(position)) for position in held.scored]
     answered = set(rows.answered(held.health))
@@ -189,7 +190,7 @@ def evaluate_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sa
         role=stage.role,
         iteration=stage.iteration,
         policy=policy,
-        chosen_logp=Estimate(tables.logps(policy, chosen, f"{stage.name}: held-out")) if chosen else None,
+        chosen_logp=Estimate(tables.logps(policy, chosen, f"held-out data by {stage.name}")) if chosen else None,
         kl_to_base=drift(own, policy, tables.base),
         kl_to_previous=drift(own, policy, stage.previous),
         kl_from_base=drift(base_own, tables.base, policy),
@@ -211,7 +212,7 @@ def _wins(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sampling, ag
     if held.oracle is None or against == stage.policy:
         return None
     rows, prompts = held.rows, _prompts(held, held.health)
-    both = tables.answers([(policy, prompts) for policy in (stage.policy, against)], sampling, f"{stage.name}: samples")
+    both = tables.answers([(policy, prompts) for policy in (stage.policy, against)], sampling, f"samples by {stage.name}")
     compared = [
         Compared(
             rows.ids[position],
@@ -221,7 +222,7 @@ def _wins(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sampling, ag
         for position, some in zip(held.health, zip(*both, strict=True), strict=True)
     ]
     asked = judgement_spec([f"{digest(sampling.spec(policy))}/0" for policy in (stage.policy, against)], held.oracle)
-    return Estimate(np.array([matrix[0, 1] for matrix in tables.preferences(asked, compared, f"{stage.name}: samples")]))
+    return Estimate(np.array([matrix[0, 1] for matrix in tables.preferences(asked, compared, f"samples of {stage.name}")]))
 
 
 def _sample(rows: Rows, position: int, answer: Answer) -> dict[str, str]:
@@ -231,9 +232,9 @@ def _sample(rows: Rows, position: int, answer: Answer) -> dict[str, str]:
 
 
 def _greedy(tables: Tables, stage: Evaluate, held: HeldOut, greedy: Sampling, metric: TaskMetric | None) -> Estimate:
-    """Greedy answers by a metric, or by exact match; one without an end counts 0."""
+    """Greedy answers by a metric, or by exact match; a truncated one counts 0."""
     prompts = _prompts(held, held.scored)
-    (answers,) = tables.answers([(stage.policy, prompts)], greedy, f"{stage.name}: held-out")
+    (answers,) = tables.answers([(stage.policy, prompts)], greedy, f"held-out answers by {stage.name}")
     right = []
     for position, answer in zip(held.scored, answers, strict=True):
         expected = held.rows.completions[position]
@@ -287,7 +288,7 @@ def summary_line(health: Health, training: dict[str, Any] | None) -> str:
     elif health.win_rate_to_base is not None:
         parts.append(f"wins over base {health.win_rate_to_base.mean:.1%}")
     if health.role is not Role.UNQUANTIZED:
-        parts.append(f"KL base {health.kl_to_base.mean:.2f} previous {health.kl_to_previous.mean:.2f}")
+        parts.append(f"KL to base {health.kl_to_base.mean:z.2f}, to previous {health.kl_to_previous.mean:z.2f}")
     parts.append(f"length {health.length.mean:.1f}, truncated {health.truncated.mean:.1%}")
     if health.engine_gap.mean > ALARM:
         parts.append(f"generator and learner differ by {health.engine_gap.mean:.3f} nats on own samples")

@@ -45,7 +45,7 @@ def opponent_answers(game: OpenGame, pair_source: OpponentPairs | JudgedSamples)
         (policy, [Prompt(rows.ids[position], rows.prompt(position), sample) for position in mine for sample in samples])
         for policy, mine in shares
     ]
-    label = "by " + ", ".join(game.name(policy) for policy, _ in shares)
+    label = "training answers by " + ", ".join(game.name(policy) for policy, _ in shares)
     answers_by_policy = game.tables.answers(prompts_by_policy, pair_source.sampling, label)
     return [
         (position, list(some))
@@ -87,7 +87,7 @@ def judged_preferences(game: OpenGame, judged_samples: JudgedSamples) -> list[np
         )
         for position, some in _found(game, judged_samples)
     ]
-    return game.tables.preferences(judged_samples.judged, rows, f"answers by {game.name(judged_samples.policy)}")
+    return game.tables.preferences(judged_samples.judged, rows, f"training answers of {game.name(judged_samples.policy)}")
 
 
 def matches(game: OpenGame, pair_source: PairSource) -> list[Match]:
@@ -159,7 +159,7 @@ def _logps(game: OpenGame, policy: str, rows: Sequence[Match]) -> tuple[np.ndarr
 def _scored(game: OpenGame, policy: str, sides: Sequence[tuple[int, Side]]) -> np.ndarray:
     rows = game.rows.train
     scored = [Scored(rows.ids[position], rows.prompt(position), side.name, side.tokens) for position, side in sides]
-    return game.tables.logps(policy, scored, f"by {game.name(policy)}")
+    return game.tables.logps(policy, scored, f"training answers by {game.name(policy)}")
 
 
 def _all_logps(game: OpenGame, policy: str, judged_samples: JudgedSamples) -> np.ndarray:

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.runner.claim import ITERATES, WRITTEN
-from lowmem_spin.runner.run_folder import USED
+from lowmem_spin.runner.run_folder import USED, is_played
 
 RECORDS = ("run.json", "sweep.json")
 OWN = (*WRITTEN, *RECORDS, USED, "error.txt", "logged_to_*.json", "tensorboard", "wandb", "trackio", "mlflow.db")
 
 
 def check_removable(folder: Path) -> None:
-    """Refuse what is no folder of a run or a sweep.
+    """Refuse what is no folder of a run or a sweep, and one that is being played.
 
     Raises:
         InputError: one line.
@@ -20,6 +20,8 @@ def check_removable(folder: Path) -> None:
     if folder.is_symlink() or not any((folder / name).is_file() for name in RECORDS):
         what = "is a link" if folder.is_symlink() else "has no run.json and no sweep.json"
         raise InputError(f"{str(folder)!r} {what}: it is no folder of a run or a sweep, and nothing is removed")
+    if is_played(folder):
+        raise InputError(f"{str(folder)!r} is being played; stop that first (Ctrl-C keeps what is finished), then remove it")
 
 
 def remove_results(folder: Path) -> list[Path]:

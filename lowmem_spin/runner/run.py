@@ -218,6 +218,11 @@ def measured_by(game: OpenGame, stage: Evaluate) -> tuple[Tables, Evaluate, Held
     return tables, stage, game.rows.held, health_sampling(recipe, inputs), sampling_params(recipe, inputs, greedy=True)
 
 
+def _called(stage: Train) -> str:
+    """A training's name for people."""
+    return f"plain {stage.name}" if stage.role is Role.BASELINE else stage.name
+
+
 def make(game: OpenGame, stage: Stage, note: adapters.Note | None = None) -> None:
     """Make sure that the store has what this stage makes; `note` is given a training's records as they come."""
     match stage:
@@ -234,6 +239,6 @@ def make(game: OpenGame, stage: Stage, note: adapters.Note | None = None) -> Non
         case Score():
             score_pairs(game, stage)
         case Train():
-            adapters.train(game.tables, stage, lambda: training_pairs(game, stage), stage.name, note)
+            adapters.train(game.tables, stage, lambda: training_pairs(game, stage), _called(stage), note)
         case _:
             raise TypeError(f"{type(stage).__name__} is not made by a step")

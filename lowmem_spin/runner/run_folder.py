@@ -114,6 +114,18 @@ def open_store(run: RunFolder, notice: Notice) -> Store:
     )
 
 
+def is_played(folder: Path) -> bool:
+    """Whether a process plays this run, or a game of this sweep, now, as far as their stores know."""
+    for record in [folder / "run.json", *folder.glob("points/*/run.json")]:
+        try:
+            run = read_run(record.parent)
+            if open_store(run, lambda _: None).users.plays(run.folder):
+                return True
+        except InputError:  # no run, or its store is elsewhere
+            continue
+    return False
+
+
 def find_policy(run: RunFolder, store: Store, policy: str | None, option: str = "--iterate") -> StoredPolicy:
     """The policy called `policy`: an iterate's number, base, or another name in run.json; None is the last trained iterate,
     or the one to keep of a game that was stopped early.

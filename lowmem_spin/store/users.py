@@ -109,6 +109,11 @@ class Users:
         paths = [path for path in sorted(self.folder.glob("*.json")) if is_key(path.stem)]
         return [_read(path) for path in paths]
 
+    def plays(self, folder: Path) -> bool:
+        """Whether a process plays in this folder now."""
+        path = self.folder / f"{digest(str(folder.resolve()))}.json"
+        return path.is_file() and _read(path).state is State.PLAYED
+
     def leases(self) -> Iterable[Path]:
         """The leases of processes that have died."""
         return [path for path in self.folder.glob("*.lock") if not _is_held(path)]

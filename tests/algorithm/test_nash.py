@@ -1,6 +1,6 @@
 """INPO, Nash-MD and IPO-MD as the recipes have them: the papers' losses and steps, and the equilibria that exact play ends in.
 
-The game is P_tau(pi beats rho) = P(pi beats rho) - tau KL(pi | base) + tau KL(rho | base), and its equilibrium is the one
+The game is P_tau(pi beats rho) = P(pi beats rho) - tau KL(pi || base) + tau KL(rho || base), and its equilibrium is the one
 policy that no other beats. Here it is solved by scipy, without anything of the package.
 """
 
@@ -45,7 +45,7 @@ def mixed(policy: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def best_response(opponent: np.ndarray, tau: float) -> np.ndarray:
-    """What maximises P(pi beats opponent) - tau KL(pi | base)."""
+    """What maximises P(pi beats opponent) - tau KL(pi || base)."""
     return log_softmax(BASE + WINS @ np.exp(opponent) / tau)
 
 

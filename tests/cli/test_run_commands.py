@@ -23,6 +23,7 @@ from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.report.intervals import Z
 from lowmem_spin.report.overview import Played, overview_grid
 from lowmem_spin.runner.removal import remove_results
+from lowmem_spin.runner.run_folder import open_store, read_run
 
 RECIPES = sorted(path.stem for path in find_recipe("quickstart").parent.glob("*.yaml"))
 
@@ -62,6 +63,36 @@ def test_runs_says_how_far_and_how_good_each_is(runs: Path, monkeypatch: pytest.
     assert "does not read back" in rows["broken"]
     assert "not finished: 1 of 2" in rows["stopped"] and "1 d ago" in rows["stopped"]
     assert "finished" in rows["better"] and "iterate 1: log-prob of" in rows["better"] and "4 d ago" in rows["first"]
+
+
+def test_a_run_that_is_being_played_says_so_and_is_not_removed(copy: Path) -> None:
+    """Nor is a sweep with such a game; others may go."""
+    run, sweep = (copy / "run").rename(copy / "half"), copy / "sweep"
+    game = sweep / "points" / "a"
+    shutil.copytree(run, copy / "other", symlinks=False)
+    (run / "metrics.jsonl").unlink()
+    shutil.copytree(run, game, symlinks=False)
+    recipe = yaml.safe_load((game / "recipe.yaml").read_text())
+    recipe["output"]["store"] = str(copy / "store")
+    (game / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    waiting = {"name": "a", "values": {"game.alpha": 1}, "dir": "points/a", "status": "waiting"}
+    found = {"recipe": "x", "axes": {"game.alpha": [1]}, "seeds": [42], "points": [waiting]}
+    (sweep / "sweep.json").write_text(json.dumps(found))
+
+    def state(name: str) -> str:
+        (row,) = (line for line in call("runs", copy).stdout.splitlines() if line.startswith(name))
+        return row
+
+    users = open_store(read_run(run), print).users
+    with users.playing():
+        for folder in (run, game):
+            users.note(folder, {})
+        assert "playing now: 2 of 2" in state("half") and "playing now: 0 of 1" in state("sweep")
+        for folder in (run, sweep):
+            assert "is being played; stop that first" in call("remove", folder, "--yes").stderr
+        assert "finished" in state("other") and call("remove", copy / "other", "--yes").returncode == 0
+    assert "not finished: 2 of 2" in state("half") and "not finished: 0 of 1" in state("sweep")
+    assert call("remove", run, sweep, "--yes").returncode == 0 and not sweep.exists()
 
 
 def test_a_sweep_stands_for_its_points(runs: Path) -> None:
@@ -197,7 +228,7 @@ def test_a_narrow_terminal_breaks_no_word_and_shares_have_a_unit() -> None:
     ]
     shown = _printed(games, 80)
     assert max(map(len, shown.splitlines())) <= 80
-    assert all(word in shown for word in ("quickstart_with_a_name", "iterates", "not finished:", "best iterate", "±2.0%"))
+    assert all(word in shown for word in ("quickstart_with_a_name", "iterates", "not finished:", "best policy", "±2.0%"))
     words = set(_printed(games, 60).split())
     assert {"quickstart_with_a_name", "finished:", "iterates", "iterate", "exact", "match"} <= words
 

@@ -315,7 +315,7 @@ def first_steps(
 
 
 def test_the_policy_draws_by_itself_unless_it_explores(first_steps: Any, previous: Path) -> None:
-    """At first it is p, whose mean of log p(y) - log R(y) is (1 - alpha) KL(p | b)."""
+    """At first it is p, whose mean of log p(y) - log R(y) is (1 - alpha) KL(p || b)."""
     engine, own, cold = first_steps
     log_p, log_b = enumerated(engine, previous), enumerated(engine, None)
     ratios = (1 - ALPHA) * (log_p - log_b)

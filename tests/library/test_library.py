@@ -160,7 +160,7 @@ def test_answers_that_are_cut_are_counted(run: ls.Run, capsys: pytest.CaptureFix
     whole, cut = run.generate(QUESTIONS, 1, temperature=0), run.generate(QUESTIONS, 1, max_new_tokens=4, temperature=0)
     assert all(long.startswith(short) for long, short in zip(whole, cut, strict=True))
     count = sum(long != short for long, short in zip(whole, cut, strict=True))
-    assert count > 0 and f"{count} of 3 answers are cut at max_new_tokens 4" in capsys.readouterr().err
+    assert count > 0 and f"{count} of 3 answers are truncated at max_new_tokens 4" in capsys.readouterr().err
 
 
 def settings(folder: Path) -> dict[str, Any]:

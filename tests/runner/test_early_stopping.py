@@ -52,8 +52,8 @@ def healths(**columns: Sequence[Any]) -> list[Health]:
     [
         ({}, {"kl": [0, 9], "length": [10, 90], "chosen": [-1, -9]}, None),
         ({"kl_to_base": 3}, {"kl": [0, 2, 3]}, None),
-        ({"kl_to_base": 3}, {"kl": [0, 2, 3.5]}, ("iterate 1", "iterate 0", "KL to the base is 3.50, over 3")),
-        ({"kl_to_base": 3}, {"kl": [0, 4]}, ("iterate 0", "base", "KL to the base is 4.00, over 3")),
+        ({"kl_to_base": 3}, {"kl": [0, 2, 3.5]}, ("iterate 1", "iterate 0", "KL to base is 3.50, over 3")),
+        ({"kl_to_base": 3}, {"kl": [0, 4]}, ("iterate 0", "base", "KL to base is 4.00, over 3")),
         ({"length_drift": 0.5}, {"length": [10, 15]}, None),
         ({"length_drift": 0.5}, {"length": [10, 12, 16]}, ("iterate 1", "iterate 0", "answers are 60% longer than base's")),
         ({"length_drift": 0.5}, {"length": [10, 4]}, ("iterate 0", "base", "answers are 60% shorter than base's")),
@@ -127,7 +127,7 @@ def test_a_game_that_ends_early_keeps_the_iterate_before(stopped: Path) -> None:
     found = metrics(folder)
     assert [one["name"] for one in found] == ["base", "iterate 0", "iterate 1", "plain SFT"]
     told = record(folder)["stopped"]
-    why = f"KL to the base is {found[2]['kl_to_base']:.2f}, over {float((stopped / 'bound.txt').read_text()):g}"
+    why = f"KL to base is {found[2]['kl_to_base']:.2f}, over {float((stopped / 'bound.txt').read_text()):g}"
     assert told == {"after": "iterate 1", "keep": "iterate 0", "why": why}
     one = run_folder.read_run(folder)
     kept = run_folder.find_policy(one, Store(stopped / "store", print), None)

@@ -86,7 +86,7 @@ def test_the_time_left_is_arithmetic_on_what_was_computed(monkeypatch: pytest.Mo
         meter.advance(10)
         generate, score = 100 * 16 / 80, (40 + 10) * 5 / 10
         assert display.left() == pytest.approx(generate + score)
-        assert meter.line() == "score by base: 10 of 50 rows, 20 s left, in all at most 45 s left"
+        assert meter.line() == "score by base: 10 of 50 rows, 20 s left, at most 45 s in all"
         meter.advance(40)
     with display.stage("generate", "by iterate 0", 100) as meter:
         clock.now += 1
@@ -120,7 +120,7 @@ def test_a_terminal_has_one_bar_with_the_time_left_first(monkeypatch: pytest.Mon
     with display.stage("train", "iterate 0", 100) as meter:
         clock.now += 60
         meter.advance(25, 1000, 0.693)
-    assert "25/100 3 min, all 3 min, loss 0.693, 17 tok/s" in out.getvalue()
+    assert "25/100 3 min, 3 min in all, loss 0.693, 17 tok/s" in out.getvalue()
 
 
 def test_lengths_of_rows_that_are_not_prepared_are_nearly_those_of_rows_that_are(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ class GFlowNetTrainer:
         """The folder of the new adapter, and the metrics of its steps, as means over stretches of them.
 
         `loss` can be small where the policy is wrong on what it seldom draws. `log_ratio` is the mean of log pi(y) - log R(y)
-        over what the policy draws by itself: its divergence from the mixture, KL(pi | R / Z), less log Z.
+        over what the policy draws by itself: its divergence from the mixture, KL(pi || R / Z), less log Z.
         `advance` is told as in Learner.train.
 
         Raises:
