@@ -69,7 +69,7 @@ def test_the_quickstart_deserves_none() -> None:
 def test_samples_that_are_cut_are_said_with_the_length_that_would_do() -> None:
     policies = [policy("base", (-120, 0, 60), cut=0.94), policy("iterate 0", (-96, 9, 64), cut=1.0)]
     (line,) = caution_lines(run(policies, tokens=212))
-    assert "cut at generation.max_new_tokens 64 (94% of base's, 100% of iterate 0's)" in line
+    assert "truncated at generation.max_new_tokens 64 (94% of base's, 100% of iterate 0's)" in line
     assert line.endswith("95% of the data's answers have up to 212 tokens: set it to 212.")
     (short,) = caution_lines(run(policies, tokens=40))
     assert "up to 40 tokens: so it is not too short, but these policies do not end; a warm_start teaches that" in short

@@ -400,11 +400,19 @@ def test_a_sweep_compares_configurations_over_their_seeds(game: Path, tmp_path: 
     assert cells(text, "1.0 | inf | 0 of 2, 1 failed, 1 waiting")[3:] == [""] * 9
     assert cells(text, "alpha-1.0\\_history-inf\\_seed-0")[1:] == ["failed", "out of memory &lt;b&gt;&amp;"]
     assert "out of memory <b>&" in page.words
+    reach = float(stats.t.ppf(0.975, 2)) * stats.sem(best)
+    for name, line in (("base", records(game)[0]), ("plain SFT", records(game)[3])):  # alike in all games, of one seed
+        share, half = line["exact_match"], arm(line["exact_match"], line["exact_match_n"])
+        apart, noise = share - best.mean(), float(np.hypot(half, reach))
+        row = cells(text, f"{name} |  | 1")
+        assert row[3] == number(100 * share, 100 * half, 1) and row[5] == ""
+        assert row[4] == number(100 * apart, 100 * noise, 1, "+") + (", within noise" if abs(apart) <= noise else "")
+        assert (row[7] == "") == (name == "base")  # the base is 0 from itself
     assert (folder / "report_heatmap.png").is_file()
     assert len([tag for tag, name, _ in page.attributes if (tag, name) == ("a", "href")]) == 9  # to the finished points' pages
     shown = terminal(results)
     assert max(map(len, shown)) <= 80
-    assert any(line.startswith("1.0    inf      0 of 2, 1") for line in shown)
+    assert any(re.match(r"1.0 +inf +0 of 2, 1", line) for line in shown)
 
 
 def test_a_sweep_with_nothing_finished_is_a_page_too(game: Path, tmp_path: Path) -> None:
@@ -516,7 +524,7 @@ def test_what_may_mislead_is_said_on_the_page_and_in_the_table(game: Path, tmp_p
     tokens = math.ceil(np.percentile([len(answer) for answer in rows["chosen"].to_pylist()], 95))
     assert read_run(folder).answer_tokens == tokens
     write_all(read_run(folder))
-    said = "Samples are cut at generation.max_new_tokens 12 (94% of iterate 1's)"
+    said = "Samples are truncated at generation.max_new_tokens 12 (94% of iterate 1's)"
     page = Page(folder / "report.html")
     assert page.attributes.count(("p", "class", "caution")) == before + 1
     assert said in page.words and f"up to {tokens} tokens" in page.words

@@ -115,11 +115,12 @@ def test_games_that_no_number_orders_stand_by_name_as_in_the_table() -> None:
     results = sweep({"variant": names}, {(name,): [0.7 + 0.1 * place] for place, name in enumerate(names)})
     picture = drawn(panel(results, "main"))
     assert picture.axes[0].tick_labels("y") == ["plain", "a variant with a name that is longer th…"]
-    assert [row[0] for row in sweep_grid(results).rows] == names
+    assert [row[0] for row in sweep_grid(results).rows] == [*names, "base", "plain SFT"]
     assert {"base 20.0", "plain SFT 95.0"} <= set(picture.legend)
     one, other = run([0.2, 0.7], sft="sft of 10"), run([0.2, 0.8], sft="sft of 20")
     other.policies[-1].values["exact_match"] = Value(0.5, 0.01)
     differing = SweepResults(Path(), results.file, dict(zip(results.runs, (one, other), strict=True)))
+    assert [row[0] for row in sweep_grid(differing).rows] == [*names, "base"]
     legend = drawn(panel(differing, "main")).legend
     assert legend.count("plain SFT") == 2 and not any(
         re.fullmatch(r"plain SFT [\d.]+", name) for name in legend
