@@ -21,6 +21,7 @@ from lowmem_spin.engines.own_function import OwnFunction
 from lowmem_spin.report.compare import side_by_side
 from lowmem_spin.report.load import read_run
 from lowmem_spin.report.summary import run_grid, terminal_table, verdict
+from lowmem_spin.runner import task_metrics
 from lowmem_spin.runner.own_functions import OwnFunctions
 from lowmem_spin.runner.run import Player
 from lowmem_spin.runner.task_metrics import TaskMetric, final_number
@@ -71,6 +72,15 @@ def test_the_final_number(answer: str, number: str | None) -> None:
 )
 def test_what_counts_as_right(section: Any, answer: str, expected: str, score: float) -> None:
     assert TaskMetric(section).score("prompt", answer, expected) == score
+
+
+def test_a_pattern_that_never_ends_its_search_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own expressions would try every way to split the text, of which there are some 10**12."""
+    monkeypatch.setattr(task_metrics, "SEARCHED", 0.1)
+    metric = TaskMetric(Regex(pattern=r"^((a|aa)+)$"))
+    assert metric.score("", "aaa", "aaa") == 1
+    with pytest.raises(InputError, match=r"\^\(\(a\|aa\)\+\)\$' is still searching an answer of 61 characters after 0.1 s"):
+        metric.score("", "a" * 60 + "!", "aaa")
 
 
 def test_data_without_anything_to_compare_with_is_said_or_refused() -> None:
