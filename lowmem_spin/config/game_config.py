@@ -126,6 +126,13 @@ class GameConfig(Section):
         """Weight of the iterate in the mixture that game.sampler samples."""
         return self.alpha if self.mixture_alpha is None else self.mixture_alpha
 
+    def notes(self) -> list[str]:
+        """A line for each field that is set and changes nothing, though other values of the same sweep may need it."""
+        if self.sampler.name == "none" or self.answering_alpha < 1:
+            return []
+        weight = "alpha" if self.mixture_alpha is None else "mixture_alpha"
+        return [f"game.sampler: {self.sampler.name} mixes nothing with game.{weight} 1: iterates answer by themselves"]
+
     @property
     def combine(self) -> str:
         """How the reference's policies become one; see algorithm/references.py. The moving average is one policy."""

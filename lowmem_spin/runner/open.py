@@ -115,7 +115,8 @@ def open_game(recipe: Recipe, recipe_dir: Path, display: Display, shared: Shared
     try_own_loss(resolved.own, resolved.said, recipe.game)
     notices_of_base = check_base(recipe, resolved.model, resolved.adapter, choices.machine.dtype)
     left_out = [] if resolved.beside.why_not is None else [resolved.beside.why_not]
-    shared.say([*resolved.own.notices(), *notices_of_base, *warmup_note(recipe), *left_out], display)
+    said = [*resolved.own.notices(), *notices_of_base, *recipe.game.notes(), *warmup_note(recipe), *left_out]
+    shared.say(said, display)
     rows = prepare_rows(resolved, display, shared)
     inputs, stages = name_stages(resolved, rows.set_aside)
     shared.say(prompts_again(recipe, stages), display)

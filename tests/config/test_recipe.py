@@ -358,6 +358,23 @@ def test_games_that_do_are_fine(overrides: list[str]) -> None:
     assert isinstance(load_recipe(QUICKSTART, overrides), Recipe)
 
 
+def test_a_sampler_that_mixes_nothing_is_said_and_played(tmp_path: Path) -> None:
+    """A sweep over alpha may need it at the others, so it is no mistake."""
+
+    def said(*overrides: str) -> list[str]:
+        sets = [word for override in overrides for word in ("--set", override)]
+        planned = call("plan", "quickstart", *sets, "--set", f"output.store={tmp_path / 'store'}")
+        assert planned.returncode == 0
+        return [line for line in planned.stdout.splitlines() if line.startswith("game.sampler")]
+
+    by_themselves = "1: iterates answer by themselves"
+    assert said("game.sampler=smc", "game.alpha=1") == [f"game.sampler: smc mixes nothing with game.alpha {by_themselves}"]
+    assert said("game.sampler=rejection", "game.mixture_alpha=1") == [
+        f"game.sampler: rejection mixes nothing with game.mixture_alpha {by_themselves}"
+    ]
+    assert said("game.sampler=rejection", "game.alpha=1", "game.mixture_alpha=0.5") == said("game.alpha=1") == []
+
+
 def test_a_sampler_and_vllm_do_not_go_together(tmp_path: Path) -> None:
     recipe = load_recipe(QUICKSTART, ["game.sampler=smc", "generation.engine=vllm"])
     with pytest.raises(InputError, match=r"^generation.engine: 'vllm' cannot sample mixtures \(smc\); use hf$"):
