@@ -218,6 +218,23 @@ def test_metrics_have_trls_names(quickstart: Path, tmp_path: Path) -> None:
     )
 
 
+def test_the_last_tokens_log_probs_are_recorded_apart(quickstart: Path, tmp_path: Path) -> None:
+    """A rejected answer that is the chosen one without its last token is that token's log-prob likelier."""
+    whole = [pair for pair in some_pairs(8) if len(pair.chosen) > 2]
+    engine, settings = open_hf(quickstart / "base"), {**SETTINGS, "batch_size": len(whole)}
+
+    def first(name: str, without: int) -> dict[str, float]:
+        """Of a training on answers without so many tokens of their end, against such without one more."""
+        cut = [(pair.prompt, pair.chosen[: len(pair.chosen) - without]) for pair in whole]
+        pairs = [Pair(prompt, chosen, chosen[:-1]) for prompt, chosen in cut]
+        return engine.train(None, pairs, LOSS, settings, tmp_path / name, lambda *told: None)[1][0]
+
+    one, other = first("one", 0), first("other", 1)
+    assert one["logps/chosen"] - one["logps/rejected"] == pytest.approx(one["logps/chosen_last"], abs=1e-4)
+    assert one["logps/rejected_last"] == pytest.approx(other["logps/chosen_last"], abs=1e-4)
+    assert one["logps/chosen_last"] != pytest.approx(one["logps/rejected_last"], abs=0.1)
+
+
 def test_training_computes_in_the_precision_that_scoring_does(
     quickstart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

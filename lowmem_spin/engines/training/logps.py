@@ -94,9 +94,18 @@ def completion_logps(model: Any, rows: Rows, states: States = decoder_states, ch
         states: how the engine computes the hidden states.
         chunk_tokens: tokens whose logits are held at once; by default as many as fit CHUNK_BYTES.
     """
+    return whole_and_last(model, rows, states, chunk_tokens)[0]
+
+
+def whole_and_last(
+    model: Any, rows: Rows, states: States = decoder_states, chunk_tokens: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """completion_logps, and the log-prob of each completion's last token alone, (completions,), detached."""
     tokens = _predicted(model, rows, rows.labels, states, chunk_tokens)
+    steps = _by_step(tokens, rows.lengths)
     # One step after the other: a completion's sum is then the same every time and in any batch. index_add's is not, on CUDA.
-    return sum(_by_step(tokens, rows.lengths).unbind(1), torch.zeros(len(rows.lengths), device=tokens.device))
+    whole = sum(steps.unbind(1), torch.zeros(len(rows.lengths), device=tokens.device))
+    return whole, steps.detach().gather(1, rows.lengths[:, None] - 1)[:, 0]
 
 
 def step_logps(model: Any, rows: Rows, ends: Sequence[int], states: States = decoder_states) -> tuple[Tensor, Tensor]:

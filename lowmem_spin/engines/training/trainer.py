@@ -22,7 +22,7 @@ from lowmem_spin.common.keys import number
 from lowmem_spin.engines.base import Advance
 from lowmem_spin.engines.training.checkpoints import finish_checkpoint, last_checkpoint
 from lowmem_spin.engines.training.layout import RowLayout
-from lowmem_spin.engines.training.logps import States, autocast, completion_logps, decoder_states
+from lowmem_spin.engines.training.logps import States, autocast, decoder_states, whole_and_last
 from lowmem_spin.engines.training.optimizer import from_first_step, optimizer_arguments, optimizer_steps
 from lowmem_spin.engines.training.own_loss import opened
 from lowmem_spin.engines.training.trees import Tree
@@ -144,7 +144,7 @@ class PairTrainer(Trainer):
         pairs = inputs["pairs"]
         rows = self.layout.rows([pair.tree for pair in pairs]).to(self.args.device)
         with autocast(self.args.device, self.dtype):  # the trainer's own would only wrap a call of the whole model
-            logps = completion_logps(self._base(model), rows, self.states)
+            logps, last = whole_and_last(self._base(model), rows, self.states)
         if self.loss_function is None:
             losses = -logps
             self._note({"logps/chosen": logps})
@@ -152,6 +152,7 @@ class PairTrainer(Trainer):
             sides = _sides(logps, rows.lengths, pairs)
             losses = self.loss_function(sides, **self.loss_options)
             self._note_rewards(sides)
+            self._note({"logps/chosen_last": last[::2], "logps/rejected_last": last[1::2]})
         loss = losses.sum() / num_items_in_batch
         if not torch.isfinite(loss):
             rate, step = self.args.learning_rate, self.state.global_step + 1
