@@ -138,7 +138,7 @@ def play(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
 
 
 def _reference(recipe: Recipe, inputs: Inputs, iterates: Sequence[str], base: str) -> Mixture | Average:
-    """What the next iterate is held to."""
+    """The reference for the next iterate's loss."""
     game = recipe.game
     if game.loss.name == "slic" or (isinstance(game.loss, OwnLoss) and not reads(game, inputs, REFERENCE)):
         return {}  # it has no reference

@@ -283,7 +283,7 @@ def _ended(raw: Sequence[Any], name: str) -> tuple[list[Message], str]:
     """(the messages before the last, which is an answer to them; the answer)."""
     messages = [message(turn) for turn in raw]
     if not messages or messages[-1]["role"] != "assistant":
-        raise RowError(f"whose {name!r} is no answer")
+        raise RowError(f"whose {name!r} is not an assistant message")
     *context, answer = messages
     if not any(said["role"] == "user" for said in context):
         raise RowError("without a question")

@@ -48,7 +48,7 @@ class HeldOut:
     health: list[int]  # places that every policy answers by sampling
     exact_match: bool
     metric: TaskMetric | None = None  # what greedy answers are scored by instead
-    oracle: dict[str, Any] | None = None  # identity of what judges samples, if anything does
+    oracle: dict[str, Any] | None = None  # spec of the oracle that judges the samples; None without one
 
 
 def notices(train: Rows, pool: Sequence[int], held: HeldOut, field: str) -> Iterator[str]:

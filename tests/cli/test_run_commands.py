@@ -137,7 +137,7 @@ def test_games_that_do_not_compare_are_one_line(runs: Path, tmp_path: Path) -> N
         line["samples"][0]["prompt_id"] = "another row"
     (runs / "better" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "was measured on other held-out rows than" in refused(runs / "first", runs / "better")
-    assert "is to be a .png" in call("compare", runs / "first", runs / "first", "--picture", "x.pdf").stderr
+    assert "must end in .png" in call("compare", runs / "first", runs / "first", "--picture", "x.pdf").stderr
 
 
 def test_the_same_run_twice_is_the_same_policy(runs: Path, tmp_path: Path) -> None:

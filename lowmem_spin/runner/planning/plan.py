@@ -21,7 +21,7 @@ from lowmem_spin.runner.resolved import ResolvedRecipe
 
 @dataclass
 class PlannedWork:
-    """The whole of it."""
+    """A finished plan: work, times, notes and what is missing."""
 
     points: list[str]
     found: ResolvedRecipe  # of the first point
