@@ -147,8 +147,8 @@ class JudgedSamples:
     policy: str
     samples: int
     sampling: Sampling
-    oracle: dict[str, Any]  # identity of what judges
-    win_rates: str  # pairwise or aggregated; see preference.win_rates
+    oracle: dict[str, Any]  # spec of what judges
+    win_rates: str  # pairwise or aggregated; see preferences.win_rates
 
     def assign(self) -> list[tuple[str, range]]:
         """Which places of the draw each policy answers."""

@@ -26,7 +26,7 @@ class PolicyResults:
     name: str
     key: str
     part: Part
-    values: dict[str, Value]  # by the names of evaluation.health.Health
+    values: dict[str, Value]  # by the names of runner.health.Health
     categories: dict[str, Value]  # the metric by category
     samples: list[dict[str, str]]  # prompt_id, answer; and prompt, data, finish_reason if they were kept
     sampler: dict[str, Any] | None = None  # how its opponents' answers were drawn, if from mixtures

@@ -196,7 +196,7 @@ def _log_normalizer(game: OpenGame, stage: Train) -> np.ndarray:
 
 
 def training_pairs(game: OpenGame, stage: Train) -> list[Any]:
-    """What a stage learns from: training.Pair with both sides and all that its loss may read of them."""
+    """What a stage learns from: a trainer.Pair with both sides and all that its loss may read of them."""
     from lowmem_spin.engines.training.trainer import Pair
 
     rows = game.rows.train
