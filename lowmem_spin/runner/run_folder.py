@@ -9,7 +9,7 @@
     RUN/benchmarks.jsonl      what `evaluate` found; with answers in samples/, mtbench/ and alpaca/
     RUN/arena.json            what `arena` found
     RUN/benchmarks_use.json   keys of the store that these two use, which gc leaves alone
-    RUN/serve/                names of the policies for `serve`
+    RUN/serve/                what `serve` gives vLLM beside the model and the adapters
     RUN/tensorboard/ ...      what the trackers of output.report_to write
 
 A sweep's folder has sweep.json, the same reports, and one such folder for each of its points below points/.
