@@ -264,7 +264,7 @@ class Score:
     every: bool = False  # of all judged answers, not only of the best and the worst
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """One iterate: from `init`, tell the data's answers from the opponents', relative to the reference."""
 

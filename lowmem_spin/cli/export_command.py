@@ -13,7 +13,7 @@ from lowmem_spin.config.naming import plain
 from lowmem_spin.runner import run_folder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportRequest:
     """What `lowmem-spin export` is asked for."""
 

@@ -173,8 +173,18 @@ def bench(
     from lowmem_spin.cli.bench.bench import bench as measure
 
     rivals, layouts = ([name.strip() for name in names.split(",") if name.strip()] for names in (versus, layout))
-    lengths = prompt_length, completion_length
-    measure(BenchRequest(model, vram, pairs, *lengths, rivals, overrides or [], store, layouts), Console())
+    request = BenchRequest(
+        model=model,
+        vram=vram,
+        pairs=pairs,
+        prompt_length=prompt_length,
+        completion_length=completion_length,
+        versus=rivals,
+        overrides=overrides or [],
+        store=store,
+        layouts=layouts,
+    )
+    measure(request, Console())
 
 
 @app.command()

@@ -242,8 +242,16 @@ def export(
     from lowmem_spin.cli.export_command import ExportRequest, export_policy
     from lowmem_spin.common.display import Display
 
-    asked = ExportRequest(to, merge or gguf is not None, None if dtype is None else dtype.value, gguf, llama_cpp, push, public)
-    export_policy(run, iterate, asked, trust, Display(Console(stderr=True)))
+    request = ExportRequest(
+        to=to,
+        merged=merge or gguf is not None,
+        dtype=None if dtype is None else dtype.value,
+        gguf=gguf,
+        llama_cpp=llama_cpp,
+        push=push,
+        public=public,
+    )
+    export_policy(run, iterate, request, trust, Display(Console(stderr=True)))
 
 
 @app.command()

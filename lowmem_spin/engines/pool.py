@@ -92,7 +92,7 @@ class EnginePool:
                 self.opened[name].release()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GameEngines:
     """The engines of one game; reuses engines that another game opened with the same settings."""
 

@@ -43,7 +43,7 @@ class PolicyResults:
         return [name for name in (*TASKS, "chosen_logp", WINS) if name in self.values]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """One line of benchmarks.jsonl: one policy on one task."""
 
@@ -62,7 +62,7 @@ class Benchmark:
     sampling: str = ""  # of AlpacaEval's answers, in words
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunResults:
     """One game's folder."""
 

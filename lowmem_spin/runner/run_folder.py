@@ -41,7 +41,7 @@ USED = "benchmarks_use.json"
 PICTURES = ("iterates.png", "report.html", "iterates.svg")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """What `lowmem-spin run` wrote beside its results."""
 
@@ -96,7 +96,7 @@ def read_run(folder: Path) -> RunFolder:
         check_inputs(recipe.game, inputs)
     except ValueError as error:
         raise InputError(f"{path}: {error}; run the recipe again to write it") from None
-    return RunFolder(folder, recipe, inputs, policies, parts, record)
+    return RunFolder(folder=folder, recipe=recipe, inputs=inputs, policies=policies, parts=parts, record=record)
 
 
 def check_keys(path: Path, given: Mapping[str, Any]) -> None:

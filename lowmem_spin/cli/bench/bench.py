@@ -34,7 +34,7 @@ BATCHES = {  # completions, scored rows, trained pairs
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchRequest:
     """What to measure."""
 
