@@ -26,7 +26,7 @@ def _png(given: str | Path) -> Path:
     """A picture's place. Raises InputError if it is to be no PNG."""
     path = user_path(given)
     if path.suffix != ".png":
-        raise InputError(f"--picture: {str(path)!r} is to be a .png")
+        raise InputError(f"--picture: {str(path)!r} must end in .png")
     return path
 
 

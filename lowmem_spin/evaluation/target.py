@@ -81,13 +81,21 @@ class EvaluationTarget:
             held = _held(run, store)
             choices = choose_engines(recipe, store.root, display)
             inputs = replace(run.inputs, generator=choices.specs(recipe)[0])  # of this machine
-            weights_dir = store.root / "weights"
+            engines = GameEngines(
+                recipe=with_lengths(recipe, room),
+                model=model,
+                choices=choices,
+                weights_dir=store.root / "weights",
+                display=display,
+                pool=shared.engines,
+                judge=oracle,
+            )
             tables = Tables(
                 store=store,
                 base=inputs.base,
                 base_adapter=base_adapter,
                 learner=inputs.learner,
-                engines=GameEngines(with_lengths(recipe, room), model, choices, weights_dir, display, shared.engines, oracle),
+                engines=engines,
                 progress=display,
                 generation_batch=recipe.runtime.generation_batch_size,
                 scoring_tokens=recipe.scoring_tokens,
@@ -191,9 +199,14 @@ class EvaluationTarget:
 
     def portable_engines(self, display: Display) -> GameEngines:
         """transformers on the base, whatever the game was played with."""
-        weights_dir = self.store.root / "weights"
-        choices = EngineChoices(self.machine, PORTABLE, PORTABLE)
-        return GameEngines(self.recipe, self.model, choices, weights_dir, display, self.pool)
+        return GameEngines(
+            recipe=self.recipe,
+            model=self.model,
+            choices=EngineChoices(self.machine, PORTABLE, PORTABLE),
+            weights_dir=self.store.root / "weights",
+            display=display,
+            pool=self.pool,
+        )
 
     def renderer(self) -> Renderer:
         """Conversations to prompts, as the game's rows were rendered."""

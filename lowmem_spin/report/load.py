@@ -94,7 +94,18 @@ def read_run(folder: Path) -> RunResults:
     benchmarks, arena = read_benchmarks(folder, keys), _arena(folder, keys)
     cut = any(policy.values["truncated"].mean > CUT for policy in policies)
     tokens = _answer_tokens(folder, recipe, record) if cut else None  # which reads the whole file
-    return RunResults(folder, recipe, text, record, policies, trainings, missing, benchmarks, arena, tokens)
+    return RunResults(
+        folder=folder,
+        recipe=recipe,
+        recipe_text=text,
+        record=record,
+        policies=policies,
+        trainings=trainings,
+        missing=missing,
+        benchmarks=benchmarks,
+        arena=arena,
+        answer_tokens=tokens,
+    )
 
 
 def read_benchmarks(folder: Path, keys: dict[str, str]) -> list[Benchmark]:
@@ -129,9 +140,21 @@ def _benchmark(record: Any) -> Benchmark:
     if not all(count is None or isinstance(count, int) for count in counts):
         raise TypeError("counts")
     versions = record["recorded"]["versions"]
-    asked = in_words(record.get("prompting", {})) if record["suite"] == "tasks" else ""
-    sampling = str(record["recorded"].get("sampling", "temperature 0.7"))  # which earlier versions always took
-    return Benchmark(*names, *counts, record["own"] is True, versions, values, gains, asked, sampling)
+    return Benchmark(
+        name=record["name"],
+        key=record["policy"],
+        suite=record["suite"],
+        task=record["task"],
+        fewshot=record["fewshot"],
+        limit=record["limit"],
+        count=record["count"],
+        own=record["own"] is True,
+        versions=versions,
+        values=values,
+        gains=gains,
+        asked=in_words(record.get("prompting", {})) if record["suite"] == "tasks" else "",
+        sampling=str(record["recorded"].get("sampling", "temperature 0.7")),  # which earlier versions always took
+    )
 
 
 def _arena(folder: Path, keys: dict[str, str]) -> dict[str, Any] | None:

@@ -196,7 +196,7 @@ def _log_normalizer(game: OpenGame, stage: Train) -> np.ndarray:
 
 
 def training_pairs(game: OpenGame, stage: Train) -> list[Any]:
-    """What a stage learns from: training.Pair with both sides and all that its loss may read of them."""
+    """What a stage learns from: a trainer.Pair with both sides and all that its loss may read of them."""
     from lowmem_spin.engines.training.trainer import Pair
 
     rows = game.rows.train
@@ -214,13 +214,13 @@ def training_pairs(game: OpenGame, stage: Train) -> list[Any]:
         base = _logps(game, stage.penalty_reference, played)
     return [
         Pair(
-            rows.prompt(row.position),
-            row.chosen.tokens,
-            row.rejected.tokens,
-            (float(reference[0][n]), float(reference[1][n])),
-            row.win_rates,
-            (float(base[0][n]), float(base[1][n])),
-            row.head_to_head,
+            prompt=rows.prompt(row.position),
+            chosen=row.chosen.tokens,
+            rejected=row.rejected.tokens,
+            ref_logps=(float(reference[0][n]), float(reference[1][n])),
+            win_rates=row.win_rates,
+            base_logps=(float(base[0][n]), float(base[1][n])),
+            head_to_head=row.head_to_head,
         )
         for n, row in enumerate(played)
     ]

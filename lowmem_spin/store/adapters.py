@@ -97,7 +97,10 @@ def _with_source(tables: Tables, loss: dict[str, Any]) -> dict[str, Any]:
 
 
 def told_of(meter: Meter, tokens_per_row: float = 0.0, note: Note | None = None) -> Advance:
-    """What a training tells the meter by: rows that an earlier run learned from are no measure of this one's speed."""
+    """Callback that passes training progress to the meter.
+
+    Rows that an earlier run learned from are no measure of this one's speed.
+    """
 
     def told(rows: int, loss: float | None = None, resumed: bool = False, record: Mapping[str, float] | None = None) -> None:
         if record is not None:

@@ -89,7 +89,16 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[BenchResult, Path]
     folder = tmp_path_factory.mktemp("bench")
     (folder / "work").mkdir()
     changes = ["training.num_train_epochs=2", "training.gradient_accumulation_steps=2", "runtime.device=cpu"]
-    asked = BenchRequest("tiny", 24.0, PAIRS, PROMPT, COMPLETION, [], changes, folder / "store")
+    asked = BenchRequest(
+        model="tiny",
+        vram=24.0,
+        pairs=PAIRS,
+        prompt_length=PROMPT,
+        completion_length=COMPLETION,
+        versus=[],
+        overrides=changes,
+        store=folder / "store",
+    )
     return bench_in(folder / "work", asked, Console(quiet=True)), folder
 
 
@@ -181,7 +190,16 @@ def test_both_layouts_do_the_same_work_on_a_spread_of_lengths(played: tuple[Benc
 def test_trl_does_the_same_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For real, in its own process, with its Triton kernel interpreted, beside a GPU too."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    asked = BenchRequest("tiny", None, 8, 16, 8, ["trl"], ["runtime.device=cpu"], tmp_path / "store")
+    asked = BenchRequest(
+        model="tiny",
+        vram=None,
+        pairs=8,
+        prompt_length=16,
+        completion_length=8,
+        versus=["trl"],
+        overrides=["runtime.device=cpu"],
+        store=tmp_path / "store",
+    )
     found = bench_in(tmp_path, asked, Console(quiet=True))
     assert found.missing == []
     work = {cost.work: (cost.rows, cost.tokens) for cost in found.theirs}

@@ -397,7 +397,7 @@ def test_a_push_that_cannot_be_is_refused_before_anything_is_written(
     assert "--push 'me/hidden': it is there already, and private; " in refused("--push", "me/hidden", "--public")
     assert "--push 'mine': no name of a repository" in refused("--push", "mine")
     assert "--push 'me/a b': no name of a repository" in refused("--push", "me/a b")
-    assert "--public: what? add --push USER/NAME" in refused("--public")
+    assert "--public needs --push USER/NAME" in refused("--public")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "--push with --gguf: no GGUF file can be made here: " in refused("--push", "me/x", "--gguf", "Q8_0")
     hub.refuses = "whoami"

@@ -134,7 +134,7 @@ def test_the_nights_recipe_is_the_papers_with_fewer_pairs_and_epochs() -> None:
             "training.lora.r=1000000",
             "training.lora.r: 1000000 cannot be used: the most is 10,000, which is far more than anybody means",
         ),
-        ("generation.temperature=1e-9", "generation.temperature: 1e-09 cannot be used: so low a temperature always picks"),
+        ("generation.temperature=1e-9", "generation.temperature: 1e-09 cannot be used: a temperature this low always picks"),
         (r'data.path="a\0b"', "data.path: 'a\\x00b' cannot be used: it has a NUL character, which no path has; correct it"),
         (
             f"output.store={'x' * 241}",

@@ -14,6 +14,7 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.config.recipe import Generation, Recipe
+from lowmem_spin.config.section import Section
 from lowmem_spin.config.training_config import Training
 from lowmem_spin.engines import pool
 from lowmem_spin.engines.base import Completion, Request
@@ -54,6 +55,12 @@ TOY = Engine(
     memory=lambda recipe, shape, dtype: {"generate": {"frozen base": 3e9}},
     key_fields=lambda recipe: {"toy top_p": recipe.generation.top_p},
 )
+
+
+@pytest.mark.parametrize(("section", "role"), [(Generation, "generation"), (Training, "training")])
+def test_a_recipe_may_name_every_engine_of_a_role_and_no_other(section: type[Section], role: str) -> None:
+    named = get_args(section.model_fields["engine"].annotation)
+    assert sorted(named) == sorted(["auto", *(name for name, engine in ENGINES.items() if role in engine.roles)])
 
 
 @pytest.fixture

@@ -952,7 +952,10 @@ def test_a_judge_keeps_its_own_address_and_counts(tmp_path: Path) -> None:
     judges = [LLMJudge(f"http://{host}/v1", "m", tmp_path, print, field=host) for host in ("one", "two")]
     unused: Any = None
     for one in judges:
-        assert GameEngines(unused, unused, unused, tmp_path, quiet(), pool, one).oracle() is one
+        engines = GameEngines(
+            recipe=unused, model=unused, choices=unused, weights_dir=tmp_path, display=quiet(), pool=pool, judge=one
+        )
+        assert engines.oracle() is one
 
 
 def test_an_arena_of_a_game_under_way_has_no_report_yet(copy: Path, server: Server) -> None:

@@ -54,7 +54,17 @@ def run(policies: list[PolicyResults], accuracies: list[float] | None = None, to
     steps = [{"step": place + 1, "loss": 0.5, "rewards/accuracies": one} for place, one in enumerate(accuracies or [])]
     trainings: dict[str, Any] = {"iterate 0": {"metrics": steps}} if accuracies else {}
     recipe = {"generation": {"max_new_tokens": 64}}
-    return RunResults(Path("run"), recipe, "", {}, policies, trainings, [], [], answer_tokens=tokens)
+    return RunResults(
+        folder=Path("run"),
+        recipe=recipe,
+        recipe_text="",
+        record={},
+        policies=policies,
+        trainings=trainings,
+        missing=[],
+        benchmarks=[],
+        answer_tokens=tokens,
+    )
 
 
 def quickstart(**changed: Any) -> RunResults:

@@ -155,7 +155,17 @@ def test_the_terminals_table_is_the_readmes() -> None:
         name = line[:9].strip()
         policies.append(PolicyResults(name, "", role_of_name(name), values, {}, []))
     assert len(policies) == 5
-    assert terminal(RunResults(Path(), {}, "", {}, policies, {}, [], [])) == block
+    results = RunResults(
+        folder=Path(),
+        recipe={},
+        recipe_text="",
+        record={},
+        policies=policies,
+        trainings={},
+        missing=[],
+        benchmarks=[],
+    )
+    assert terminal(results) == block
 
 
 def test_a_table_with_wins_fits_a_terminal(played: Path) -> None:

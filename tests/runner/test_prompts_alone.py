@@ -157,7 +157,9 @@ def test_whoever_asks_for_too_many_rows_is_named_by_plans_and_runs(
         lambda: plan([SweepPoint("", {}, recipe)], tmp_path),
         lambda: open_game(recipe, tmp_path, Display(Console(quiet=True)), SharedResources()),
     ):
-        with pytest.raises(InputError, match=rf"^{field}: 8\d prompts.* asked of (76|80) usable rows; lower it or give"):
+        with pytest.raises(
+            InputError, match=rf"^{field}: 8\d prompts.* are needed, but there are only (76|80) usable rows; lower it or give"
+        ):
             refuse()
 
 
@@ -171,5 +173,7 @@ def test_a_plan_says_what_a_file_has(tmp_path: Path) -> None:
     why = (
         "(81 rows read: 1 row with an empty answer, left out (first: line 81), 4 held out; prompt lengths are not checked yet)"
     )
-    with pytest.raises(InputError, match=f"^game.pairs: 81 prompts asked of 76 usable rows; .* {re.escape(why)}$"):
+    with pytest.raises(
+        InputError, match=f"^game.pairs: 81 prompts are needed, but there are only 76 usable rows; .* {re.escape(why)}$"
+    ):
         plan([SweepPoint("", {}, recipe)], tmp_path)

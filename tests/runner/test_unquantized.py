@@ -270,7 +270,9 @@ def test_two_bases_are_never_in_memory_together(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(pool, "read_shape", lambda model: None)
     monkeypatch.setattr(pool, "plan_residency", lambda *_: shape)
     engines, quiet = pool.EnginePool(), Display(Console(quiet=True))
-    playing = pool.GameEngines(recipe(), published("m"), choices(24e9), tmp_path, quiet, engines)
+    playing = pool.GameEngines(
+        recipe=recipe(), model=published("m"), choices=choices(24e9), weights_dir=tmp_path, display=quiet, pool=engines
+    )
     measuring = replace(playing, recipe=with_own_weights(recipe()))
     for one in (measuring, playing, measuring):
         one.generator()

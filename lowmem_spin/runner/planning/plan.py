@@ -19,9 +19,9 @@ from lowmem_spin.runner.planning.total import Total
 from lowmem_spin.runner.resolved import ResolvedRecipe
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PlannedWork:
-    """The whole of it."""
+    """A finished plan: work, times, notes and what is missing."""
 
     points: list[str]
     found: ResolvedRecipe  # of the first point
@@ -115,5 +115,13 @@ def plan(points: Sequence[SweepPoint], recipe_dir: Path, gpu: str | None = None,
                 f"{draft.founds[0].recipe.evaluation.health_prompts} held-out rows are assumed"
             ],
         )
-    names, lines = [point.name for point in points], draft.lines()
-    return PlannedWork(names, draft.founds[0], draft.work, lines, draft.exact, draft.notes, draft.missing, gpu)
+    return PlannedWork(
+        points=[point.name for point in points],
+        found=draft.founds[0],
+        lines=draft.lines(),
+        work=draft.work,
+        exact=draft.exact,
+        notes=draft.notes,
+        missing=draft.missing,
+        gpu=gpu,
+    )
