@@ -7,10 +7,12 @@ from threading import Barrier
 from typing import Any
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.files import Tokens
+from lowmem_spin.store.claims import Share
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.rows import Scored
 from lowmem_spin.store.store import Store
@@ -93,3 +95,59 @@ def test_who_waited_for_the_same_answers_opens_no_engine(tmp_path: Path) -> None
         logps = tables(tmp_path, first, said).logps("base", side("chosen"), "first")
         assert waiting[0].result().tolist() == logps.tolist()
     assert (first.opened, first.asked) == (1, PROMPTS) and (second.opened, second.asked) == (0, 0)
+
+
+class StoppedError(Exception):
+    pass
+
+
+class Stopping(Adding):
+    """One that dies after so many rows, or never."""
+
+    def __init__(self, barrier: Barrier, after: int | None) -> None:
+        super().__init__(barrier)
+        self.after = after
+
+    def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
+        found = super().score(adapter, rows)
+        if self.after is not None and self.asked >= self.after:
+            raise StoppedError
+        return found
+
+
+def long_side() -> list[Scored]:
+    return [Scored(f"p{n}", [1, 2], "chosen", [n + 1, 1]) for n in range(2000)]
+
+
+@pytest.mark.parametrize("dies", [None, 0, 1])
+def test_those_that_share_a_stage_compute_every_row_once_and_what_one_that_dies_has_left(
+    tmp_path: Path, dies: int | None
+) -> None:
+    """The first, two that help it, and one that comes when all is over; the one that dies, if any, is the first or a helper."""
+    said: list[str] = []
+    barrier, rows = Barrier(3), long_side()
+    engines = [Stopping(barrier, 300 if number == dies else None) for number in range(3)]
+
+    def score(number: int) -> np.ndarray | None:
+        mine = tables(tmp_path, engines[number], said)
+        mine.share = Share.HELP if number else Share.FIRST
+        try:
+            return mine.logps("base", rows, f"process {number}")
+        except StoppedError:
+            return None
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(score, range(3)))
+    expected = [-float(sum(row.tokens)) for row in rows]
+    assert [logps is None for logps in found] == [number == dies for number in range(3)]
+    assert all(logps is None or logps.tolist() == expected for logps in found)
+    shares = [engine.asked for engine in engines]
+    lost = 0 if dies is None else sum(shares) - len(rows)  # at most a shard, which was not committed when it died
+    assert all(share >= 100 for share in shares) and sum(shares) == len(rows) + lost and 0 <= lost <= 16 * 30
+    late = Adding()
+    after = tables(tmp_path, late, said)
+    after.share = Share.HELP
+    assert after.logps("base", rows, "late").tolist() == expected and late.asked == 0
+    (table,) = after.opened.values()
+    assert table.read().num_rows == len(rows) and not said
+    assert not list((tmp_path / "locks").glob("*-[0-9]*.lock"))
