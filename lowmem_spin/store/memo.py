@@ -156,8 +156,7 @@ class Tables:
         claims = Claims(self.store.place("locks", digest(list(of))), batches, backwards=self.share is Share.HELP)
         with closing(claims.taken(refresh)) as ours:
             yield ours
-        if self.share is not Share.HELP:
-            claims.remove()
+        claims.remove()
 
     def draws(self, policy: str, sampling: Sampling, prompts: Sequence[tuple[str, int]]) -> list[MixtureSample]:
         """How a policy's stored mixture answers, by (prompt id, sample), were drawn, their steps' weights left out."""
