@@ -63,6 +63,6 @@ class Claims:
                 yield from self.parts[number]
 
     def remove(self) -> None:
-        """Delete the locks, when this process is done: then no other one is still in its own part. The last to go leaves none."""
+        """Delete the locks, when this process is done: then no other is still in a part of its own. The last leaves none."""
         for lock in self.locks:
             Path(lock.lock_file).unlink(missing_ok=True)
