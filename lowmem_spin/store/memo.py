@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,11 @@ class Tables:
             tables[policy] = self._table(kind, sampling.spec(policy), policy)
 
         def answered() -> dict[str, dict[tuple[str, int], Answer]]:
-            return {policy: answers_in(table) for policy, table in tables.items()}
+            found = {}
+            for policy, table in tables.items():
+                with self._merging(table.key):
+                    found[policy] = answers_in(table)
+            return found
 
         def whole(stored: dict[str, dict[tuple[str, int], Answer]]) -> bool:
             return all(prompt.name in stored[policy] for policy, prompts in prompts_by_policy for prompt in prompts)
@@ -76,8 +80,8 @@ class Tables:
                     held.enter_context(self._writing(key))
                 if not whole(stored := answered()):  # nobody else has given them meanwhile
                     self._generate(prompts_by_policy, sampling, tables, stored, answered, label)
-                    if self.share is not Share.HELP:
-                        for table in tables.values():
+                    for table in tables.values() if self.share is not Share.HELP else ():
+                        with self._merging(table.key):
                             table.merge()
                     stored = answered()
         return [[stored[policy][prompt.name] for prompt in prompts] for policy, prompts in prompts_by_policy]
@@ -146,6 +150,10 @@ class Tables:
         else:
             with self.store.writing(key, part):
                 yield
+
+    def _merging(self, key: str) -> AbstractContextManager[None]:
+        """While those that share a stage read and merge its tables: a shard that is gone is then in what it was merged into."""
+        return nullcontext() if self.share is Share.ALL else self.store.writing(key, "merging", patience=MERGING)
 
     @contextmanager
     def _ours(self, of: Sequence[str], batches: Sequence[Any], refresh: Callable[[], None]) -> Iterator[Iterable[Any]]:
