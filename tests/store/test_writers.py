@@ -14,7 +14,7 @@ from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.engines.base import Completion, Request
-from lowmem_spin.store.claims import Share
+from lowmem_spin.store.claims import Claims, Share
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.rows import Prompt, Scored
 from lowmem_spin.store.store import Store
@@ -170,3 +170,10 @@ def test_those_that_share_a_stage_compute_every_row_once_and_what_a_dead_one_has
     lost = 0 if dies is None else 8 if work is answered else computed[dies]  # what is committed as a whole, and was not yet
     assert all(rows > 0 for rows in computed) and sum(computed) == ROWS + lost
     assert not list((tmp_path / "shared" / "locks").glob("*-[0-9]*.lock"))
+
+
+def test_who_helps_begins_at_the_other_end(tmp_path: Path) -> None:
+    """So that the two meet as late as they can, and neither waits at every part for the other."""
+    batches = list(range(100))
+    forwards, backwards = (list(Claims(tmp_path / "x", batches, back).taken(lambda: None)) for back in (False, True))
+    assert forwards == sorted(backwards) == batches and backwards[0] == 100 - len(batches) % 4 - 4 and backwards[-1] == 3
