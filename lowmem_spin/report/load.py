@@ -40,7 +40,7 @@ def read_results(folder: Path) -> RunResults | SweepResults:
     if (folder / "sweep.json").is_file():
         return read_sweep(folder)
     if (folder / "run.json").is_file():
-        return read_run(folder)
+        return read_run_results(folder)
     raise InputError(f"{str(folder)!r} is neither a run nor a sweep: it has no run.json and no sweep.json")
 
 
@@ -64,10 +64,10 @@ def read_sweep(folder: Path) -> SweepResults:
                 f"{path}: dir {shortened(repr(point.dir))} of {shortened(point.name)} is not in the sweep's folder; no sweep "
                 "writes that: leave the folder alone, or sweep anew"
             )
-    return SweepResults(folder, file, {point.name: read_run(folder / point.dir) for point in finished})
+    return SweepResults(folder, file, {point.name: read_run_results(folder / point.dir) for point in finished})
 
 
-def read_run(folder: Path) -> RunResults:
+def read_run_results(folder: Path) -> RunResults:
     """Read a run's folder.
 
     Raises:

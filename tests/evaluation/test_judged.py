@@ -56,7 +56,7 @@ from lowmem_spin.evaluation.judged.shared import Judged, judge_from_options, wit
 from lowmem_spin.evaluation.suites import EvaluationRequest, benchmarks_of, measure_policies
 from lowmem_spin.evaluation.target import EvaluationTarget
 from lowmem_spin.report.benchmarks import blocks
-from lowmem_spin.report.load import read_results, read_run
+from lowmem_spin.report.load import read_results, read_run_results
 from lowmem_spin.report.page import write_all
 from lowmem_spin.runner import gc, run_folder
 from lowmem_spin.runner.open import SharedResources
@@ -161,7 +161,9 @@ def measure(home: Path, server: Server, name: str = "m", **changes: Any) -> Disp
     suites = [known.pop("suite", "mtbench")]
     asked = EvaluationRequest(suites, limit=known.pop("limit", None), judged=Judged(**known))
     measure_policies(
-        [EvaluationTarget.from_run(run_folder.read_run(home / "game"), "all", SharedResources(), display)], asked, display
+        [EvaluationTarget.from_run(run_folder.read_run_folder(home / "game"), "all", SharedResources(), display)],
+        asked,
+        display,
     )
     return display
 
@@ -370,7 +372,7 @@ def test_a_judge_that_vllm_serves_is_asked_once_for_every_answer(copy: Path, tmp
         wait(process, port, tmp_path / "log")
         oracle = JudgeOracle(base_url=f"http://127.0.0.1:{port}/v1", model="base", max_tokens=16)
         for _ in range(2):
-            played = EvaluationTarget.from_run(run_folder.read_run(copy / "game"), "all", SharedResources(), quiet())
+            played = EvaluationTarget.from_run(run_folder.read_run_folder(copy / "game"), "all", SharedResources(), quiet())
             measure_policies([played], EvaluationRequest(["mtbench"], judged=Judged(oracle, copy / "mt")), quiet())
     finally:
         process.terminate()
@@ -501,7 +503,7 @@ def test_alpaca_eval_runs_on_our_outputs_and_agrees(
         assert {one["preference"] for one in annotated} <= {1.0, 1.5, 2.0}
     display = measure(copy, server, suite="alpaca", alpaca=copy / "alpaca.json", longest=12)
     assert not {"generate", "judge"} & display.seconds.keys()
-    (block,) = blocks([one for one in read_run(copy / "game").benchmarks if one.suite == "alpaca"])
+    (block,) = blocks([one for one in read_run_results(copy / "game").benchmarks if one.suite == "alpaca"])
     assert "Answers are sampled at temperature 0.7." in block.note
     path = copy / "game" / "benchmarks.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -511,7 +513,7 @@ def test_alpaca_eval_runs_on_our_outputs_and_agrees(
         elif line["suite"] == "alpaca":
             line["recorded"]["sampling"] = "temperature 0.7, top_p 0.9"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (block,) = blocks([one for one in read_run(copy / "game").benchmarks if one.suite == "alpaca"])
+    (block,) = blocks([one for one in read_run_results(copy / "game").benchmarks if one.suite == "alpaca"])
     assert "Answers are sampled at temperature 0.7 or temperature 0.7, top_p 0.9." in block.note
 
 
@@ -588,7 +590,7 @@ def test_an_arena_of_a_judge_that_prefers_the_longer(copy: Path, server: Server)
     play_arena(copy / "game", None, 16, judged, display)
     assert "generate" not in display.seconds and set(server.requests.values()) == {1}
     found = json.loads((copy / "game" / "arena.json").read_text())
-    run = run_folder.read_run(copy / "game")
+    run = run_folder.read_run_folder(copy / "game")
     texts = {}
     for manifest in (copy / "store" / "completions").glob("*/manifest.json"):
         asked = json.loads(manifest.read_text())["asked"]
@@ -677,7 +679,7 @@ def test_the_report_names_the_judge_beside_every_score(copy: Path, server: Serve
     stale = read_checked(copy / "game" / "arena.json")
     stale["policies"][1] = digest("another")
     (copy / "game" / "arena.json").write_text(json.dumps(stale))
-    assert read_run(copy / "game").arena is None
+    assert read_run_results(copy / "game").arena is None
 
 
 @pytest.mark.parametrize(
@@ -746,8 +748,8 @@ def test_what_cannot_be_judged_is_one_line(
     [
         ((None, "m", None), "--judge-model 'm': where? add --judge-base-url"),
         (("http://h/v1", None, None), "--judge-base-url: which of its models? add --judge-model"),
-        ((None, None, "KEY"), "--judge-api-key-env: of which judge?"),
-        ((None, None, None), "--judge-max-tokens: of which judge?"),
+        ((None, None, "KEY"), "--judge-api-key-env: needs --judge-base-url and --judge-model"),
+        ((None, None, None), "--judge-max-tokens: needs --judge-base-url and --judge-model"),
     ],
 )
 def test_half_a_judge_is_refused(given: tuple[str | None, str | None, str | None], line: str) -> None:
@@ -768,7 +770,7 @@ def test_a_judges_further_fields_are_checked(given: str, line: str) -> None:
     with pytest.raises(InputError, match=re.escape(f"--judge-extra-body {given!r}: ")) as error:
         judge_from_options("http://h/v1", "m", None, 1, None, given)
     assert line in str(error.value)
-    with pytest.raises(InputError, match=re.escape("--judge-extra-body: of which judge?")):
+    with pytest.raises(InputError, match=re.escape("--judge-extra-body: needs --judge-base-url and --judge-model")):
         judge_from_options(None, None, None, 1, None, "{}")
 
 
@@ -873,7 +875,7 @@ def test_what_an_arena_cannot_ask_is_one_line(
 
 def test_a_run_knows_its_recipes_files_from_anywhere(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run = run_folder.read_run(home / "game")
+    run = run_folder.read_run_folder(home / "game")
     judged = benchmarks_of(run.recipe, run.folder).judged
     assert judged.mtbench == home / "mt" and judged.alpaca is None
 
@@ -1018,7 +1020,10 @@ def test_policies_go_by_the_names_of_their_game(copy: Path, server: Server) -> N
     assert Counter(judgements(copy, "m")["model"]) == dict.fromkeys(["base", "iterate_0", "iterate_1"], len(QUESTIONS) * 2)
     record["stopped"] = {"after": "iterate 0", "why": "", "keep": "iterate 0"}
     path.write_text(json.dumps(record))
-    assert EvaluationTarget.from_run(run_folder.read_run(copy / "game"), "all", SharedResources(), quiet()).wanted == POLICIES
+    assert (
+        EvaluationTarget.from_run(run_folder.read_run_folder(copy / "game"), "all", SharedResources(), quiet()).wanted
+        == POLICIES
+    )
 
 
 def test_answers_under_way_are_in_use(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1029,7 +1034,7 @@ def test_answers_under_way_are_in_use(copy: Path, monkeypatch: pytest.MonkeyPatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Tables, "answers", killed)
-    played = EvaluationTarget.from_run(run_folder.read_run(copy / "game"), "all", SharedResources(), quiet())
+    played = EvaluationTarget.from_run(run_folder.read_run_folder(copy / "game"), "all", SharedResources(), quiet())
     with pytest.raises(KeyboardInterrupt):
         measure_policies([played], EvaluationRequest(["mtbench"], judged=Judged(mtbench=copy / "mt")), quiet())
     assert len(run_folder.tables_in_use(copy / "game")["completions"]) == len(POLICIES)
@@ -1065,7 +1070,7 @@ def test_a_damaged_arena_is_one_line(copy: Path, server: Server, damage: dict[st
     server.behave = longer
     play_arena(copy / "game", None, 1, Judged(JudgeOracle(base_url=server.url, model="m")), quiet())
     path = copy / "game" / "arena.json"
-    assert "NaN" not in path.read_text() and read_run(copy / "game").arena is not None
+    assert "NaN" not in path.read_text() and read_run_results(copy / "game").arena is not None
     path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
     with pytest.raises(InputError, match="does not read back; delete it"):
         read_results(copy / "game")

@@ -21,7 +21,7 @@ from lowmem_spin.common.keys import number
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.load import load_recipe
 from lowmem_spin.engines.hf import HF
-from lowmem_spin.report.load import read_run
+from lowmem_spin.report.load import read_run_results
 from lowmem_spin.report.summary import verdict
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.pairs import training_pairs
@@ -184,7 +184,7 @@ def test_pairs_are_the_best_and_the_worst_where_no_answer_is_missing(game: OpenG
     assert 0 < np.count_nonzero(leads) < len(leads)
     assert game.store.manifest(second.policy)["metrics"][0]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-3)
 
-    (said,) = [line for line in verdict(read_run(game.folder)) if line.startswith("Answers")]
+    (said,) = [line for line in verdict(read_run_results(game.folder)) if line.startswith("Answers")]
     assert said.startswith("Answers for iterate 1 were drawn from mixtures by rejection: ")
     assert f"proposals accepted, {PAIRS - len(whole)} prompts left out, log Z " in said
 

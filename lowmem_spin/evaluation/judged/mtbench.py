@@ -20,7 +20,7 @@ import numpy as np
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError, part
+from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError, subfield
 from lowmem_spin.evaluation import json_rows
 from lowmem_spin.runner.health import Estimate
 from lowmem_spin.store.rows import Answer
@@ -250,7 +250,7 @@ class Grader:
                 self._done, self._silent = self._done + 1, self._silent + 1
                 if self._silent > BOUND * max(self._done, ENOUGH):
                     count = f"{self._silent} of {self._done} judgements have no reply, at most {BOUND:.0%} may"
-                    where = part(self.endpoint.field, "base_url")
+                    where = subfield(self.endpoint.field, "base_url")
                     raise InputError(f"{where}: {count}; the last: {error}; what came is kept, run again") from None
             return None
         with self._lock:

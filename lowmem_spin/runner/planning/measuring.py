@@ -37,7 +37,7 @@ class Timed:
     seconds: float
 
 
-def measure(game: OpenGame, display: Display, work: Path) -> list[Measurement]:
+def measure_rates(game: OpenGame, display: Display, work: Path) -> list[Measurement]:
     """Time the game's base. Its rows are those of the game; nothing is stored but a training's files, in the folder `work`."""
     rows, recipe, found = game.rows, game.recipe, game.resolved
     places = fixed_sample(rows.train.ids, min(recipe.runtime.generation_batch_size, len(rows.train)))
