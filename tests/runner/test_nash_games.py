@@ -177,10 +177,10 @@ def test_pairs_are_the_best_and_the_worst_where_no_answer_is_missing(game: OpenG
         assert [list(pair.chosen), list(pair.rejected)] == [some[best]["tokens"], some[worst]["tokens"]]
         assert pair.win_rates == pytest.approx((rates[best], rates[worst]))
         mine, bases = ([one.logp(pair.prompt, some[k]["tokens"]) for k in (best, worst)] for one in policies)
-        held_to = [0.8 * p + 0.2 * b for p, b in zip(mine, bases, strict=True)]  # alpha, not the mixture's
-        assert pair.ref_logps == pytest.approx(held_to, abs=1e-4)
+        reference = [0.8 * p + 0.2 * b for p, b in zip(mine, bases, strict=True)]  # alpha, not the mixture's
+        assert pair.ref_logps == pytest.approx(reference, abs=1e-4)
         leads.append(rates[best] - rates[worst])
-        losses.append((mine[0] - held_to[0] - mine[1] + held_to[1] - leads[-1] / TAU) ** 2)
+        losses.append((mine[0] - reference[0] - mine[1] + reference[1] - leads[-1] / TAU) ** 2)
     assert 0 < np.count_nonzero(leads) < len(leads)
     assert game.store.manifest(second.policy)["metrics"][0]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-3)
 
