@@ -152,7 +152,7 @@ def test_every_table_has_a_row_and_a_column_of_it(game: OpenGame) -> None:
     assert "Against the unquantized base, the base in nf4 is at" in words and "Dotted: unquantized base." in words
     out = io.StringIO()
     Console(file=out, width=120).print(terminal_table(run))
-    assert "Held-out results: nats, ± 95% interval" in out.getvalue() and "%, ±" not in out.getvalue()
+    assert "Held-out results, ± 95% interval; scores and KL in nats;" in out.getvalue() and "%, ±" not in out.getvalue()
     frame = load(game.folder).table
     assert frame.loc["iterate 0", "gain_over_unquantized"] == found["iterate 0"]["gain_over_unquantized"]
     assert frame.loc[NAME, "gain"] == -frame.loc["base", "gain_over_unquantized"]
