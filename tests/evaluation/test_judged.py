@@ -50,7 +50,7 @@ from lowmem_spin.engines.oracles.judge import LLMJudge
 from lowmem_spin.engines.pool import EnginePool, GameEngines
 from lowmem_spin.evaluation import bradley_terry
 from lowmem_spin.evaluation.arena import arena as play_arena
-from lowmem_spin.evaluation.judged import alpaca, mtbench
+from lowmem_spin.evaluation.judged import alpaca, mtbench, mtbench_files
 from lowmem_spin.evaluation.judged.alpaca_suite import answer_sampling, in_words
 from lowmem_spin.evaluation.judged.shared import Judged, judge_from_options, with_recipe_defaults
 from lowmem_spin.evaluation.suites import EvaluationRequest, benchmarks_of, measure_policies
@@ -89,7 +89,11 @@ def write_questions(folder: Path) -> None:
         if kind in ("reasoning", "math")
     ]
     prompts = [{"name": name, "system_prompt": f"system of {name}", "prompt_template": text} for name, text in PLACES.items()]
-    for name, lines in ((mtbench.QUESTIONS, questions), (mtbench.REFERENCES, references), (mtbench.PROMPTS, prompts)):
+    for name, lines in (
+        (mtbench_files.QUESTIONS, questions),
+        (mtbench_files.REFERENCES, references),
+        (mtbench_files.PROMPTS, prompts),
+    ):
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -301,7 +305,7 @@ def test_a_judge_that_misbehaves_judges_every_answer_once(copy: Path, server: Se
         return given[text]
 
     server.behave = behave
-    bench = mtbench.read_mtbench(copy / "mt", None, "--mtbench")
+    bench = mtbench_files.read_mtbench(copy / "mt", None, "--mtbench")
     endpoint = Endpoint(server.url, "odd", copy / "cache", "--judge", timeout=0.2, retries=4)
     grader = mtbench.Grader(endpoint)
     answers = {q.id: [_Text(f"one {q.id}"), _Text(f"two {q.id}")] for q in bench.questions}
@@ -417,19 +421,19 @@ def test_files_of_fastchat_are_fetched_once(copy: Path, tmp_path: Path) -> None:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     for _ in range(2):
-        mtbench.download(tmp_path / "mt", server.url.replace("/v1", "/data"))
+        mtbench_files.download(tmp_path / "mt", server.url.replace("/v1", "/data"))
     server.shutdown()
     thread.join()
     server.server_close()
     assert asked == [
         f"/data/{n}" for n in ("mt_bench/question.jsonl", "judge_prompts.jsonl", "mt_bench/reference_answer/gpt-4.jsonl")
     ]
-    assert mtbench.read_mtbench(tmp_path / "mt", None, "") == mtbench.read_mtbench(copy / "mt", None, "")
-    assert [one.id for one in mtbench.read_mtbench(tmp_path / "mt", 2, "").questions] == [
+    assert mtbench_files.read_mtbench(tmp_path / "mt", None, "") == mtbench_files.read_mtbench(copy / "mt", None, "")
+    assert [one.id for one in mtbench_files.read_mtbench(tmp_path / "mt", 2, "").questions] == [
         number for number, *_ in QUESTIONS[:2]
     ]
     with pytest.raises(InputError, match=r"--download: http://127.0.0.1:9/mt_bench/question"):
-        mtbench.download(tmp_path / "other", "http://127.0.0.1:9")
+        mtbench_files.download(tmp_path / "other", "http://127.0.0.1:9")
 
 
 def instructions(folder: Path, count: int = 12) -> list[dict[str, str]]:
@@ -714,14 +718,14 @@ def test_what_cannot_be_judged_is_one_line(
     monkeypatch.chdir(tmp_path)
     for name in ("torn", "short", "dup", "text", "bare", "place"):
         shutil.copytree(copy / "mt", tmp_path / name)
-    (tmp_path / "torn" / mtbench.REFERENCES).unlink()
+    (tmp_path / "torn" / mtbench_files.REFERENCES).unlink()
     question = {"question_id": 7, "category": "stem", "turns": ["only one"]}
-    (tmp_path / "short" / mtbench.QUESTIONS).write_text(json.dumps(question))
-    (tmp_path / "text" / mtbench.QUESTIONS).write_text(json.dumps({**question, "question_id": 8, "turns": "ab"}))
-    (tmp_path / "dup" / mtbench.QUESTIONS).write_text((copy / "mt" / mtbench.QUESTIONS).read_text() * 2)
-    (tmp_path / "bare" / mtbench.REFERENCES).write_text('{"question_id": 101, "choices": []}')
-    prompts = (copy / "mt" / mtbench.PROMPTS).read_text().replace("Q {question} A", "{score} Q {question} A", 1)
-    (tmp_path / "place" / mtbench.PROMPTS).write_text(prompts)
+    (tmp_path / "short" / mtbench_files.QUESTIONS).write_text(json.dumps(question))
+    (tmp_path / "text" / mtbench_files.QUESTIONS).write_text(json.dumps({**question, "question_id": 8, "turns": "ab"}))
+    (tmp_path / "dup" / mtbench_files.QUESTIONS).write_text((copy / "mt" / mtbench_files.QUESTIONS).read_text() * 2)
+    (tmp_path / "bare" / mtbench_files.REFERENCES).write_text('{"question_id": 101, "choices": []}')
+    prompts = (copy / "mt" / mtbench_files.PROMPTS).read_text().replace("Q {question} A", "{score} Q {question} A", 1)
+    (tmp_path / "place" / mtbench_files.PROMPTS).write_text(prompts)
     (tmp_path / "bare.json").write_text('[{"instruction": "a"}]')
     pair = [{"instruction": name, "output": "x", "generator": name} for name in "ab"]
     (tmp_path / "two.json").write_text(json.dumps(pair))
@@ -836,12 +840,12 @@ def test_no_key_is_anywhere(copy: Path, server: Server, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("file", "change", "line"),
     [
-        (mtbench.QUESTIONS, {"category": "score"}, "has the category 'score'; a category is a text, and none of score"),
-        (mtbench.QUESTIONS, {"category": ["math"]}, "has the category ['math']; a category is a text"),
-        (mtbench.QUESTIONS, {"question_id": {}}, "'question_id' in a line of"),
-        (mtbench.REFERENCES, {"question_id": [1]}, "'question_id' in a line of"),
-        (mtbench.PROMPTS, {"name": []}, "'name' in a line of"),
-        (mtbench.PROMPTS, {"system_prompt": None}, "'system_prompt' in a line of"),
+        (mtbench_files.QUESTIONS, {"category": "score"}, "has the category 'score'; a category is a text, and none of score"),
+        (mtbench_files.QUESTIONS, {"category": ["math"]}, "has the category ['math']; a category is a text"),
+        (mtbench_files.QUESTIONS, {"question_id": {}}, "'question_id' in a line of"),
+        (mtbench_files.REFERENCES, {"question_id": [1]}, "'question_id' in a line of"),
+        (mtbench_files.PROMPTS, {"name": []}, "'name' in a line of"),
+        (mtbench_files.PROMPTS, {"system_prompt": None}, "'system_prompt' in a line of"),
     ],
 )
 def test_questions_of_odd_kinds_are_refused(tmp_path: Path, file: str, change: dict[str, Any], line: str) -> None:
@@ -850,7 +854,7 @@ def test_questions_of_odd_kinds_are_refused(tmp_path: Path, file: str, change: d
     first, *others = (tmp_path / "mt" / file).read_text().splitlines()
     (tmp_path / "mt" / file).write_text("\n".join([json.dumps({**json.loads(first), **change}), *others]))
     with pytest.raises(InputError, match=f"^--mtbench: .*{re.escape(line)}"):
-        mtbench.read_mtbench(tmp_path / "mt", None, "--mtbench")
+        mtbench_files.read_mtbench(tmp_path / "mt", None, "--mtbench")
 
 
 @pytest.mark.parametrize(

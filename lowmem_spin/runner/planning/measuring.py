@@ -17,6 +17,7 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import fixed_sample
 from lowmem_spin.engines.base import Completion, Generator, Learner, Request
 from lowmem_spin.engines.memory import read_shape
+from lowmem_spin.engines.training.pair import Pair
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.planning.calibration import Kind, Measurement, device_name
 from lowmem_spin.runner.planning.estimates import shapes
@@ -110,8 +111,6 @@ def _training(
     work: Path,
 ) -> Timed | None:
     """Steps of as many pairs as go through the model at once; None where the data has no answers to pair."""
-    from lowmem_spin.engines.training.trainer import Pair
-
     if not pairs:
         return None
     batch = min(settings["batch_size"], recipe.training.per_device_train_batch_size)
