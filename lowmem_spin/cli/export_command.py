@@ -34,7 +34,7 @@ def export_policy(folder: Path, iterate: str | None, asked: ExportRequest, trust
     """
     kind, programs = _gguf(asked)
     _check(asked, programs)
-    game = run_folder.read_run(folder)
+    game = run_folder.read_run_folder(folder)
     store = run_folder.open_store(game, display.log)
     policy = run_folder.find_policy(game, store, iterate)
     name = plain(f"{game.folder.resolve().name}-{policy.name}".replace(" ", "-"))

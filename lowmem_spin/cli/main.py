@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lowmem_spin.cli.options import Alphas, Grid, Histories, Overrides, RecipeName, Seeds, TrustCode, path_argument, path_option
+from lowmem_spin.cli.options import (
+    Alphas,
+    GridAxes,
+    Histories,
+    Overrides,
+    RecipeName,
+    Seeds,
+    TrustCode,
+    path_argument,
+    path_option,
+)
 from lowmem_spin.cli.policy_commands import app as policy_commands
 from lowmem_spin.cli.recipe_commands import app as recipe_commands
 from lowmem_spin.cli.run_commands import app as run_commands
@@ -81,7 +91,7 @@ def sweep(
     recipe: RecipeName = "quickstart",
     alpha: Alphas = None,
     history: Histories = None,
-    grid: Grid = None,
+    grid: GridAxes = None,
     seeds: Seeds = 1,
     overrides: Overrides = None,
     replace: Replace = False,

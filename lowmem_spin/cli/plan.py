@@ -16,7 +16,7 @@ from lowmem_spin.report.grid import Grid, TerminalTable
 from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.planning.calibration import record_measurements
 from lowmem_spin.runner.planning.counting import GAME_KINDS, PlanLine
-from lowmem_spin.runner.planning.measuring import measure
+from lowmem_spin.runner.planning.measuring import measure_rates
 from lowmem_spin.runner.planning.plan import PlannedWork
 
 RAM = 12.7e9  # bytes free on the smallest host that has such cards, a free Colab
@@ -60,7 +60,7 @@ def measure_here(recipe: Recipe, recipe_dir: Path, display: Display, trust: Trus
     game = open_game(recipe, recipe_dir, display, shared)
     try:
         with tempfile.TemporaryDirectory(prefix="timing-", dir=game.store.root) as work:
-            found = measure(game, display, Path(work))
+            found = measure_rates(game, display, Path(work))
         resident = psutil.Process().memory_info().rss
     finally:
         shared.engines.close()

@@ -22,7 +22,7 @@ class Dtype(StrEnum):
     float32 = "float32"
 
 
-RunFolder = Annotated[Path, path_argument(metavar="RUN", help="A folder that `lowmem-spin run` wrote.", show_default=False)]
+RunArgument = Annotated[Path, path_argument(metavar="RUN", help="A folder that `lowmem-spin run` wrote.", show_default=False)]
 Iterate = Annotated[
     str | None, typer.Option(metavar="K", help="An iterate's number, or base. Without it, the last one trained.")
 ]
@@ -144,7 +144,7 @@ def evaluate(
 
 @app.command()
 def arena(
-    run: RunFolder,
+    run: RunArgument,
     prompts: Annotated[Path | None, path_option(help="JSONL with prompt or messages; without it, held-out rows.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Number of prompts to compare on.")] = 64,
     judge_base_url: JudgeAddress = None,
@@ -181,7 +181,7 @@ def arena(
 
 @app.command()
 def chat(
-    run: RunFolder,
+    run: RunArgument,
     iterate: Iterate = None,
     versus: Annotated[str | None, typer.Option(metavar="K", help="A second policy that answers beside it.")] = None,
     temperature: Annotated[
@@ -198,7 +198,7 @@ def chat(
     from lowmem_spin.runner import run_folder
 
     display = Display(Console(stderr=True))
-    game = run_folder.read_run(run)
+    game = run_folder.read_run_folder(run)
     store = run_folder.open_store(game, display.log)
     policies = [run_folder.find_policy(game, store, iterate)]
     policies += [run_folder.find_policy(game, store, versus, "--versus")] if versus is not None else []
@@ -213,7 +213,7 @@ def chat(
 
 @app.command()
 def export(
-    run: RunFolder,
+    run: RunArgument,
     to: Annotated[Path | None, path_option(help="A new folder; without it, one beside RUN.", show_default=False)] = None,
     iterate: Iterate = None,
     merge: Annotated[bool, typer.Option("--merge", help="One model instead of the adapter.")] = False,
@@ -256,7 +256,7 @@ def export(
 
 @app.command()
 def serve(
-    run: RunFolder,
+    run: RunArgument,
     extra: Annotated[list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Further options of `vllm serve`.")] = None,
     host: Annotated[str, typer.Option(help="Address to answer on; the default is this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
@@ -272,7 +272,7 @@ def serve(
     from lowmem_spin.runner import run_folder
 
     display = Display(Console(stderr=True))
-    game = run_folder.read_run(run)
+    game = run_folder.read_run_folder(run)
     store = run_folder.open_store(game, display.log)
     if not only_print:
         server.check_port(host, port)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from lowmem_spin.config.bounds import GAMES_LONG, ROWS
-from lowmem_spin.config.choices import GFlowNet, NoSampler, Oracle, Regularizer, Sampler, StopWhen, Weight, named
+from lowmem_spin.config.choices import GFlowNet, NoSampler, OracleChoice, Regularizer, Sampler, StopWhen, Weight, named
 from lowmem_spin.config.loss_choices import DPO, Loss, own_in_words
 from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.section import Section
@@ -99,7 +99,11 @@ class GameConfig(Section):
     """For sppo: answers sampled per prompt, of which the best and the worst become a pair. More give a clearer pair and cost
     that much more generation and judging."""
     oracle: (
-        Annotated[Oracle, Field(discriminator="name"), BeforeValidator(named("function"), json_schema_input_type=Oracle | str)]
+        Annotated[
+            OracleChoice,
+            Field(discriminator="name"),
+            BeforeValidator(named("function"), json_schema_input_type=OracleChoice | str),
+        ]
         | None
     ) = None
     """What judges answers: {name: function, function: exact_match}, {name: reward_model, model: ...}, {name: pairrm} or

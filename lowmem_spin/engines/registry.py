@@ -125,7 +125,7 @@ def installed(name: str) -> bool:
     return package is None or importlib.util.find_spec(package) is not None
 
 
-def load(path: str) -> Any:
+def load_attribute(path: str) -> Any:
     """Import what a "module:attribute" names."""
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
@@ -142,7 +142,7 @@ def open_engine(
     engine = ENGINES[name]
     if not installed(name):
         raise InputError(f"{engine.roles[0]}.engine: {name!r} is not installed; {engine.install}, or use {PORTABLE}")
-    return load(engine.target)(recipe, model, machine, weights_dir, notify)
+    return load_attribute(engine.target)(recipe, model, machine, weights_dir, notify)
 
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can hold

@@ -47,7 +47,7 @@ def arena(
     Raises:
         InputError: one line on what is missing.
     """
-    run, shared = run_folder.read_run(folder), SharedResources(trust=Trust(trust))
+    run, shared = run_folder.read_run_folder(folder), SharedResources(trust=Trust(trust))
     try:
         game = EvaluationTarget.from_run(run, "all", shared, display)
         if len(game.wanted) < 2:

@@ -127,8 +127,8 @@ def check_resolved(resolved: ResolvedRecipe, display: Display, shared: SharedRes
     code = [*resolved.own.code(), *code_of_oracle(resolved.oracle), *code_of_model(recipe, resolved.model)]
     code += [*key_of_judge(recipe.game.oracle, "game.oracle"), *key_of_judge(recipe.evaluation.judge, "evaluation.judge")]
     shared.trust.check(code, lambda line: display.log(line, "yellow"))
-    resolved = resolved.asked(shared.trust, lambda line: display.log(line, "yellow"))
-    try_own_loss(resolved.own, resolved.said, recipe.game)
+    resolved = resolved.with_own_mixtures(shared.trust, lambda line: display.log(line, "yellow"))
+    try_own_loss(resolved.own, resolved.mixtures, recipe.game)
     notices_of_base = check_base(recipe, resolved.model, resolved.adapter, resolved.choices.machine.dtype)
     left_out = [] if resolved.beside.why_not is None else [resolved.beside.why_not]
     notes = [*resolved.own.notices(), *notices_of_base, *recipe.game.notes(), *warmup_note(recipe), *left_out]
@@ -164,7 +164,7 @@ def _prepared(
     path = store.data(resolved.file(source, split))
     if path in shared.rows:
         return shared.rows[path]
-    rows = read_rows(store, path)
+    rows = read_prepared_rows(store, path)
     if rows is None:
         with display.start_up(f"reading {source.location}"):
             from lowmem_spin.engines.loading import load_tokenizer
@@ -183,7 +183,7 @@ def _prepared(
     return rows
 
 
-def read_rows(store: Store, path: Path) -> Rows | None:
+def read_prepared_rows(store: Store, path: Path) -> Rows | None:
     """Prepared rows that the store has; damaged ones are set aside and count as missing."""
     table = store.read(path)
     try:

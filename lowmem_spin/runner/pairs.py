@@ -13,6 +13,7 @@ from lowmem_spin.algorithm.samplers.mixture import sampling_summary
 from lowmem_spin.algorithm.stages import DatasetPairs, JudgedSamples, OpponentPairs, PairSource, Score, Train
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
+from lowmem_spin.engines.training.pair import Pair
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.store.rows import Answer, Compared, Prompt, Scored
 
@@ -195,10 +196,8 @@ def _log_normalizer(game: OpenGame, stage: Train) -> np.ndarray:
     return np.logaddexp.reduce(log_ratios, axis=1) - np.log(judged_samples.samples)
 
 
-def training_pairs(game: OpenGame, stage: Train) -> list[Any]:
-    """What a stage learns from: a trainer.Pair with both sides and all that its loss may read of them."""
-    from lowmem_spin.engines.training.trainer import Pair
-
+def training_pairs(game: OpenGame, stage: Train) -> list[Pair]:
+    """What a stage learns from: a Pair with both sides and all that its loss may read of them."""
     rows = game.rows.train
     if stage.loss["name"] == "sft":
         repeats = stage.pairs.rows // stage.pairs.draw.prompts

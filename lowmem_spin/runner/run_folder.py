@@ -62,7 +62,7 @@ class StoredPolicy:
     adapter: Path | None  # None is the frozen base as it is
 
 
-def read_run(folder: Path) -> RunFolder:
+def read_run_folder(folder: Path) -> RunFolder:
     """The game of a run folder.
 
     Raises:
@@ -133,7 +133,7 @@ def is_played(folder: Path) -> bool:
     """Whether a process plays this run, or a game of this sweep, now, as far as their stores know."""
     for record in [folder / "run.json", *folder.glob("points/*/run.json")]:
         try:
-            run = read_run(record.parent)
+            run = read_run_folder(record.parent)
             if open_store(run, lambda _: None).users.plays(run.folder):
                 return True
         except InputError:  # no run, or its store is elsewhere

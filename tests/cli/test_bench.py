@@ -139,16 +139,16 @@ def test_seconds_are_within_the_games_and_all_is_remembered(played: tuple[BenchR
 
 
 def test_a_rival_that_is_not_here_or_fails_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bout: Any = None  # nothing of it may be touched
+    workload: Any = None  # nothing of it may be touched
     with monkeypatch.context() as without:
         without.setattr(rivals, "find_spec", lambda name: None)
-        assert [rivals.run_rival(name, bout) for name in ("trl", "vllm")] == ["trl: not installed", "vllm: not installed"]
+        assert [rivals.run_rival(name, workload) for name in ("trl", "vllm")] == ["trl: not installed", "vllm: not installed"]
 
-    def failing(bout: Any) -> list[Cost]:
+    def failing(workload: Any) -> list[Cost]:
         raise InputError("the trl worker was killed by SIGKILL")
 
     monkeypatch.setitem(rivals.RIVALS, "trl", failing)
-    assert rivals.run_rival("trl", bout) == "trl: the trl worker was killed by SIGKILL"
+    assert rivals.run_rival("trl", workload) == "trl: the trl worker was killed by SIGKILL"
 
 
 def test_a_plan_of_the_same_game_takes_the_time_that_was_measured(played: tuple[BenchResult, Path]) -> None:

@@ -23,7 +23,7 @@ from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.report.intervals import Z
 from lowmem_spin.report.overview import Played, overview_grid, played
 from lowmem_spin.runner.removal import remove_results
-from lowmem_spin.runner.run_folder import open_store, read_run
+from lowmem_spin.runner.run_folder import open_store, read_run_folder
 
 RECIPES = sorted(path.stem for path in find_recipe("quickstart").parent.glob("*.yaml"))
 
@@ -90,7 +90,7 @@ def test_a_run_that_is_being_played_says_so_and_is_not_removed(copy: Path) -> No
         (row,) = (line for line in call("runs", copy).stdout.splitlines() if line.startswith(name))
         return row
 
-    users = open_store(read_run(run), print).users
+    users = open_store(read_run_folder(run), print).users
     with users.playing():
         for folder in (run, game):
             users.note(folder, {})

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.harms import HARMS, flipped
-from lowmem_spin.common.checked import fault, read_checked, seal, write_checked
+from lowmem_spin.common.checked import folder_fault, read_checked, seal_folder, write_checked
 from lowmem_spin.common.files import DamagedError, read_parquet, write_parquet
 
 
@@ -87,14 +87,14 @@ def test_a_folder_is_whole_if_all_its_files_are(tmp_path: Path, name: str, how: 
     (tmp_path / "inner").mkdir()
     (tmp_path / "a.json").write_text('{"a": 1, "b": 2}')
     (tmp_path / "inner" / "b.bin").write_bytes(bytes(range(100)))
-    assert fault(tmp_path) == "has no manifest.json, which is written last"
-    seal(tmp_path)
-    assert fault(tmp_path) is None
+    assert folder_fault(tmp_path) == "has no manifest.json, which is written last"
+    seal_folder(tmp_path)
+    assert folder_fault(tmp_path) is None
     HARMS[how](tmp_path / name)
-    assert name in str(fault(tmp_path))
+    assert name in str(folder_fault(tmp_path))
 
 
 def test_a_folder_with_a_file_more_is_not_whole(tmp_path: Path) -> None:
-    seal(tmp_path)
+    seal_folder(tmp_path)
     (tmp_path / "optimizer.bin").touch()
-    assert fault(tmp_path) == "has a file that was not written with it, optimizer.bin"
+    assert folder_fault(tmp_path) == "has a file that was not written with it, optimizer.bin"

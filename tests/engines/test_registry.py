@@ -19,7 +19,7 @@ from lowmem_spin.config.training_config import Training
 from lowmem_spin.engines import pool
 from lowmem_spin.engines.base import Completion, Request
 from lowmem_spin.engines.memory import CONTEXT, Shape, idle_memory, peak, stage_memory
-from lowmem_spin.engines.registry import ENGINES, PORTABLE, ROLES, Engine, gpu_engine, installed, load, open_engine
+from lowmem_spin.engines.registry import ENGINES, PORTABLE, ROLES, Engine, gpu_engine, installed, load_attribute, open_engine
 from lowmem_spin.engines.residency import plan_residency
 from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.run import make
@@ -149,10 +149,10 @@ def test_a_recipe_may_name_exactly_the_registered_engines() -> None:
 def test_entries_are_filed_by_name_and_their_code_is_there() -> None:
     for name, engine in ENGINES.items():
         assert name == engine.name and set(engine.roles) <= set(ROLES)
-        made = load(engine.target)
+        made = load_attribute(engine.target)
         assert hasattr(made, "generate") == ("generation" in engine.roles)
         assert hasattr(made, "score") == hasattr(made, "train") == ("training" in engine.roles)
         assert hasattr(made, "next_token_logps") == engine.samples_mixtures
-        assert engine.self_test is None or callable(load(engine.self_test))
+        assert engine.self_test is None or callable(load_attribute(engine.self_test))
     assert installed(PORTABLE)
     assert [gpu_engine(role).name for role in ROLES] == ["vllm", "unsloth"]

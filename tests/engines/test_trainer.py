@@ -26,7 +26,8 @@ from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.training import trainer
 from lowmem_spin.engines.training.checkpoints import checkpoints, damaged_checkpoints, finish_checkpoint, last_checkpoint
 from lowmem_spin.engines.training.logps import Batch, collate, completion_logps, decoder_states
-from lowmem_spin.engines.training.trainer import LengthGrouped, Pair
+from lowmem_spin.engines.training.pair import Pair
+from lowmem_spin.engines.training.trainer import LengthGrouped
 from lowmem_spin.store.adapters import told_of, training_folder
 from lowmem_spin.store.store import Store
 

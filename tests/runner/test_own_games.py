@@ -21,7 +21,7 @@ from lowmem_spin.engines.own_function import OwnFunction
 from lowmem_spin.engines.training.own_loss import _sides, try_loss
 from lowmem_spin.report.results import plain_value
 from lowmem_spin.runner.open import OpenGame
-from lowmem_spin.runner.run_folder import read_run
+from lowmem_spin.runner.run_folder import read_run_folder
 
 OWN = """import torch.nn.functional as F
 
@@ -126,7 +126,7 @@ def test_a_run_goes_on_from_its_folder_and_says_which_file_is_missing(games: Any
     )
     result = call("run", moved / "own" / "recipe.yaml", "--trust")
     assert result.returncode == 0, result.stderr
-    assert read_run(moved / "own").policies == read_run(folder / "own").policies
+    assert read_run_folder(moved / "own").policies == read_run_folder(folder / "own").policies
     for file in (moved / "own.py", folder / "own.py"):
         file.rename(file.with_suffix(".gone"))
     line = f"game.loss.function: no file '{moved / 'own.py'}', neither next to the recipe nor in the working directory"

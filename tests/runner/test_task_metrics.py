@@ -19,7 +19,7 @@ from lowmem_spin.config.metric_choices import Contains, FinalNumber, OwnMetric, 
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.own_function import OwnFunction
 from lowmem_spin.report.compare import side_by_side
-from lowmem_spin.report.load import read_run
+from lowmem_spin.report.load import read_run_results
 from lowmem_spin.report.summary import run_grid, terminal_table, verdict
 from lowmem_spin.runner import task_metrics
 from lowmem_spin.runner.own_functions import OwnFunctions
@@ -175,12 +175,12 @@ def test_a_game_is_measured_by_its_metric_and_no_policy_is_another(tmp_path: Pat
     assert exact[-1]["gain"] != 0 and any(
         loose["contains"] > one["exact_match"] for one, loose in zip(exact, within, strict=True)
     )
-    run = read_run(tmp_path / "contains")
+    run = read_run_results(tmp_path / "contains")
     assert run_grid(run).headings[:4] == ["policy", "contains, %", "gain, %", "log-prob of data, nats"]
     assert run_grid(run, brief=True).headings[3] == "log-prob\nof data, nats"  # the table's title says %
     assert "sampled" not in str(terminal_table(run)) and "share of answers that contain the data's" in verdict(run)[0]
     assert run.base.categories, "by category, too"
-    folder_names = {run.folder.name for run in (read_run(tmp_path / name) for name in metrics)}
+    folder_names = {run.folder.name for run in (read_run_results(tmp_path / name) for name in metrics)}
     assert folder_names == set(metrics)
     own_games = ["function", "other"]
     (tmp_path / "other.py").write_text(MINE)

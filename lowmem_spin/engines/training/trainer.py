@@ -5,7 +5,6 @@ A subclass of transformers' Trainer, so schedules, optimisers, checkpoints and c
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from transformers.trainer_callback import PrinterCallback
 
 from lowmem_spin.algorithm.losses import LOSSES, Sides
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import Tokens
 from lowmem_spin.common.keys import number
 from lowmem_spin.engines.base import Advance
 from lowmem_spin.engines.training.checkpoints import finish_checkpoint, last_checkpoint
@@ -25,29 +23,8 @@ from lowmem_spin.engines.training.layout import RowLayout
 from lowmem_spin.engines.training.logps import States, autocast, decoder_states, whole_and_last
 from lowmem_spin.engines.training.optimizer import from_first_step, optimizer_arguments, optimizer_steps
 from lowmem_spin.engines.training.own_loss import opened
+from lowmem_spin.engines.training.pair import Pair
 from lowmem_spin.engines.training.trees import Tree
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One row to learn from. Plain fine-tuning has no rejected side and reads no reference."""
-
-    prompt: Tokens
-    chosen: Tokens
-    rejected: Tokens | None = None
-    ref_logps: tuple[float, float] = (0.0, 0.0)  # of (chosen, rejected), as are the others
-    win_rates: tuple[float, float] = (1.0, 0.0)
-    base_logps: tuple[float, float] = (0.0, 0.0)
-    head_to_head: float = 1.0
-
-    @property
-    def tree(self) -> Tree:
-        """The prompt with the chosen answer and, if there is one, the rejected one."""
-        return Tree(self.prompt, [self.chosen] if self.rejected is None else [self.chosen, self.rejected])
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + max(len(self.chosen), 0 if self.rejected is None else len(self.rejected))
 
 
 class LengthGrouped(Sampler[int]):
