@@ -23,6 +23,7 @@ from lowmem_spin.runner.crew import Done
 from lowmem_spin.runner.health import evaluate_policy, sample_policy
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.run import make, measured_by
+from lowmem_spin.runner.worker_count import check_gpus
 
 STARTING = 300  # seconds that workers may take to be there
 OBJECTS = 100_000_000  # bytes of Ray's object store, through which only steps' numbers go
@@ -169,10 +170,8 @@ class RayWorkers:
         self.steps, self.display = steps, display
         try:
             gpus = int(self.ray.cluster_resources().get("GPU", 0)) if on_gpu else 0
-            if on_gpu and count is not None and count > gpus:
-                raise InputError(
-                    f"--workers {count}: a worker has a GPU of its own, and there are {gpus}; give {gpus}, or auto"
-                )
+            if on_gpu:
+                check_gpus(count, gpus)
             self.count = count or max(1, gpus)
             threads = max(1, int(self.ray.cluster_resources().get("CPU", 1)) // self.count)
             variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
