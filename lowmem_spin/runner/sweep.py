@@ -15,13 +15,14 @@ from lowmem_spin.common.errors import InputError, printable
 from lowmem_spin.common.files import DISK, DamagedError, UnreadableError, write_text
 from lowmem_spin.common.trust import UntrustedError
 from lowmem_spin.config.grid import Axes, SweepPoint
-from lowmem_spin.runner.claim import check_folder, check_sweep_folder
+from lowmem_spin.runner.claim import LOGS, check_folder, check_sweep_folder
 from lowmem_spin.runner.crew import Crew, Workers
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.planning.forecast import Ahead, steps_ahead
 from lowmem_spin.runner.record import is_recorded
 from lowmem_spin.runner.run import Player
 from lowmem_spin.runner.steps import Step, in_step, numbered, places_of, scheduled
+from lowmem_spin.runner.worker_record import add_workers, forget_other_games
 
 Check = Callable[[OpenGame], Mapping[str, Path]]
 """Refuses what could not be measured after a game; gives the files of its benchmarks, by field of `evaluation`."""
@@ -131,6 +132,7 @@ def play_sweep(
     steps = in_step([entry.stages for entry in opened], [game.signature for game in playing])
     ahead = steps_ahead([(playing[step.game], step.stage, step.samples_only) for step in steps])
     display.expect([step.rows for step in ahead])
+    forget_other_games(sweep.folder, [step.stage for step in steps], playing[0].store)
     with _crew(workers, sweep, opened, playing, steps, ahead, display) as crew:
         for place, step in enumerate(steps):
             display.begin_step(place)
@@ -191,19 +193,21 @@ def _crew(
     schedule = scheduled([game.recipe for game in games], [game.signature for game in games], steps, ahead)
     numbers = {id(entry): number for number, entry in enumerate(sweep.entries)}
     told = [(numbers[id(opened[step.game])], step.stage, step.samples_only) for step in steps]
+    stages = [step.stage for step in steps]
     with display.start_up("starting workers"):
-        workers = make([entry.point for entry in sweep.entries], told, sweep.folder / "workers", display)
+        workers = make([entry.point for entry in sweep.entries], told, sweep.folder / LOGS, display)
     crew = Crew(workers, schedule, display)
     display.workers = display.most_workers = workers.count
     began = perf_counter()
     said = "1 worker, its log" if workers.count == 1 else f"{workers.count} workers, their logs"
-    display.log(f"{said} in {sweep.folder / 'workers'}")
+    display.log(f"{said} in {sweep.folder / LOGS}")
     try:
         yield crew
         display.log(crew.busy_line(perf_counter() - began))
     finally:
         display.workers = 1
         crew.close()
+        add_workers(sweep.folder, stages, crew.computed, perf_counter() - began)
 
 
 def _begin(

@@ -5,8 +5,12 @@ import json
 import os
 import re
 import signal
+import socket
+import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -19,8 +23,17 @@ from lowmem_spin.cli.play import WorkersAsked, planned_sweep, sweep
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.grid import sweep_axes
 from lowmem_spin.config.load import find_recipe
+from lowmem_spin.report.load import read_results
+from lowmem_spin.report.results import SweepResults
+from lowmem_spin.runner.worker_record import read_workers
 
-ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+ADDRESS = r"(::ffff:)?127\."
+
+
+def joined() -> bool:
+    """Whether this process has a part in a Ray cluster. Only a sweep with workers has imported it."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 class Watched(Display):
@@ -66,15 +79,18 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_is_left_running() -> Iterator[None]:
     yield
-    assert not ray.is_initialized()
+    assert not joined()
 
 
 def test_two_workers_and_one_that_is_killed_end_in_the_same_adapters_and_numbers(alone: Path, tmp_path: Path) -> None:
     display, me = Watched(), psutil.Process()
     killed: list[int] = []
+    listening: set[str] = set()
 
     def kill() -> None:
         display.trained.wait(300)
+        for process in [me, *me.children(recursive=True)]:
+            listening.update(one.laddr.ip for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN)
         for worker in [child for child in me.children(recursive=True) if "SweepWorker" in child.name()][:1]:
             os.kill(worker.pid, signal.SIGKILL)
             killed.append(worker.pid)
@@ -84,6 +100,7 @@ def test_two_workers_and_one_that_is_killed_end_in_the_same_adapters_and_numbers
     assert play(tmp_path, WorkersAsked("2"), display) == ["finished", "finished"]
     killer.join()
     assert made(tmp_path) == made(alone)
+    assert listening and all(re.match(ADDRESS, one) for one in listening), "somebody else could give the workers code to run"
     said = "\n".join(display.lines)
     assert killed and "died; another takes its place" in said
     assert set(re.findall(r"^(worker \d): ", said, re.MULTILINE)) == {"worker 1", "worker 2"}
@@ -92,6 +109,15 @@ def test_two_workers_and_one_that_is_killed_end_in_the_same_adapters_and_numbers
     trained = re.findall(r"train iterate 0: \d+ rows, ", said)
     assert len(trained) == 1, "a stage of both games was computed twice"
     assert len(list((tmp_path / "game-sweep" / "workers").glob("worker-*.log"))) == 2
+    account = read_workers(tmp_path / "game-sweep")
+    assert account is not None and {one.worker for one in account.workers} == {1, 2}
+    did = sum((Counter(one.steps) for one in account.workers), Counter())
+    assert did["train"] == 3 and did["baseline"] == 2, "iterate 0 is both games', plain fine-tuning likewise"
+    for worker in (1, 2):
+        assert 0 < sum(one.seconds for one in account.workers if one.worker == worker) <= account.seconds
+    assert socket.gethostname() in {one.machine for one in account.workers}
+    results = read_results(tmp_path / "game-sweep")
+    assert isinstance(results, SweepResults) and results.workers == account
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,9 @@ class _Waiting:
 
     def replace(self, worker: int) -> None: ...
 
+    def ready(self, worker: int) -> bool:
+        return True
+
     def close(self) -> None: ...
 
 
