@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -118,6 +119,43 @@ def test_two_workers_and_one_that_is_killed_end_in_the_same_adapters_and_numbers
     assert socket.gethostname() in {one.machine for one in account.workers}
     results = read_results(tmp_path / "game-sweep")
     assert isinstance(results, SweepResults) and results.workers == account
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """Two nodes on this machine, with room for a worker each; they answer to nobody else."""
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray takes a name in the network for 127.0.0.1
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"node_ip_address": "127.0.0.1", "include_dashboard": False})
+    nodes.add_node(node_ip_address="127.0.0.1")
+    yield nodes
+    nodes.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leaves", [False, True])
+def test_two_nodes_and_one_that_leaves_end_in_the_same_adapters_and_numbers(
+    leaves: bool, alone: Path, cluster: Any, tmp_path: Path
+) -> None:
+    display, (other,) = Watched(), cluster.worker_nodes
+
+    def leave() -> None:
+        display.trained.wait(300)
+        cluster.remove_node(other, allow_graceful=False)
+
+    leaving = threading.Thread(target=leave)
+    if leaves:
+        leaving.start()
+    assert play(tmp_path, WorkersAsked("2", cluster.address), display) == ["finished", "finished"]
+    if leaves:
+        leaving.join()
+    assert made(tmp_path) == made(alone)
+    said = "\n".join(display.lines)
+    assert ("died; another takes its place" in said) == leaves
+    assert leaves or set(re.findall(r"^(worker \d): ", said, re.MULTILINE)) == {"worker 1", "worker 2"}
+    assert len(re.findall(r"train iterate 0: \d+ rows, ", said)) == 1
+    assert not joined() and len(cluster.list_all_nodes()) == 2 - leaves, "the cluster is somebody else's, and stays"
 
 
 @pytest.mark.parametrize(
