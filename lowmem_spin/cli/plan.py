@@ -31,6 +31,8 @@ SHARING = {  # what a residency means for a generator and training, which are tw
 def show_plan(plan: PlannedWork, display: Display) -> None:
     """All of it, with what it could not know in yellow."""
     display.log(plan.total().line())
+    if plan.parallel is not None:
+        display.log(plan.parallel.line())
     display.console.print("", rows(plan), "")
     display.console.print(stages_left(plan), "")
     if (shape := planned_shape(plan.found.model)) is not None:

@@ -18,13 +18,14 @@ from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.grid import Axes, SweepPoint, first_recipe, sweep_folder, sweep_points
 from lowmem_spin.config.load import RecipeFile
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.engines.machine import find_machine, memory_gauge, visible_gpus
+from lowmem_spin.engines.machine import memory_gauge, visible_gpus
 from lowmem_spin.evaluation import suites
 from lowmem_spin.runner import sweep as sweeps
 from lowmem_spin.runner.crew import Workers
 from lowmem_spin.runner.health import Health
 from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.run import Player
+from lowmem_spin.runner.worker_count import asked_count, check_gpus, on_gpu
 
 
 @contextmanager
@@ -109,38 +110,26 @@ class WorkersAsked:
         Raises:
             InputError: this is no number, or there cannot be so many; one line.
         """
-        count, asked = None, self.workers
-        if asked is None and self.ray is None:
+        if self.workers is None and self.ray is None:
             return None
-        if asked not in (None, "auto"):
-            count = int(asked) if asked.isdecimal() else 0
-            if not 1 <= count <= 1000:
-                raise InputError(f"--workers {asked}: give a number from 1 to 1000, or auto, which is one for each GPU")
-        on_gpu = any(map(_on_gpu, points))
-        gpus = visible_gpus() if on_gpu and self.ray is None else None
+        count, with_gpus = asked_count(self.workers), on_gpu(points)
+        gpus = visible_gpus() if with_gpus and self.ray is None else None
         if self.ray is None and (count or gpus or 1) == 1:
             return None
         if find_spec("ray") is None:
-            named = f"--workers {asked}" if self.ray is None else f"--ray {quoted(self.ray)}"
+            named = f"--workers {self.workers}" if self.ray is None else f"--ray {quoted(self.ray)}"
             raise InputError(f"{named}: Ray is not installed; {install_extra('ray')}")
-        if gpus is not None and count is not None and count > gpus:
-            raise InputError(f"--workers {count}: a worker has a GPU of its own, and there are {gpus}; give {gpus}, or auto")
+        if gpus is not None:
+            check_gpus(count, gpus)
 
         def make(
             points: Sequence[SweepPoint], steps: Sequence[tuple[int, Stage, bool]], logs: Path, display: Display
         ) -> Workers:
             from lowmem_spin.runner.ray_workers import RayWorkers
 
-            return RayWorkers(count, self.ray, points, recipe_dir, steps, logs, display, trust, on_gpu)
+            return RayWorkers(count, self.ray, points, recipe_dir, steps, logs, display, trust, with_gpus)
 
         return make
-
-
-def _on_gpu(point: SweepPoint) -> bool:
-    try:
-        return find_machine(point.recipe).device == "cuda"
-    except InputError:  # of this point alone, when it is opened
-        return False
 
 
 def sweep(

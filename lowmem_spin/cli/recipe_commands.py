@@ -67,6 +67,10 @@ def plan(
     measured: Annotated[
         bool, typer.Option("--measure", help="Load the model and time it on its own rows first, for 20 seconds or so.")
     ] = False,
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="N|auto", help="Say how long so many workers of a sweep take; auto: one for each GPU here."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON and nothing else.")] = False,
     trust: TrustCode = False,
 ) -> None:
@@ -82,6 +86,7 @@ def plan(
     from lowmem_spin.config.load import find_recipe
     from lowmem_spin.runner.planning import plan as planning
     from lowmem_spin.runner.planning.calibration import known_gpu
+    from lowmem_spin.runner.planning.parallel import check_workers
 
     if gpu is not None:
         gpu = known_gpu(gpu)
@@ -89,9 +94,10 @@ def plan(
             raise InputError(f"--measure: it times this machine, and --gpu {gpu} plans for another; leave one of them out")
     path = find_recipe(recipe)
     varied = points.sweep_axes(path, alpha, history, grid or [])
+    check_workers(workers, gpu, varied, seeds)
     asked = points.planned_points(path, overrides or [], varied, seeds)
     lines = measure_here(asked[0].recipe, path.parent, Display(Console(stderr=as_json)), Trust(trust)) if measured else []
-    made = planning.plan(asked, path.parent, gpu, Trust(trust))
+    made = planning.plan(asked, path.parent, gpu, Trust(trust), workers)
     if as_json:
         print(json_text(made.record(), indent=2))
         return

@@ -24,6 +24,7 @@ from lowmem_spin.config.yaml_text import one_line
 from lowmem_spin.library.games import TRUST, Run, Sweep
 from lowmem_spin.runner.planning import plan as planning
 from lowmem_spin.runner.planning.calibration import known_gpu
+from lowmem_spin.runner.planning.parallel import check_workers
 
 RecipeLike = str | Path | Mapping[str, Any] | Recipe
 AGAIN = "run the same again"
@@ -133,6 +134,16 @@ class Plan:
         return max(known) / 1e9 if known else math.nan
 
     @property
+    def hours_with_workers(self) -> float | None:
+        """With so many workers as were asked for; None if none were."""
+        return None if self.made.parallel is None else self.made.parallel.seconds / 3600
+
+    @property
+    def longest_chain_hours(self) -> float | None:
+        """Of steps that wait for each other, which more workers cannot shorten; None if none were asked for."""
+        return None if self.made.parallel is None else self.made.parallel.longest_chain / 3600
+
+    @property
     def notes(self) -> list[str]:
         """What a person should know before playing it."""
         return self.made.notes
@@ -157,6 +168,7 @@ def plan(
     /,
     *,
     gpu: str | None = None,
+    workers: int | str | None = None,
     seeds: int = 1,
     grid: Mapping[str, Iterable[Any]] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -167,6 +179,7 @@ def plan(
     Args:
         recipe: as in `run`.
         gpu: plan for this card instead of for this machine: "4090", "3090", "T4", "A100", "H100" or "H200".
+        workers: of a sweep, to say how long so many take; "auto" is one for each GPU here, and does not go with `gpu`.
         seeds: as in `sweep`.
         grid: as in `sweep`.
         settings: as in `sweep`.
@@ -179,7 +192,9 @@ def plan(
         gpu = known_gpu(gpu)
     path = _recipe_file(recipe)
     overrides, varied = _varied(path, grid, settings, fields)
-    return Plan(planning.plan(planned_points(path, overrides, varied, seeds), path.parent, gpu))
+    asked = None if workers is None else str(workers)
+    check_workers(asked, gpu, varied, seeds)
+    return Plan(planning.plan(planned_points(path, overrides, varied, seeds), path.parent, gpu, workers=asked))
 
 
 def _console() -> Console:

@@ -20,7 +20,9 @@ from lowmem_spin.report.from_store import answer_tokens, read_trainings
 from lowmem_spin.report.intervals import Value, is_yes_or_no, rows_of
 from lowmem_spin.report.measures import TASKS
 from lowmem_spin.report.results import Benchmark, PolicyResults, RunResults, SweepFile, SweepResults
+from lowmem_spin.runner.claim import WORKERS
 from lowmem_spin.runner.run_folder import as_far_as_played, check_keys
+from lowmem_spin.runner.worker_record import read_workers
 
 SAMPLED = ("prompts", "proposals", "rejected", "acceptance", "ess", "log_z")
 MEASURED = ("kl_to_base", "kl_to_previous", "kl_from_base", "length", "truncated")
@@ -62,7 +64,12 @@ def read_sweep(folder: Path) -> SweepResults:
                 f"{path}: dir {shortened(repr(point.dir))} of {shortened(point.name)} is not in the sweep's folder; no sweep "
                 "writes that: leave the folder alone, or sweep anew"
             )
-    return SweepResults(folder, file, {point.name: read_run_results(folder / point.dir) for point in finished})
+    workers = lost = None
+    try:
+        workers = read_workers(folder)
+    except DamagedError as error:
+        lost = f"nothing on which worker did what: {folder / WORKERS} {error}; delete it"
+    return SweepResults(folder, file, {point.name: read_run_results(folder / point.dir) for point in finished}, workers, lost)
 
 
 def read_run_results(folder: Path) -> RunResults:

@@ -29,6 +29,7 @@ from lowmem_spin.report.plots import DRAWN, WIDTH
 from lowmem_spin.report.results import RunResults, SweepResults, plain_value, recipe_field
 from lowmem_spin.report.summary import duration, points_grid, run_grid, sweep_grid, sweep_verdict, verdict
 from lowmem_spin.report.svg import drawing, inline, style
+from lowmem_spin.runner.worker_record import WorkersFile
 
 __all__ = ["write_all", "write_page", "write_picture"]
 RUN_LEGEND = (
@@ -148,6 +149,7 @@ def _run(run: RunResults) -> dict[str, Any]:
         "samples": _samples([(policy.name, policy.samples) for policy in run.policies]),
         "samples_note": "The first held-out prompts, each with a sample of every policy, at temperature 1 from all tokens.",
         "provenance": _provenance([run], [recipe_field(run.recipe, "seed")]),
+        "workers": None,
         "keys": [("", _keys(run))],
         "recipes": [("", run.recipe_text)],
     }
@@ -179,6 +181,7 @@ def _sweep(sweep: SweepResults) -> dict[str, Any]:
         ),
         "samples_note": "The first held-out prompts, answered by the last iterate of each configuration's first seed.",
         "provenance": _provenance(runs, sweep.file.seeds),
+        "workers": None if sweep.workers is None else _workers(sweep.workers),
         "keys": [(name, _keys(run)) for name, run in sweep.runs.items()],
         "recipes": [(name, run.recipe_text) for name, run in sweep.runs.items()],
     }
@@ -206,6 +209,19 @@ def _samples(answers: Sequence[tuple[str, list[dict[str, str]]]]) -> list[dict[s
 
 def _answer(sample: dict[str, str]) -> str:
     return sample["answer"] + (" … (truncated)" if sample.get("finish_reason") == "length" else "")
+
+
+def _workers(found: WorkersFile) -> dict[str, Any]:
+    """Which worker did what, and how much of the time it was busy."""
+    rows = []
+    for one in found.workers:
+        place = ", ".join(part for part in (one.machine, one.device) if part) or "not known"
+        did = ", ".join(f"{count} {kind}" for kind, count in one.steps.items())
+        share = f"{one.seconds / found.seconds:.0%}" if found.seconds else ""
+        rows.append([str(one.worker), place, did, str(sum(one.steps.values())), duration([one.seconds]), share])
+    count = len({one.worker for one in found.workers})
+    said = f"{count} worker{'s' * (count != 1)} computed steps of these games in {duration([found.seconds])}, waits included."
+    return {"said": said, "grid": Grid(["worker", "on", "did", "steps", "busy", "share"], rows, names=3)}
 
 
 def _provenance(runs: Sequence[RunResults], seeds: Sequence[Any]) -> Grid:

@@ -17,6 +17,7 @@ from lowmem_spin.algorithm.roles import Part, Role
 from lowmem_spin.config.loss_choices import own_in_words
 from lowmem_spin.report.intervals import Value, difference, over
 from lowmem_spin.report.measures import MATCH, TASKS, WINS
+from lowmem_spin.runner.worker_record import WorkersFile
 
 
 @dataclass(frozen=True)
@@ -183,10 +184,13 @@ class SweepResults:
     folder: Path
     file: SweepFile
     runs: dict[str, RunResults]  # of finished points, by name
+    workers: WorkersFile | None = None  # what several computed, if there were such
+    lost: str | None = None  # why that is not known
 
     @property
     def missing(self) -> list[str]:
-        return [f"{name}: {line}" for name, run in self.runs.items() for line in run.missing]
+        lost = [] if self.lost is None else [self.lost]
+        return [*(f"{name}: {line}" for name, run in self.runs.items() for line in run.missing), *lost]
 
     @cached_property
     def configurations(self) -> list[Configuration]:

@@ -22,7 +22,8 @@ FILES = ("run.json", "recipe.yaml", METRICS, *PICTURES)  # that a game writes in
 WRITTEN = ("recipe.yaml", METRICS, ITERATES, *PICTURES, "report.md", "report_*.png", "report_*.svg")
 WRITTEN += ("benchmarks.jsonl", "arena.json", "mtbench", "alpaca", "samples", "serve")
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError)
-OF_SWEEPS = ("report.html", "report.md", "report_*.png", "report_*.svg")
+WORKERS, LOGS = "workers.json", "workers"  # in a sweep's folder: what its workers did, and the folder of their logs
+OF_SWEEPS = ("report.html", "report.md", "report_*.png", "report_*.svg", WORKERS)
 
 
 class Claimant(Protocol):
@@ -96,6 +97,8 @@ def check_sweep_folder(folder: Path) -> None:
     Raises:
         InputError: one line.
     """
+    if (folder / WORKERS).is_dir():
+        raise InputError(f"output.dir: {str(folder / WORKERS)!r} is a folder, where a file is to be written; move it away")
     _record(folder, "sweep.json", "points", OF_SWEEPS)
 
 

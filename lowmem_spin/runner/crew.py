@@ -4,6 +4,7 @@ The sweep itself then plays every step in the order of one worker, finds all of 
 early ends exactly as if it had been alone. Nothing a worker says matters but that it is done.
 """
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,20 @@ class Done:
     error: Exception | None = None
     late: bool = False  # the hours are over
     died: bool = False  # the worker has gone, with whatever was not stored yet
+    machine: str = ""  # where it was computed
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a worker was busy with."""
+
+    worker: int
+    step: int
+    seconds: float
+    machine: str  # as far as the worker has said so
+    device: str
+    whole: bool = True  # it came to its end, and was not cut off
 
 
 class Workers(Protocol):
@@ -55,6 +70,10 @@ class Workers(Protocol):
         """Put another in the place of one that died, or that an error has left in whatever state."""
         ...
 
+    def ready(self, worker: int) -> bool:
+        """Whether it is there. One that takes the place of another may have to wait for a machine, and `wait` with it."""
+        ...
+
     def close(self) -> None:
         """End them all."""
         ...
@@ -75,7 +94,9 @@ class Crew:
         self.opened = [""] * workers.count
         self.ended: dict[int, Done] = {}  # steps that a game has not asked for yet
         self.deaths: Counter[int] = Counter()
-        self.busy = [0.0] * workers.count
+        self.began = [0.0] * workers.count  # on time.perf_counter's clock, the step that each has
+        self.places = [("", "")] * workers.count  # machine and device of each
+        self.computed: list[Computed] = []
         self.late = False
 
     def wait_for(self, step: int) -> None:
@@ -87,7 +108,7 @@ class Crew:
         """
         self._hand_out()
         while not (step in self.ended or step in self.schedule.over or step in self.schedule.dropped):
-            if not self.has:
+            if not self.has and all(map(self.workers.ready, range(self.workers.count))):
                 raise RuntimeError(f"step {step} waits for nothing that is under way")
             self._wait()
             self._hand_out()
@@ -126,11 +147,19 @@ class Crew:
         self.schedule.settle(step)
 
     def close(self) -> None:
+        """End the workers; what they are computing is cut off."""
+        while self.has:
+            self._cut_off(*self.has.popitem())
         self.workers.close()
+
+    def _cut_off(self, worker: int, step: int) -> None:
+        self.computed.append(
+            Computed(worker, step, time.perf_counter() - self.began[worker], *self.places[worker], whole=False)
+        )
 
     def _hand_out(self) -> None:
         for worker in range(self.workers.count):
-            if worker in self.has or self.late:
+            if worker in self.has or self.late or not self.workers.ready(worker):
                 continue
             step = self.schedule.take(self.opened[worker])
             if helps := step is None:
@@ -138,6 +167,7 @@ class Crew:
             if step is None:
                 continue
             self.has[worker], self.opened[worker] = step, self.schedule.nodes[step].opens
+            self.began[worker] = time.perf_counter()
             if helps:
                 self.helpers.add(worker)
                 self.helped.add((worker, step))
@@ -153,7 +183,12 @@ class Crew:
 
     def _end(self, worker: int, done: Done) -> None:
         step = self.has.pop(worker)
-        self.busy[worker] += done.took
+        if done.died:
+            self._cut_off(worker, step)
+            self.places[worker] = ("", "")
+        else:
+            self.places[worker] = (done.machine, done.device)
+            self.computed.append(Computed(worker, step, done.took, *self.places[worker], whole=not done.late))
         for line, style in done.lines:
             self.display.log(f"worker {worker + 1}: {line}", style)
         if done.late:
@@ -198,7 +233,13 @@ class Crew:
             line = self.workers.progress(worker)
             if line is not None:
                 self.display.log(f"worker {worker + 1}: {line}")
+        for worker in range(self.workers.count):
+            if not self.workers.ready(worker):
+                self.display.log(f"worker {worker + 1} waits for a machine to be on", "yellow")
 
     def busy_line(self, seconds: float) -> str:
         """How much of so many seconds each was computing."""
-        return ", ".join(f"worker {number + 1} busy {busy / seconds:.0%}" for number, busy in enumerate(self.busy))
+        busy = [0.0] * self.workers.count
+        for one in self.computed:
+            busy[one.worker] += one.seconds
+        return ", ".join(f"worker {number + 1} busy {part / seconds:.0%}" for number, part in enumerate(busy))

@@ -22,7 +22,9 @@ from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.runner.crew import Done
 from lowmem_spin.runner.evaluate_policy import evaluate_policy, sample_policy
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
+from lowmem_spin.runner.planning.calibration import device_name
 from lowmem_spin.runner.run import make, measured_by
+from lowmem_spin.runner.worker_count import check_gpus
 from lowmem_spin.store.claims import Share
 
 STARTING = 300  # seconds that workers may take to be there
@@ -63,6 +65,7 @@ class SweepWorker:
         self.shared = SharedResources(trust=trust)
         self.games: dict[int, OpenGame | Exception] = {}
         self.display: _WorkerDisplay | None = None
+        self.device = ""  # its name, once a game has been asked for
 
     def sees(self, probe: Path) -> bool:
         """Whether a file of the sweep's is there for this process, too."""
@@ -89,7 +92,8 @@ class SweepWorker:
             error = _that_travels(failed)
         now = (display.seconds, display.rows, display.tokens)
         seconds, rows, tokens = (_more(then, counts) for then, counts in zip(before, now, strict=True))
-        return Done(seconds, rows, tokens, list(display.said), time.perf_counter() - began, error, late)
+        took, here = time.perf_counter() - began, socket.gethostname()
+        return Done(seconds, rows, tokens, list(display.said), took, error, late, machine=here, device=self.device)
 
     def _begin(self) -> _WorkerDisplay:
         os.chdir(self.here)
@@ -112,6 +116,7 @@ class SweepWorker:
         return game
 
     def _compute(self, game: OpenGame, stage: Stage, samples_only: bool, share: Share) -> None:
+        self.device = self.device or device_name(game.resolved.choices.machine.device)
         if stage not in game.stages:
             raise InputError(
                 "a worker finds another game in this recipe than the sweep does: its GPU, versions or files differ, or a "
@@ -172,21 +177,21 @@ class RayWorkers:
         self.steps, self.display = steps, display
         try:
             gpus = int(self.ray.cluster_resources().get("GPU", 0)) if on_gpu else 0
-            if on_gpu and count is not None and count > gpus:
-                raise InputError(
-                    f"--workers {count}: a worker has a GPU of its own, and there are {gpus}; give {gpus}, or auto"
-                )
+            if on_gpu:
+                check_gpus(count, gpus)
             self.count = count or max(1, gpus)
             threads = max(1, int(self.ray.cluster_resources().get("CPU", 1)) // self.count)
             variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
             here, folder = os.getcwd(), logs.resolve()
-            options = {"num_cpus": 0, "num_gpus": int(on_gpu), "max_concurrency": 2, "runtime_env": {"env_vars": variables}}
+            asked = {"num_cpus": 0, "num_gpus": 1} if on_gpu else {"num_cpus": 0.01}  # of none at all nothing is spread
+            options = {**asked, "max_concurrency": 2, "runtime_env": {"env_vars": variables}, "scheduling_strategy": "SPREAD"}
             actor = self.ray.remote(SweepWorker).options(**options)
             self._make = lambda worker: actor.remote(
                 points, recipe_dir.resolve(), here, folder / f"worker-{worker + 1}.log", trust
             )
             self.actors = [self._make(worker) for worker in range(self.count)]
             self.under_way: dict[Any, int] = {}
+            self.coming: dict[int, Any] = {}  # worker -> what it answers once it is there
             _check_seen(self.ray, self.actors, [Path(root).resolve() for root in {p.recipe.output.store for p in points}])
         except BaseException:
             self.close()
@@ -207,8 +212,8 @@ class RayWorkers:
 
     def wait(self, seconds: float) -> list[tuple[int, Done]]:
         """See crew.Workers."""
-        ended, _ = self.ray.wait(list(self.under_way), num_returns=1, timeout=seconds)
-        return [(self.under_way.pop(reference), self._done(reference)) for reference in ended]
+        ended, _ = self.ray.wait([*self.under_way, *self.coming.values()], num_returns=1, timeout=seconds)
+        return [(self.under_way.pop(one), self._done(one)) for one in ended if one in self.under_way]
 
     def _done(self, reference: Any) -> Done:
         try:
@@ -233,6 +238,13 @@ class RayWorkers:
         """See crew.Workers."""
         self.ray.kill(self.actors[worker])
         self.actors[worker] = self._make(worker)
+        self.coming[worker] = self.actors[worker].sees.remote(Path())
+
+    def ready(self, worker: int) -> bool:
+        """See crew.Workers."""
+        if worker in self.coming and self.ray.wait([self.coming[worker]], timeout=0)[0]:
+            del self.coming[worker]
+        return worker not in self.coming
 
     def close(self) -> None:
         """End the workers, and what was started for them; what they have committed is in the store."""
@@ -246,6 +258,8 @@ def _joined(address: str | None, count: int | None) -> tuple[Any, bool]:
     """(ray, whether it is ours to shut down)"""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # they are what the person waits for
+    if address is None or address.startswith(("127.", "localhost", "[::1]")):  # else Ray takes this machine's own for it
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # as there, it is for this machine alone
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a worker without a GPU sees what its parent sees
     import ray
 

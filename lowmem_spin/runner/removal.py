@@ -4,11 +4,12 @@ import shutil
 from pathlib import Path
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.runner.claim import ITERATES, WRITTEN
+from lowmem_spin.runner.claim import ITERATES, LOGS, WORKERS, WRITTEN
 from lowmem_spin.runner.run_folder import USED, is_played
 
 RECORDS = ("run.json", "sweep.json")
-OWN = (*WRITTEN, *RECORDS, USED, "error.txt", "logged_to_*.json", "tensorboard", "wandb", "trackio", "mlflow.db")
+OWN = (*WRITTEN, *RECORDS, USED, WORKERS, f"{LOGS}/worker-*.log", "error.txt")
+OWN += ("logged_to_*.json", "tensorboard", "wandb", "trackio", "mlflow.db")
 
 
 def check_removable(folder: Path) -> None:
@@ -37,7 +38,7 @@ def remove_results(folder: Path) -> list[Path]:
     """
     check_removable(folder)
     left: list[Path] = []
-    for part in (folder / ITERATES, folder / "points"):
+    for part in (folder / ITERATES, folder / "points", folder / LOGS):
         if part.is_symlink():  # what is behind it is somebody's
             part.unlink()
     for record in sorted((folder / "points").glob("*/run.json")):
@@ -51,7 +52,7 @@ def remove_results(folder: Path) -> list[Path]:
             shutil.rmtree(path)
         else:
             path.unlink()
-    for part in (folder / ITERATES, folder / "points", folder):
+    for part in (folder / ITERATES, folder / "points", folder / LOGS, folder):
         if part.is_dir() and not any(part.iterdir()):
             part.rmdir()
     return left + (sorted(path for path in folder.iterdir() if path.name != "points") if folder.is_dir() else [])

@@ -4,27 +4,26 @@ import errno
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-from lowmem_spin.algorithm.roles import Role
-from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Score, Stage, Train, TrainSampler, is_baseline
+from lowmem_spin.algorithm.stages import Stage, is_baseline
 from lowmem_spin.common.checked import read_checked, write_checked
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError, printable
 from lowmem_spin.common.files import DISK, DamagedError, UnreadableError, write_text
 from lowmem_spin.common.trust import UntrustedError
 from lowmem_spin.config.grid import Axes, SweepPoint
-from lowmem_spin.runner.claim import check_folder, check_sweep_folder
+from lowmem_spin.runner.claim import LOGS, check_folder, check_sweep_folder
 from lowmem_spin.runner.crew import Crew, Workers
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.planning.forecast import Ahead, steps_ahead
 from lowmem_spin.runner.record import is_recorded
 from lowmem_spin.runner.run import Player
-from lowmem_spin.runner.schedule import Node, Schedule, own_needs
+from lowmem_spin.runner.steps import Step, in_step, numbered, places_of, scheduled, shared_rows
+from lowmem_spin.runner.worker_record import add_workers, forget_other_games
 
-ORDER: list[type] = [Average, TrainSampler, Generate, Judge, Score, Train, Evaluate]
 Check = Callable[[OpenGame], Mapping[str, Path]]
 """Refuses what could not be measured after a game; gives the files of its benchmarks, by field of `evaluation`."""
 MakeWorkers = Callable[[Sequence[SweepPoint], Sequence[tuple[int, Stage, bool]], Path, Display], Workers]
@@ -82,50 +81,6 @@ class SweepState:
         )
 
 
-def numbered(stages: Sequence[Stage]) -> list[tuple[int, Stage]]:
-    """Each stage with the iteration for which it is played: that of the next policy to be trained or measured.
-
-    The bases and a warm start come before the first, plain fine-tuning after the last.
-    """
-    last = max(stage.iteration for stage in stages if isinstance(stage, Evaluate) and stage.iteration is not None)
-    outside = {Role.UNQUANTIZED: -3, Role.BASE: -2, Role.WARM_START: -1, Role.BASELINE: last + 1}
-    iteration, found = last, []
-    for stage in reversed(stages):
-        match stage:
-            case Train(role=Role.ITERATE, iteration=int(t)) | Evaluate(role=Role.ITERATE, iteration=int(t)):
-                iteration = t
-            case Train(role=role) | Evaluate(role=role):
-                iteration = outside[role]
-        found.append((iteration, stage))
-    return found[::-1]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One stage of one game. An evaluation is two: its samples first, then what is made of them."""
-
-    game: int
-    stage: Stage
-    samples_only: bool = False
-
-
-def in_step(games: Sequence[Sequence[tuple[int, Stage]]], engines: Sequence[str]) -> list[Step]:
-    """All stages of all games, every game's own order kept: by iteration, then by what is done, then by engines.
-
-    So the generator answers for all games before the learner scores for all of them, and games whose engines are
-    opened alike (`engines`, one name for each game) come one after the other.
-    """
-    ranked: list[tuple[tuple[int, int, str, int, int], Step]] = []
-    for number, stages in enumerate(games):
-        for place, (iteration, stage) in enumerate(stages):
-            rank = ORDER.index(type(stage))
-            if isinstance(stage, Evaluate):
-                ranked.append(((iteration, rank, engines[number], number, place), Step(number, stage, samples_only=True)))
-                rank += 1
-            ranked.append(((iteration, rank, engines[number], number, place), Step(number, stage)))
-    return [step for _, step in sorted(ranked, key=lambda entry: entry[0])]
-
-
 def play_sweep(
     sweep: SweepState,
     recipe_dir: Path,
@@ -173,11 +128,12 @@ def play_sweep(
         stay = f"they stay in {sweep.folder / 'points'}, and the table and the report are without them"
         display.log(f"not of this sweep, but of an earlier one in this folder: {', '.join(left)}; {stay}", "yellow")
     sweep.write()
-    steps = in_step([entry.stages for entry in opened], [entry.player.game.signature for entry in opened if entry.player])
-    games_of = [entry.player.game for entry in opened if entry.player]
-    ahead = steps_ahead([(games_of[step.game], step.stage, step.samples_only) for step in steps])
+    playing = [entry.player.game for entry in opened if entry.player]
+    steps = in_step([entry.stages for entry in opened], [game.signature for game in playing])
+    ahead = steps_ahead([(playing[step.game], step.stage, step.samples_only) for step in steps])
     display.expect([step.rows for step in ahead])
-    with _crew(workers, sweep, opened, steps, ahead, display) as crew:
+    forget_other_games(sweep.folder, [step.stage for step in steps], playing[0].store)
+    with _crew(workers, sweep, opened, playing, steps, ahead, display) as crew:
         for place, step in enumerate(steps):
             display.begin_step(place)
             entry = opened[step.game]
@@ -223,6 +179,7 @@ def _crew(
     make: MakeWorkers | None,
     sweep: SweepState,
     opened: Sequence[Entry],
+    games: Sequence[OpenGame],
     steps: Sequence[Step],
     ahead: Sequence[Ahead],
     display: Display,
@@ -231,36 +188,26 @@ def _crew(
     if make is None:
         yield None
         return
-    nodes = graph(opened, steps, ahead)
+    for entry, places in zip(opened, places_of(steps, len(opened)), strict=True):
+        entry.places = places
+    schedule = scheduled([game.recipe for game in games], [game.signature for game in games], steps, ahead)
     numbers = {id(entry): number for number, entry in enumerate(sweep.entries)}
     told = [(numbers[id(opened[step.game])], step.stage, step.samples_only) for step in steps]
+    stages = [step.stage for step in steps]
     with display.start_up("starting workers"):
-        workers = make([entry.point for entry in sweep.entries], told, sweep.folder / "workers", display)
-    crew = Crew(workers, Schedule(nodes, {place for place, step in enumerate(ahead) if not step.makes}), display)
+        workers = make([entry.point for entry in sweep.entries], told, sweep.folder / LOGS, display)
+    crew = Crew(workers, schedule, display, shared_rows(ahead))
     display.workers = display.most_workers = workers.count
     began = perf_counter()
     said = "1 worker, its log" if workers.count == 1 else f"{workers.count} workers, their logs"
-    display.log(f"{said} in {sweep.folder / 'workers'}")
+    display.log(f"{said} in {sweep.folder / LOGS}")
     try:
         yield crew
         display.log(crew.busy_line(perf_counter() - began))
     finally:
         display.workers = 1
         crew.close()
-
-
-def graph(opened: Sequence[Entry], steps: Sequence[Step], ahead: Sequence[Ahead]) -> list[Node]:
-    """What each step needs: of its own game, and of whoever makes what it asks for too."""
-    found: dict[int, Node] = {}
-    for place, step in enumerate(steps):
-        opened[step.game].places.append((place, step.stage))
-    for entry in opened:
-        stops = any(bound is not None for bound in entry.point.recipe.game.stop_when.model_dump().values())
-        for (place, stage), node in zip(entry.places, own_needs(entry.places, stops), strict=True):
-            game = entry.player.game if entry.player else None
-            opens = f"{game.signature if game else ''} {getattr(stage, 'policy', '')}"
-            found[place] = replace(node, needs=node.needs | ahead[place].after, opens=opens)
-    return [found[place] for place in range(len(steps))]
+        add_workers(sweep.folder, stages, crew.computed, perf_counter() - began)
 
 
 def _begin(

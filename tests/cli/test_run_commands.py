@@ -169,6 +169,9 @@ def test_remove_asks_first_and_takes_whole_sweeps(copy: Path, monkeypatch: pytes
     shutil.copytree(copy / "run", sweep / "points" / "a", symlinks=True)
     (sweep / "points" / "b").symlink_to(copy / "run")  # somebody's
     (sweep / "sweep.json").write_text("{}")
+    (sweep / "workers.json").write_text("{}")
+    (sweep / "workers").mkdir()
+    (sweep / "workers" / "worker-1.log").write_text("train")
     monkeypatch.setattr(sys, "stdin", StringIO())
     asked = call("remove", sweep)
     assert asked.returncode == 2 and "nothing is removed; --yes removes without asking" in asked.stderr

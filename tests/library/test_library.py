@@ -245,12 +245,28 @@ def test_a_sweep_is_the_one_that_the_command_line_plays(swept: ls.Sweep) -> None
 
 def test_a_plan_is_the_commands(tmp_path: Path) -> None:
     shape = {"alpha": [0.5, 1], "history": [1, math.inf], "seeds": 2}
-    made = ls.plan("quickstart", gpu="4090", settings={"output.store": tmp_path}, **shape)
-    words = ["--gpu", "4090", "--set", f"output.store={tmp_path}", "--alpha", "0.5,1", "--history", "1,inf", "--seeds", 2]
+    made = ls.plan("quickstart", gpu="4090", workers=2, settings={"output.store": tmp_path}, **shape)
+    words = [
+        "--gpu",
+        "4090",
+        "--workers",
+        2,
+        "--set",
+        f"output.store={tmp_path}",
+        "--alpha",
+        "0.5,1",
+        "--history",
+        "1,inf",
+        "--seeds",
+        2,
+    ]
     told = json.loads(call("plan", "quickstart", *words, "--json").stdout)
     assert made.made.record() == told and len(told["points"]) == 8
     assert made.hours == pytest.approx(sum(line.seconds for line in made.made.lines) / 3600)
     assert told["total"]["seconds"] == round(3600 * made.hours, 1)
+    assert made.hours_with_workers and made.longest_chain_hours
+    assert made.longest_chain_hours < made.hours_with_workers < made.hours
+    assert told["workers"]["seconds"] == round(3600 * made.hours_with_workers, 1)
     assert made.memory_gb == max(stage["gpu_memory_bytes"] for stage in told["stages"]) / 1e9
     assert "Rows of 8 games" in str(made) and made.notes == told["notes"]
     assert "<pre>" in made._repr_html_() and "8 games" in repr(made)
@@ -298,6 +314,7 @@ def test_what_is_not_there_is_refused_in_one_line(run: ls.Run, tmp_path: Path) -
         (lambda: ls.run({"model": {"name_or_path": "x"}}), "^the recipe: data: missing; add it"),
         (lambda: ls.sweep("quickstart", grid={"alpha": cast(Any, 0.5)}), "grid: game.alpha is to be a list of values"),
         (lambda: ls.plan("quickstart", gpu="9999"), "9999"),
+        (lambda: ls.plan("quickstart", workers=2), "--workers 2: `run` plays a game with one"),
         (lambda: run.iterate(7), "iterate '7': .* has no such policy; it has base, 0, 1"),
         (lambda: run.generate(["hi"], temperature=-1), "^temperature -1: cannot be used"),
         (lambda: run.generate(["hi"], max_new_tokens=0), "^max_new_tokens: 0 cannot be used"),

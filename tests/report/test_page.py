@@ -29,7 +29,7 @@ from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.report.intervals import Value, difference, is_yes_or_no, over, quantile, rows_of, within_noise
 from lowmem_spin.report.load import read_results, read_run_results, read_sweep
-from lowmem_spin.report.page import write_all, write_picture
+from lowmem_spin.report.page import write_all, write_page, write_picture
 from lowmem_spin.report.results import PolicyResults, RunResults, SweepResults
 from lowmem_spin.report.summary import run_grid, terminal_table, verdict
 from lowmem_spin.runner import run_folder
@@ -423,6 +423,29 @@ def test_a_sweep_compares_configurations_over_their_seeds(game: Path, tmp_path: 
     shown = terminal(results)
     assert max(map(len, shown)) <= 80
     assert any(re.match(r"1.0 +inf +0 of 2, 1", line) for line in shown)
+
+
+def test_a_sweep_says_which_worker_did_what(game: Path, tmp_path: Path) -> None:
+    folder = sweep(tmp_path, game, {(0.5, 1, 0): 0.5, (1.0, 1, 0): 0.6})
+    write_page(read_results(folder))
+    assert "computed steps of these games" not in Page(folder / "report.html").words
+    shares = [
+        {"worker": 1, "machine": "one", "device": "Tesla <T4>", "steps": {"generate": 2, "train": 1}, "seconds": 90.0},
+        {"worker": 2, "machine": "", "device": "", "steps": {}, "seconds": 30.0},
+    ]
+    write_checked(folder / "workers.json", {"games": "x", "seconds": 120.0, "workers": shares})
+    write_page(read_results(folder))
+    page = Page(folder / "report.html")
+    check_offline(page)
+    assert "2 workers computed steps of these games in 2.0 min, waits included." in page.words
+    found = re.findall(r"(1)\s*(one, Tesla <T4>)\s*(2 generate, 1 train)\s*(3)\s*(1.5 min)\s*(75%)", page.words)
+    assert len(found) == 1 and re.search(r"2\s*not known\s*0\s*30.0 s\s*25%", page.words)
+    write_json(folder / "workers.json", {"games": "x", "seconds": -1, "workers": shares})
+    results = read_results(folder)
+    line = f"nothing on which worker did what: {folder / 'workers.json'} is no account of workers; delete it"
+    assert results.missing[-1] == line
+    write_page(results)
+    assert line in Page(folder / "report.html").words
 
 
 def test_a_sweep_with_nothing_finished_is_a_page_too(game: Path, tmp_path: Path) -> None:

@@ -5,9 +5,14 @@ import json
 import os
 import re
 import signal
+import socket
+import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,8 +24,17 @@ from lowmem_spin.cli.play import WorkersAsked, planned_sweep, sweep
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.grid import sweep_axes
 from lowmem_spin.config.load import find_recipe
+from lowmem_spin.report.load import read_results
+from lowmem_spin.report.results import SweepResults
+from lowmem_spin.runner.worker_record import read_workers
 
-ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+ADDRESS = r"(::ffff:)?127\."
+
+
+def joined() -> bool:
+    """Whether this process has a part in a Ray cluster. Only a sweep with workers has imported it."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 class Watched(Display):
@@ -66,15 +80,18 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_is_left_running() -> Iterator[None]:
     yield
-    assert not ray.is_initialized()
+    assert not joined()
 
 
 def test_two_workers_and_one_that_is_killed_end_in_the_same_adapters_and_numbers(alone: Path, tmp_path: Path) -> None:
     display, me = Watched(), psutil.Process()
     killed: list[int] = []
+    listening: set[str] = set()
 
     def kill() -> None:
         display.trained.wait(300)
+        for process in [me, *me.children(recursive=True)]:
+            listening.update(one.laddr.ip for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN)
         for worker in [child for child in me.children(recursive=True) if "SweepWorker" in child.name()][:1]:
             os.kill(worker.pid, signal.SIGKILL)
             killed.append(worker.pid)
@@ -84,6 +101,7 @@ def test_two_workers_and_one_that_is_killed_end_in_the_same_adapters_and_numbers
     assert play(tmp_path, WorkersAsked("2"), display) == ["finished", "finished"]
     killer.join()
     assert made(tmp_path) == made(alone)
+    assert listening and all(re.match(ADDRESS, one) for one in listening), "somebody else could give the workers code to run"
     said = "\n".join(display.lines)
     assert killed and "died; another takes its place" in said
     assert set(re.findall(r"^(worker \d): ", said, re.MULTILINE)) == {"worker 1", "worker 2"}
@@ -92,6 +110,52 @@ def test_two_workers_and_one_that_is_killed_end_in_the_same_adapters_and_numbers
     trained = re.findall(r"train iterate 0: \d+ rows, ", said)
     assert len(trained) == 1, "a stage of both games was computed twice"
     assert len(list((tmp_path / "game-sweep" / "workers").glob("worker-*.log"))) == 2
+    account = read_workers(tmp_path / "game-sweep")
+    assert account is not None and {one.worker for one in account.workers} == {1, 2}
+    did = sum((Counter(one.steps) for one in account.workers), Counter())
+    assert did["train"] == 3 and did["baseline"] == 2, "iterate 0 is both games', plain fine-tuning likewise"
+    for worker in (1, 2):
+        assert 0 < sum(one.seconds for one in account.workers if one.worker == worker) <= account.seconds
+    assert socket.gethostname() in {one.machine for one in account.workers}
+    results = read_results(tmp_path / "game-sweep")
+    assert isinstance(results, SweepResults) and results.workers == account
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """Two nodes on this machine, with room for a worker each; they answer to nobody else."""
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray takes a name in the network for 127.0.0.1
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"node_ip_address": "127.0.0.1", "include_dashboard": False})
+    nodes.add_node(node_ip_address="127.0.0.1")
+    yield nodes
+    nodes.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leaves", [False, True])
+def test_two_nodes_and_one_that_leaves_end_in_the_same_adapters_and_numbers(
+    leaves: bool, alone: Path, cluster: Any, tmp_path: Path
+) -> None:
+    display, (other,) = Watched(), cluster.worker_nodes
+
+    def leave() -> None:
+        display.trained.wait(300)
+        cluster.remove_node(other, allow_graceful=False)
+
+    leaving = threading.Thread(target=leave)
+    if leaves:
+        leaving.start()
+    assert play(tmp_path, WorkersAsked("2", cluster.address), display) == ["finished", "finished"]
+    if leaves:
+        leaving.join()
+    assert made(tmp_path) == made(alone)
+    said = "\n".join(display.lines)
+    assert ("died; another takes its place" in said) == leaves
+    assert leaves or set(re.findall(r"^(worker \d): ", said, re.MULTILINE)) == {"worker 1", "worker 2"}
+    assert len(re.findall(r"train iterate 0: \d+ rows, ", said)) == 1
+    assert not joined() and len(cluster.list_all_nodes()) == 2 - leaves, "the cluster is somebody else's, and stays"
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,9 @@ class Recording:
     def replace(self, worker: int) -> None:
         self.replaced += 1
 
+    def ready(self, worker: int) -> bool:
+        return True
+
     def close(self) -> None: ...
 
 
@@ -149,6 +152,41 @@ def test_a_step_whose_worker_dies_is_computed_by_another(nodes: list[Node], coun
     else:
         assert set(workers.started) == set(range(len(nodes)))
         assert len(workers.started) == len(nodes) + workers.replaced
+
+
+class Slow(Recording):
+    """Whoever takes the place of one that died is there only after three more ends, or three waits for it."""
+
+    def __init__(self, count: int, seed: int, nodes: Sequence[Node], deaths: float) -> None:
+        super().__init__(count, seed, nodes, deaths)
+        self.away: dict[int, int] = {}
+
+    def start(self, worker: int, step: int) -> None:
+        assert worker not in self.away, "a step waits for a worker that is not there"
+        super().start(worker, step)
+
+    def wait(self, seconds: float) -> list[tuple[int, Done]]:
+        self.away = {worker: left - 1 for worker, left in self.away.items() if left > 1}
+        return super().wait(seconds) if self.has else []
+
+    def replace(self, worker: int) -> None:
+        super().replace(worker)
+        self.away[worker] = 3
+
+    def ready(self, worker: int) -> bool:
+        return worker not in self.away
+
+
+@given(graphs(), st.integers(1, 4), st.integers(0, 1000))
+@settings(max_examples=100, deadline=None)
+def test_no_step_is_given_to_a_worker_that_is_not_there_yet(nodes: list[Node], count: int, seed: int) -> None:
+    workers = Slow(count, seed, nodes, deaths=0.1)
+    try:
+        walk(nodes, workers)
+    except InputError as error:
+        assert f"{DEATHS} workers died computing the same step" in str(error)
+    else:
+        assert set(workers.started) == set(range(len(nodes)))
 
 
 def test_what_others_make_needs_no_worker() -> None:

@@ -36,7 +36,7 @@ from lowmem_spin.report.summary import run_grid, terminal_table, verdict
 from lowmem_spin.runner import gc
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.planning.plan import plan
-from lowmem_spin.runner.sweep import numbered
+from lowmem_spin.runner.steps import numbered
 
 BESIDE = ("model.quantization=nf4", "evaluation={health_prompts: 12, compare_unquantized: true}", "game.iterations=1")
 NAME = "unquantized base"

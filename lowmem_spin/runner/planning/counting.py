@@ -55,7 +55,7 @@ class PlanLine:
 
     unit: Unit
     label: str
-    stored: int
+    missing: Places  # those of the unit's rows that are not stored
     seconds: float  # not a number: the model is not known yet
     memory: float  # bytes on a GPU, by engines/memory.py; not a number, too
     measured: bool  # the seconds, on this device, by `lowmem-spin bench`; else computed from FLOP
@@ -66,7 +66,11 @@ class PlanLine:
 
     @property
     def to_do(self) -> int:
-        return self.rows - self.stored
+        return len(self.missing)
+
+    @property
+    def stored(self) -> int:
+        return self.rows - self.to_do
 
 
 @dataclass

@@ -46,6 +46,7 @@ class Draft:
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     founds: list[ResolvedRecipe] = field(default_factory=list)
+    played: list[list[tuple[Stage, list[Touch]]]] = field(default_factory=list)  # of each of them, with what it touches
     exact: bool = True
     ids: Ids = field(default_factory=Ids)
     files: dict[Path, Rows | None] = field(default_factory=dict)
@@ -76,6 +77,7 @@ class Draft:
         usable = self._usable(found)
         touched = self._touched(found, loaded, usable)  # all before anything is counted
         self.founds.append(found)
+        self.played.append(touched)
         for stage, touches_of_stage in touched:
             if isinstance(stage, Train | Average | TrainSampler):
                 self.labels.setdefault(stage.policy, stage.name)
@@ -222,12 +224,12 @@ class Draft:
             stored = stores.setdefault(str(root), Stored(root, self.ids))
             if id(found) not in clocks:
                 clocks[id(found)] = Clock(found, load_calibration(root), self.gpu)
-            there = stored.count(unit)
+            missing = stored.missing(unit)
             clock, label = clocks[id(found)], self.labels.get(unit.policy, "base")
             epochs = self.epochs.get(unit.policy, 1)
             lengths = replace(self._lengths(found), generated=clock.generated())
-            seconds, measured = clock.seconds(unit, len(unit.places) - there, lengths, epochs)
-            found_lines.append(PlanLine(unit, label, there, seconds, clock.memory(unit), measured))
+            seconds, measured = clock.seconds(unit, len(missing), lengths, epochs)
+            found_lines.append(PlanLine(unit, label, missing, seconds, clock.memory(unit), measured))
         return found_lines
 
     def _lengths(self, found: ResolvedRecipe) -> Lengths:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from lowmem_spin.algorithm.touches import SAMPLE, Places
+from lowmem_spin.algorithm.touches import NO_ROWS, SAMPLE, Places
 from lowmem_spin.common.files import DamagedError, read_parquet
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
@@ -107,15 +107,16 @@ class Ids:
 
 
 class Stored:
-    """How many of a unit's rows the store has."""
+    """Which of a unit's rows the store has."""
 
     def __init__(self, root: Path, ids: Ids) -> None:
         self.root, self.ids = root, ids
         self.tables: dict[tuple[str, str], dict[str, list[tuple[str, int]]]] = {}
 
-    def count(self, unit: Unit) -> int:
+    def missing(self, unit: Unit) -> Places:
+        """Those that it does not have."""
         if unit.side == "pairs":
-            return len(unit.places) if (self.root / "adapters" / unit.table / "manifest.json").exists() else 0
+            return NO_ROWS if (self.root / "adapters" / unit.table / "manifest.json").exists() else unit.places
         if unit.side in ("completions", "mixtures", "judgements"):
             names = self._names(unit.side, unit.table).get(unit.side, [])
         else:
@@ -123,7 +124,7 @@ class Stored:
             names = self._names("logps", unit.table).get(table, [])
             names = _first_two(names) if judged_samples else names
         known = [self.ids.numbers[name] + sample * SAMPLE for name, sample in names if name in self.ids.numbers]
-        return int(np.isin(unit.places, np.array(known, np.int64)).sum())
+        return np.setdiff1d(unit.places, np.array(known, np.int64))
 
     def _names(self, kind: str, table: str) -> dict[str, list[tuple[str, int]]]:
         """(prompt id, sample) in a table by side. A damaged shard is redone, so it does not count."""

@@ -3,7 +3,7 @@
 Rows that an earlier run has stored are not known to be there before they are looked for: these counts are the most that it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,17 +26,25 @@ class Ahead(NamedTuple):
 
 def steps_ahead(steps: Sequence[tuple[OpenGame, Stage, bool]]) -> list[Ahead]:
     """What each of the steps makes: (game, stage, whether only the samples of an evaluation), in the order of one worker."""
+    files: dict[str, int] = {}
+    return ahead_of((stage, of_step(_touches(game, stage, files), samples_only)) for game, stage, samples_only in steps)
+
+
+def of_step(touched: Iterable[Touch], samples_only: bool) -> list[Touch]:
+    """Of what an evaluation touches the samples, if only those are a step's."""
+    return [touch for touch in touched if not samples_only or touch.kind in ("completions", "mixtures")]
+
+
+def ahead_of(steps: Iterable[tuple[Stage, Iterable[Touch]]]) -> list[Ahead]:
+    """What each step makes, by what it touches."""
     seen: dict[tuple[str, str], Places] = {}
     writers: dict[tuple[str, str], int] = {}  # the last step so far that adds to a table, or to a part with a lock of its own
-    files: dict[str, int] = {}
     found = []
-    for step, (game, stage, samples_only) in enumerate(steps):
+    for step, (stage, touched) in enumerate(steps):
         rows: dict[str, int] = {}
         after: set[int] = set()
         makes = False
-        for touch in _touches(game, stage, files):
-            if samples_only and touch.kind not in ("completions", "mixtures"):
-                continue
+        for touch in touched:
             place, written = (touch.key, touch.side), (touch.key, touch.side.partition("/")[0])
             known = seen.get(place)
             fresh = len(touch.places) if known is None else len(np.setdiff1d(touch.places, known))

@@ -15,6 +15,7 @@ from lowmem_spin.common.trust import Trust, UntrustedError
 from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.runner.planning.counting import GAME_KINDS, PlanLine, Work
 from lowmem_spin.runner.planning.draft import Draft
+from lowmem_spin.runner.planning.parallel import Parallel, with_workers
 from lowmem_spin.runner.planning.total import Total
 from lowmem_spin.runner.resolved import ResolvedRecipe
 
@@ -31,6 +32,7 @@ class PlannedWork:
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # what a run on this machine still lacks, beside time and memory
     gpu: str | None = None  # planned for, instead of for this machine
+    parallel: Parallel | None = None  # if it was asked what several workers take
 
     def total(self) -> Total:
         """What it comes to; a judge's time, which nobody knows, is left out."""
@@ -74,6 +76,7 @@ class PlannedWork:
             "points": self.points,
             **machine,
             "total": self.total().record(),
+            **({} if self.parallel is None else {"workers": self.parallel.record()}),
             "exact": self.exact,
             "notes": self.notes,
             "totals": self.totals(),
@@ -85,7 +88,13 @@ def _number(seconds: float) -> float | None:
     return None if math.isnan(seconds) else round(seconds, 1)
 
 
-def plan(points: Sequence[SweepPoint], recipe_dir: Path, gpu: str | None = None, trust: Trust | None = None) -> PlannedWork:
+def plan(
+    points: Sequence[SweepPoint],
+    recipe_dir: Path,
+    gpu: str | None = None,
+    trust: Trust | None = None,
+    workers: str | None = None,
+) -> PlannedWork:
     """Plan one game or all games of a sweep; a point of a sweep that cannot be played becomes a note.
 
     Args:
@@ -93,9 +102,10 @@ def plan(points: Sequence[SweepPoint], recipe_dir: Path, gpu: str | None = None,
         recipe_dir: the recipe's folder, from which its paths are looked for.
         gpu: one of calibration.PEAK, to plan for instead of for this machine.
         trust: in a recipe's own opponents and reference, which decide what the stages are; nothing else is run.
+        workers: say, too, how long so many take; "auto" is one for each GPU that is here.
 
     Raises:
-        InputError: no point can be played, for too few rows for instance.
+        InputError: no point can be played, for too few rows for instance, or there are not so many GPUs.
         UntrustedError: there are such functions, and they may not run.
     """
     draft = Draft(recipe_dir, gpu, trust or Trust())
@@ -115,13 +125,20 @@ def plan(points: Sequence[SweepPoint], recipe_dir: Path, gpu: str | None = None,
                 f"{draft.founds[0].recipe.evaluation.health_prompts} held-out rows are assumed"
             ],
         )
+    names, lines = [point.name for point in points], draft.lines()
+    parallel = None
+    if workers is not None:
+        parallel = with_workers(workers, list(zip(draft.founds, draft.played, strict=True)), lines, gpu)
+        if parallel.count > 1 and draft.founds[0].choices.machine.device == "cpu":
+            draft.note(["workers on one CPU share its cores: their time is planned as if each had as many as there are here"])
     return PlannedWork(
-        points=[point.name for point in points],
+        points=names,
         found=draft.founds[0],
-        lines=draft.lines(),
+        lines=lines,
         work=draft.work,
         exact=draft.exact,
         notes=draft.notes,
         missing=draft.missing,
         gpu=gpu,
+        parallel=parallel,
     )
