@@ -116,7 +116,7 @@ def test_one_worker_takes_as_long_as_no_workers(
     assert one and two and many
     assert one.seconds == pytest.approx(total.seconds) and one.untimed == total.untimed
     assert total.seconds / 2 <= two.seconds < 0.8 * total.seconds
-    assert many.seconds == pytest.approx(many.longest_chain) and many.longest_chain == one.longest_chain < two.seconds
+    assert many.longest_chain == one.longest_chain < many.seconds < two.seconds  # what is not shared; small steps are neither
 
 
 def test_what_is_stored_takes_no_time(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +199,6 @@ def test_a_model_that_is_not_known_takes_unknown_time(tmp_path: Path) -> None:
             ["--alpha", "0.5,1", "--workers", "auto", "--gpu", "T4"],
             "--workers auto: it counts the GPUs here, and --gpu T4 plans",
         ),
-        (["--workers", "2"], "--workers 2: `run` plays a game with one, and only a sweep has more; add --alpha"),
     ],
 )
 def test_workers_that_cannot_be_planned_are_one_line(words: list[str], line: str) -> None:

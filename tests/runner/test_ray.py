@@ -52,11 +52,11 @@ class Watched(Display):
             self.trained.set()
 
 
-def play(folder: Path, asked: WorkersAsked, display: Watched) -> list[str]:
-    """Two games that share their first iterate; how each ended."""
+def play(folder: Path, asked: WorkersAsked, display: Watched, alpha: str | None = "0.5,1") -> list[str]:
+    """Two games that share their first iterate, or one; how each ended."""
     path = find_recipe("quickstart")
     chosen = [*TINY, f"output.dir={folder / 'game'}", f"output.store={folder / 'store'}", "evaluation.compare_sft=true"]
-    points = planned_sweep(path, chosen, sweep_axes(path, "0.5,1", None, []), 1)
+    points = planned_sweep(path, chosen, sweep_axes(path, alpha, None, []), 1, single=alpha is None)
     sweep(points, path.parent, display, asked=asked)
     return [entry.status for entry in points.entries]
 

@@ -15,7 +15,6 @@ from lowmem_spin.algorithm.stages import Stage
 from lowmem_spin.algorithm.touches import Places, Touch
 from lowmem_spin.common.display import Display, clock
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.grid import Axes
 from lowmem_spin.engines.machine import visible_gpus
 from lowmem_spin.engines.pool import EnginePool, GameEngines
 from lowmem_spin.runner.crew import Crew, Done
@@ -61,7 +60,7 @@ class Parallel:
         }
 
 
-def check_workers(asked: str | None, gpu: str | None, varied: Axes, seeds: int) -> None:
+def check_workers(asked: str | None, gpu: str | None) -> None:
     """Refuse workers that cannot be planned for; None are no workers.
 
     Raises:
@@ -71,11 +70,6 @@ def check_workers(asked: str | None, gpu: str | None, varied: Axes, seeds: int) 
         return
     if asked_count(asked) is None and gpu is not None:
         raise InputError(f"--workers auto: it counts the GPUs here, and --gpu {gpu} plans for others; give a number")
-    if not varied and seeds == 1:
-        raise InputError(
-            f"--workers {asked}: `run` plays a game with one, and only a sweep has more; add --alpha, --history, --grid or "
-            "--seeds"
-        )
 
 
 def with_workers(asked: str, games: Sequence[Game], lines: Sequence[PlanLine], gpu: str | None) -> Parallel:
