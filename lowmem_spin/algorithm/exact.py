@@ -132,7 +132,7 @@ def _trained(stage: Train, tables: dict[str, Tensor], space: Space) -> Tensor:
     if isinstance(stage.pairs, OpponentPairs) and stage.loss["name"] == "dpo":
         return dpo_minimum(reference, space.data, _opponents(stage.pairs, tables), stage.loss["beta"])
     pairs = _pairs(stage, tables, space)
-    held_to = tables[stage.penalty_reference or BASE]
+    penalty_reference = tables[stage.penalty_reference or BASE]
     options = {name: value for name, value in stage.loss.items() if name != "name"}
     ones = torch.ones_like(pairs.weights)
 
@@ -148,8 +148,8 @@ def _trained(stage: Train, tables: dict[str, Tensor], space: Space) -> Tensor:
             chosen_win_rates=pairs.chosen_win_rates,
             rejected_win_rates=pairs.rejected_win_rates,
             head_to_head=pairs.head_to_head,
-            base_chosen=held_to[pairs.chosen],
-            base_rejected=held_to[pairs.rejected],
+            base_chosen=penalty_reference[pairs.chosen],
+            base_rejected=penalty_reference[pairs.rejected],
         )
         return (pairs.weights * LOSSES[stage.loss["name"]](sides, **options)).sum()
 
@@ -195,12 +195,12 @@ def _answers(source: OpponentPairs | JudgedSamples, policy: str, tables: dict[st
 
 def _judged(source: JudgedSamples, tables: dict[str, Tensor], space: Space) -> _Pairs:
     """The best against the worst of all that several samples can be."""
-    drawn, pairs = _contests(space, source.samples, source.win_rates)
+    drawn, pairs = _judged_draws(space, source.samples, source.win_rates)
     return replace(pairs, weights=_answers(source, source.policy, tables)[drawn].sum(1).exp())
 
 
 @lru_cache(maxsize=1)
-def _contests(space: Space, samples: int, how: str) -> tuple[Tensor, _Pairs]:
+def _judged_draws(space: Space, samples: int, how: str) -> tuple[Tensor, _Pairs]:
     """Every draw of several answers in its order, which decides between equals, (draws, samples), and its pair."""
     preferences = space.preferences.numpy()
     drawn = list(product(range(len(preferences)), repeat=samples))

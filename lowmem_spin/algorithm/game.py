@@ -138,7 +138,7 @@ def play(recipe: Recipe, inputs: Inputs) -> Iterator[Stage]:
 
 
 def _reference(recipe: Recipe, inputs: Inputs, iterates: Sequence[str], base: str) -> Mixture | Average:
-    """What the next iterate is held to."""
+    """The reference for the next iterate's loss."""
     game = recipe.game
     if game.loss.name == "slic" or (isinstance(game.loss, OwnLoss) and not reads(game, inputs, REFERENCE)):
         return {}  # it has no reference
@@ -198,14 +198,14 @@ def _train(recipe: Recipe, inputs: Inputs, t: int, pair_source: PairSource, refe
         if loss["importance"] == "corrected":
             loss["importance"] = "clamped"  # as weights were not at first, so that it is another training
     return Train(
-        f"iterate {t}",
-        Role.ITERATE,
-        t,
-        pair_source,
-        reference,
-        init,
-        loss,
-        _settings(recipe, inputs, t),
+        name=f"iterate {t}",
+        role=Role.ITERATE,
+        iteration=t,
+        pairs=pair_source,
+        reference=reference,
+        init=init,
+        loss=loss,
+        settings=_settings(recipe, inputs, t),
         combine=game.combine,
         normalise=game.normalizer == "estimated" and bool(reference) and not is_whole(reference),
         penalty_reference=base if penalties or reads(game, inputs, BASE_LOGPS) else None,
@@ -241,11 +241,18 @@ def sampling_params(recipe: Recipe, inputs: Inputs, greedy: bool = False, mixed_
     Who plays may answer from its mixture with the base, `mixed_with`.
     """
     generation, game = recipe.generation, recipe.game
-    temperature, alpha = 0.0 if greedy else generation.temperature, game.answering_alpha
+    alpha = game.answering_alpha
     mixed = mixed_with is not None and game.sampler.name not in ("none", "gflownet") and alpha < 1
     mixture = {"base": mixed_with, "alpha": alpha, "sampler": game.sampler.model_dump()} if mixed else None
-    seed, generator = recipe.seed, inputs.generator
-    return Sampling(temperature, generation.top_p, generation.top_k, generation.max_new_tokens, seed, generator, mixture)
+    return Sampling(
+        temperature=0.0 if greedy else generation.temperature,
+        top_p=generation.top_p,
+        top_k=generation.top_k,
+        max_new_tokens=generation.max_new_tokens,
+        seed=recipe.seed,
+        generator=inputs.generator,
+        mixture=mixture,
+    )
 
 
 def health_sampling(recipe: Recipe, inputs: Inputs) -> Sampling:
@@ -266,8 +273,16 @@ def _warm_start(warm_start: WarmStart, recipe: Recipe, inputs: Inputs) -> Train:
     """Ordinary fine-tuning before the game; the game's base is what comes of it."""
     draw = Draw(inputs.data, recipe.seed, -1 if recipe.data.resample is True else None, warm_start.rows)
     settings = _settings(recipe, inputs, -1) | warm_start.model_dump(exclude={"rows"})  # which has no fields with a list
-    pairs = DatasetPairs(draw)
-    return Train("warm start", Role.WARM_START, None, pairs, {}, inputs.base, {"name": "sft"}, settings)
+    return Train(
+        name="warm start",
+        role=Role.WARM_START,
+        iteration=None,
+        pairs=DatasetPairs(draw),
+        reference={},
+        init=inputs.base,
+        loss={"name": "sft"},
+        settings=settings,
+    )
 
 
 def _plain_sft(recipe: Recipe, inputs: Inputs, base: str) -> Iterator[Stage]:
@@ -277,8 +292,16 @@ def _plain_sft(recipe: Recipe, inputs: Inputs, base: str) -> Iterator[Stage]:
     for t in range(recipe.game.iterations):
         # The opponents' count decides how often a row occurs; their identity does not matter to SFT.
         pair_source = _pair_source(recipe, inputs, t, _opponents(recipe, inputs, iterates, base), base)
-        settings = _settings(recipe, inputs, t)
-        train = Train(f"SFT {t}", Role.BASELINE, t, pair_source, {}, policy, {"name": "sft"}, settings)
+        train = Train(
+            name=f"SFT {t}",
+            role=Role.BASELINE,
+            iteration=t,
+            pairs=pair_source,
+            reference={},
+            init=policy,
+            loss={"name": "sft"},
+            settings=_settings(recipe, inputs, t),
+        )
         yield train
         policy = train.policy
         iterates.append(f"iterate {t}")

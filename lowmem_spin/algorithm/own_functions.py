@@ -72,7 +72,7 @@ def in_place(said: Sequence[Mixture] | None, iterates: Sequence[str], base: str)
     """
     t = len(iterates)
     if said is None or t >= len(said):
-        raise ValueError(f"a function of the recipe's own has said nothing of iteration {t}")
+        raise ValueError(f"a function of the recipe's own returned nothing for iteration {t}")
     keys = dict(zip(iterates_before(t), iterates, strict=True)) | {BASE: base}
     return {keys[name]: weight for name, weight in read_mixture(said[t], t).items()}
 

@@ -42,7 +42,7 @@ class Inputs:
     data: str  # key of the prepared training rows
     generator: dict[str, Any]  # engine, weight form and dtype of generation
     learner: dict[str, Any]  # engine and dtype of scoring and training
-    oracle: dict[str, Any] | None = None  # identity of what judges answers, if anything does
+    oracle: dict[str, Any] | None = None  # spec of the oracle that judges the samples; None without one
     # What functions of a person's own are and have said, if the recipe names any; see own_functions.py.
     loss: dict[str, Any] | None = None  # its source's hash, and what it reads of a pair beside the policy's log-probs
     opponents: list[Mixture] | None = None  # of each iteration, by name
@@ -148,8 +148,8 @@ class JudgedSamples:
     policy: str
     samples: int
     sampling: Sampling
-    oracle: dict[str, Any]  # identity of what judges
-    win_rates: str  # pairwise or aggregated; see preference.win_rates
+    oracle: dict[str, Any]  # spec of what judges
+    win_rates: str  # pairwise or aggregated; see preferences.win_rates
 
     def assign(self) -> list[tuple[str, range]]:
         """Which places of the draw each policy answers."""
@@ -265,7 +265,7 @@ class Score:
     every: bool = False  # of all judged answers, not only of the best and the worst
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """One iterate: from `init`, tell the data's answers from the opponents', relative to the reference."""
 

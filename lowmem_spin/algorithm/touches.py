@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowmem_spin.algorithm.game import health_sampling, sampling_params
+from lowmem_spin.algorithm.measured import measured_against, measured_answers, measured_logps, samples_judged
 from lowmem_spin.algorithm.stages import (
     Average,
     DatasetPairs,
@@ -24,7 +25,6 @@ from lowmem_spin.algorithm.stages import (
     Stage,
     Train,
     TrainSampler,
-    judgement_spec,
     logps_spec,
 )
 from lowmem_spin.common.keys import digest
@@ -114,7 +114,7 @@ def touches(
             for side, scored, among in _sides(stage, places):
                 yield _logps(stage.policy, inputs, side, scored, among)
         case Evaluate():
-            yield from {(touch.key, touch.side): touch for touch in _measured(stage, recipe, inputs, held)}.values()
+            yield from _measured(stage, recipe, inputs, held)
 
 
 def _completions(policy: str, sampling: Sampling, places: Places) -> Touch:
@@ -155,25 +155,19 @@ def _sides(stage: Score, places: Callable[[Draw], Places]) -> Iterator[tuple[str
 
 
 def _measured(stage: Evaluate, recipe: Recipe, inputs: Inputs, held: HeldOutPlaces) -> Iterator[Touch]:
-    """What health.py asks for, some of it more than once."""
+    """What measuring a policy asks for."""
     inputs = inputs.measuring(stage)
-    policy, previous, base = stage.policy, stage.previous, inputs.base
-    sampling = health_sampling(recipe, inputs)
-    samples = {by: digest(sampling.spec(by)) for by in (policy, previous, base)}
-    yield _completions(policy, sampling, held.health)
-    yield _completions(base, sampling, held.health)
-    yield _logps(policy, inputs, "chosen", held.scored)
-    for by in (policy, base, previous):
-        yield _logps(by, inputs, samples[policy], held.health)
-    for by in (base, policy):
-        yield _logps(by, inputs, samples[base], held.health)
+    sampling, greedy = health_sampling(recipe, inputs), sampling_params(recipe, inputs, greedy=True)
+    for answers in measured_answers(stage, inputs.base, metric=recipe.evaluation.metric != "none"):
+        how, rows = (greedy, held.scored) if answers.greedy else (sampling, held.health)
+        yield _completions(answers.policy, how, rows)
+    yield _logps(stage.policy, inputs, "chosen", held.scored)
+    for drawn_from, by in measured_logps(stage, inputs.base):
+        yield _logps(by, inputs, digest(sampling.spec(drawn_from)), held.health)
     if inputs.oracle is not None:
-        for other in dict.fromkeys([base, previous]):
-            if other != policy:
-                compared = judgement_spec([f"{samples[by]}/0" for by in (policy, other)], inputs.oracle)
-                yield Touch("judgements", digest(compared), "judgements", policy, held.health)
-    if recipe.evaluation.metric != "none":
-        yield _completions(policy, sampling_params(recipe, inputs, greedy=True), held.scored)
+        for other in measured_against(stage, inputs.base):
+            judged = digest(samples_judged([stage.policy, other], sampling, inputs.oracle))
+            yield Touch("judgements", judged, "judgements", stage.policy, held.health)
 
 
 def each_sample(places: Places, samples: int) -> Places:

@@ -14,7 +14,7 @@ from lowmem_spin.evaluation.prompting import UNCHANGED, HarnessChanges
 from lowmem_spin.evaluation.suites import FREE, SUITES, EvaluationRequest
 from lowmem_spin.evaluation.target import EvaluationTarget
 from lowmem_spin.report import benchmarks
-from lowmem_spin.report.load import read_benchmarks, read_results, read_run, read_sweep
+from lowmem_spin.report.load import read_benchmarks, read_results, read_run_results, read_sweep
 from lowmem_spin.report.page import write_page
 from lowmem_spin.report.results import SweepResults
 from lowmem_spin.report.summary import terminal_table
@@ -52,7 +52,7 @@ def evaluate(
             )
     sweep = (folder / "sweep.json").is_file()
     folders = [run.folder for run in read_sweep(folder).runs.values()] if sweep else [folder]
-    games = [run_folder.read_run(one) for one in folders]
+    games = [run_folder.read_run_folder(one) for one in folders]
     if not games:
         raise InputError(f"sweep {str(folder)!r}: no game is finished yet; `lowmem-spin sweep` goes on")
     own = suites.benchmarks_of(games[0].recipe, folders[0])
@@ -94,7 +94,7 @@ def _show(folder: Path, sweep: bool, games: list[run_folder.RunFolder], health: 
     if results is not None:
         for game in games:
             if not (game.folder / PAGE).exists():  # it goes when a number in it changes
-                write_page(read_run(game.folder))
+                write_page(read_run_results(game.folder))
         display.log(f"report   {write_page(results) if sweep else folder / PAGE}")
     if any((game.folder / FILE).exists() for game in games):
         display.log(f"numbers  {folder / ('points/*' if sweep else '') / FILE}")

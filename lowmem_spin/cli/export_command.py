@@ -13,7 +13,7 @@ from lowmem_spin.config.naming import plain
 from lowmem_spin.runner import run_folder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportRequest:
     """What `lowmem-spin export` is asked for."""
 
@@ -34,7 +34,7 @@ def export_policy(folder: Path, iterate: str | None, asked: ExportRequest, trust
     """
     kind, programs = _gguf(asked)
     _check(asked, programs)
-    game = run_folder.read_run(folder)
+    game = run_folder.read_run_folder(folder)
     store = run_folder.open_store(game, display.log)
     policy = run_folder.find_policy(game, store, iterate)
     name = plain(f"{game.folder.resolve().name}-{policy.name}".replace(" ", "-"))
@@ -68,7 +68,7 @@ def _gguf(asked: ExportRequest) -> tuple[str | None, gguf.LlamaCpp | None]:
     """The type, and llama.cpp."""
     if asked.gguf is None:
         if asked.llama_cpp is not None:
-            raise InputError(f"--llama-cpp {str(asked.llama_cpp)!r}: what for? add --gguf Q4_K_M, or another type")
+            raise InputError(f"--llama-cpp {str(asked.llama_cpp)!r}: --llama-cpp needs --gguf TYPE, for instance --gguf Q4_K_M")
         return None, None
     kind = gguf.quantization(asked.gguf)
     return kind, gguf.find(asked.llama_cpp, kind)
@@ -78,7 +78,7 @@ def _check(asked: ExportRequest, programs: gguf.LlamaCpp | None) -> None:
     if asked.dtype is not None and not asked.merged:
         raise InputError(f"--dtype {asked.dtype}: an adapter keeps its own; add --merge, or leave it out")
     if asked.public and asked.push is None:
-        raise InputError("--public: what? add --push USER/NAME, or leave it out")
+        raise InputError("--public needs --push USER/NAME")
     if asked.push is not None and programs is not None and programs.missing is not None:
         raise InputError(f"--push with --gguf: no GGUF file can be made here: {programs.missing.partition('. ')[0]}")
 

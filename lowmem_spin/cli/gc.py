@@ -63,7 +63,7 @@ def _unused(store: Store, top: Path, delete: bool, display: Display) -> tuple[li
         others = gc.known_runs(store, folders, top)
         used = gc.used_by([*folders, *others.folders])
     except InputError as error:
-        raise InputError(f"{error}; until it reads, nothing is freed") from None
+        raise InputError(f"{error}; nothing is freed until this file can be read") from None
     for user in others.kept:
         used.add(user.keys)
     for line in others.lines():

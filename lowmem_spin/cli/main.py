@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lowmem_spin.cli.options import Alphas, Grid, Histories, Overrides, RecipeName, Seeds, TrustCode, path_argument, path_option
+from lowmem_spin.cli.options import (
+    Alphas,
+    GridAxes,
+    Histories,
+    Overrides,
+    RecipeName,
+    Seeds,
+    TrustCode,
+    path_argument,
+    path_option,
+)
 from lowmem_spin.cli.policy_commands import app as policy_commands
 from lowmem_spin.cli.recipe_commands import app as recipe_commands
 from lowmem_spin.cli.run_commands import app as run_commands
@@ -81,7 +91,7 @@ def sweep(
     recipe: RecipeName = "quickstart",
     alpha: Alphas = None,
     history: Histories = None,
-    grid: Grid = None,
+    grid: GridAxes = None,
     seeds: Seeds = 1,
     overrides: Overrides = None,
     replace: Replace = False,
@@ -91,7 +101,7 @@ def sweep(
         str | None, typer.Option(metavar="N|auto", help="Processes that compute at once, by Ray; auto is one for each GPU.")
     ] = None,
     ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="A Ray cluster that runs already, all of which sees the store.")
+        str | None, typer.Option(metavar="ADDRESS", help="Address of a running Ray cluster; every node must see the store.")
     ] = None,
 ) -> None:
     """Play a recipe with some of its values varied. What the games have in common is computed once."""
@@ -115,7 +125,9 @@ def sweep(
 @app.command()
 def doctor(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Say first whether this one can be played.")] = None,
-    store: Annotated[Path, path_option(help="The store: its disk is looked at, and verdicts are kept in it.")] = STORE,
+    store: Annotated[
+        Path, path_option(help="The shared store; its free disk is checked, and self-test results are kept in it.")
+    ] = STORE,
     engine: Annotated[str | None, typer.Option(help="Test only this one: vllm or unsloth.")] = None,
     overrides: Overrides = None,
     trust: TrustCode = False,
@@ -153,7 +165,7 @@ def doctor(
 @app.command()
 def bench(
     model: Annotated[str | None, typer.Option(help="gemma-2b, llama-8b, smollm2-135m or tiny; without a GPU tiny.")] = None,
-    vram: Annotated[float | None, typer.Option(help="Gigabytes of the card to keep to.")] = None,
+    vram: Annotated[float | None, typer.Option(help="GPU memory limit in GB.")] = None,
     pairs: Annotated[int, typer.Option(help="Rows to train on per iteration.")] = 128,
     prompt_length: Annotated[int, typer.Option(help="Tokens of every prompt.")] = 256,
     completion_length: Annotated[int, typer.Option(help="Tokens of every completion.")] = 256,
@@ -171,8 +183,18 @@ def bench(
     from lowmem_spin.cli.bench.bench import bench as measure
 
     rivals, layouts = ([name.strip() for name in names.split(",") if name.strip()] for names in (versus, layout))
-    lengths = prompt_length, completion_length
-    measure(BenchRequest(model, vram, pairs, *lengths, rivals, overrides or [], store, layouts), Console())
+    request = BenchRequest(
+        model=model,
+        vram=vram,
+        pairs=pairs,
+        prompt_length=prompt_length,
+        completion_length=completion_length,
+        versus=rivals,
+        overrides=overrides or [],
+        store=store,
+        layouts=layouts,
+    )
+    measure(request, Console())
 
 
 @app.command()

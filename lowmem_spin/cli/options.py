@@ -26,7 +26,7 @@ def _png(given: str | Path) -> Path:
     """A picture's place. Raises InputError if it is to be no PNG."""
     path = user_path(given)
     if path.suffix != ".png":
-        raise InputError(f"--picture: {str(path)!r} is to be a .png")
+        raise InputError(f"--picture: {str(path)!r} must end in .png")
     return path
 
 
@@ -46,7 +46,7 @@ Overrides = Annotated[
 ]
 Alphas = Annotated[str | None, typer.Option("--alpha", metavar="A,B,...", help="Values of game.alpha.")]
 Histories = Annotated[str | None, typer.Option("--history", metavar="H,I,...", help="Values of game.history, inf among them.")]
-Grid = Annotated[list[str] | None, typer.Option(metavar="FIELD=V,W", help="Values of any other field; repeatable.")]
+GridAxes = Annotated[list[str] | None, typer.Option(metavar="FIELD=V,W", help="Values of any other field; repeatable.")]
 Seeds = Annotated[int, typer.Option(help="Games per combination, each with a seed of its own.")]
 Picture = Annotated[
     Path, typer.Option(metavar="PATH", parser=_png, help="The PNG to write, an SVG beside it; both replace earlier ones.")

@@ -16,15 +16,15 @@ from lowmem_spin.report.grid import Grid, TerminalTable
 from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.planning.calibration import record_measurements
 from lowmem_spin.runner.planning.counting import GAME_KINDS, PlanLine
-from lowmem_spin.runner.planning.measuring import measure
+from lowmem_spin.runner.planning.measuring import measure_rates
 from lowmem_spin.runner.planning.plan import PlannedWork
 
 RAM = 12.7e9  # bytes free on the smallest host that has such cards, a free Colab
 MEASURING = {"evaluate": "held-out evaluation", "baseline": "plain SFT"}  # kinds that are no part of the game
-SHARING = {  # what a residency means for vLLM and training, which are two engines on one card
-    "resident": "vLLM and training stay loaded together",
-    "sleep": "vLLM's weights wait in RAM while training",
-    "exit": "vLLM is stopped and restarted each iteration (slower)",
+SHARING = {  # what a residency means for a generator and training, which are two engines on one card
+    "resident": "{} and training stay loaded together",
+    "sleep": "{}'s weights wait in RAM while training",
+    "exit": "{} is stopped and restarted each iteration (slower)",
 }
 
 
@@ -62,7 +62,7 @@ def measure_here(recipe: Recipe, recipe_dir: Path, display: Display, trust: Trus
     game = open_game(recipe, recipe_dir, display, shared)
     try:
         with tempfile.TemporaryDirectory(prefix="timing-", dir=game.store.root) as work:
-            found = measure(game, display, Path(work))
+            found = measure_rates(game, display, Path(work))
         resident = psutil.Process().memory_info().rss
     finally:
         shared.engines.close()
@@ -121,14 +121,16 @@ def memory(recipe: Recipe, shape: Shape, dtype: str) -> TerminalTable:
 
 
 def verdicts(recipe: Recipe, shape: Shape, dtype: str) -> list[str]:
-    """A line for each size of card: fits, and how vLLM and training share it, or what to change."""
+    """A line for each size of card: fits, and how its two engines share it, or what to change."""
     lines = []
     generator, learner = gpu_engine("generation"), gpu_engine("training")
     for card, limit in CARDS.items():
         changes = list(advice(recipe, shape, dtype, limit))
         try:
-            shared = SHARING[plan_residency(recipe, shape, dtype, generator, learner, limit, RAM).residency]
+            shared = SHARING[plan_residency(recipe, shape, dtype, generator, learner, limit, RAM).residency].format(
+                generator.name
+            )
         except InputError:
-            shared = f"vLLM has no room: set generation.engine to {PORTABLE}"
+            shared = f"{generator.name} has no room: set generation.engine to {PORTABLE}"
         lines.append(f"GPU of {card:<11} {'; '.join(['does not fit: ' + '; '.join(changes) if changes else 'fits', shared])}")
     return lines

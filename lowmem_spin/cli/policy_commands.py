@@ -22,7 +22,7 @@ class Dtype(StrEnum):
     float32 = "float32"
 
 
-RunFolder = Annotated[Path, path_argument(metavar="RUN", help="A folder that `lowmem-spin run` wrote.", show_default=False)]
+RunArgument = Annotated[Path, path_argument(metavar="RUN", help="A folder that `lowmem-spin run` wrote.", show_default=False)]
 Iterate = Annotated[
     str | None, typer.Option(metavar="K", help="An iterate's number, or base. Without it, the last one trained.")
 ]
@@ -30,18 +30,26 @@ Iterate = Annotated[
 JudgeAddress = Annotated[
     str | None, typer.Option(help="Any OpenAI-compatible endpoint, for instance http://localhost:8000/v1.", show_default=False)
 ]
-JudgeModel = Annotated[str | None, typer.Option(help="The judge's name there.", show_default=False)]
-JudgeKey = Annotated[str | None, typer.Option(help="Environment variable with its key, if it needs one.", show_default=False)]
+JudgeModel = Annotated[str | None, typer.Option(help="Model name of the judge at --judge-base-url.", show_default=False)]
+JudgeKey = Annotated[
+    str | None,
+    typer.Option(
+        help="Environment variable that holds the judge's API key; local servers mostly need none.", show_default=False
+    ),
+]
 JudgeConcurrency = Annotated[int, typer.Option(min=1, help="Questions to the judge under way at a time.")]
 JudgeTokens = Annotated[
-    int | None, typer.Option(min=1, help="Of its replies: 1024 for a comparison, 2048 for MT-Bench.", show_default=False)
+    int | None,
+    typer.Option(
+        min=1, help="Longest judge reply in tokens; default 1024 for comparisons, 2048 for MT-Bench.", show_default=False
+    ),
 ]
 
 JudgeBody = Annotated[
     str | None,
     typer.Option(
         metavar="{FIELD: VALUE}",
-        help="More fields of its requests; null leaves one out. OpenAI's reasoning models want "
+        help="Extra fields for the judge's requests; null omits a field. OpenAI's reasoning models want "
         "{max_tokens: null, max_completion_tokens: 4096, temperature: null}.",
         show_default=False,
     ),
@@ -62,7 +70,9 @@ def evaluate(
     ] = None,
     iterate: Annotated[str, typer.Option(metavar="K", help="An iterate's number, base, or all.")] = "all",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first n documents of each task, or n prompts.")] = None,
-    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Of each --task, instead of its own number.")] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Number of few-shot examples for each --task; default: the task's own.")
+    ] = None,
     include_path: Annotated[Path | None, path_option(help="Folder with task YAMLs of your own.")] = None,
     apply_chat_template: Annotated[
         bool | None,
@@ -92,12 +102,17 @@ def evaluate(
     judge_concurrency: JudgeConcurrency = 8,
     judge_max_tokens: JudgeTokens = None,
     judge_extra_body: JudgeBody = None,
-    mtbench: Annotated[Path | None, path_option(help="Folder with FastChat's MT-Bench files; the store's without it.")] = None,
+    mtbench: Annotated[
+        Path | None, path_option(help="Folder with FastChat's MT-Bench files. Default: mtbench/ in the store.")
+    ] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch FastChat's files into that folder first.")] = False,
     alpaca: Annotated[
-        Path | None, path_option(help="Instructions with a baseline's outputs as AlpacaEval has them; its own without it.")
+        Path | None,
+        path_option(help="Instructions and a baseline's outputs in AlpacaEval's layout. Default: AlpacaEval's official file."),
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of mtbench's (1024) and alpaca's (2048) answers.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer in tokens; default 1024 for mtbench, 2048 for alpaca.")
+    ] = None,
     trust: TrustCode = False,
 ) -> None:
     """Measure policies on benchmarks, all on one loaded base. What the store has is not measured again."""
@@ -129,9 +144,9 @@ def evaluate(
 
 @app.command()
 def arena(
-    run: RunFolder,
+    run: RunArgument,
     prompts: Annotated[Path | None, path_option(help="JSONL with prompt or messages; without it, held-out rows.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Of how many prompts.")] = 64,
+    limit: Annotated[int, typer.Option(min=1, help="Number of prompts to compare on.")] = 64,
     judge_base_url: JudgeAddress = None,
     judge_model: JudgeModel = None,
     judge_api_key_env: JudgeKey = None,
@@ -166,11 +181,13 @@ def arena(
 
 @app.command()
 def chat(
-    run: RunFolder,
+    run: RunArgument,
     iterate: Iterate = None,
     versus: Annotated[str | None, typer.Option(metavar="K", help="A second policy that answers beside it.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="Instead of the recipe's; 0 is greedy.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, instead of the recipe's.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Sampling temperature; default: the recipe's. 0 is greedy.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens; default: the recipe's.")] = None,
     trust: TrustCode = False,
 ) -> None:
     """Talk to an iterate, or to two side by side. Reads lines from a pipe too; /reset forgets, /quit ends."""
@@ -181,7 +198,7 @@ def chat(
     from lowmem_spin.runner import run_folder
 
     display = Display(Console(stderr=True))
-    game = run_folder.read_run(run)
+    game = run_folder.read_run_folder(run)
     store = run_folder.open_store(game, display.log)
     policies = [run_folder.find_policy(game, store, iterate)]
     policies += [run_folder.find_policy(game, store, versus, "--versus")] if versus is not None else []
@@ -196,12 +213,13 @@ def chat(
 
 @app.command()
 def export(
-    run: RunFolder,
+    run: RunArgument,
     to: Annotated[Path | None, path_option(help="A new folder; without it, one beside RUN.", show_default=False)] = None,
     iterate: Iterate = None,
     merge: Annotated[bool, typer.Option("--merge", help="One model instead of the adapter.")] = False,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Of the merged model; bfloat16 without it, or as --gguf has it.", show_default=False)
+        Dtype | None,
+        typer.Option(help="Number format of the merged model; default bfloat16, or what --gguf needs.", show_default=False),
     ] = None,
     gguf: Annotated[
         str | None,
@@ -224,13 +242,21 @@ def export(
     from lowmem_spin.cli.export_command import ExportRequest, export_policy
     from lowmem_spin.common.display import Display
 
-    asked = ExportRequest(to, merge or gguf is not None, None if dtype is None else dtype.value, gguf, llama_cpp, push, public)
-    export_policy(run, iterate, asked, trust, Display(Console(stderr=True)))
+    request = ExportRequest(
+        to=to,
+        merged=merge or gguf is not None,
+        dtype=None if dtype is None else dtype.value,
+        gguf=gguf,
+        llama_cpp=llama_cpp,
+        push=push,
+        public=public,
+    )
+    export_policy(run, iterate, request, trust, Display(Console(stderr=True)))
 
 
 @app.command()
 def serve(
-    run: RunFolder,
+    run: RunArgument,
     extra: Annotated[list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Further options of `vllm serve`.")] = None,
     host: Annotated[str, typer.Option(help="Address to answer on; the default is this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
@@ -246,7 +272,7 @@ def serve(
     from lowmem_spin.runner import run_folder
 
     display = Display(Console(stderr=True))
-    game = run_folder.read_run(run)
+    game = run_folder.read_run_folder(run)
     store = run_folder.open_store(game, display.log)
     if not only_print:
         server.check_port(host, port)
@@ -262,11 +288,11 @@ def serve(
 def gc(
     store: Annotated[Path, path_option(help="Folder that the runs share.")] = Path("runs/store"),
     runs: Annotated[
-        Path, path_option(help="Folder with runs that are to be kept, at any depth; the store knows of more.")
+        Path, path_option(help="Folder with runs to keep, at any depth. Also keeps runs that the store has on record.")
     ] = Path("runs"),
     delete: Annotated[bool, typer.Option("--delete", help="Free it; without this, nothing is touched.")] = False,
     aside: Annotated[bool, typer.Option("--aside", help="Free what was set aside as damaged, too.")] = False,
-    grace_hours: Annotated[float, typer.Option(min=0, help="Leave what was written in so many hours.")] = 24,
+    grace_hours: Annotated[float, typer.Option(min=0, help="Keep anything written in the last N hours.")] = 24,
 ) -> None:
     """Show what in the store no run uses any more, and free it if asked to."""
     from rich.console import Console

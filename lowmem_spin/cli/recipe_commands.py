@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lowmem_spin.cli.options import Alphas, Grid, Histories, Overrides, Picture, RecipeName, Seeds, TrustCode, path_argument
+from lowmem_spin.cli.options import Alphas, GridAxes, Histories, Overrides, Picture, RecipeName, Seeds, TrustCode, path_argument
 
 app = typer.Typer()
 
@@ -60,7 +60,7 @@ def plan(
     recipe: RecipeName = "quickstart",
     alpha: Alphas = None,
     history: Histories = None,
-    grid: Grid = None,
+    grid: GridAxes = None,
     seeds: Seeds = 1,
     overrides: Overrides = None,
     gpu: Annotated[str | None, typer.Option(help="Plan for this card instead: 4090, 3090, T4, A100, H100 or H200.")] = None,
@@ -111,7 +111,7 @@ def theory(
     recipe: RecipeName = "quickstart",
     alpha: Alphas = None,
     history: Histories = None,
-    grid: Grid = None,
+    grid: GridAxes = None,
     overrides: Overrides = None,
     iterations: Annotated[int, typer.Option(help="Iterates to play, whatever the recipe says.", min=1, max=200)] = 20,
     picture: Picture = Path("theory.png"),

@@ -11,10 +11,10 @@ from lowmem_spin.runner.sweep import SweepState
 def show_run(folder: Path, display: Display) -> None:
     """The table, the picture, and where everything is."""
     from lowmem_spin.report.cautions import caution_lines
-    from lowmem_spin.report.load import read_run
+    from lowmem_spin.report.load import read_run_results
     from lowmem_spin.report.summary import terminal_table
 
-    results = read_run(folder)
+    results = read_run_results(folder)
     picture, page, vector = (folder / name for name in PICTURES)
     if not all(path.exists() for path in (picture, page, vector)):
         from lowmem_spin.report.page import write_page, write_picture
@@ -55,13 +55,13 @@ def show_arena(folder: Path, record: dict[str, Any], display: Display) -> None:
     """Strengths and wins, and where everything is."""
     from lowmem_spin.evaluation.arena import FILE
     from lowmem_spin.report.arena import grids
-    from lowmem_spin.report.load import read_run
+    from lowmem_spin.report.load import read_run_results
     from lowmem_spin.report.page import write_page
 
     with display.timed("report"):
         for grid, title in grids(record):
             display.console.print(grid.table(title))
         if (folder / "metrics.jsonl").is_file():  # else the game is not played to its end, and has no report yet
-            display.log(f"report   {write_page(read_run(folder))}")
+            display.log(f"report   {write_page(read_run_results(folder))}")
     display.log(f"numbers  {folder / FILE}")
     display.log(display.time_line())

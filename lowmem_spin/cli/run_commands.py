@@ -11,7 +11,9 @@ app = typer.Typer()
 
 
 @app.command()
-def runs(top: Annotated[Path, path_argument(metavar="FOLDER", help="Where they are, however deep.")] = Path("runs")) -> None:
+def runs(
+    top: Annotated[Path, path_argument(metavar="FOLDER", help="Folder to search for runs, at any depth.")] = Path("runs"),
+) -> None:
     """List runs and sweeps: how far each is, its best policy, its size and its age."""
     from rich.console import Console
 
@@ -26,7 +28,9 @@ def runs(top: Annotated[Path, path_argument(metavar="FOLDER", help="Where they a
 
 @app.command()
 def compare(
-    folders: Annotated[list[Path], path_argument(metavar="RUN_OR_SWEEP...", help="Two or more, the same rows held out.")],
+    folders: Annotated[
+        list[Path], path_argument(metavar="RUN_OR_SWEEP...", help="Two or more folders, measured on the same held-out rows.")
+    ],
     picture: Picture = Path("comparison.png"),
 ) -> None:
     """Put runs side by side: one table, with what is noise said in words, and one picture. Loads no model."""

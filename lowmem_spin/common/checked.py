@@ -62,12 +62,12 @@ def file_hashes(folder: Path) -> dict[str, str]:
     return found
 
 
-def seal(folder: Path) -> None:
+def seal_folder(folder: Path) -> None:
     """Say in a folder's manifest what is in it; until then it is not whole."""
     write_checked(folder / MANIFEST, {"files": file_hashes(folder)})
 
 
-def fault(folder: Path) -> str | None:
+def folder_fault(folder: Path) -> str | None:
     """Why a folder is not as it was sealed; None if it is. Every file in it is read.
 
     Raises:
@@ -115,7 +115,7 @@ def wrong_bytes(folder: Path, expected: dict[str, str]) -> str | None:
 
 
 def warn(line: str) -> None:
-    """Say a line where the output is not."""
+    """Print a line to stderr."""
     print(line, file=sys.stderr)
 
 

@@ -122,7 +122,7 @@ class JudgeOracle(Section):
         return value
 
 
-Oracle = FunctionOracle | RewardModelOracle | PairRMOracle | JudgeOracle
+OracleChoice = FunctionOracle | RewardModelOracle | PairRMOracle | JudgeOracle
 Weight = Annotated[float, Field(ge=0, le=SINGLE)]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from lowmem_spin.config.bounds import GAMES_LONG, ROWS
-from lowmem_spin.config.choices import GFlowNet, NoSampler, Oracle, Regularizer, Sampler, StopWhen, Weight, named
+from lowmem_spin.config.choices import GFlowNet, NoSampler, OracleChoice, Regularizer, Sampler, StopWhen, Weight, named
 from lowmem_spin.config.loss_choices import DPO, Loss, own_in_words
 from lowmem_spin.config.paths import PathText
 from lowmem_spin.config.section import Section
@@ -99,7 +99,11 @@ class GameConfig(Section):
     """For sppo: answers sampled per prompt, of which the best and the worst become a pair. More give a clearer pair and cost
     that much more generation and judging."""
     oracle: (
-        Annotated[Oracle, Field(discriminator="name"), BeforeValidator(named("function"), json_schema_input_type=Oracle | str)]
+        Annotated[
+            OracleChoice,
+            Field(discriminator="name"),
+            BeforeValidator(named("function"), json_schema_input_type=OracleChoice | str),
+        ]
         | None
     ) = None
     """What judges answers: {name: function, function: exact_match}, {name: reward_model, model: ...}, {name: pairrm} or
@@ -125,6 +129,13 @@ class GameConfig(Section):
     def answering_alpha(self) -> float:
         """Weight of the iterate in the mixture that game.sampler samples."""
         return self.alpha if self.mixture_alpha is None else self.mixture_alpha
+
+    def notes(self) -> list[str]:
+        """A line for each field that is set and changes nothing, though other values of the same sweep may need it."""
+        if self.sampler.name == "none" or self.answering_alpha < 1:
+            return []
+        weight = "alpha" if self.mixture_alpha is None else "mixture_alpha"
+        return [f"game.sampler: {self.sampler.name} mixes nothing with game.{weight} 1: iterates answer by themselves"]
 
     @property
     def combine(self) -> str:

@@ -36,7 +36,7 @@ class GenKwargs(Section):
     def _heard(self) -> Self:
         unheard = [name for name in OF_SAMPLING if getattr(self, name) is not None]
         if unheard and self.do_sample is not True:
-            raise ValueError(f"{unheard[0]} is only heard with do_sample true: most tasks answer greedily by themselves")
+            raise ValueError(f"{unheard[0]} has no effect unless do_sample is true: most tasks answer greedily by themselves")
         return self
 
     @property

@@ -1,8 +1,8 @@
 """The metrics that score greedy answers to held-out prompts, by name, some with options of their own."""
 
-import re
 from typing import Annotated, Any, Literal
 
+import regex
 from pydantic import BeforeValidator, Field, field_validator
 
 from lowmem_spin.config.paths import PathText
@@ -40,8 +40,8 @@ class Regex(Section):
     @classmethod
     def _with_a_group(cls, value: str) -> str:
         try:
-            groups = re.compile(value).groups
-        except (re.error, RecursionError, OverflowError) as error:
+            groups = regex.compile(value).groups
+        except (regex.error, RecursionError, OverflowError) as error:
             raise ValueError(f"no regular expression: {error}") from None
         if not groups:
             raise ValueError("it has no group; put what is to be compared in parentheses")

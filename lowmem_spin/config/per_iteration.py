@@ -7,13 +7,13 @@ from pydantic import Field
 
 from lowmem_spin.config.bounds import EPOCHS, SINGLE
 
-Value = TypeVar("Value", float, int)
+Number = TypeVar("Number", float, int)
 
 Positive = Annotated[float, Field(gt=0, le=SINGLE)]
 Count = Annotated[int, Field(ge=1, le=EPOCHS)]
 
 
-def value_at(value: Value | list[Value], t: int) -> Value:
+def value_at(value: Number | list[Number], t: int) -> Number:
     """What iteration t has of it."""
     return value[t] if isinstance(value, list) else value
 

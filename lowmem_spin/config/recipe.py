@@ -65,7 +65,7 @@ class Generation(Section):
     @classmethod
     def _not_too_cold(cls, value: float) -> float:
         if 0 < value < 1e-6:  # logits divided by it are no numbers any more
-            raise ValueError("so low a temperature always picks the likeliest token; use 0")
+            raise ValueError("a temperature this low always picks the likeliest token; use 0")
         return value
 
     @field_validator("weights")

@@ -154,8 +154,8 @@ def take(shuffled: Sequence[int], draw: Draw, field: str = "game.pairs") -> list
             others = f", {draw.start} of them for other draws (data.resample split or game.sampler.own_prompts),"
             remedy = ", or let those of a split come again with data.prompt_sets" if draw.round is None else ""
         raise InputError(
-            f"{field}: {draw.start + draw.prompts} prompts{others} asked of {len(shuffled)} usable rows; "
-            f"lower it or give more data{remedy}"
+            f"{field}: {draw.start + draw.prompts} prompts{others} are needed, but there are only {len(shuffled)} "
+            f"usable rows; lower it or give more data{remedy}"
         )
     return list(shuffled[draw.start : draw.start + draw.prompts])
 

@@ -76,7 +76,7 @@ class Sources:
         """A folder with safetensors, or a model on the hub."""
         folder = self._local(name)
         if folder is None and _is_path(name):
-            raise InputError(f"{field}: no folder {name!r}, neither beside the recipe nor from here")
+            raise InputError(f"{field}: no folder {name!r}, neither next to the recipe nor in the working directory")
         if folder is None:
             return self._hub(name, revision, field, "model")
         check_model_folder(folder, name, field)
@@ -100,7 +100,7 @@ class Sources:
         file = self._local(path)
         if file is None:
             if path.lower().endswith(DATA_FILES) or _is_path(path):
-                raise InputError(f"{field}: no file {path!r}, neither beside the recipe nor from here")
+                raise InputError(f"{field}: no file {path!r}, neither next to the recipe nor in the working directory")
             return self._hub(path, revision, field, "dataset")
         if not file.is_file() or not file.name.lower().endswith(DATA_FILES):
             raise InputError(f"{field}: {path!r} is not a .jsonl, .ndjson, .json, .csv, .tsv (each also .gz) or .parquet file")

@@ -7,7 +7,7 @@ from pathlib import Path
 from lowmem_spin.common.errors import InputError, shortened
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines.model_files import EMBEDDINGS, EXPERTS, HEADS, POSITIONS, ROUTERS, ModelFiles, Weight, headers
+from lowmem_spin.engines.model_files import EMBEDDINGS, EXPERTS, HEADS, POSITIONS, ROUTERS, ModelFiles, StoredTensor, headers
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 PREFIXES = ("", "model.", "transformer.", "model.language_model.")  # what a checkpoint's names may lack of the modules'
@@ -26,7 +26,7 @@ def is_mixture(files: ModelFiles) -> bool:
     return any(EXPERTS.search(name) for name in files.weights)
 
 
-def layers(files: ModelFiles) -> dict[str, Weight]:
+def layers(files: ModelFiles) -> dict[str, StoredTensor]:
     """The checkpoint's matrices by the names of their modules, experts aside: what can get an adapter."""
     return {
         name.removesuffix(".weight"): weight
@@ -210,7 +210,7 @@ def _inside(name: str) -> str:
     return found[1] if found else _leaf(name)
 
 
-def _pairs(weights: dict[str, Weight]) -> dict[str, tuple[int, int]]:
+def _pairs(weights: dict[str, StoredTensor]) -> dict[str, tuple[int, int]]:
     """(inputs, outputs) of every module that an adapter's file has weights for, by its name from its layer on."""
     found: dict[str, list[int]] = {}
     for name, weight in weights.items():

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.files import Tokens
+from lowmem_spin.engines.training.pair import Pair
 
 
 class Advance(Protocol):
@@ -106,7 +107,7 @@ class Learner(Protocol):
     def train(
         self,
         init: Path | None,
-        pairs: Sequence[Any],
+        pairs: Sequence[Pair],
         loss: dict[str, Any],
         settings: dict[str, Any],
         work: Path,

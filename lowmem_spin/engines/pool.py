@@ -92,9 +92,9 @@ class EnginePool:
                 self.opened[name].release()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GameEngines:
-    """The engines of one game; those that another game of the sweep has opened alike are taken over."""
+    """The engines of one game; reuses engines that another game opened with the same settings."""
 
     recipe: Recipe
     model: Source

@@ -42,6 +42,7 @@ class Engine:
     """What of a recipe, beside its name and the dtype, may change its results and so is a part of keys."""
     package: str | None = None  # that must be importable
     extra: str | None = None  # of lowmem-spin, which installs that package
+    capability: float = 0.0  # compute capability that a GPU must have
     self_test: str | None = None  # f(engine, expected, folder, dtype) -> verdict; without one, auto never chooses it
     dequantizes: bool = False  # holds a 4-bit base unpacked
     preallocates: bool = False  # takes its whole share of the GPU when it opens and keeps it at work or not
@@ -92,6 +93,7 @@ ENGINES = {
             key_fields=_vllm_keys,
             package="vllm",
             extra="gpu",
+            capability=7.0,
             self_test="lowmem_spin.engines.doctor:check_generator",
             dequantizes=True,
             preallocates=True,
@@ -105,6 +107,7 @@ ENGINES = {
             memory=stage_memory,
             package="unsloth",
             extra="gpu",
+            capability=7.0,
             self_test="lowmem_spin.engines.doctor:check_learner",
         ),
     )
@@ -122,7 +125,7 @@ def installed(name: str) -> bool:
     return package is None or importlib.util.find_spec(package) is not None
 
 
-def load(path: str) -> Any:
+def load_attribute(path: str) -> Any:
     """Import what a "module:attribute" names."""
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
@@ -139,7 +142,7 @@ def open_engine(
     engine = ENGINES[name]
     if not installed(name):
         raise InputError(f"{engine.roles[0]}.engine: {name!r} is not installed; {engine.install}, or use {PORTABLE}")
-    return load(engine.target)(recipe, model, machine, weights_dir, notify)
+    return load_attribute(engine.target)(recipe, model, machine, weights_dir, notify)
 
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can hold

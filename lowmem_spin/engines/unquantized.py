@@ -21,7 +21,7 @@ FREE = 0.8  # of a computer's memory, where there is no GPU
 
 
 @dataclass(frozen=True)
-class Beside:
+class UnquantizedBase:
     """The unquantized base beside the one that plays."""
 
     recipe: Recipe | None = None  # what it is opened with; None: it is not measured
@@ -34,7 +34,7 @@ def with_own_weights(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": model, "runtime": recipe.runtime.model_copy(update={"residency": "auto"})})
 
 
-def measured_beside(recipe: Recipe, model: Source, choices: EngineChoices) -> Beside:
+def measured_beside(recipe: Recipe, model: Source, choices: EngineChoices) -> UnquantizedBase:
     """What evaluation.compare_unquantized comes to with this base on this machine.
 
     Args:
@@ -44,22 +44,22 @@ def measured_beside(recipe: Recipe, model: Source, choices: EngineChoices) -> Be
     """
     asked = recipe.evaluation.compare_unquantized
     if recipe.model.quantization == "none" or asked is False or _stored_in_four_bits(model):
-        return Beside()
+        return UnquantizedBase()
     own = with_own_weights(recipe)
     if asked is True:
-        return Beside(own)
+        return UnquantizedBase(own)
     try:
         shape = planned_shape(model)
     except InputError:  # of an unusual architecture
-        return Beside(None, _left_out("whether it fits in memory is not known"))
+        return UnquantizedBase(None, _left_out("whether it fits in memory is not known"))
     if shape is None:
-        return Beside(None, _left_out("its size is not known yet"))
+        return UnquantizedBase(None, _left_out("its size is not known yet"))
     if shape.body + shape.unquantized < REAL:
-        return Beside()
+        return UnquantizedBase()
     needed, there = needed_memory(own, shape, choices), memory_for(choices)
     if there is not None and needed > there:
-        return Beside(None, _left_out(f"it needs {needed / 1e9:.1f} GB and {there / 1e9:.1f} GB are there"))
-    return Beside(own)
+        return UnquantizedBase(None, _left_out(f"it needs {needed / 1e9:.1f} GB and {there / 1e9:.1f} GB are there"))
+    return UnquantizedBase(own)
 
 
 def _left_out(why: str) -> str:
@@ -82,7 +82,7 @@ def memory_for(choices: EngineChoices) -> float | None:
     return choices.machine.limit or None
 
 
-def planned(beside: Beside, model: Source, choices: EngineChoices) -> list[str]:
+def planned(beside: UnquantizedBase, model: Source, choices: EngineChoices) -> list[str]:
     """A line for a plan: that the unquantized base is measured and what that takes, or why not; none where nobody asks."""
     if beside.recipe is None:
         return [] if beside.why_not is None else [beside.why_not]

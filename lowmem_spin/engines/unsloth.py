@@ -1,4 +1,4 @@
-"""The Unsloth engine: scores and trains on an NVIDIA GPU, in a process of its own; see kernels.py for what runs there."""
+"""The Unsloth engine: scores and trains on an NVIDIA GPU, in a process of its own; what runs there is unsloth_worker.py."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ REMEDY = "lower training.per_device_train_batch_size or runtime.scoring_batch_si
 
 
 class Unsloth:
-    """A learner; see engines.Learner."""
+    """A learner; see base.Learner."""
 
     def __init__(
         self, recipe: Recipe, model: Source, machine: Machine, weights_dir: Path, notify: Callable[[str], None]
@@ -36,7 +36,7 @@ class Unsloth:
         self.worker = Resident(start, recipe, notify)
 
     def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
-        """Summed log-probs of one batch of rows; see engines.Learner."""
+        """Summed log-probs of one batch of rows; see base.Learner."""
         return self.worker.call("score", adapter, rows)
 
     def train(
@@ -48,7 +48,7 @@ class Unsloth:
         work: Path,
         advance: Advance,
     ) -> tuple[Path, list[dict[str, float]]]:
-        """Train from `init`; see engines.Learner."""
+        """Train from `init`; see base.Learner."""
         return self.worker.call("train", init, pairs, loss, settings, work, report=advance)
 
     def release(self) -> None:

@@ -24,13 +24,13 @@ from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.model_files import ModelFiles
 from lowmem_spin.engines.peft_learner import PeftLearner
 from lowmem_spin.engines.training.attention import attend
-from lowmem_spin.engines.training.logps import Rows
+from lowmem_spin.engines.training.logps import LaidOutRows
 from lowmem_spin.engines.training.packing import PackedRow
 
 _under_way: PackedRow | None = None  # the row of the last forward: its backward may compute attention once more
 
 
-def hidden_states(model: Any, rows: Rows) -> torch.Tensor:
+def hidden_states(model: Any, rows: LaidOutRows) -> torch.Tensor:
     """Unsloth's forward up to the head. It is called whole, because the masks of its kernels are made there."""
     global _under_way  # noqa: PLW0603 - Unsloth's attention is a function of its modules and has no way to be told
     _under_way = rows if isinstance(rows, PackedRow) else None

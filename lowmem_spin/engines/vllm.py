@@ -1,7 +1,8 @@
-"""The vLLM engine: one resident base serves every policy of a batch as a LoRA, each request with its own seed.
+"""The vLLM engine: serves every policy of a batch as a LoRA on one base; out of memory, a worker of half the batch follows.
 
-It lives in its own process, so that its memory is its own and its death is survivable, and it stays up for the
-whole run; new iterates are loaded into it by path. Written to the API that vLLM 0.20 and 0.32 share.
+It lives in its own process, so that its memory is its own and its death is survivable (worker.py, Resident, starts the smaller
+one), and it stays up for the whole run; new iterates are loaded into it by path. Each request has its own seed. Written to
+the API that vLLM 0.20 and 0.32 share.
 """
 
 from collections.abc import Callable, Sequence
@@ -140,7 +141,7 @@ class VLLM:
         return Worker("vllm", target, arguments, environment, self.weights_dir.parent / "logs" / log, REMEDY)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """One batch of completions of any policies; see engines.Generator."""
+        """One batch of completions of any policies; see base.Generator."""
         options = {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from lowmem_spin.algorithm.measured import samples_judged
 from lowmem_spin.algorithm.preferences import Comparison
-from lowmem_spin.algorithm.stages import judgement_spec
 from lowmem_spin.common.checked import write_checked
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
@@ -47,7 +47,7 @@ def arena(
     Raises:
         InputError: one line on what is missing.
     """
-    run, shared = run_folder.read_run(folder), SharedResources(trust=Trust(trust))
+    run, shared = run_folder.read_run_folder(folder), SharedResources(trust=Trust(trust))
     try:
         game = EvaluationTarget.from_run(run, "all", shared, display)
         if len(game.wanted) < 2:
@@ -134,7 +134,7 @@ def _play(
     display.log(f"{len(names)} policies, {len(prompts)} prompts, {pairs:,} pairs, each judged {how} {shown}")
     tables, sampling = answering.tables, answering.sampling
     own = [digest(sampling.spec(policy)) for policy in policies]
-    named = judgement_spec([f"{table}/0" for table in own], judge)
+    named = samples_judged(policies, sampling, judge)
     note_used(game.store, game.folder, "completions", own)
     note_used(game.store, game.folder, "judgements", [digest(named)])
     answers = tables.answers([(policy, prompts) for policy in policies], sampling, f"{len(names)} policies")

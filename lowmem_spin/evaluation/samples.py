@@ -15,7 +15,7 @@ from lowmem_spin.common.files import check_inside, write_text
 from lowmem_spin.evaluation.judged.shared import file_name
 
 FOLDER = "samples"
-Sample = dict[str, Any]
+SampleRecord = dict[str, Any]
 
 
 def sample_files(folder: Path, policy: str, tasks: Sequence[str], key: str) -> dict[str, Path]:
@@ -35,12 +35,12 @@ def sample_files(folder: Path, policy: str, tasks: Sequence[str], key: str) -> d
     return {task: folder / place / f"samples_{file_name(task)}_{key[:12]}.jsonl" for task in tasks}
 
 
-def write_samples(path: Path, samples: Sequence[Sample]) -> None:
+def write_samples(path: Path, samples: Sequence[SampleRecord]) -> None:
     """Write a task's samples, as the harness has them in its results."""
     write_text(path, "".join(_line(sample) + "\n" for sample in samples))
 
 
-def _line(sample: Sample) -> str:
+def _line(sample: SampleRecord) -> str:
     asked = [{f"arg_{place}": part for place, part in enumerate(parts)} for parts in sample["arguments"]]
     arguments = {f"gen_args_{place}": parts for place, parts in enumerate(asked)}
     told = {name: sanitize_list(sample[name]) for name in ("resps", "filtered_resps")}

@@ -22,8 +22,8 @@ from lowmem_spin.engines.registry import PORTABLE
 from lowmem_spin.evaluation import diversity
 from lowmem_spin.evaluation.harness_tasks import Catalogue, Loaded, Task, check_installed
 from lowmem_spin.evaluation.judged import alpaca as instructions
-from lowmem_spin.evaluation.judged import mtbench as questions
 from lowmem_spin.evaluation.judged.alpaca_suite import measure_alpaca
+from lowmem_spin.evaluation.judged.mtbench_files import read_mtbench
 from lowmem_spin.evaluation.judged.mtbench_suite import measure_mtbench
 from lowmem_spin.evaluation.judged.shared import Judged
 from lowmem_spin.evaluation.prompting import Prompting, in_words
@@ -215,7 +215,7 @@ def _check_diversity(request: EvaluationRequest, recipe: Recipe, store: Path) ->
 
 
 def _check_mtbench(request: EvaluationRequest, recipe: Recipe, store: Path) -> None:
-    questions.read_mtbench(request.judged.mtbench or store / "mtbench", None, request.judged.option("mtbench"))
+    read_mtbench(request.judged.mtbench or store / "mtbench", None, request.judged.option("mtbench"))
     _check_judge(request.judged)
 
 

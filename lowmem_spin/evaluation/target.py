@@ -24,7 +24,7 @@ from lowmem_spin.evaluation.benchmark_records import FILE, keep_results
 from lowmem_spin.runner import gc, run_folder
 from lowmem_spin.runner.game_rows import split_rows
 from lowmem_spin.runner.health import HeldOut
-from lowmem_spin.runner.open import OpenGame, SharedResources, read_rows
+from lowmem_spin.runner.open import OpenGame, SharedResources, read_prepared_rows
 from lowmem_spin.runner.run_folder import RunFolder
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store
@@ -81,13 +81,21 @@ class EvaluationTarget:
             held = _held(run, store)
             choices = choose_engines(recipe, store.root, display)
             inputs = replace(run.inputs, generator=choices.specs(recipe)[0])  # of this machine
-            weights_dir = store.root / "weights"
+            engines = GameEngines(
+                recipe=with_lengths(recipe, room),
+                model=model,
+                choices=choices,
+                weights_dir=store.root / "weights",
+                display=display,
+                pool=shared.engines,
+                judge=oracle,
+            )
             tables = Tables(
                 store=store,
                 base=inputs.base,
                 base_adapter=base_adapter,
                 learner=inputs.learner,
-                engines=GameEngines(with_lengths(recipe, room), model, choices, weights_dir, display, shared.engines, oracle),
+                engines=engines,
                 progress=display,
                 generation_batch=recipe.runtime.generation_batch_size,
                 scoring_tokens=recipe.scoring_tokens,
@@ -114,7 +122,7 @@ class EvaluationTarget:
         """A game that this process has played."""
         planned = {stage.name: stage for stage in game.stages if isinstance(stage, Evaluate)}
         every = {name: stage.policy for name, stage in planned.items() if stage.role is not Role.UNQUANTIZED}
-        policies = run_folder.as_far_as_played(every, run_folder.read_run(game.folder).record)
+        policies = run_folder.as_far_as_played(every, run_folder.read_run_folder(game.folder).record)
         trained = {name for name, key in policies.items() if planned[name].role is Role.ITERATE and game.store.adapter(key)}
 
         def answering(room: tuple[int, int] | None = None, oracle: Oracle | None = None) -> Answering:
@@ -191,9 +199,14 @@ class EvaluationTarget:
 
     def portable_engines(self, display: Display) -> GameEngines:
         """transformers on the base, whatever the game was played with."""
-        weights_dir = self.store.root / "weights"
-        choices = EngineChoices(self.machine, PORTABLE, PORTABLE)
-        return GameEngines(self.recipe, self.model, choices, weights_dir, display, self.pool)
+        return GameEngines(
+            recipe=self.recipe,
+            model=self.model,
+            choices=EngineChoices(self.machine, PORTABLE, PORTABLE),
+            weights_dir=self.store.root / "weights",
+            display=display,
+            pool=self.pool,
+        )
 
     def renderer(self) -> Renderer:
         """Conversations to prompts, as the game's rows were rendered."""
@@ -215,7 +228,7 @@ def with_lengths(recipe: Recipe, room: tuple[int, int] | None) -> Recipe:
 
 def _held(run: RunFolder, store: Store) -> HeldOut:
     """The run's held-out rows, as they were prepared for it."""
-    stored = [read_rows(store, store.data(name)) for name in run.record.get("data", [])]
+    stored = [read_prepared_rows(store, store.data(name)) for name in run.record.get("data", [])]
     present = [rows for rows in stored if rows is not None]
     if not present or len(present) < len(stored):
         again = f"`lowmem-spin run {run.folder / 'recipe.yaml'}`"

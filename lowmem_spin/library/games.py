@@ -16,7 +16,7 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.formats import Message
 from lowmem_spin.data.sources import Source
 from lowmem_spin.library import frames
-from lowmem_spin.report.load import read_results, read_run, read_sweep
+from lowmem_spin.report.load import read_results, read_run_results, read_sweep
 from lowmem_spin.report.overview import played
 from lowmem_spin.report.summary import run_grid, sweep_grid
 from lowmem_spin.runner import run_folder
@@ -77,13 +77,13 @@ class Run(_Folder):
     @property
     def recipe(self) -> Recipe:
         """What was played, every default filled in."""
-        return run_folder.read_run(self.folder).recipe
+        return run_folder.read_run_folder(self.folder).recipe
 
     @property
     def finished(self) -> bool:
         """Whether the game was played to its end: only then are there numbers. Playing its recipe again goes on."""
         try:
-            read_run(self.folder)
+            read_run_results(self.folder)
         except InputError:
             return False
         return True
@@ -97,7 +97,7 @@ class Run(_Folder):
         Raises:
             InputError: the game is not played to its end, or its files do not read back.
         """
-        return frames.run_frame(read_run(self.folder))
+        return frames.run_frame(read_run_results(self.folder))
 
     @property
     def metrics(self) -> "DataFrame":
@@ -106,7 +106,7 @@ class Run(_Folder):
         Raises:
             InputError: the game is not played to its end, or its files do not read back.
         """
-        return frames.metrics_frame(read_run(self.folder))
+        return frames.metrics_frame(read_run_results(self.folder))
 
     def iterate(self, name: int | str | None = None) -> tuple["PeftModel | PreTrainedModel", Any]:
         """A policy as a model of its own, on a base that is loaded for it: in 4 bits, if the game was played so.
@@ -152,12 +152,12 @@ class Run(_Folder):
             raise InputError("prompts: give a list, for instance [prompt]")
         game, policy, base = self._open(iterate)
         from lowmem_spin.cli.chat import sampling_of
-        from lowmem_spin.library.policies import answers, open_engine
+        from lowmem_spin.library.policies import answers, open_portable_engine
 
         sampling = sampling_of(game, temperature, "temperature")
         sampling = _at_most(sampling, max_new_tokens)
         if self._engine is None:
-            self._engine = open_engine(game, base)
+            self._engine = open_portable_engine(game, base)
         found = answers(self._engine, policy, prompts, sampling)
         cut = sum(answer.finish_reason == "length" for answer in found)
         if cut:
@@ -172,7 +172,7 @@ class Run(_Folder):
 
     def _open(self, name: int | str | None) -> tuple[RunFolder, StoredPolicy, Source]:
         """The game, the policy and the base, to be loaded."""
-        game = run_folder.read_run(self.folder)
+        game = run_folder.read_run_folder(self.folder)
         store = run_folder.open_store(game, _notify)
         policy = run_folder.find_policy(game, store, None if name is None else str(name), "iterate")
         return game, policy, run_folder.find_trusted_base(game, store, Trust(self.trust, option=TRUST), _notify)
@@ -180,7 +180,7 @@ class Run(_Folder):
     def _repr_html_(self) -> str:
         if not self.finished:
             return f"<p>{html.escape(repr(self))}</p>"
-        return run_grid(read_run(self.folder)).html(f"{self.folder.name}: held-out results, ± 95% interval")
+        return run_grid(read_run_results(self.folder)).html(f"{self.folder.name}: held-out results, ± 95% interval")
 
 
 class Sweep(_Folder):
@@ -246,7 +246,7 @@ def load(folder: str | Path, trust: bool = False) -> Run | Sweep:
     if (place / Sweep.record).is_file():
         read_sweep(place)
         return Sweep(place, trust)
-    run_folder.read_run(place)
+    run_folder.read_run_folder(place)
     return Run(place, trust)
 
 

@@ -33,7 +33,7 @@ def load_policy(game: RunFolder, policy: StoredPolicy, base: Source) -> tuple[Pe
     return PeftModel.from_pretrained(model, str(policy.adapter)).eval(), tokenizer
 
 
-def open_engine(game: RunFolder, base: Source) -> HF:
+def open_portable_engine(game: RunFolder, base: Source) -> HF:
     """The base, and a slot for the adapter of whoever is asked."""
     return HF(game.recipe, base, machine_of(game))
 

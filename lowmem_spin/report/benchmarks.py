@@ -53,7 +53,7 @@ class BenchmarkRow:
     gains: dict[str, Value]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Block:
     """The tables of one suite: the numbers, and their differences from the base."""
 
@@ -130,15 +130,15 @@ def _block(suite: str, title: str, limit: int | None, found: Sequence[Benchmark]
     gains = [[row.name, *(_cell(row.gains.get(c), c in shares, "+") for c in columns)] for row in changed]
     what = "questions" if suite in JUDGED else "documents of each task"
     return Block(
-        title + (f", the first {limit} {what}" if limit else ""),
-        Grid(headings, cells),
-        Grid(["difference", *columns], gains) if gains else None,
-        [line for row in changed for line in _verdict(row)],
-        " ".join(_notes(suite, limit, found)),
-        columns,
-        rows,
-        shares,
-        tuple(column for column in columns if column not in OVERALL) if suite == "mtbench" else (),
+        title=title + (f", the first {limit} {what}" if limit else ""),
+        grid=Grid(headings, cells),
+        gains=Grid(["difference", *columns], gains) if gains else None,
+        verdict=[line for row in changed for line in _verdict(row)],
+        note=" ".join(_notes(suite, limit, found)),
+        columns=columns,
+        rows=rows,
+        percent=shares,
+        graded=tuple(column for column in columns if column not in OVERALL) if suite == "mtbench" else (),
     )
 
 

@@ -1,12 +1,13 @@
 """What a person should know before believing a game's numbers: a line for each sign that something else was learned.
 
-All of it is read from what games have stored, so that earlier ones are looked at too. That a game's end token alone decides is
-not seen directly: log-probs are kept per answer and not per token.
+All of it is read from what games have stored, so that earlier ones are looked at too. What their last tokens have won is known
+of trainings since that is recorded.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from lowmem_spin.report.intervals import Value, difference
@@ -14,6 +15,7 @@ from lowmem_spin.report.results import PolicyResults, RunResults, SweepResults, 
 
 CUT = 0.3  # share of own samples that are truncated: above it, the end is what tells a good answer from a bad one
 WON = 0.99  # of the pairs told apart: at it, nothing is left to learn
+ALONE, GROWN = 0.8, 1.0  # the part of a margin that last tokens have won, and how many nats the margin has to have grown
 EARLY, AT_LEAST = 0.1, 3  # the part of a training, and how many of its steps, that are its beginning
 # Nats per answer: choosing the best of n of the base's answers comes to log n - (n - 1)/n at most, which is 10 for 60,000.
 FAR = 10.0
@@ -44,8 +46,9 @@ def caution_lines(results: RunResults | SweepResults) -> list[str]:
 
 def cautions(run: RunResults) -> Iterator[Caution]:
     """What of a run's numbers may mean something else than it seems."""
-    for kind, line in (("cut", _cut(run)), ("won", _won_early(run)), ("far", _far(run)), ("fallen", _fallen(run))):
-        if line is not None:
+    looked_for = {"cut": _cut, "won": _won_early, "end": _end_alone, "far": _far, "fallen": _fallen}
+    for kind, look in looked_for.items():
+        if (line := look(run)) is not None:
             yield Caution(kind, line)
 
 
@@ -81,6 +84,35 @@ def _won_early(run: RunResults) -> str | None:
             look = "Look at the samples: does a missing end, a length or a format give them away?"
             return f"{name} tells all pairs apart from step {first:g} of {last:g} on (reward accuracy 1): {easy}. {look}"
     return None
+
+
+def _end_alone(run: RunResults) -> str | None:
+    """The iterate whose margin between chosen and rejected answers is, nearly all of it, that of their last tokens.
+
+    The margin is against the reference; the reference's own last tokens are not known, but they stay what they are, and so
+    what the training has changed is compared.
+    """
+    for name, manifest in run.trainings.items():
+        records = [record for record in manifest["metrics"] if record.get("logps/chosen_last") is not None]
+        if len(records) < 2:
+            continue
+        scale = manifest["asked"]["loss"].get("beta", 1.0)
+        begin, end = records[: math.ceil(EARLY * len(records))], records[-max(1, len(records) // 4) :]
+        whole = (_mean(end, "rewards/margins") - _mean(begin, "rewards/margins")) / scale
+        last = _last_margin(end) - _last_margin(begin)
+        if whole >= GROWN and last >= ALONE * whole:
+            grew = f"In {name}'s training the margin between chosen and rejected answers grew by {whole:.1f} nats"
+            look = "see whether rejected ones are truncated, or end otherwise"
+            return f"{grew}, and that between their last tokens alone by {last:.1f}: what they say is hardly learned; {look}."
+    return None
+
+
+def _last_margin(records: Sequence[dict[str, Any]]) -> float:
+    return _mean(records, "logps/chosen_last") - _mean(records, "logps/rejected_last")
+
+
+def _mean(records: Sequence[dict[str, Any]], name: str) -> float:
+    return fmean(record[name] for record in records)
 
 
 def _told_apart_from(records: Sequence[dict[str, Any]]) -> float | None:

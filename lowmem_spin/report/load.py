@@ -2,7 +2,6 @@
 
 import json
 import math
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,15 @@ from pydantic import ValidationError
 from lowmem_spin.algorithm.roles import PLAIN_SFT, Part, Role, part_in, parts_in
 from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.errors import InputError, shortened
-from lowmem_spin.common.files import DamagedError, read_parquet, read_text, token_arrays
-from lowmem_spin.common.keys import digest, is_key
-from lowmem_spin.config.places import put_in_place
+from lowmem_spin.common.files import DamagedError, read_text
 from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
 from lowmem_spin.evaluation.arena import FILE as ARENA
 from lowmem_spin.evaluation.prompting import in_words
 from lowmem_spin.report.cautions import CUT
+from lowmem_spin.report.from_store import answer_tokens, read_trainings
 from lowmem_spin.report.intervals import Value, is_yes_or_no, rows_of
 from lowmem_spin.report.measures import TASKS
-from lowmem_spin.report.results import Benchmark, PolicyResults, RunResults, SweepFile, SweepResults, recipe_field
+from lowmem_spin.report.results import Benchmark, PolicyResults, RunResults, SweepFile, SweepResults
 from lowmem_spin.runner.claim import WORKERS
 from lowmem_spin.runner.run_folder import as_far_as_played, check_keys
 from lowmem_spin.runner.worker_record import read_workers
@@ -42,7 +40,7 @@ def read_results(folder: Path) -> RunResults | SweepResults:
     if (folder / "sweep.json").is_file():
         return read_sweep(folder)
     if (folder / "run.json").is_file():
-        return read_run(folder)
+        return read_run_results(folder)
     raise InputError(f"{str(folder)!r} is neither a run nor a sweep: it has no run.json and no sweep.json")
 
 
@@ -71,10 +69,11 @@ def read_sweep(folder: Path) -> SweepResults:
         workers = read_workers(folder)
     except DamagedError as error:
         lost = f"nothing on which worker did what: {folder / WORKERS} {error}; delete it"
-    return SweepResults(folder, file, {point.name: read_run(folder / point.dir) for point in finished}, workers, lost)
+    runs = {point.name: read_run_results(folder / point.dir) for point in finished}
+    return SweepResults(folder, file, runs, workers, lost)
 
 
-def read_run(folder: Path) -> RunResults:
+def read_run_results(folder: Path) -> RunResults:
     """Read a run's folder.
 
     Raises:
@@ -97,11 +96,22 @@ def read_run(folder: Path) -> RunResults:
         raise InputError(f"{folder / 'recipe.yaml'}: not a recipe; run the recipe again to write it anew")
     keys = as_far_as_played(record["policies"], record)
     policies = _policies(folder / "metrics.jsonl", keys, parts)
-    trainings, missing = _trainings(folder, recipe, keys, parts)
+    trainings, missing = read_trainings(folder, recipe, keys, parts)
     benchmarks, arena = read_benchmarks(folder, keys), _arena(folder, keys)
     cut = any(policy.values["truncated"].mean > CUT for policy in policies)
-    tokens = _answer_tokens(folder, recipe, record) if cut else None  # which reads the whole file
-    return RunResults(folder, recipe, text, record, policies, trainings, missing, benchmarks, arena, tokens)
+    tokens = answer_tokens(folder, recipe, record) if cut else None  # which reads the whole file
+    return RunResults(
+        folder=folder,
+        recipe=recipe,
+        recipe_text=text,
+        record=record,
+        policies=policies,
+        trainings=trainings,
+        missing=missing,
+        benchmarks=benchmarks,
+        arena=arena,
+        answer_tokens=tokens,
+    )
 
 
 def read_benchmarks(folder: Path, keys: dict[str, str]) -> list[Benchmark]:
@@ -136,9 +146,21 @@ def _benchmark(record: Any) -> Benchmark:
     if not all(count is None or isinstance(count, int) for count in counts):
         raise TypeError("counts")
     versions = record["recorded"]["versions"]
-    asked = in_words(record.get("prompting", {})) if record["suite"] == "tasks" else ""
-    sampling = str(record["recorded"].get("sampling", "temperature 0.7"))  # which earlier versions always took
-    return Benchmark(*names, *counts, record["own"] is True, versions, values, gains, asked, sampling)
+    return Benchmark(
+        name=record["name"],
+        key=record["policy"],
+        suite=record["suite"],
+        task=record["task"],
+        fewshot=record["fewshot"],
+        limit=record["limit"],
+        count=record["count"],
+        own=record["own"] is True,
+        versions=versions,
+        values=values,
+        gains=gains,
+        asked=in_words(record.get("prompting", {})) if record["suite"] == "tasks" else "",
+        sampling=str(record["recorded"].get("sampling", "temperature 0.7")),  # which earlier versions always took
+    )
 
 
 def _arena(folder: Path, keys: dict[str, str]) -> dict[str, Any] | None:
@@ -213,64 +235,6 @@ def _policy(record: Any) -> PolicyResults:
         sampler = {"sampler": str(sampler["sampler"]), **{name: sampler[name] for name in SAMPLED}}
     name = record["name"]
     return PolicyResults(name, record["policy"], part, values, categories, record["samples"], sampler)
-
-
-def _trainings(
-    folder: Path, recipe: dict[str, Any], keys: dict[str, str], parts: dict[str, Part]
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Manifests of the iterates' trainings, from iterates/ or the store, and a line if any is missing."""
-    weights_dir = _store(folder, recipe) / "adapters"
-    found, lost = {}, []
-    for name, key in keys.items():
-        if not parts[name].is_iterate:
-            continue
-        manifests = [folder / "iterates" / str(parts[name].iteration) / "manifest.json", weights_dir / key / "manifest.json"]
-        manifest = next((manifest for path in manifests if (manifest := _manifest(path, key)) is not None), None)
-        if manifest is None:
-            lost.append(name)
-        else:
-            found[name] = manifest
-    line = f"no training curves of {', '.join(lost)}: neither in {folder / 'iterates'} nor in {weights_dir}"
-    return found, [line] if lost else []
-
-
-def _store(folder: Path, recipe: dict[str, Any]) -> Path:
-    """Where the store is, seen from the run's folder."""
-    found_here = deepcopy(recipe)
-    put_in_place(found_here, folder)
-    return Path(str(recipe_field(found_here, "output.store")))
-
-
-def _answer_tokens(folder: Path, recipe: dict[str, Any], record: dict[str, Any]) -> int | None:
-    """Tokens that 95% of the data's answers have at most, their end included; None where the rows are not in the store."""
-    files = record.get("data")
-    if not isinstance(files, list) or not files or not is_key(files[0]):
-        return None
-    try:
-        rows = read_parquet(_store(folder, recipe) / "data" / f"{files[0]}.parquet")
-    except (FileNotFoundError, DamagedError):
-        return None
-    lengths = [len(answer) for answer in token_arrays(rows["chosen"]) if len(answer)]
-    return math.ceil(np.percentile(lengths, 95)) if lengths else None
-
-
-def _manifest(path: Path, key: str) -> dict[str, Any] | None:
-    """A training's manifest, if it is there and is the one of this key."""
-    try:
-        manifest = read_checked(path)
-        return manifest if digest(manifest["asked"]) == key and _curves(manifest["metrics"]) else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # also a link that goes round in a circle
-        return None
-
-
-def _curves(metrics: Any) -> bool:
-    """Whether these are training records: dicts of numbers with a step."""
-    return isinstance(metrics, list) and all(
-        isinstance(record, dict)
-        and isinstance(record.get("step"), int | float)
-        and all(isinstance(v, int | float | None) for v in record.values())
-        for record in metrics
-    )
 
 
 def _texts(value: Any) -> bool:

@@ -12,7 +12,7 @@ from lowmem_spin.report.results import PolicyResults, RunResults
 
 
 @dataclass(frozen=True)
-class Beside:
+class ComparisonPolicy:
     """One such policy, of all games, or, where they have different ones, of a group of them."""
 
     name: str
@@ -49,15 +49,15 @@ class Mark:
 
 def marks(groups: Mapping[str, Sequence[RunResults]], name: str) -> list[Mark]:
     """The numbers of this name of all that have it."""
-    return [Mark(one.name, one.value(name), one.color, one.group) for one in beside(groups, name)]
+    return [Mark(one.name, one.value(name), one.color, one.group) for one in comparisons(groups, name)]
 
 
-def beside(groups: Mapping[str, Sequence[RunResults]], name: str) -> list[Beside]:
+def comparisons(groups: Mapping[str, Sequence[RunResults]], name: str) -> list[ComparisonPolicy]:
     """Those that have this number: the bases, then plain fine-tuning; one that differs within a group is left out."""
-    found: list[Beside] = []
+    found: list[ComparisonPolicy] = []
     for pick, color in ((_base, GREY), (_unquantized, DARK), (_fine_tuned, BASELINE)):
-        whole = _beside([run for runs in groups.values() for run in runs], name, pick, color, None)
-        single = [_beside(runs, name, pick, color, group) for group, runs in groups.items()]
+        whole = _comparison([run for runs in groups.values() for run in runs], name, pick, color, None)
+        single = [_comparison(runs, name, pick, color, group) for group, runs in groups.items()]
         found += [one for one in ([whole] if whole is not None else single) if one is not None]
     return found
 
@@ -77,7 +77,7 @@ def _fine_tuned(run: RunResults) -> PolicyResults | None:
     return next((policy for policy in reversed(run.baselines) if policy is not run.unquantized), None)
 
 
-def _beside(runs: Sequence[RunResults], name: str, pick: Pick, color: str, group: str | None) -> Beside | None:
+def _comparison(runs: Sequence[RunResults], name: str, pick: Pick, color: str, group: str | None) -> ComparisonPolicy | None:
     by_seed: dict[Any, PolicyResults] = {}
     for run in runs:
         policy = pick(run)
@@ -85,4 +85,4 @@ def _beside(runs: Sequence[RunResults], name: str, pick: Pick, color: str, group
             continue
         if by_seed.setdefault(run.recipe.get("seed"), policy).key != policy.key:
             return None
-    return Beside(next(iter(by_seed.values())).name, by_seed, color, group) if by_seed else None
+    return ComparisonPolicy(next(iter(by_seed.values())).name, by_seed, color, group) if by_seed else None

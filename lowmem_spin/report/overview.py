@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from lowmem_spin.algorithm.roles import parts_in
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.report.grid import Grid
 from lowmem_spin.report.intervals import Value
@@ -69,7 +70,7 @@ def _scored(name: str, score: str, value: Value) -> str:
 def _unfinished(record: Path) -> str:
     """How many iterates there are of those that the game is to have, if its record says so."""
     try:
-        asked = sum(name.startswith("iterate ") for name in json.loads(record.read_text(encoding="utf-8"))["policies"])
+        asked = sum(part.is_iterate for part in parts_in(json.loads(record.read_text(encoding="utf-8"))).values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "does not read back"
     done = [path for path in (record.parent / "iterates").glob("*") if path.name.isdecimal() and path.exists()]

@@ -175,7 +175,7 @@ def _sweep(sweep: SweepResults) -> dict[str, Any]:
         "whole": all(point.status == "finished" for point in sweep.file.points),  # else what failed is shown at once
         "links": links,
         "missing": sweep.missing,
-        "left_out": f"Drawn are the best {DRAWN} of {count} configurations." if len(shown) < count else "",
+        "left_out": f"Only the best {DRAWN} of {count} configurations are drawn." if len(shown) < count else "",
         "samples": _samples(
             [("base", runs[0].base.samples), *((label, run.last.samples) for label, run in firsts)] if runs else []
         ),

@@ -15,7 +15,7 @@ from lowmem_spin.report.results import Configuration, PolicyResults, RunResults
 
 LEAST = 3  # categories that make a shape
 VISIBLE = 0.02  # a smaller difference of two shares is none that a shape shows
-Shape = Mapping[str, Value]
+RadarShape = Mapping[str, Value]
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,18 @@ class Series:
     """One closed line."""
 
     name: str
-    shape: Shape
+    shape: RadarShape
     color: str
     dashes: str = "-"
 
 
-def alike(one: Shape, other: Shape) -> bool:
+def alike(one: RadarShape, other: RadarShape) -> bool:
     """Whether two shapes differ by no more than noise in every category."""
     apart = [difference({0: one[name]}, {0: other[name]}) for name in one]
     return all(within_noise(value) or abs(value.mean) < VISIBLE for value in apart)
 
 
-def shapes(policies: Sequence[PolicyResults]) -> Shape:
+def shapes(policies: Sequence[PolicyResults]) -> RadarShape:
     """The categories of one policy over its seeds."""
     return {name: _sure([policy.categories[name] for policy in policies]) for name in policies[0].categories}
 
@@ -94,7 +94,7 @@ def of_sweep(shown: Sequence[Configuration], looks: Mapping[str, tuple[str, str]
             said = ["No radar of the last iterates: in every category they are within noise of each other."]
         else:
             panels.append(radar("Scores", "radar", f"{by_category}, last iterates, mean over seeds.", last))
-    groups: list[tuple[list[Shape], list[int]]] = []
+    groups: list[tuple[list[RadarShape], list[int]]] = []
     for place, configuration in enumerate(shown):
         runs = list(configuration.runs.values())
         path = [shapes([run.played[i] for run in runs]) for i in range(configuration.iterates)]

@@ -27,7 +27,7 @@ class PolicyResults:
     name: str
     key: str
     part: Part
-    values: dict[str, Value]  # by the names of evaluation.health.Health
+    values: dict[str, Value]  # by the names of runner.health.Health
     categories: dict[str, Value]  # the metric by category
     samples: list[dict[str, str]]  # prompt_id, answer; and prompt, data, finish_reason if they were kept
     sampler: dict[str, Any] | None = None  # how its opponents' answers were drawn, if from mixtures
@@ -44,7 +44,7 @@ class PolicyResults:
         return [name for name in (*TASKS, "chosen_logp", WINS) if name in self.values]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """One line of benchmarks.jsonl: one policy on one task."""
 
@@ -63,7 +63,7 @@ class Benchmark:
     sampling: str = ""  # of AlpacaEval's answers, in words
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunResults:
     """One game's folder."""
 

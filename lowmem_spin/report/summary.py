@@ -7,7 +7,7 @@ from typing import Any
 from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.report.grid import Grid, TerminalTable
 from lowmem_spin.report.intervals import Value, difference, within_noise
-from lowmem_spin.report.marks import Beside, beside
+from lowmem_spin.report.marks import ComparisonPolicy, comparisons
 from lowmem_spin.report.measures import GAIN, GAIN_UNQUANTIZED, MATCH, MEASURES, WINS
 from lowmem_spin.report.results import Configuration, PolicyResults, RunResults, SweepResults, plain_value
 from lowmem_spin.runner.health import ALARM
@@ -81,13 +81,13 @@ def sweep_grid(sweep: SweepResults, brief: bool = False) -> Grid:
         rows.append(cells + [""] * (len(headings) - len(cells)))
     rows += [
         [one.name, *[""] * (len(axes) - 1), str(len(one.by_seed)), *_numbers(sweep, one, gains, names, brief)]
-        for one in beside({c.label: list(c.runs.values()) for c in sweep.finished}, score)
+        for one in comparisons({c.label: list(c.runs.values()) for c in sweep.finished}, score)
         if one.group is None  # else there is another one beside each configuration
     ]
     return Grid(headings, rows, len(axes) + 1, parted=len(sweep.configurations) - 1)
 
 
-def _numbers(sweep: SweepResults, one: Beside, gains: Sequence[str], names: Sequence[str], brief: bool) -> list[str]:
+def _numbers(sweep: SweepResults, one: ComparisonPolicy, gains: Sequence[str], names: Sequence[str], brief: bool) -> list[str]:
     """What a configuration has in its row, of a policy that the games are measured against."""
     score, base = sweep.score, one.role is Role.BASE
 

@@ -19,7 +19,7 @@ from lowmem_spin.engines.dequantized import weights_key
 from lowmem_spin.runner import run_folder
 from lowmem_spin.runner.run_folder import RunFolder
 from lowmem_spin.store.store import FREED, Store
-from lowmem_spin.store.users import KINDS, State, User
+from lowmem_spin.store.users import KINDS, User, UserState
 
 TEMPORARY = re.compile(r"\.(.+\.)?[0-9a-f]{32}")  # what is written under such a name is renamed when it is whole
 
@@ -76,7 +76,7 @@ def used_by(folders: Iterable[Path]) -> Used:
     """
     used = Used()
     for folder in folders:
-        run = run_folder.read_run(folder)
+        run = run_folder.read_run_folder(folder)
         stages = list(play(run.recipe, run.inputs))
         trained = {stage.name: stage.policy for stage in stages if isinstance(stage, Train)}
         if {"base": run.inputs.base, **trained} != run.policies:
@@ -155,7 +155,7 @@ class KnownRuns:
     def lines(self) -> Iterator[str]:
         """What a person should know of them."""
         for user in self.kept:
-            if user.state is State.PLAYED:
+            if user.state is UserState.PLAYED:
                 yield f"{user.folder} is being played: all that it uses is kept"
             else:
                 missing = "is not here, nor is the drive or folder that it was in"
@@ -169,12 +169,13 @@ class KnownRuns:
 def known_runs(store: Store, named: Iterable[Path], top: Path) -> KnownRuns:
     """The store's users that are not among the named folders, which are all that there are below `top`."""
     own, users = {folder.resolve() for folder in named}, store.users.known()
-    played = [user for user in users if user.state is State.PLAYED]
-    rest = [user for user in users if user.folder not in own and user.state is not State.PLAYED]
-    here = [user.folder for user in rest if user.state is State.HERE]
+    played = [user for user in users if user.state is UserState.PLAYED]
+    rest = [user for user in users if user.folder not in own and user.state is not UserState.PLAYED]
+    here = [user.folder for user in rest if user.state is UserState.HERE]
     here += [user.folder for user in played if user.folder not in own and (user.folder / "run.json").is_file()]
-    gone = [user for user in rest if user.state is State.GONE or (user.state is State.AWAY and _deleted(user, top.resolve()))]
-    away = [user for user in rest if user.state is State.AWAY and user not in gone]
+    absent = [user for user in rest if user.state is UserState.AWAY]
+    gone = [user for user in rest if user.state is UserState.GONE or (user in absent and _deleted(user, top.resolve()))]
+    away = [user for user in absent if user not in gone]
     return KnownRuns(here, [*played, *away], gone)
 
 

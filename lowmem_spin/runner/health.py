@@ -1,4 +1,4 @@
-"""Game health: held-out scores and drift of one policy, as arithmetic on the store's tables."""
+"""Game health: held-out scores and drift of one policy, as a record and as a line."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -6,18 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.algorithm.preferences import Comparison
 from lowmem_spin.algorithm.roles import Role
-from lowmem_spin.algorithm.stages import Evaluate, Sampling, judgement_spec
 from lowmem_spin.common.display import readable
-from lowmem_spin.common.keys import digest
-from lowmem_spin.data.render import conversation_text
 from lowmem_spin.data.rows import Rows, overlap
 from lowmem_spin.runner.task_metrics import TaskMetric
-from lowmem_spin.store.memo import Tables
-from lowmem_spin.store.rows import Answer, Compared, Prompt, Scored
-
-SHOWN = 8  # held-out prompts that a report shows with every policy's answer
 
 
 @dataclass(frozen=True)
@@ -48,7 +40,7 @@ class HeldOut:
     health: list[int]  # places that every policy answers by sampling
     exact_match: bool
     metric: TaskMetric | None = None  # what greedy answers are scored by instead
-    oracle: dict[str, Any] | None = None  # identity of what judges samples, if anything does
+    oracle: dict[str, Any] | None = None  # spec of the oracle that judges the samples; None without one
 
 
 def notices(train: Rows, pool: Sequence[int], held: HeldOut, field: str) -> Iterator[str]:
@@ -143,113 +135,6 @@ class Health:
         names = {"name": self.name, "policy": self.policy, "role": self.role, "iteration": self.iteration}
         rows = {f"{name}_n": len(value.values) for name, value in self.estimates.items()}
         return {**names, **self.numbers(), **rows, **gains, "samples": self.samples}
-
-
-def sample_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sampling, greedy: Sampling) -> None:
-    """Generate all that `evaluate` will ask the policy for, so that it then only scores."""
-    tables.answers([(stage.policy, _prompts(held, held.health))], sampling, f"samples by {stage.name}")
-    if held.exact_match or held.metric is not None:
-        tables.answers([(stage.policy, _prompts(held, held.scored))], greedy, f"held-out answers by {stage.name}")
-
-
-def _prompts(held: HeldOut, positions: Sequence[int]) -> list[Prompt]:
-    return [Prompt(held.rows.ids[position], held.rows.prompt(position)) for position in positions]
-
-
-def evaluate_policy(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sampling, greedy: Sampling) -> Health:
-    """Measure one policy, generating and scoring only what the store lacks."""
-    rows, policy = held.rows, stage.policy
-    prompts = _prompts(held, held.health)
-    (own,) = tables.answers([(policy, prompts)], sampling, f"samples by {stage.name}")
-    (base_own,) = tables.answers([(tables.base, prompts)], sampling, "samples by base")
-    names = {stage.previous: "the previous policy", tables.base: "base", policy: stage.name}
-
-    def logps(answers: Sequence[Answer], by: str, of: str = policy) -> np.ndarray:
-        scored = [
-            Scored(prompt.id, prompt.tokens, answer.name, answer.tokens)
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
-        return tables.logps(by, scored, f"samples of {names[of]} by {names[by]}")
-
-    def drift(answers: Sequence[Answer], drawn_from: str, against: str) -> Estimate:
-        return Estimate(logps(answers, drawn_from, drawn_from) - logps(answers, against, drawn_from))
-
-    chosen = [Scored(rows.ids[position], rows.prompt(position), "chosen", rows.chosen(position)) for position in held.scored]
-    answered = set(rows.answered(held.health))
-    equal = [
-        answer.text == rows.completions[position]
-        for position, answer in zip(held.health, own, strict=True)
-        if position in answered
-    ]
-    labels = [rows.categories[position] for position in held.scored]
-    match = _greedy(tables, stage, held, greedy, None) if held.exact_match else None
-    task = None if held.metric is None else (held.metric.name, _greedy(tables, stage, held, greedy, held.metric))
-    scored = match if task is None else task[1]
-    return Health(
-        name=stage.name,
-        role=stage.role,
-        iteration=stage.iteration,
-        policy=policy,
-        chosen_logp=Estimate(tables.logps(policy, chosen, f"held-out data by {stage.name}")) if chosen else None,
-        kl_to_base=drift(own, policy, tables.base),
-        kl_to_previous=drift(own, policy, stage.previous),
-        kl_from_base=drift(base_own, tables.base, policy),
-        length=Estimate(np.array([len(answer.tokens) for answer in own], float)),
-        truncated=Estimate(np.array([answer.finish_reason == "length" for answer in own], float)),
-        engine_gap=Estimate(np.abs(np.array([answer.logp for answer in own]) - logps(own, policy))),
-        identical=Estimate(np.array(equal, float)) if equal else None,
-        exact_match=match,
-        task=task,
-        categories={} if scored is None else _by_category(scored, labels),
-        win_rate_to_base=_wins(tables, stage, held, sampling, tables.base),
-        win_rate_to_previous=_wins(tables, stage, held, sampling, stage.previous),
-        samples=[_sample(rows, position, answer) for position, answer in zip(held.health[:SHOWN], own, strict=False)],
-    )
-
-
-def _wins(tables: Tables, stage: Evaluate, held: HeldOut, sampling: Sampling, against: str) -> Estimate | None:
-    """How often the policy's samples are preferred to another's, if there is an oracle and it is another."""
-    if held.oracle is None or against == stage.policy:
-        return None
-    rows, prompts = held.rows, _prompts(held, held.health)
-    both = tables.answers([(policy, prompts) for policy in (stage.policy, against)], sampling, f"samples by {stage.name}")
-    compared = [
-        Compared(
-            rows.ids[position],
-            Comparison(rows.messages(position), [answer.text for answer in some], rows.completions[position]),
-            [answer.tokens for answer in some],
-        )
-        for position, some in zip(held.health, zip(*both, strict=True), strict=True)
-    ]
-    asked = judgement_spec([f"{digest(sampling.spec(policy))}/0" for policy in (stage.policy, against)], held.oracle)
-    return Estimate(np.array([matrix[0, 1] for matrix in tables.preferences(asked, compared, f"samples of {stage.name}")]))
-
-
-def _sample(rows: Rows, position: int, answer: Answer) -> dict[str, str]:
-    """One of the policy's own answers beside the data's."""
-    asked = {"prompt_id": rows.ids[position], "prompt": conversation_text(rows.messages(position))}
-    return {**asked, "data": rows.completions[position], "answer": answer.text, "finish_reason": answer.finish_reason}
-
-
-def _greedy(tables: Tables, stage: Evaluate, held: HeldOut, greedy: Sampling, metric: TaskMetric | None) -> Estimate:
-    """Greedy answers by a metric, or by exact match; a truncated one counts 0."""
-    prompts = _prompts(held, held.scored)
-    (answers,) = tables.answers([(stage.policy, prompts)], greedy, f"held-out answers by {stage.name}")
-    right = []
-    for position, answer in zip(held.scored, answers, strict=True):
-        expected = held.rows.completions[position]
-        if answer.finish_reason != "stop":
-            right.append(0.0)
-        elif metric is None:
-            right.append(float(answer.text == expected))
-        else:
-            right.append(metric.score(conversation_text(held.rows.messages(position)), answer.text, expected))
-    return Estimate(np.array(right, float))
-
-
-def _by_category(match: Estimate, labels: Sequence[str | None]) -> dict[str, Estimate]:
-    names = sorted({label for label in labels if label is not None})
-    return {name: Estimate(match.values[np.array([label == name for label in labels])]) for name in names}
 
 
 ALARM = 0.05  # nats per completion between the generator's and the learner's log-probs: worth a look above this

@@ -108,18 +108,32 @@ def open_game(recipe: Recipe, recipe_dir: Path, display: Display, shared: Shared
     sources = Sources(recipe_dir, store.root / "sources.json", notice=store.notice)
     choices = choose_engines(recipe, store.root, display)
     resolved = resolve(recipe, sources, choices, lambda line: display.log(line, "yellow"))
+    resolved = check_resolved(resolved, display, shared)
+    rows = prepare_rows(resolved, display, shared)
+    inputs, stages = name_stages(resolved, rows.set_aside)
+    return assemble(resolved, rows, inputs, stages, display, shared)
+
+
+def check_resolved(resolved: ResolvedRecipe, display: Display, shared: SharedResources) -> ResolvedRecipe:
+    """Refuse what no game can be played with, before rows are read, and say what a person should know of the rest.
+
+    Returns:
+        The same with its own opponents and reference, which are trusted by then.
+
+    Raises:
+        InputError: code that may not run, functions of the recipe's own or a base that cannot be used; one line.
+    """
+    recipe = resolved.recipe
     code = [*resolved.own.code(), *code_of_oracle(resolved.oracle), *code_of_model(recipe, resolved.model)]
     code += [*key_of_judge(recipe.game.oracle, "game.oracle"), *key_of_judge(recipe.evaluation.judge, "evaluation.judge")]
     shared.trust.check(code, lambda line: display.log(line, "yellow"))
-    resolved = resolved.asked(shared.trust, lambda line: display.log(line, "yellow"))
-    try_own_loss(resolved.own, resolved.said, recipe.game)
-    notices_of_base = check_base(recipe, resolved.model, resolved.adapter, choices.machine.dtype)
+    resolved = resolved.with_own_mixtures(shared.trust, lambda line: display.log(line, "yellow"))
+    try_own_loss(resolved.own, resolved.mixtures, recipe.game)
+    notices_of_base = check_base(recipe, resolved.model, resolved.adapter, resolved.choices.machine.dtype)
     left_out = [] if resolved.beside.why_not is None else [resolved.beside.why_not]
-    shared.say([*resolved.own.notices(), *notices_of_base, *warmup_note(recipe), *left_out], display)
-    rows = prepare_rows(resolved, display, shared)
-    inputs, stages = name_stages(resolved, rows.set_aside)
-    shared.say(prompts_again(recipe, stages), display)
-    return assemble(resolved, rows, inputs, stages, display, shared)
+    notes = [*resolved.own.notices(), *notices_of_base, *recipe.game.notes(), *warmup_note(recipe), *left_out]
+    shared.say(notes, display)
+    return resolved
 
 
 def prepare_rows(resolved: ResolvedRecipe, display: Display, shared: SharedResources) -> GameRows:
@@ -150,7 +164,7 @@ def _prepared(
     path = store.data(resolved.file(source, split))
     if path in shared.rows:
         return shared.rows[path]
-    rows = read_rows(store, path)
+    rows = read_prepared_rows(store, path)
     if rows is None:
         with display.start_up(f"reading {source.location}"):
             from lowmem_spin.engines.loading import load_tokenizer
@@ -169,7 +183,7 @@ def _prepared(
     return rows
 
 
-def read_rows(store: Store, path: Path) -> Rows | None:
+def read_prepared_rows(store: Store, path: Path) -> Rows | None:
     """Prepared rows that the store has; damaged ones are set aside and count as missing."""
     table = store.read(path)
     try:
@@ -188,9 +202,17 @@ def assemble(
         InputError: there are too few rows for one of the stages.
     """
     recipe = resolved.recipe
+    shared.say(prompts_again(recipe, stages), display)
     store = shared.store(recipe.output.store, display)
-    weights_dir = store.root / "weights"
-    engines = GameEngines(recipe, resolved.model, resolved.choices, weights_dir, display, shared.engines, resolved.oracle)
+    engines = GameEngines(
+        recipe=recipe,
+        model=resolved.model,
+        choices=resolved.choices,
+        weights_dir=store.root / "weights",
+        display=display,
+        pool=shared.engines,
+        judge=resolved.oracle,
+    )
     tables = Tables(
         store=store,
         base=inputs.base,

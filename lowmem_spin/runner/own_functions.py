@@ -85,14 +85,14 @@ class OwnFunctions:
 
 
 @dataclass(frozen=True)
-class Said:
+class OwnMixtures:
     """What own opponents and an own reference have said of each iteration, by name; None where the recipe names no function."""
 
     opponents: list[Mixture] | None = None
     reference: list[Mixture] | None = None
 
 
-def ask(own: OwnFunctions, game: GameConfig) -> Said:
+def ask_own_functions(own: OwnFunctions, game: GameConfig) -> OwnMixtures:
     """Ask own opponents and an own reference for every iteration. This runs them: they have to be trusted by then.
 
     Raises:
@@ -114,10 +114,10 @@ def ask(own: OwnFunctions, game: GameConfig) -> Said:
                 f"{own.reference.field}: has no effect, as {own.loss.place} reads no reference; leave it out, or read "
                 "sides.ref_chosen and sides.ref_rejected"
             )
-    return Said(opponents, reference)
+    return OwnMixtures(opponents, reference)
 
 
-def try_own_loss(own: OwnFunctions, said: Said, game: GameConfig) -> None:
+def try_own_loss(own: OwnFunctions, mixtures: OwnMixtures, game: GameConfig) -> None:
     """Try an own loss on made-up pairs.
 
     Raises:
@@ -125,7 +125,7 @@ def try_own_loss(own: OwnFunctions, said: Said, game: GameConfig) -> None:
     """
     if own.loss is not None and isinstance(game.loss, OwnLoss):
         reads = (own.loss_identity() or {})["reads"]
-        check_loss(own.loss, game.loss.options, reads, _normalised(game, said.reference))
+        check_loss(own.loss, game.loss.options, reads, _normalised(game, mixtures.reference))
 
 
 def _of_each(own: OwnFunction, game: GameConfig, read: Callable[[Any, int], Mixture]) -> list[Mixture]:

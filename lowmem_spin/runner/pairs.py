@@ -13,6 +13,7 @@ from lowmem_spin.algorithm.samplers.mixture import sampling_summary
 from lowmem_spin.algorithm.stages import DatasetPairs, JudgedSamples, OpponentPairs, PairSource, Score, Train
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
+from lowmem_spin.engines.training.pair import Pair
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.store.rows import Answer, Compared, Prompt, Scored
 
@@ -195,10 +196,8 @@ def _log_normalizer(game: OpenGame, stage: Train) -> np.ndarray:
     return np.logaddexp.reduce(log_ratios, axis=1) - np.log(judged_samples.samples)
 
 
-def training_pairs(game: OpenGame, stage: Train) -> list[Any]:
-    """What a stage learns from: training.Pair with both sides and all that its loss may read of them."""
-    from lowmem_spin.engines.training.trainer import Pair
-
+def training_pairs(game: OpenGame, stage: Train) -> list[Pair]:
+    """What a stage learns from: a Pair with both sides and all that its loss may read of them."""
     rows = game.rows.train
     if stage.loss["name"] == "sft":
         repeats = stage.pairs.rows // stage.pairs.draw.prompts
@@ -214,13 +213,13 @@ def training_pairs(game: OpenGame, stage: Train) -> list[Any]:
         base = _logps(game, stage.penalty_reference, played)
     return [
         Pair(
-            rows.prompt(row.position),
-            row.chosen.tokens,
-            row.rejected.tokens,
-            (float(reference[0][n]), float(reference[1][n])),
-            row.win_rates,
-            (float(base[0][n]), float(base[1][n])),
-            row.head_to_head,
+            prompt=rows.prompt(row.position),
+            chosen=row.chosen.tokens,
+            rejected=row.rejected.tokens,
+            ref_logps=(float(reference[0][n]), float(reference[1][n])),
+            win_rates=row.win_rates,
+            base_logps=(float(base[0][n]), float(base[1][n])),
+            head_to_head=row.head_to_head,
         )
         for n, row in enumerate(played)
     ]

@@ -20,7 +20,7 @@ from lowmem_spin.common.errors import InputError, quoted, shortened
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.runner.crew import Done
-from lowmem_spin.runner.health import evaluate_policy, sample_policy
+from lowmem_spin.runner.evaluate_policy import evaluate_policy, sample_policy
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.planning.calibration import device_name
 from lowmem_spin.runner.run import make, measured_by
@@ -126,7 +126,7 @@ class SweepWorker:
             make(game, own)
         else:
             measure = sample_policy if samples_only else evaluate_policy
-            measure(*measured_by(game, own))
+            measure(measured_by(game, own))
 
 
 def _more(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

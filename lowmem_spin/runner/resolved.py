@@ -16,8 +16,8 @@ from lowmem_spin.data.sources import Source, Sources, base_key
 from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
 from lowmem_spin.engines.pool import EngineChoices
 from lowmem_spin.engines.training.trial import check_optimizer
-from lowmem_spin.engines.unquantized import Beside, measured_beside
-from lowmem_spin.runner.own_functions import OwnFunctions, Said, ask
+from lowmem_spin.engines.unquantized import UnquantizedBase, measured_beside
+from lowmem_spin.runner.own_functions import OwnFunctions, OwnMixtures, ask_own_functions
 from lowmem_spin.runner.task_metrics import TaskMetric
 
 
@@ -42,7 +42,7 @@ class ResolvedRecipe:
     choices: EngineChoices
     oracle: Oracle | None
     own: OwnFunctions = field(default_factory=OwnFunctions)
-    said: Said = field(default_factory=Said)  # by its own opponents and reference, as far as they were asked
+    mixtures: OwnMixtures = field(default_factory=OwnMixtures)  # by its own opponents and reference, as far as they were asked
 
     @property
     def base(self) -> str:
@@ -50,7 +50,7 @@ class ResolvedRecipe:
         return base_key(self.recipe, self.model, self.adapter)
 
     @cached_property
-    def beside(self) -> Beside:
+    def beside(self) -> UnquantizedBase:
         """The unquantized base, if it is measured beside the one that plays."""
         return measured_beside(self.recipe, self.model, self.choices)
 
@@ -107,20 +107,20 @@ class ResolvedRecipe:
         key = self.data_key(self.train, self.recipe.data.split)
         if self.held is None:
             key = digest({"rows": key, "set aside": set_aside})
-        own = {"loss": self.own.loss_identity(), "opponents": self.said.opponents, "reference": self.said.reference}
+        own = {"loss": self.own.loss_identity(), "opponents": self.mixtures.opponents, "reference": self.mixtures.reference}
         if (beside := self.unquantized) is not None:
             generator, learner = self.choices.specs(beside.recipe)
             own["unquantized"] = {"base": beside.base, "generator": generator, "learner": learner}
         return Inputs(self.base, key, *self.choices.specs(self.recipe), self.oracle_spec, **own)
 
-    def asked(self, trust: Trust, notify: Callable[[str], None]) -> "ResolvedRecipe":
+    def with_own_mixtures(self, trust: Trust, notify: Callable[[str], None]) -> "ResolvedRecipe":
         """The same with what its own opponents and reference say, which decides what the stages are. Only this runs them.
 
         Raises:
             InputError: they may not run, or what they say cannot be played; one line.
         """
         trust.check(self.own.deciding(), notify)
-        return replace(self, said=ask(self.own, self.recipe.game))
+        return replace(self, mixtures=ask_own_functions(self.own, self.recipe.game))
 
 
 def resolve(recipe: Recipe, sources: Sources, choices: EngineChoices, notify: Callable[[str], None]) -> ResolvedRecipe:

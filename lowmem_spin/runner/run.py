@@ -12,7 +12,6 @@ from lowmem_spin.algorithm.stages import (
     Evaluate,
     Generate,
     Judge,
-    Sampling,
     Score,
     Stage,
     Train,
@@ -25,7 +24,8 @@ from lowmem_spin.common.keys import digest
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.runner.claim import METRICS, check_folder, clear_folder
 from lowmem_spin.runner.early_stopping import EarlyStop, stops_early
-from lowmem_spin.runner.health import Health, HeldOut, evaluate_policy, sample_policy, summary_line
+from lowmem_spin.runner.evaluate_policy import Measuring, evaluate_policy, sample_policy
+from lowmem_spin.runner.health import Health, summary_line
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.pairs import judged_preferences, opponent_answers, score_pairs, summarize_sampling, training_pairs
 from lowmem_spin.runner.planning.forecast import steps_ahead
@@ -41,7 +41,6 @@ from lowmem_spin.runner.record import (
 from lowmem_spin.runner.run_folder import PICTURES
 from lowmem_spin.runner.trackers import Tracker
 from lowmem_spin.store import adapters
-from lowmem_spin.store.memo import Tables
 
 
 class Player:
@@ -93,9 +92,9 @@ class Player:
             make(game, stage, self._noting(stage))
             link_iterate(game, stage)
         elif samples_only:
-            sample_policy(*measured_by(game, stage))
+            sample_policy(measured_by(game, stage))
         else:
-            health = evaluate_policy(*measured_by(game, stage))
+            health = evaluate_policy(measured_by(game, stage))
             if stage.role is Role.UNQUANTIZED:
                 self.unquantized = health
             else:
@@ -210,12 +209,16 @@ def _check_judge(game: OpenGame) -> None:
             oracle.endpoint.reach()
 
 
-def measured_by(game: OpenGame, stage: Evaluate) -> tuple[Tables, Evaluate, HeldOut, Sampling, Sampling]:
-    """What a policy is measured by: tables of the base that it is an adapter on, rows, and how it answers, by sampling, and
-    greedily where there is a right answer."""
+def measured_by(game: OpenGame, stage: Evaluate) -> Measuring:
+    """What the policy of an evaluation is measured by."""
     recipe, inputs = game.recipe, game.inputs.measuring(stage)
-    tables = (game.unquantized if stage.role is Role.UNQUANTIZED else None) or game.tables
-    return tables, stage, game.rows.held, health_sampling(recipe, inputs), sampling_params(recipe, inputs, greedy=True)
+    return Measuring(
+        tables=(game.unquantized if stage.role is Role.UNQUANTIZED else None) or game.tables,
+        stage=stage,
+        held=game.rows.held,
+        sampling=health_sampling(recipe, inputs),
+        greedy=sampling_params(recipe, inputs, greedy=True),
+    )
 
 
 def _called(stage: Train) -> str:

@@ -1,4 +1,19 @@
-"""A run folder: which game it holds, where its store is, and which adapter each of its policies has."""
+"""A run folder: which game it holds, where its store is, and which adapter each of its policies has.
+
+    RUN/recipe.yaml           the recipe with all its values, which plays the same game again
+    RUN/run.json              policies and their keys, what the game was played with, versions, hours, an early stop
+    RUN/iterates/<t>          a link to each iterate's adapter in the store
+    RUN/metrics.jsonl         how each policy was measured, a line for each
+    RUN/iterates.png, .svg    how training went and how good each policy is
+    RUN/report.html           the same and more as one page; report.md and report_* are its tables and pictures
+    RUN/benchmarks.jsonl      what `evaluate` found; with answers in samples/, mtbench/ and alpaca/
+    RUN/arena.json            what `arena` found
+    RUN/benchmarks_use.json   keys of the store that these two use, which gc leaves alone
+    RUN/serve/                what `serve` gives vLLM beside the model and the adapters
+    RUN/tensorboard/ ...      what the trackers of output.report_to write
+
+A sweep's folder has sweep.json, the same reports, and one such folder for each of its points below points/.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,7 +41,7 @@ USED = "benchmarks_use.json"
 PICTURES = ("iterates.png", "report.html", "iterates.svg")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """What `lowmem-spin run` wrote beside its results."""
 
@@ -47,7 +62,7 @@ class StoredPolicy:
     adapter: Path | None  # None is the frozen base as it is
 
 
-def read_run(folder: Path) -> RunFolder:
+def read_run_folder(folder: Path) -> RunFolder:
     """The game of a run folder.
 
     Raises:
@@ -81,7 +96,7 @@ def read_run(folder: Path) -> RunFolder:
         check_inputs(recipe.game, inputs)
     except ValueError as error:
         raise InputError(f"{path}: {error}; run the recipe again to write it") from None
-    return RunFolder(folder, recipe, inputs, policies, parts, record)
+    return RunFolder(folder=folder, recipe=recipe, inputs=inputs, policies=policies, parts=parts, record=record)
 
 
 def check_keys(path: Path, given: Mapping[str, Any]) -> None:
@@ -118,7 +133,7 @@ def is_played(folder: Path) -> bool:
     """Whether a process plays this run, or a game of this sweep, now, as far as their stores know."""
     for record in [folder / "run.json", *folder.glob("points/*/run.json")]:
         try:
-            run = read_run(record.parent)
+            run = read_run_folder(record.parent)
             if open_store(run, lambda _: None).users.plays(run.folder):
                 return True
         except InputError:  # no run, or its store is elsewhere

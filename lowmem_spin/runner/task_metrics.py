@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+import regex
+
 from lowmem_spin.common.errors import InputError, quoted
 from lowmem_spin.config.metric_choices import Contains, FinalNumber, OwnMetric, Regex
 from lowmem_spin.engines.own_function import OwnFunction
 
 FIELD = "evaluation.metric"
+SEARCHED = 10.0  # seconds in one text, after which a pattern is taken to backtrack without end
 NUMBER = re.compile(r"(?:(?<![\w.)])-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")  # 3-4 ends in 4, a change of -4 in -4
 
 
@@ -21,10 +24,18 @@ def final_number(text: str) -> Decimal | None:
 
 
 def first_group(pattern: str, text: str) -> str | None:
-    """What the first group of a pattern's last match in a text is; None without a match."""
+    """What the first group of a pattern's last match in a text is; None without a match.
+
+    Raises:
+        InputError: the search does not end; one line.
+    """
     found = None
-    for found in re.finditer(pattern, text):  # noqa: B007 - the last one
-        pass
+    try:
+        for found in regex.finditer(pattern, text, timeout=SEARCHED):  # noqa: B007 - the last one
+            pass
+    except TimeoutError:
+        why = f"{quoted(pattern)} is still searching an answer of {len(text):,} characters after {SEARCHED:g} s"
+        raise InputError(f"{FIELD}: {why}; avoid repetitions within repetitions, such as (a+)+") from None
     return None if found is None else found[1]
 
 

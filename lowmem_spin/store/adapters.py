@@ -13,6 +13,7 @@ from lowmem_spin.common.files import Tokens
 from lowmem_spin.engines.base import Advance, sampling_mixtures
 from lowmem_spin.engines.training.average import ema_adapter
 from lowmem_spin.engines.training.checkpoints import checkpoints, damaged_checkpoints
+from lowmem_spin.engines.training.pair import Pair
 from lowmem_spin.store.contracts import Meter
 from lowmem_spin.store.memo import Tables
 from lowmem_spin.store.store import Store
@@ -60,7 +61,7 @@ def train_sampler(tables: Tables, stage: TrainSampler, prompts: Callable[[], Seq
         return tables.store.commit_adapter(stage.policy, made, {**manifest, "metrics": metrics})
 
 
-def train(tables: Tables, stage: Train, pairs: Callable[[], Sequence[Any]], label: str, note: Note | None = None) -> Path:
+def train(tables: Tables, stage: Train, pairs: Callable[[], Sequence[Pair]], label: str, note: Note | None = None) -> Path:
     """The stage's adapter; `pairs` are put together, and `note` is told, only if it has to be trained."""
     policy = stage.policy
     folder = tables.store.adapter(policy)
@@ -73,7 +74,7 @@ def train(tables: Tables, stage: Train, pairs: Callable[[], Sequence[Any]], labe
     return folder
 
 
-def _train(tables: Tables, stage: Train, pairs: Sequence[Any], label: str, note: Note | None) -> Path:
+def _train(tables: Tables, stage: Train, pairs: Sequence[Pair], label: str, note: Note | None) -> Path:
     work = training_folder(tables.store, stage.policy)
     learner = tables.engines.learner()
     tokens_per_row = sum(pair.tree.tokens for pair in pairs) / len(pairs)
@@ -97,7 +98,10 @@ def _with_source(tables: Tables, loss: dict[str, Any]) -> dict[str, Any]:
 
 
 def told_of(meter: Meter, tokens_per_row: float = 0.0, note: Note | None = None) -> Advance:
-    """What a training tells the meter by: rows that an earlier run learned from are no measure of this one's speed."""
+    """Callback that passes training progress to the meter.
+
+    Rows that an earlier run learned from are no measure of this one's speed.
+    """
 
     def told(rows: int, loss: float | None = None, resumed: bool = False, record: Mapping[str, float] | None = None) -> None:
         if record is not None:

@@ -1,10 +1,27 @@
-"""What the store needs of the rest of a game: engines that compute what is missing, and somebody to tell of it."""
+"""What the store needs of the rest of a game: engines that compute what is missing, and somebody to tell of it; and what its
+tables need of the store."""
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol
 
+import pyarrow as pa
+
+from lowmem_spin.common.files import Notice
 from lowmem_spin.engines.base import Generator, Learner
 from lowmem_spin.engines.oracles.base import Oracle
+
+
+class TableFiles(Protocol):
+    """The store, as one of its tables knows it."""
+
+    notice: Notice
+
+    def place(self, kind: str, key: str) -> Path: ...
+
+    def read(self, path: Path) -> pa.Table | None: ...
+
+    def set_aside(self, path: Path, why: str, then: str = ...) -> None: ...
 
 
 class Meter(Protocol):

@@ -4,15 +4,13 @@ import contextlib
 import json
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from lowmem_spin.common.checked import read_checked, write_checked
 from lowmem_spin.common.files import DamagedError, reading, write_parquet
-
-if TYPE_CHECKING:
-    from lowmem_spin.store.store import Store
+from lowmem_spin.store.contracts import TableFiles
 
 COMPLETIONS = pa.schema(
     {
@@ -64,7 +62,7 @@ class Table:
         adapter_sha256: hash of the adapter that makes the rows. Shards of another adapter are set aside, not mixed in.
     """
 
-    def __init__(self, store: "Store", kind: str, key: str, asked: dict[str, Any], adapter_sha256: str) -> None:
+    def __init__(self, store: TableFiles, kind: str, key: str, asked: dict[str, Any], adapter_sha256: str) -> None:
         self.store, self.kind, self.key, self.adapter_sha256 = store, kind, key, adapter_sha256
         self.folder = store.place(kind, key)
         self.manifest = {"kind": kind, "asked": asked, "maker": adapter_sha256}

@@ -26,7 +26,7 @@ KINDS = ("adapters", "completions", "mixtures", "judgements", "logps", "data", "
 CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-class State(StrEnum):
+class UserState(StrEnum):
     """What has become of a run folder."""
 
     HERE = "here"
@@ -44,7 +44,7 @@ class User:
     keys: dict[str, set[str]]
     when: str  # it was last played or measured
     device: int  # of the drive that it was on
-    state: State
+    state: UserState
 
 
 class Users:
@@ -112,7 +112,7 @@ class Users:
     def plays(self, folder: Path) -> bool:
         """Whether a process plays in this folder now."""
         path = self.folder / f"{digest(str(folder.resolve()))}.json"
-        return path.is_file() and _read(path).state is State.PLAYED
+        return path.is_file() and _read(path).state is UserState.PLAYED
 
     def leases(self) -> Iterable[Path]:
         """The leases of processes that have died."""
@@ -145,18 +145,18 @@ def _read(path: Path) -> User:
         raise InputError(
             f"{path}: does not read, and the run that it is of may use anything; play that run again, or delete the file"
         ) from None
-    return User(path, folder, keys, when, device, State.PLAYED if held else _state(folder, device))
+    return User(path, folder, keys, when, device, UserState.PLAYED if held else _state(folder, device))
 
 
-def _state(folder: Path, device: int) -> State:
+def _state(folder: Path, device: int) -> UserState:
     """Where its parent is missing, or is on another drive than it was, the drive itself may only not be mounted."""
     try:
         if (folder / "run.json").is_file():
-            return State.HERE
+            return UserState.HERE
         mounted = folder.parent.is_dir() and folder.parent.stat().st_dev == device
     except OSError as error:
         raise InputError(f"{str(folder)!r} cannot be read ({error.strerror}): the run in it may use anything") from None
-    return State.GONE if mounted else State.AWAY
+    return UserState.GONE if mounted else UserState.AWAY
 
 
 def _is_held(path: Path) -> bool:

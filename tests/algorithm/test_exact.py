@@ -137,7 +137,7 @@ def test_the_command_says_where_each_game_leads(tmp_path: Path) -> None:
     verdict = "the recipe: diverges: by iterate 2 some answer has practically no probability; a real training stops earlier; "
     assert verdict + "try a larger one: --set game.loss.beta=0.6" in far
     gif = call("theory", "quickstart", "--picture", tmp_path / "t.gif")
-    assert gif.returncode == 2 and gif.stderr.strip().endswith("t.gif' is to be a .png")
+    assert gif.returncode == 2 and gif.stderr.strip().endswith("t.gif' must end in .png")
 
 
 @pytest.mark.parametrize(

@@ -353,7 +353,10 @@ def test_no_prompt_is_in_two_iterations_of_a_split() -> None:
     assert [len(places) for places in drawn] == [30, 10, 20]
     assert sorted(place for places in drawn for place in places) == list(range(60))
     assert [place for places in drawn for place in places] == draw_rows(ids, Draw("data", 42, None, 60))
-    with pytest.raises(InputError, match=r"^game.pairs: 60 prompts, 40 of them for other draws .* asked of 59 usable rows"):
+    with pytest.raises(
+        InputError,
+        match=r"^game.pairs: 60 prompts, 40 of them for other draws .* are needed, but there are only 59 usable rows",
+    ):
         draw_rows(ids[:59], draws[2])
     assert changed(recipe(resample=False), recipe(resample="split")) == [False, True, True]  # the first takes the same rows
 

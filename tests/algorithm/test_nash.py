@@ -90,10 +90,10 @@ def test_the_loss_is_inpos() -> None:
 
         rates = win_rates(np.array([[0.5, prefers], [1 - prefers, 0.5]]), recipe.game.win_rates)
         chosen, rejected = best_and_worst(rates)
-        held_to = REFERENCES[stage.combine](list(stage.reference.values()), [before, base])
+        reference = REFERENCES[stage.combine](list(stage.reference.values()), [before, base])
         one = {"chosen": chosen, "rejected": rejected}
         ends = {name: torch.tensor([policy[y]]) for name, y in one.items()}
-        ends |= {f"ref_{name}": torch.tensor([held_to[y]]) for name, y in one.items()}
+        ends |= {f"ref_{name}": torch.tensor([reference[y]]) for name, y in one.items()}
         ends |= {f"{name}_win_rates": torch.tensor([rates[y]]) for name, y in one.items()}
         found = LOSSES[stage.loss["name"]](
             Sides(**ends, chosen_lengths=torch.ones(1), rejected_lengths=torch.ones(1)), **options

@@ -177,7 +177,7 @@ def test_a_record_without_what_functions_said_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=r"^(inputs\.|gave a weight)"):
             check_inputs(game.game, inputs(**own))
-    with pytest.raises(ValueError, match="has said nothing of iteration 0"):
+    with pytest.raises(ValueError, match="returned nothing for iteration 0"):
         in_place(None, [], "b")
     check_inputs(recipe().game, inputs())
 

@@ -243,8 +243,8 @@ def test_inpo_is_ipo_on_judged_samples_with_a_geometric_reference() -> None:
     for step in range(200):
         both = policy.exp()[:, None] * policy.exp()[None, :] * RPS  # of an ordered pair, and that the first wins
 
-        def loss(logps: Tensor, both: Tensor = both, held_to: Tensor = policy * alpha + base * (1 - alpha)) -> Tensor:
-            grids = [torch.broadcast_tensors(rows[:, None], rows[None, :]) for rows in (logps, held_to)]
+        def loss(logps: Tensor, both: Tensor = both, reference: Tensor = policy * alpha + base * (1 - alpha)) -> Tensor:
+            grids = [torch.broadcast_tensors(rows[:, None], rows[None, :]) for rows in (logps, reference)]
             return (both * ipo(*grids[0], *grids[1], tau=eta)).sum()
 
         slope, curvature = torch.func.grad(loss)(policy), torch.func.hessian(loss)(policy)

@@ -89,7 +89,16 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[BenchResult, Path]
     folder = tmp_path_factory.mktemp("bench")
     (folder / "work").mkdir()
     changes = ["training.num_train_epochs=2", "training.gradient_accumulation_steps=2", "runtime.device=cpu"]
-    asked = BenchRequest("tiny", 24.0, PAIRS, PROMPT, COMPLETION, [], changes, folder / "store")
+    asked = BenchRequest(
+        model="tiny",
+        vram=24.0,
+        pairs=PAIRS,
+        prompt_length=PROMPT,
+        completion_length=COMPLETION,
+        versus=[],
+        overrides=changes,
+        store=folder / "store",
+    )
     return bench_in(folder / "work", asked, Console(quiet=True)), folder
 
 
@@ -130,16 +139,16 @@ def test_seconds_are_within_the_games_and_all_is_remembered(played: tuple[BenchR
 
 
 def test_a_rival_that_is_not_here_or_fails_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bout: Any = None  # nothing of it may be touched
+    workload: Any = None  # nothing of it may be touched
     with monkeypatch.context() as without:
         without.setattr(rivals, "find_spec", lambda name: None)
-        assert [rivals.run_rival(name, bout) for name in ("trl", "vllm")] == ["trl: not installed", "vllm: not installed"]
+        assert [rivals.run_rival(name, workload) for name in ("trl", "vllm")] == ["trl: not installed", "vllm: not installed"]
 
-    def failing(bout: Any) -> list[Cost]:
+    def failing(workload: Any) -> list[Cost]:
         raise InputError("the trl worker was killed by SIGKILL")
 
     monkeypatch.setitem(rivals.RIVALS, "trl", failing)
-    assert rivals.run_rival("trl", bout) == "trl: the trl worker was killed by SIGKILL"
+    assert rivals.run_rival("trl", workload) == "trl: the trl worker was killed by SIGKILL"
 
 
 def test_a_plan_of_the_same_game_takes_the_time_that_was_measured(played: tuple[BenchResult, Path]) -> None:
@@ -181,7 +190,16 @@ def test_both_layouts_do_the_same_work_on_a_spread_of_lengths(played: tuple[Benc
 def test_trl_does_the_same_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For real, in its own process, with its Triton kernel interpreted, beside a GPU too."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    asked = BenchRequest("tiny", None, 8, 16, 8, ["trl"], ["runtime.device=cpu"], tmp_path / "store")
+    asked = BenchRequest(
+        model="tiny",
+        vram=None,
+        pairs=8,
+        prompt_length=16,
+        completion_length=8,
+        versus=["trl"],
+        overrides=["runtime.device=cpu"],
+        store=tmp_path / "store",
+    )
     found = bench_in(tmp_path, asked, Console(quiet=True))
     assert found.missing == []
     work = {cost.work: (cost.rows, cost.tokens) for cost in found.theirs}

@@ -397,7 +397,7 @@ def test_a_push_that_cannot_be_is_refused_before_anything_is_written(
     assert "--push 'me/hidden': it is there already, and private; " in refused("--push", "me/hidden", "--public")
     assert "--push 'mine': no name of a repository" in refused("--push", "mine")
     assert "--push 'me/a b': no name of a repository" in refused("--push", "me/a b")
-    assert "--public: what? add --push USER/NAME" in refused("--public")
+    assert "--public needs --push USER/NAME" in refused("--public")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "--push with --gguf: no GGUF file can be made here: " in refused("--push", "me/x", "--gguf", "Q8_0")
     hub.refuses = "whoami"
@@ -438,7 +438,7 @@ def test_a_sentencepiece_tokenizer_comes_along(copy: Path, quickstart: Path, tmp
 
     shutil.copytree(quickstart / "base", tmp_path / "base")
     (tmp_path / "base" / "tokenizer.model").write_bytes(b"pieces")
-    game = run_folder.read_run(copy / "run")
+    game = run_folder.read_run_folder(copy / "run")
     policy = run_folder.find_policy(game, run_folder.open_store(game, print), "1")
     export(game, policy, Source(str(tmp_path / "base"), None, ""), tmp_path / "out", "bfloat16")
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() == b"pieces"
@@ -449,7 +449,7 @@ def test_a_card_names_no_places(whole: Path) -> None:
     from lowmem_spin.data.sources import Source
     from lowmem_spin.runner import run_folder
 
-    game = run_folder.read_run(whole / "run")
+    game = run_folder.read_run_folder(whole / "run")
     judge = {"base_url": "http://office.example:8000/v1", "model": "/models/judge", "api_key_env": "OFFICE_KEY"}
     changed = game.recipe.model_dump() | {"model": game.recipe.model.model_dump() | {"name_or_path": "/home/jo/models/base"}}
     changed["evaluation"] |= {"judge": judge, "mtbench": "/home/jo/mt", "alpaca": "/home/jo/alpaca.json"}

@@ -76,7 +76,7 @@ def home(quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def game(home: Path) -> run_folder.RunFolder:
-    return run_folder.read_run(home / "runs" / "game")
+    return run_folder.read_run_folder(home / "runs" / "game")
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +291,7 @@ def test_an_export_is_whole_or_absent(home: Path, game: run_folder.RunFolder, st
     (torn / "metrics.jsonl").write_text("{")
     with pytest.raises(InputError, match=r"metrics\.jsonl: does not read back"):
         export(
-            run_folder.read_run(torn),
+            run_folder.read_run_folder(torn),
             run_folder.find_policy(game, store, "1"),
             run_folder.find_base(game, store),
             tmp_path / "out",
@@ -306,7 +306,7 @@ def test_a_sweeps_folder_leads_to_one_of_its_games(tmp_path: Path) -> None:
         (tmp_path / "points" / name / "run.json").write_text("{}")
     line = f"this is a sweep; give one of its games, such as {tmp_path}/points/alpha-0.5_seed-42"
     with pytest.raises(InputError, match=re.escape(line)):
-        run_folder.read_run(tmp_path)
+        run_folder.read_run_folder(tmp_path)
 
 
 @pytest.mark.parametrize(

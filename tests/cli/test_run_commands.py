@@ -21,9 +21,9 @@ from lowmem_spin.common.checked import read_checked, write_checked
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.report.intervals import Z
-from lowmem_spin.report.overview import Played, overview_grid
+from lowmem_spin.report.overview import Played, overview_grid, played
 from lowmem_spin.runner.removal import remove_results
-from lowmem_spin.runner.run_folder import open_store, read_run
+from lowmem_spin.runner.run_folder import open_store, read_run_folder
 
 RECIPES = sorted(path.stem for path in find_recipe("quickstart").parent.glob("*.yaml"))
 
@@ -65,6 +65,13 @@ def test_runs_says_how_far_and_how_good_each_is(runs: Path, monkeypatch: pytest.
     assert "finished" in rows["better"] and "iterate 1: log-prob of" in rows["better"] and "4 d ago" in rows["first"]
 
 
+def test_iterates_are_counted_by_their_role_whatever_their_names_are(tmp_path: Path) -> None:
+    roles = {"base": ("base", None), "first": ("iterate", 0), "second": ("iterate", 1), "iterate 9": ("baseline", 0)}
+    parts = {name: {"role": role, "iteration": iteration} for name, (role, iteration) in roles.items()}
+    (tmp_path / "run.json").write_text(json.dumps({"policies": dict.fromkeys(roles, "a" * 20), "roles": parts}))
+    assert played(tmp_path / "run.json").state == "not finished: 0 of 2 iterates"
+
+
 def test_a_run_that_is_being_played_says_so_and_is_not_removed(copy: Path) -> None:
     """Nor is a sweep with such a game; others may go."""
     run, sweep = (copy / "run").rename(copy / "half"), copy / "sweep"
@@ -83,7 +90,7 @@ def test_a_run_that_is_being_played_says_so_and_is_not_removed(copy: Path) -> No
         (row,) = (line for line in call("runs", copy).stdout.splitlines() if line.startswith(name))
         return row
 
-    users = open_store(read_run(run), print).users
+    users = open_store(read_run_folder(run), print).users
     with users.playing():
         for folder in (run, game):
             users.note(folder, {})
@@ -137,7 +144,7 @@ def test_games_that_do_not_compare_are_one_line(runs: Path, tmp_path: Path) -> N
         line["samples"][0]["prompt_id"] = "another row"
     (runs / "better" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "was measured on other held-out rows than" in refused(runs / "first", runs / "better")
-    assert "is to be a .png" in call("compare", runs / "first", runs / "first", "--picture", "x.pdf").stderr
+    assert "must end in .png" in call("compare", runs / "first", runs / "first", "--picture", "x.pdf").stderr
 
 
 def test_the_same_run_twice_is_the_same_policy(runs: Path, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_the_nights_recipe_is_the_papers_with_fewer_pairs_and_epochs() -> None:
             "training.lora.r=1000000",
             "training.lora.r: 1000000 cannot be used: the most is 10,000, which is far more than anybody means",
         ),
-        ("generation.temperature=1e-9", "generation.temperature: 1e-09 cannot be used: so low a temperature always picks"),
+        ("generation.temperature=1e-9", "generation.temperature: 1e-09 cannot be used: a temperature this low always picks"),
         (r'data.path="a\0b"', "data.path: 'a\\x00b' cannot be used: it has a NUL character, which no path has; correct it"),
         (
             f"output.store={'x' * 241}",
@@ -356,6 +356,23 @@ def test_games_that_do_not_go_together_get_one_line(overrides: list[str], line: 
 )
 def test_games_that_do_are_fine(overrides: list[str]) -> None:
     assert isinstance(load_recipe(QUICKSTART, overrides), Recipe)
+
+
+def test_a_sampler_that_mixes_nothing_is_said_and_played(tmp_path: Path) -> None:
+    """A sweep over alpha may need it at the others, so it is no mistake."""
+
+    def said(*overrides: str) -> list[str]:
+        sets = [word for override in overrides for word in ("--set", override)]
+        planned = call("plan", "quickstart", *sets, "--set", f"output.store={tmp_path / 'store'}")
+        assert planned.returncode == 0
+        return [line for line in planned.stdout.splitlines() if line.startswith("game.sampler")]
+
+    by_themselves = "1: iterates answer by themselves"
+    assert said("game.sampler=smc", "game.alpha=1") == [f"game.sampler: smc mixes nothing with game.alpha {by_themselves}"]
+    assert said("game.sampler=rejection", "game.mixture_alpha=1") == [
+        f"game.sampler: rejection mixes nothing with game.mixture_alpha {by_themselves}"
+    ]
+    assert said("game.sampler=rejection", "game.alpha=1", "game.mixture_alpha=0.5") == said("game.alpha=1") == []
 
 
 def test_a_sampler_and_vllm_do_not_go_together(tmp_path: Path) -> None:

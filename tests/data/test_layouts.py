@@ -208,7 +208,10 @@ def preference(**changed: Any) -> dict[str, Any]:
             preference(chosen=[ASKED, RIGHT], rejected=[user("other"), WRONG]),
             "whose two answers are to different conversations",
         ),
-        (preference(chosen=[ASKED, user("more")], rejected=[ASKED, user("more")]), "whose 'chosen' is no answer"),
+        (
+            preference(chosen=[ASKED, user("more")], rejected=[ASKED, user("more")]),
+            "whose 'chosen' is not an assistant message",
+        ),
         ({"chosen": "c", "rejected": "r"}, "without a question"),
         (preference(prompt=""), "with an empty question"),
         (preference(prompt=3), "with content that is no text"),

@@ -166,7 +166,7 @@ def test_rounds_draw_independently_and_a_fixed_set_does_not() -> None:
 
 
 def test_too_many_pairs_and_rows_set_aside() -> None:
-    with pytest.raises(InputError, match=r"game\.pairs: 201 prompts asked of 200 usable rows"):
+    with pytest.raises(InputError, match=r"game\.pairs: 201 prompts are needed, but there are only 200 usable rows"):
         draw_rows(IDS, Draw("data", 0, 0, 201))
     kept, learned = hold_out(IDS, 256)
     assert len(kept) == 20

@@ -354,7 +354,7 @@ def test_a_template_may_be_a_file_beside_the_recipe_and_its_text_is_the_recipes(
     (tmp_path / "mine.jinja").write_text("{% for m in messages %}\n{{ m.content }}é{% endfor %}\n", encoding="utf-8")
     (tmp_path / "r.yaml").write_text("model: {name_or_path: x, chat_template: mine.jinja}\ndata: {path: y}\n")
     assert load_recipe(tmp_path / "r.yaml").model.chat_template == "{% for m in messages %}\n{{ m.content }}é{% endfor %}\n"
-    with pytest.raises(InputError, match=r"no file 'no\.jinja', neither beside the recipe nor from here"):
+    with pytest.raises(InputError, match=r"no file 'no\.jinja', neither next to the recipe nor in the working directory"):
         load_recipe(tmp_path / "r.yaml", ["model.chat_template=no.jinja"])
     (tmp_path / "mine.jinja").write_bytes(b"\xff{{")
     with pytest.raises(InputError, match=r"'mine\.jinja' is not text in UTF-8"):

@@ -47,7 +47,7 @@ def test_an_own_dpo_trains_the_adapter_of_the_built_in_one_bit_for_bit(quickstar
 @pytest.mark.parametrize(
     ("written", "source", "line"),
     [
-        ("nowhere.py:loss", "", "no file 'nowhere.py', neither beside the recipe nor from here"),
+        ("nowhere.py:loss", "", "no file 'nowhere.py', neither next to the recipe nor in the working directory"),
         ("mine.py", "", "no file 'mine.py', write it as file.py:function"),
         ("mine.py:los", DPO, "mine.py has no function 'los'"),
         ("mine.py:F", "F = 3\n", "mine.py has no function 'F'"),

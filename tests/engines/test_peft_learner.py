@@ -18,7 +18,7 @@ from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.loading import load_base
 from lowmem_spin.engines.training.logps import collate, completion_logps
-from lowmem_spin.engines.training.trainer import Pair
+from lowmem_spin.engines.training.pair import Pair
 
 ROWS = [([1, 3, 70, 5, 4], [80, 81, 5]), ([1, 3, 71, 72, 73, 5, 4], [90, 5]), ([1, 3, 74, 5, 4], [60, 61, 62])]
 PLAIN = Sampling(1.0, 1.0, None, 12, 0, {})

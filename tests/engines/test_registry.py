@@ -14,11 +14,12 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.config.recipe import Generation, Recipe
+from lowmem_spin.config.section import Section
 from lowmem_spin.config.training_config import Training
 from lowmem_spin.engines import pool
 from lowmem_spin.engines.base import Completion, Request
 from lowmem_spin.engines.memory import CONTEXT, Shape, idle_memory, peak, stage_memory
-from lowmem_spin.engines.registry import ENGINES, PORTABLE, ROLES, Engine, gpu_engine, installed, load, open_engine
+from lowmem_spin.engines.registry import ENGINES, PORTABLE, ROLES, Engine, gpu_engine, installed, load_attribute, open_engine
 from lowmem_spin.engines.residency import plan_residency
 from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.run import make
@@ -54,6 +55,12 @@ TOY = Engine(
     memory=lambda recipe, shape, dtype: {"generate": {"frozen base": 3e9}},
     key_fields=lambda recipe: {"toy top_p": recipe.generation.top_p},
 )
+
+
+@pytest.mark.parametrize(("section", "role"), [(Generation, "generation"), (Training, "training")])
+def test_a_recipe_may_name_every_engine_of_a_role_and_no_other(section: type[Section], role: str) -> None:
+    named = get_args(section.model_fields["engine"].annotation)
+    assert sorted(named) == sorted(["auto", *(name for name, engine in ENGINES.items() if role in engine.roles)])
 
 
 @pytest.fixture
@@ -142,10 +149,10 @@ def test_a_recipe_may_name_exactly_the_registered_engines() -> None:
 def test_entries_are_filed_by_name_and_their_code_is_there() -> None:
     for name, engine in ENGINES.items():
         assert name == engine.name and set(engine.roles) <= set(ROLES)
-        made = load(engine.target)
+        made = load_attribute(engine.target)
         assert hasattr(made, "generate") == ("generation" in engine.roles)
         assert hasattr(made, "score") == hasattr(made, "train") == ("training" in engine.roles)
         assert hasattr(made, "next_token_logps") == engine.samples_mixtures
-        assert engine.self_test is None or callable(load(engine.self_test))
+        assert engine.self_test is None or callable(load_attribute(engine.self_test))
     assert installed(PORTABLE)
     assert [gpu_engine(role).name for role in ROLES] == ["vllm", "unsloth"]

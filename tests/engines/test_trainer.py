@@ -26,7 +26,8 @@ from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.training import trainer
 from lowmem_spin.engines.training.checkpoints import checkpoints, damaged_checkpoints, finish_checkpoint, last_checkpoint
 from lowmem_spin.engines.training.logps import Batch, collate, completion_logps, decoder_states
-from lowmem_spin.engines.training.trainer import LengthGrouped, Pair
+from lowmem_spin.engines.training.pair import Pair
+from lowmem_spin.engines.training.trainer import LengthGrouped
 from lowmem_spin.store.adapters import told_of, training_folder
 from lowmem_spin.store.store import Store
 
@@ -216,6 +217,23 @@ def test_metrics_have_trls_names(quickstart: Path, tmp_path: Path) -> None:
     assert metrics[0]["rewards/margins"] == pytest.approx(
         metrics[0]["rewards/chosen"] - metrics[0]["rewards/rejected"], abs=1e-4
     )
+
+
+def test_the_last_tokens_log_probs_are_recorded_apart(quickstart: Path, tmp_path: Path) -> None:
+    """A rejected answer that is the chosen one without its last token is that token's log-prob likelier."""
+    whole = [pair for pair in some_pairs(8) if len(pair.chosen) > 2]
+    engine, settings = open_hf(quickstart / "base"), {**SETTINGS, "batch_size": len(whole)}
+
+    def first(name: str, without: int) -> dict[str, float]:
+        """Of a training on answers without so many tokens of their end, against such without one more."""
+        cut = [(pair.prompt, pair.chosen[: len(pair.chosen) - without]) for pair in whole]
+        pairs = [Pair(prompt, chosen, chosen[:-1]) for prompt, chosen in cut]
+        return engine.train(None, pairs, LOSS, settings, tmp_path / name, lambda *told: None)[1][0]
+
+    one, other = first("one", 0), first("other", 1)
+    assert one["logps/chosen"] - one["logps/rejected"] == pytest.approx(one["logps/chosen_last"], abs=1e-4)
+    assert one["logps/rejected_last"] == pytest.approx(other["logps/chosen_last"], abs=1e-4)
+    assert one["logps/chosen_last"] != pytest.approx(one["logps/rejected_last"], abs=0.1)
 
 
 def test_training_computes_in_the_precision_that_scoring_does(

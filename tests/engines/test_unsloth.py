@@ -19,7 +19,7 @@ from helpers.games import CPU, open_hf, save_slot, shake_slot
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.hf import HF
-from lowmem_spin.engines.training.trainer import Pair
+from lowmem_spin.engines.training.pair import Pair
 from lowmem_spin.engines.unsloth import Unsloth
 from lowmem_spin.engines.worker import Worker
 

@@ -205,7 +205,14 @@ def test_two_tenants_of_one_gpu_settle_once(residency: str, tmp_path: Path, monk
     machine = Machine("cuda", "bfloat16", 24e9, 24e9)
     source = Source(str(tmp_path), None, "gemma")
     choices = pool.EngineChoices(machine, "vllm", "unsloth")
-    both = pool.GameEngines(recipe, source, choices, tmp_path, Display(Console(quiet=True)), pool.EnginePool())
+    both = pool.GameEngines(
+        recipe=recipe,
+        model=source,
+        choices=choices,
+        weights_dir=tmp_path,
+        display=Display(Console(quiet=True)),
+        pool=pool.EnginePool(),
+    )
     for _ in range(2):
         both.generator()
         both.learner()

@@ -50,13 +50,13 @@ from lowmem_spin.engines.oracles.judge import LLMJudge
 from lowmem_spin.engines.pool import EnginePool, GameEngines
 from lowmem_spin.evaluation import bradley_terry
 from lowmem_spin.evaluation.arena import arena as play_arena
-from lowmem_spin.evaluation.judged import alpaca, mtbench
+from lowmem_spin.evaluation.judged import alpaca, mtbench, mtbench_files
 from lowmem_spin.evaluation.judged.alpaca_suite import answer_sampling, in_words
 from lowmem_spin.evaluation.judged.shared import Judged, judge_from_options, with_recipe_defaults
 from lowmem_spin.evaluation.suites import EvaluationRequest, benchmarks_of, measure_policies
 from lowmem_spin.evaluation.target import EvaluationTarget
 from lowmem_spin.report.benchmarks import blocks
-from lowmem_spin.report.load import read_results, read_run
+from lowmem_spin.report.load import read_results, read_run_results
 from lowmem_spin.report.page import write_all
 from lowmem_spin.runner import gc, run_folder
 from lowmem_spin.runner.open import SharedResources
@@ -89,7 +89,11 @@ def write_questions(folder: Path) -> None:
         if kind in ("reasoning", "math")
     ]
     prompts = [{"name": name, "system_prompt": f"system of {name}", "prompt_template": text} for name, text in PLACES.items()]
-    for name, lines in ((mtbench.QUESTIONS, questions), (mtbench.REFERENCES, references), (mtbench.PROMPTS, prompts)):
+    for name, lines in (
+        (mtbench_files.QUESTIONS, questions),
+        (mtbench_files.REFERENCES, references),
+        (mtbench_files.PROMPTS, prompts),
+    ):
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -161,7 +165,9 @@ def measure(home: Path, server: Server, name: str = "m", **changes: Any) -> Disp
     suites = [known.pop("suite", "mtbench")]
     asked = EvaluationRequest(suites, limit=known.pop("limit", None), judged=Judged(**known))
     measure_policies(
-        [EvaluationTarget.from_run(run_folder.read_run(home / "game"), "all", SharedResources(), display)], asked, display
+        [EvaluationTarget.from_run(run_folder.read_run_folder(home / "game"), "all", SharedResources(), display)],
+        asked,
+        display,
     )
     return display
 
@@ -299,7 +305,7 @@ def test_a_judge_that_misbehaves_judges_every_answer_once(copy: Path, server: Se
         return given[text]
 
     server.behave = behave
-    bench = mtbench.read_mtbench(copy / "mt", None, "--mtbench")
+    bench = mtbench_files.read_mtbench(copy / "mt", None, "--mtbench")
     endpoint = Endpoint(server.url, "odd", copy / "cache", "--judge", timeout=0.2, retries=4)
     grader = mtbench.Grader(endpoint)
     answers = {q.id: [_Text(f"one {q.id}"), _Text(f"two {q.id}")] for q in bench.questions}
@@ -370,7 +376,7 @@ def test_a_judge_that_vllm_serves_is_asked_once_for_every_answer(copy: Path, tmp
         wait(process, port, tmp_path / "log")
         oracle = JudgeOracle(base_url=f"http://127.0.0.1:{port}/v1", model="base", max_tokens=16)
         for _ in range(2):
-            played = EvaluationTarget.from_run(run_folder.read_run(copy / "game"), "all", SharedResources(), quiet())
+            played = EvaluationTarget.from_run(run_folder.read_run_folder(copy / "game"), "all", SharedResources(), quiet())
             measure_policies([played], EvaluationRequest(["mtbench"], judged=Judged(oracle, copy / "mt")), quiet())
     finally:
         process.terminate()
@@ -415,19 +421,19 @@ def test_files_of_fastchat_are_fetched_once(copy: Path, tmp_path: Path) -> None:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     for _ in range(2):
-        mtbench.download(tmp_path / "mt", server.url.replace("/v1", "/data"))
+        mtbench_files.download(tmp_path / "mt", server.url.replace("/v1", "/data"))
     server.shutdown()
     thread.join()
     server.server_close()
     assert asked == [
         f"/data/{n}" for n in ("mt_bench/question.jsonl", "judge_prompts.jsonl", "mt_bench/reference_answer/gpt-4.jsonl")
     ]
-    assert mtbench.read_mtbench(tmp_path / "mt", None, "") == mtbench.read_mtbench(copy / "mt", None, "")
-    assert [one.id for one in mtbench.read_mtbench(tmp_path / "mt", 2, "").questions] == [
+    assert mtbench_files.read_mtbench(tmp_path / "mt", None, "") == mtbench_files.read_mtbench(copy / "mt", None, "")
+    assert [one.id for one in mtbench_files.read_mtbench(tmp_path / "mt", 2, "").questions] == [
         number for number, *_ in QUESTIONS[:2]
     ]
     with pytest.raises(InputError, match=r"--download: http://127.0.0.1:9/mt_bench/question"):
-        mtbench.download(tmp_path / "other", "http://127.0.0.1:9")
+        mtbench_files.download(tmp_path / "other", "http://127.0.0.1:9")
 
 
 def instructions(folder: Path, count: int = 12) -> list[dict[str, str]]:
@@ -501,7 +507,7 @@ def test_alpaca_eval_runs_on_our_outputs_and_agrees(
         assert {one["preference"] for one in annotated} <= {1.0, 1.5, 2.0}
     display = measure(copy, server, suite="alpaca", alpaca=copy / "alpaca.json", longest=12)
     assert not {"generate", "judge"} & display.seconds.keys()
-    (block,) = blocks([one for one in read_run(copy / "game").benchmarks if one.suite == "alpaca"])
+    (block,) = blocks([one for one in read_run_results(copy / "game").benchmarks if one.suite == "alpaca"])
     assert "Answers are sampled at temperature 0.7." in block.note
     path = copy / "game" / "benchmarks.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -511,7 +517,7 @@ def test_alpaca_eval_runs_on_our_outputs_and_agrees(
         elif line["suite"] == "alpaca":
             line["recorded"]["sampling"] = "temperature 0.7, top_p 0.9"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (block,) = blocks([one for one in read_run(copy / "game").benchmarks if one.suite == "alpaca"])
+    (block,) = blocks([one for one in read_run_results(copy / "game").benchmarks if one.suite == "alpaca"])
     assert "Answers are sampled at temperature 0.7 or temperature 0.7, top_p 0.9." in block.note
 
 
@@ -588,7 +594,7 @@ def test_an_arena_of_a_judge_that_prefers_the_longer(copy: Path, server: Server)
     play_arena(copy / "game", None, 16, judged, display)
     assert "generate" not in display.seconds and set(server.requests.values()) == {1}
     found = json.loads((copy / "game" / "arena.json").read_text())
-    run = run_folder.read_run(copy / "game")
+    run = run_folder.read_run_folder(copy / "game")
     texts = {}
     for manifest in (copy / "store" / "completions").glob("*/manifest.json"):
         asked = json.loads(manifest.read_text())["asked"]
@@ -677,7 +683,7 @@ def test_the_report_names_the_judge_beside_every_score(copy: Path, server: Serve
     stale = read_checked(copy / "game" / "arena.json")
     stale["policies"][1] = digest("another")
     (copy / "game" / "arena.json").write_text(json.dumps(stale))
-    assert read_run(copy / "game").arena is None
+    assert read_run_results(copy / "game").arena is None
 
 
 @pytest.mark.parametrize(
@@ -712,14 +718,14 @@ def test_what_cannot_be_judged_is_one_line(
     monkeypatch.chdir(tmp_path)
     for name in ("torn", "short", "dup", "text", "bare", "place"):
         shutil.copytree(copy / "mt", tmp_path / name)
-    (tmp_path / "torn" / mtbench.REFERENCES).unlink()
+    (tmp_path / "torn" / mtbench_files.REFERENCES).unlink()
     question = {"question_id": 7, "category": "stem", "turns": ["only one"]}
-    (tmp_path / "short" / mtbench.QUESTIONS).write_text(json.dumps(question))
-    (tmp_path / "text" / mtbench.QUESTIONS).write_text(json.dumps({**question, "question_id": 8, "turns": "ab"}))
-    (tmp_path / "dup" / mtbench.QUESTIONS).write_text((copy / "mt" / mtbench.QUESTIONS).read_text() * 2)
-    (tmp_path / "bare" / mtbench.REFERENCES).write_text('{"question_id": 101, "choices": []}')
-    prompts = (copy / "mt" / mtbench.PROMPTS).read_text().replace("Q {question} A", "{score} Q {question} A", 1)
-    (tmp_path / "place" / mtbench.PROMPTS).write_text(prompts)
+    (tmp_path / "short" / mtbench_files.QUESTIONS).write_text(json.dumps(question))
+    (tmp_path / "text" / mtbench_files.QUESTIONS).write_text(json.dumps({**question, "question_id": 8, "turns": "ab"}))
+    (tmp_path / "dup" / mtbench_files.QUESTIONS).write_text((copy / "mt" / mtbench_files.QUESTIONS).read_text() * 2)
+    (tmp_path / "bare" / mtbench_files.REFERENCES).write_text('{"question_id": 101, "choices": []}')
+    prompts = (copy / "mt" / mtbench_files.PROMPTS).read_text().replace("Q {question} A", "{score} Q {question} A", 1)
+    (tmp_path / "place" / mtbench_files.PROMPTS).write_text(prompts)
     (tmp_path / "bare.json").write_text('[{"instruction": "a"}]')
     pair = [{"instruction": name, "output": "x", "generator": name} for name in "ab"]
     (tmp_path / "two.json").write_text(json.dumps(pair))
@@ -746,8 +752,8 @@ def test_what_cannot_be_judged_is_one_line(
     [
         ((None, "m", None), "--judge-model 'm': where? add --judge-base-url"),
         (("http://h/v1", None, None), "--judge-base-url: which of its models? add --judge-model"),
-        ((None, None, "KEY"), "--judge-api-key-env: of which judge?"),
-        ((None, None, None), "--judge-max-tokens: of which judge?"),
+        ((None, None, "KEY"), "--judge-api-key-env: needs --judge-base-url and --judge-model"),
+        ((None, None, None), "--judge-max-tokens: needs --judge-base-url and --judge-model"),
     ],
 )
 def test_half_a_judge_is_refused(given: tuple[str | None, str | None, str | None], line: str) -> None:
@@ -768,7 +774,7 @@ def test_a_judges_further_fields_are_checked(given: str, line: str) -> None:
     with pytest.raises(InputError, match=re.escape(f"--judge-extra-body {given!r}: ")) as error:
         judge_from_options("http://h/v1", "m", None, 1, None, given)
     assert line in str(error.value)
-    with pytest.raises(InputError, match=re.escape("--judge-extra-body: of which judge?")):
+    with pytest.raises(InputError, match=re.escape("--judge-extra-body: needs --judge-base-url and --judge-model")):
         judge_from_options(None, None, None, 1, None, "{}")
 
 
@@ -834,12 +840,12 @@ def test_no_key_is_anywhere(copy: Path, server: Server, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("file", "change", "line"),
     [
-        (mtbench.QUESTIONS, {"category": "score"}, "has the category 'score'; a category is a text, and none of score"),
-        (mtbench.QUESTIONS, {"category": ["math"]}, "has the category ['math']; a category is a text"),
-        (mtbench.QUESTIONS, {"question_id": {}}, "'question_id' in a line of"),
-        (mtbench.REFERENCES, {"question_id": [1]}, "'question_id' in a line of"),
-        (mtbench.PROMPTS, {"name": []}, "'name' in a line of"),
-        (mtbench.PROMPTS, {"system_prompt": None}, "'system_prompt' in a line of"),
+        (mtbench_files.QUESTIONS, {"category": "score"}, "has the category 'score'; a category is a text, and none of score"),
+        (mtbench_files.QUESTIONS, {"category": ["math"]}, "has the category ['math']; a category is a text"),
+        (mtbench_files.QUESTIONS, {"question_id": {}}, "'question_id' in a line of"),
+        (mtbench_files.REFERENCES, {"question_id": [1]}, "'question_id' in a line of"),
+        (mtbench_files.PROMPTS, {"name": []}, "'name' in a line of"),
+        (mtbench_files.PROMPTS, {"system_prompt": None}, "'system_prompt' in a line of"),
     ],
 )
 def test_questions_of_odd_kinds_are_refused(tmp_path: Path, file: str, change: dict[str, Any], line: str) -> None:
@@ -848,7 +854,7 @@ def test_questions_of_odd_kinds_are_refused(tmp_path: Path, file: str, change: d
     first, *others = (tmp_path / "mt" / file).read_text().splitlines()
     (tmp_path / "mt" / file).write_text("\n".join([json.dumps({**json.loads(first), **change}), *others]))
     with pytest.raises(InputError, match=f"^--mtbench: .*{re.escape(line)}"):
-        mtbench.read_mtbench(tmp_path / "mt", None, "--mtbench")
+        mtbench_files.read_mtbench(tmp_path / "mt", None, "--mtbench")
 
 
 @pytest.mark.parametrize(
@@ -873,7 +879,7 @@ def test_what_an_arena_cannot_ask_is_one_line(
 
 def test_a_run_knows_its_recipes_files_from_anywhere(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run = run_folder.read_run(home / "game")
+    run = run_folder.read_run_folder(home / "game")
     judged = benchmarks_of(run.recipe, run.folder).judged
     assert judged.mtbench == home / "mt" and judged.alpaca is None
 
@@ -952,7 +958,10 @@ def test_a_judge_keeps_its_own_address_and_counts(tmp_path: Path) -> None:
     judges = [LLMJudge(f"http://{host}/v1", "m", tmp_path, print, field=host) for host in ("one", "two")]
     unused: Any = None
     for one in judges:
-        assert GameEngines(unused, unused, unused, tmp_path, quiet(), pool, one).oracle() is one
+        engines = GameEngines(
+            recipe=unused, model=unused, choices=unused, weights_dir=tmp_path, display=quiet(), pool=pool, judge=one
+        )
+        assert engines.oracle() is one
 
 
 def test_an_arena_of_a_game_under_way_has_no_report_yet(copy: Path, server: Server) -> None:
@@ -1015,7 +1024,10 @@ def test_policies_go_by_the_names_of_their_game(copy: Path, server: Server) -> N
     assert Counter(judgements(copy, "m")["model"]) == dict.fromkeys(["base", "iterate_0", "iterate_1"], len(QUESTIONS) * 2)
     record["stopped"] = {"after": "iterate 0", "why": "", "keep": "iterate 0"}
     path.write_text(json.dumps(record))
-    assert EvaluationTarget.from_run(run_folder.read_run(copy / "game"), "all", SharedResources(), quiet()).wanted == POLICIES
+    assert (
+        EvaluationTarget.from_run(run_folder.read_run_folder(copy / "game"), "all", SharedResources(), quiet()).wanted
+        == POLICIES
+    )
 
 
 def test_answers_under_way_are_in_use(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1026,7 +1038,7 @@ def test_answers_under_way_are_in_use(copy: Path, monkeypatch: pytest.MonkeyPatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Tables, "answers", killed)
-    played = EvaluationTarget.from_run(run_folder.read_run(copy / "game"), "all", SharedResources(), quiet())
+    played = EvaluationTarget.from_run(run_folder.read_run_folder(copy / "game"), "all", SharedResources(), quiet())
     with pytest.raises(KeyboardInterrupt):
         measure_policies([played], EvaluationRequest(["mtbench"], judged=Judged(mtbench=copy / "mt")), quiet())
     assert len(run_folder.tables_in_use(copy / "game")["completions"]) == len(POLICIES)
@@ -1062,7 +1074,7 @@ def test_a_damaged_arena_is_one_line(copy: Path, server: Server, damage: dict[st
     server.behave = longer
     play_arena(copy / "game", None, 1, Judged(JudgeOracle(base_url=server.url, model="m")), quiet())
     path = copy / "game" / "arena.json"
-    assert "NaN" not in path.read_text() and read_run(copy / "game").arena is not None
+    assert "NaN" not in path.read_text() and read_run_results(copy / "game").arena is not None
     path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
     with pytest.raises(InputError, match="does not read back; delete it"):
         read_results(copy / "game")

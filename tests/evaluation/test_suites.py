@@ -42,7 +42,7 @@ from lowmem_spin.evaluation.prompting import PLAIN, HarnessChanges, Prompting
 from lowmem_spin.evaluation.suites import EvaluationRequest, measure_policies
 from lowmem_spin.evaluation.target import EvaluationTarget
 from lowmem_spin.report.benchmarks import blocks
-from lowmem_spin.report.load import read_results, read_run
+from lowmem_spin.report.load import read_results, read_run_results
 from lowmem_spin.report.page import write_all
 from lowmem_spin.runner import gc, run_folder
 from lowmem_spin.runner.open import SharedResources
@@ -233,7 +233,7 @@ def test_samples_that_are_gone_are_measured_again_and_the_numbers_stay(measured:
     before, told = stored(home), io.StringIO()
     display = Display(Console(file=told, width=500))
     shared = SharedResources()
-    both = [EvaluationTarget.from_run(run_folder.read_run(point), "base", shared, display) for point in points(home)]
+    both = [EvaluationTarget.from_run(run_folder.read_run_folder(point), "base", shared, display) for point in points(home)]
     measure_policies(both, asked(home, tasks=[CHAT], options=logged), display)
     assert [file.read_bytes() for file in files] == [content, content]
     assert stored(home) == before
@@ -251,7 +251,7 @@ def test_samples_that_are_gone_are_measured_again_and_the_numbers_stay(measured:
 
 
 def test_tables_say_how_tasks_were_asked(measured: Path) -> None:
-    titles = [block.title for block in blocks(read_run(points(measured)[0]).benchmarks)]
+    titles = [block.title for block in blocks(read_run_results(points(measured)[0]).benchmarks)]
     assert titles[:2] == [
         "Other tasks, without a chat template",
         f"Other tasks, with the chat template, repetition_penalty {PENALTY}",
@@ -333,7 +333,7 @@ def asked(home: Path, **changes: Any) -> EvaluationRequest:
 def measure_run(folder: Path, question: EvaluationRequest, iterate: str, display: Display) -> None:
     """`evaluate` without its tables and pages."""
     measure_policies(
-        [EvaluationTarget.from_run(run_folder.read_run(folder), iterate, SharedResources(), display)], question, display
+        [EvaluationTarget.from_run(run_folder.read_run_folder(folder), iterate, SharedResources(), display)], question, display
     )
 
 
@@ -369,7 +369,9 @@ def test_nothing_is_measured_twice(measured: Path, tmp_path: Path) -> None:
     assert added(home, first, asked(home), "base") == 1  # other data: another task
     (home / "tasks" / "skills_choice.jsonl").write_text(text)
     assert added(home, first, asked(home), "base") == 0
-    damaged = sorted(path for path in stored(home) if path.parent.name == run_folder.read_run(first).policies["iterate 0"])
+    damaged = sorted(
+        path for path in stored(home) if path.parent.name == run_folder.read_run_folder(first).policies["iterate 0"]
+    )
     damaged[0].write_text("{")
     damaged[1].write_text(unchecked(damaged[1].read_text().replace('"maker": "', '"maker": "other')))
     good = {path: path.read_bytes() for path in stored(measured)}
@@ -401,7 +403,7 @@ def test_what_was_measured_before_a_stop_is_kept(home: Path, tmp_path: Path) -> 
 def test_gains_are_taken_document_by_document(measured: Path) -> None:
     run = points(measured)[0]
     values = {}
-    for name, key in run_folder.read_run(run).policies.items():
+    for name, key in run_folder.read_run_folder(run).policies.items():
         records = [json.loads(path.read_text()) for path in (measured / "store" / "results" / key).glob("*.json")]
         records = [record for record in records if "prompting" not in record]
         (values[name],) = [r["numbers"]["exact_match,none"]["values"] for r in records if "exact_match,none" in r["numbers"]]
@@ -414,7 +416,7 @@ def test_gains_are_taken_document_by_document(measured: Path) -> None:
 
 def test_diversity_is_of_sixteen_answers_to_each_prompt(home: Path) -> None:
     """Measured when the sweep ended; from the store's own files."""
-    run = run_folder.read_run(points(home)[0])
+    run = run_folder.read_run_folder(points(home)[0])
     for name, key in run.policies.items():
         found = lines(run.folder)[name, "diversity"]
         rows = [
@@ -541,7 +543,7 @@ def test_self_bleu_and_distinct_against_nltk_and_by_hand() -> None:
 
 def test_gc_frees_results_of_policies_that_no_run_has(measured: Path) -> None:
     first, second = points(measured)
-    own = run_folder.read_run(second).policies["iterate 0"]
+    own = run_folder.read_run_folder(second).policies["iterate 0"]
     unused = gc.unused(measured / "store", gc.used_by([first]))
     assert [item.path.name for item in unused if item.kind == "results"] == [own]
     assert not [item for item in gc.unused(measured / "store", gc.used_by([first, second])) if item.kind == "results"]
@@ -597,7 +599,7 @@ def test_without_the_extra_one_line_says_what_to_install(home: Path, tmp_path: P
         InputError, match=r"--suite diversity: sacrebleu is not installed; in your clone: `pip install -e '\.\[eval\]'`"
     ):
         evaluate(tmp_path / "run", EvaluationRequest(["diversity"]), "all", quiet())
-    recipe = run_folder.read_run(tmp_path / "run").recipe  # refused before a game is played
+    recipe = run_folder.read_run_folder(tmp_path / "run").recipe  # refused before a game is played
     for name, missing in (("diversity", "sacrebleu"), ("gsm8k", "lm-evaluation-harness")):
         asked_for = recipe.evaluation.model_copy(update={"benchmarks": [name]})
         with pytest.raises(InputError, match=f"evaluation.benchmarks: {missing} is not installed"):
@@ -613,7 +615,7 @@ def without(modules: list[str], arguments: list[str]) -> subprocess.CompletedPro
 def leaderboard(run: Path, limit: int | None = None, own: bool = False, left_out: str = "") -> list[dict[str, Any]]:
     """Made-up results of the six tasks, as `evaluate` would write them."""
     made = []
-    for place, (name, key) in enumerate(run_folder.read_run(run).policies.items()):
+    for place, (name, key) in enumerate(run_folder.read_run_folder(run).policies.items()):
         for column in COLUMNS:
             index = COLUMNS.index(column)
             number = {"value": 0.3 + 0.05 * index + 0.02 * place, "stderr": 0.004 + 0.001 * index}
@@ -660,7 +662,7 @@ def test_table_1_is_laid_out_as_the_papers(run: Path) -> None:
 
 def table_1(run: Path, made: list[dict[str, Any]]) -> str:
     (run / "benchmarks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
-    results = read_run(run)
+    results = read_run_results(run)
     (block,) = blocks(results.benchmarks)
     return "\n".join(block.markdown())
 
@@ -708,7 +710,7 @@ def seeds(home: Path, tmp_path: Path) -> Iterator[Path]:
                     number["gain"] += shift
         (folder / "benchmarks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
         for file in ("run.json", "metrics.jsonl"):
-            key = run_folder.read_run(points(home)[0]).policies["iterate 0"]
+            key = run_folder.read_run_folder(points(home)[0]).policies["iterate 0"]
             (folder / file).write_text(unchecked((folder / file).read_text().replace(key, digest(seed))))
         listed.append({"name": name, "values": {"seed": seed}, "dir": f"points/{name}", "status": "finished", "error": None})
     (tmp_path / "sweep.json").write_text(json.dumps({"recipe": "q", "axes": {}, "seeds": [0, 1, 2], "points": listed}))
@@ -733,7 +735,7 @@ def test_a_sweep_has_intervals_over_its_seeds(seeds: Path) -> None:
     [
         ({"gen_kwargs": "greedy"}, 1, "--gen-kwargs 'greedy': give KEY=VALUE,..., for instance do_sample=true,temperature=0.7"),
         ({"gen_kwargs": "temprature=1"}, 1, "--gen-kwargs: unknown 'temprature'; did you mean temperature?"),
-        ({"gen_kwargs": "temperature=0.7"}, 1, "--gen-kwargs: temperature is only heard with do_sample true: "),
+        ({"gen_kwargs": "temperature=0.7"}, 1, "--gen-kwargs: temperature has no effect unless do_sample is true: "),
         ({"gen_kwargs": "do_sample=true,top_p=7"}, 1, "--gen-kwargs top_p=7: Input should be less than or equal to 1"),
         ({"apply_chat_template": False, "fewshot_as_multiturn": True}, 1, "--fewshot-as-multiturn: without the chat template"),
         ({"apply_chat_template": False}, 0, "--no-apply-chat-template: of which task? it is for those named by --task"),

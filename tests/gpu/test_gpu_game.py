@@ -16,7 +16,7 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.memory import peak, read_shape, stage_memory
-from lowmem_spin.engines.training.trainer import Pair
+from lowmem_spin.engines.training.pair import Pair
 
 
 def test_the_quickstart_gets_better(machine: Machine, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.registry import open_engine
-from lowmem_spin.engines.training.trainer import Pair
+from lowmem_spin.engines.training.pair import Pair
 
 Row = tuple[list[int], list[int]]
 # Relative error of a gradient against float32's. On a CPU bfloat16 itself is off by 0.06, float16 by 0.007.

@@ -21,7 +21,7 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.machine import Machine
-from lowmem_spin.engines.training.trainer import Pair
+from lowmem_spin.engines.training.pair import Pair
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.run import Player
 

@@ -27,7 +27,7 @@ from helpers.games import data_rows, of_policy, unchecked
 from lowmem_spin.cli.chat import open_voices, prompt_tokens, sampling_of, talk
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.config.yaml_text import read_yaml
-from lowmem_spin.library.policies import open_engine
+from lowmem_spin.library.policies import open_portable_engine
 from lowmem_spin.runner import run_folder
 
 QUESTIONS = ["upper: cvt", "reverse: abcdefghijk", "double: zzet"]
@@ -135,7 +135,7 @@ def test_an_iterate_answers_in_a_batch_with_the_games_template_and_ends(run: ls.
 
 @pytest.mark.parametrize(("name", "temperature"), [("base", 0.0), ("1", 0.0), (None, 0.0), (None, None)])
 def test_answers_are_those_of_a_chat(run: ls.Run, whole: Path, name: str | None, temperature: float | None) -> None:
-    game = run_folder.read_run(whole / "run")
+    game = run_folder.read_run_folder(whole / "run")
     store = run_folder.open_store(game, print)
     voices = open_voices(game, [run_folder.find_policy(game, store, name)], run_folder.find_base(game, store), temperature)
     out = io.StringIO()
@@ -144,10 +144,10 @@ def test_answers_are_those_of_a_chat(run: ls.Run, whole: Path, name: str | None,
 
 
 def test_the_recipes_system_prompt_opens_every_conversation(whole: Path) -> None:
-    game = run_folder.read_run(whole / "run")
+    game = run_folder.read_run_folder(whole / "run")
     data = game.recipe.data.model_copy(update={"system_prompt": "Be brief."})
     told = replace(game, recipe=game.recipe.model_copy(update={"data": data}))
-    engine = open_engine(told, run_folder.find_base(game, run_folder.open_store(game, print)))
+    engine = open_portable_engine(told, run_folder.find_base(game, run_folder.open_store(game, print)))
     asked, sampling = {"role": "user", "content": "q"}, sampling_of(game, 0.0, "temperature")
     for talk_, first in (([asked], "Be brief."), ([{"role": "system", "content": "Mine."}, asked], "Mine.")):
         tokens = prompt_tokens(engine, talk_, sampling, "shorten it")

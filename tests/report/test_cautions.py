@@ -54,7 +54,17 @@ def run(policies: list[PolicyResults], accuracies: list[float] | None = None, to
     steps = [{"step": place + 1, "loss": 0.5, "rewards/accuracies": one} for place, one in enumerate(accuracies or [])]
     trainings: dict[str, Any] = {"iterate 0": {"metrics": steps}} if accuracies else {}
     recipe = {"generation": {"max_new_tokens": 64}}
-    return RunResults(Path("run"), recipe, "", {}, policies, trainings, [], [], answer_tokens=tokens)
+    return RunResults(
+        folder=Path("run"),
+        recipe=recipe,
+        recipe_text="",
+        record={},
+        policies=policies,
+        trainings=trainings,
+        missing=[],
+        benchmarks=[],
+        answer_tokens=tokens,
+    )
 
 
 def quickstart(**changed: Any) -> RunResults:
@@ -64,6 +74,38 @@ def quickstart(**changed: Any) -> RunResults:
 
 def test_the_quickstart_deserves_none() -> None:
     assert caution_lines(quickstart()) == []
+
+
+def trained(margins: list[float], last: list[float], beta: float | None = 0.1) -> RunResults:
+    """A training with these margins, in nats, of whole answers from the reference and of their last tokens."""
+    records = [
+        {"step": step, "loss": 0.5, "logps/chosen_last": end - 3, "logps/rejected_last": -3, "rewards/margins": margin}
+        for step, (margin, end) in enumerate(zip([(beta or 1.0) * margin for margin in margins], last, strict=True))
+    ]
+    loss = {"name": "x"} | ({} if beta is None else {"beta": beta})
+    results = quickstart()
+    results.trainings["iterate 1"] = {"metrics": records, "asked": {"loss": loss}}
+    return results
+
+
+@pytest.mark.parametrize(
+    ("margins", "last", "said"),
+    [
+        ([0, 2, 4, 4], [-7, -5.2, -3.5, -3.5], True),  # grown by 4, of which 3.5 is theirs
+        ([0, 2, 4, 4], [-7, -6, -5, -5], False),
+        ([5, 7, 9, 9], [0, 0, 3.9, 3.9], True),  # from a reference that is not where the training began
+        ([0, 0.1, 0.5, 0.9], [0, 0, 0.9, 0.9], False),  # little has been learned of anything
+        ([0], [0], False),
+    ],
+)
+@pytest.mark.parametrize("beta", [0.1, None])
+def test_last_tokens_that_alone_win_the_game_are_said(
+    margins: list[float], last: list[float], said: bool, beta: float | None
+) -> None:
+    lines = caution_lines(trained(margins, last, beta))
+    assert len(lines) == said
+    grown, own = margins[-1] - margins[0], last[-1] - last[0]
+    assert all(f"grew by {grown:.1f} nats" in line and f"last tokens alone by {own:.1f}:" in line for line in lines)
 
 
 def test_samples_that_are_cut_are_said_with_the_length_that_would_do() -> None:

@@ -28,7 +28,7 @@ from lowmem_spin.common.files import json_text, write_json, write_text
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.report.intervals import Value, difference, is_yes_or_no, over, quantile, rows_of, within_noise
-from lowmem_spin.report.load import read_results, read_run, read_sweep
+from lowmem_spin.report.load import read_results, read_run_results, read_sweep
 from lowmem_spin.report.page import write_all, write_page, write_picture
 from lowmem_spin.report.results import PolicyResults, RunResults, SweepResults
 from lowmem_spin.report.summary import run_grid, terminal_table, verdict
@@ -155,7 +155,17 @@ def test_the_terminals_table_is_the_readmes() -> None:
         name = line[:9].strip()
         policies.append(PolicyResults(name, "", role_of_name(name), values, {}, []))
     assert len(policies) == 5
-    assert terminal(RunResults(Path(), {}, "", {}, policies, {}, [], [])) == block
+    results = RunResults(
+        folder=Path(),
+        recipe={},
+        recipe_text="",
+        record={},
+        policies=policies,
+        trainings={},
+        missing=[],
+        benchmarks=[],
+    )
+    assert terminal(results) == block
 
 
 def test_a_table_with_wins_fits_a_terminal(played: Path) -> None:
@@ -163,7 +173,7 @@ def test_a_table_with_wins_fits_a_terminal(played: Path) -> None:
     for line in lines[1:]:
         line |= {"win_rate_to_previous": 0.5181, "win_rate_to_previous_se": 0.0194}
     rewrite(played, lines)
-    shown = terminal(read_run(played))
+    shown = terminal(read_run_results(played))
     assert max(map(len, shown)) <= 80
     assert "…" not in "".join(shown)
     assert sum("51.8" in line for line in shown) == sum("±3.8" in line for line in shown) == 3
@@ -180,7 +190,7 @@ def test_the_picture_has_the_reports_panels_side_by_side(played: Path, categorie
             if place < categories:
                 line[f"{name} {HOSTILE}"], line[f"{name} {HOSTILE}_se"] = value, error
     rewrite(played, lines)
-    write_picture(read_run(played), played / "iterates.png")
+    write_picture(read_run_results(played), played / "iterates.png")
     height, width, _ = imread(played / "iterates.png").shape
     assert (width, height) == (pytest.approx(192 * panels * 4.7, abs=1), pytest.approx(192 * (4.4 + 0.19 * 6.2), abs=1))
     drawn = ElementTree.parse(played / "iterates.svg").getroot()  # noqa: S314 our own output
@@ -260,7 +270,7 @@ def test_the_seconds_of_a_game_add_up_over_its_runs(game: Path) -> None:
 def test_a_run_without_roles_is_read_by_its_names(game: Path, tmp_path: Path) -> None:
     """A folder as earlier versions left it: the same page and policies, and playing it again leaves its files alone."""
     (tmp_path / "new").mkdir()
-    expected = read_run(Path(shutil.copytree(game, tmp_path / "new" / "run", symlinks=True)))
+    expected = read_run_results(Path(shutil.copytree(game, tmp_path / "new" / "run", symlinks=True)))
     page = {path.name: path.read_bytes() for path in write_all(expected)}
     old = Path(shutil.copytree(game, tmp_path / "run", symlinks=True))
     record = read_checked(old / "run.json")
@@ -269,11 +279,11 @@ def test_a_run_without_roles_is_read_by_its_names(game: Path, tmp_path: Path) ->
     rewrite(old, [{name: value for name, value in line.items() if name not in ("role", "iteration")} for line in records(old)])
     lines = (old / "metrics.jsonl").read_text()
     assert "role" not in lines
-    assert read_run(old).policies == expected.policies
-    assert {path.name: path.read_bytes() for path in write_all(read_run(old))} == page
+    assert read_run_results(old).policies == expected.policies
+    assert {path.name: path.read_bytes() for path in write_all(read_run_results(old))} == page
     assert [policy.name for policy in expected.played] == ["base", "iterate 0", "iterate 1"]
     assert [policy.name for policy in expected.baselines] == ["plain SFT"]
-    assert run_folder.read_run(old).parts == run_folder.read_run(game).parts
+    assert run_folder.read_run_folder(old).parts == run_folder.read_run_folder(game).parts
     assert policies_found(old) == policies_found(game)
     asked = yaml.safe_load((old / "recipe.yaml").read_text())
     asked["output"]["dir"] = str(old)
@@ -284,7 +294,7 @@ def test_a_run_without_roles_is_read_by_its_names(game: Path, tmp_path: Path) ->
 
 def policies_found(folder: Path) -> list[Any]:
     """Whatever a command may ask a run folder for."""
-    one = run_folder.read_run(folder)
+    one = run_folder.read_run_folder(folder)
     store = run_folder.open_store(one, print)
     asked = [None, "base", "0", "1", "iterate 1", "SFT 1"]
     found = [(policy.name, policy.key, policy.adapter) for policy in (run_folder.find_policy(one, store, a) for a in asked)]
@@ -295,7 +305,7 @@ def policies_found(folder: Path) -> list[Any]:
 
 def test_names_mean_nothing_where_there_are_roles(played: Path) -> None:
     """Policies renamed in both files are still the base, the iterates and what they are compared with."""
-    before = read_run(played)
+    before = read_run_results(played)
     record = read_checked(played / "run.json")
     called = {"base": "start", "iterate 0": "SFT 7", "iterate 1": "iterate 5"}
     for part in ("policies", "roles"):
@@ -305,11 +315,11 @@ def test_names_mean_nothing_where_there_are_roles(played: Path) -> None:
     rewrite(
         played, [{**line, "name": called.get(line["name"], line["name"])} for line in records(played) if line["iteration"] != 1]
     )
-    after = read_run(played)
+    after = read_run_results(played)
     assert [policy.name for policy in after.played] == ["start", "SFT 7"]
     assert [policy.name for policy in after.baselines] == ["plain SFT"]
     assert after.trainings == {"SFT 7": before.trainings["iterate 0"]}
-    one = run_folder.read_run(played)
+    one = run_folder.read_run_folder(played)
     store = run_folder.open_store(one, print)
     assert list(run_folder.trained_iterates(one, store)) == ["0"]
     assert run_folder.find_policy(one, store, "1").name == "iterate 5"
@@ -326,7 +336,7 @@ def test_nothing_is_written_through_a_link(played: Path, tmp_path: Path) -> None
     mine = tmp_path / "mine"
     mine.write_text("mine")
     written = ["report.html", "report.md", "report_score.png", "iterates.png", "metrics.jsonl", "run.json"]
-    results = read_run(played)
+    results = read_run_results(played)
     for name in written:
         (played / name).unlink(missing_ok=True)
         (played / name).symlink_to(mine)
@@ -343,7 +353,7 @@ def test_nothing_is_written_through_a_link(played: Path, tmp_path: Path) -> None
 def test_a_number_that_is_not_known_is_read_and_never_shown_as_one(played: Path, unknown: float | None) -> None:
     kinds = ("gain_se", "kl_to_base_se", "engine_gap", "engine_gap_se", "win_rate_to_base", "win_rate_to_base_se")
     rewrite(played, [line | dict.fromkeys(kinds, unknown) for line in records(played)])
-    results = read_run(played)
+    results = read_run_results(played)
     shown = "\n".join([run_grid(results).markdown(), *terminal(results), *verdict(results)])
     assert not re.search(r"\b(nan|none|null)\b", shown, re.IGNORECASE) and "| ? |" in shown
     policy = next(one for one in results.policies if one.name == "iterate 1")
@@ -368,7 +378,7 @@ def test_a_run_elsewhere_without_its_store_says_what_is_missing(played: Path) ->
     resolved = yaml.safe_load((played / "recipe.yaml").read_text())
     resolved["output"]["store"] = "gone"
     (played / "recipe.yaml").write_text(yaml.safe_dump(resolved))
-    results = read_run(played)
+    results = read_run_results(played)
     assert len(results.missing) == 1
     assert "no training curves of iterate 0, iterate 1" in results.missing[0]
     write_all(results)
@@ -484,7 +494,7 @@ def test_a_number_that_is_no_share_has_no_shares_interval(played: Path) -> None:
     }
     assert rows == {"kl_to_base": None, "sampled_accuracy": None, "exact_match/sort": 9, "truncated": 9, "identical": None}
     assert [is_yes_or_no(name) for name in ("acc_norm,none", "perplexity,none", "f1")] == [True, False, False]
-    base = read_run(played).policies[0]
+    base = read_run_results(played).policies[0]
     assert base.values["kl_to_base"].half == 0 < base.values["truncated"].half
 
 
@@ -541,16 +551,16 @@ def test_what_may_mislead_is_said_on_the_page_and_in_the_table(game: Path, tmp_p
     folder = Path(shutil.copytree(game.parent, tmp_path / "game", symlinks=True)) / "run"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     cut = [line | ({"truncated": 0.94} if line["name"] == "iterate 1" else {}) for line in lines]
-    before = Page(write_all(read_run(folder))[0]).attributes.count(("p", "class", "caution"))
+    before = Page(write_all(read_run_results(folder))[0]).attributes.count(("p", "class", "caution"))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in cut))
-    rows = pq.read_table(folder.parent / "store" / "data" / f"{read_run(folder).record['data'][0]}.parquet")
+    rows = pq.read_table(folder.parent / "store" / "data" / f"{read_run_results(folder).record['data'][0]}.parquet")
     tokens = math.ceil(np.percentile([len(answer) for answer in rows["chosen"].to_pylist()], 95))
-    assert read_run(folder).answer_tokens == tokens
-    write_all(read_run(folder))
+    assert read_run_results(folder).answer_tokens == tokens
+    write_all(read_run_results(folder))
     said = "Samples are truncated at generation.max_new_tokens 12 (94% of iterate 1's)"
     page = Page(folder / "report.html")
     assert page.attributes.count(("p", "class", "caution")) == before + 1
     assert said in page.words and f"up to {tokens} tokens" in page.words
     assert said.replace("_", "\\_") in (folder / "report.md").read_text()
     write_checked(folder / "run.json", read_checked(folder / "run.json") | {"data": []})  # as the first versions wrote it
-    assert read_run(folder).answer_tokens is None
+    assert read_run_results(folder).answer_tokens is None

@@ -55,7 +55,16 @@ def run(scores: list[float], seed: int = 0, sft: str = "sft", shape: dict[str, V
     names = ["base", *(f"iterate {place}" for place in range(len(scores) - 1))]
     policies = [policy(n, s, f"{n} {s} {seed}" if n != "base" else n, shape) for n, s in zip(names, scores, strict=True)]
     policies.append(policy("plain SFT", 0.95, f"{sft} {seed}", shape))
-    return RunResults(Path("mine"), {**RECIPE, "seed": seed}, "", {}, policies, {}, [], [])
+    return RunResults(
+        folder=Path("mine"),
+        recipe={**RECIPE, "seed": seed},
+        recipe_text="",
+        record={},
+        policies=policies,
+        trainings={},
+        missing=[],
+        benchmarks=[],
+    )
 
 
 def sweep(axes: dict[str, list[Any]], scores: dict[tuple[Any, ...], list[float]], **options: Any) -> SweepResults:

@@ -65,9 +65,17 @@ def expect(tmp_path: Path, base: Path, rows: Path, line: str, field: str, **sect
 @pytest.mark.parametrize(
     ("sections", "field", "line"),
     [
-        ({"data": {"path": "nowhere.jsonl"}}, "data.path", "no file 'nowhere.jsonl', neither beside the recipe nor from here"),
+        (
+            {"data": {"path": "nowhere.jsonl"}},
+            "data.path",
+            "no file 'nowhere.jsonl', neither next to the recipe nor in the working directory",
+        ),
         ({"data": {"path": "."}}, "data.path", "is not a .jsonl, .ndjson, .json, .csv, .tsv (each also .gz) or .parquet file"),
-        ({"game": {"pairs": 80}}, "game.pairs", "80 prompts asked of 36 usable rows; lower it or give more data"),
+        (
+            {"game": {"pairs": 80}},
+            "game.pairs",
+            "80 prompts are needed, but there are only 36 usable rows; lower it or give more data",
+        ),
         ({"training": {"lora": {"target_modules": ["w_q"]}}}, "training.lora.target_modules", "['w_q']"),
         (
             {"training": {"optim": "paged_adamw_8bit"}},

@@ -353,7 +353,7 @@ def test_gc_frees_nothing_that_no_store_wrote(copy: Path) -> None:
 def test_what_was_moved_together_is_found_together(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     for _ in range(2):  # copied, and moved
-        run = run_folder.read_run(copy / "run")
+        run = run_folder.read_run_folder(copy / "run")
         paths = [run.recipe.model.name_or_path, run.recipe.data.path, run.recipe.output.dir, run.recipe.output.store]
         assert [Path("/", path) for path in map(str, paths)] == [
             copy / name for name in ("base", "train.jsonl", "run", "store")
@@ -375,7 +375,7 @@ def test_what_was_moved_together_is_found_together(copy: Path, monkeypatch: pyte
 
 def test_a_run_that_was_moved_alone_finds_the_rest_where_it_was(home: Path, tmp_path: Path) -> None:
     alone = Path(shutil.copytree(home / "run", tmp_path / "alone", symlinks=True))
-    run = run_folder.read_run(alone)
+    run = run_folder.read_run_folder(alone)
     assert run.recipe.model.name_or_path == str(home / "base") and run.recipe.output.dir == str(alone)
     assert run_folder.open_store(run, print).root.resolve() == home / "store"
 
@@ -385,7 +385,7 @@ def test_what_somebody_has_edited_is_theirs(copy: Path, tmp_path: Path) -> None:
     written["output"] |= {"dir": "elsewhere", "store": str(tmp_path / "theirs")}
     written["data"]["path"] = "mine.jsonl"
     (copy / "run" / "recipe.yaml").write_text(yaml.safe_dump(written))
-    recipe = run_folder.read_run(copy / "run").recipe
+    recipe = run_folder.read_run_folder(copy / "run").recipe
     assert (recipe.output.dir, recipe.output.store, recipe.data.path) == ("elsewhere", str(tmp_path / "theirs"), "mine.jsonl")
 
 
@@ -395,7 +395,7 @@ def test_an_earlier_versions_run_has_its_store_where_its_iterates_lead(copy: Pat
     written = yaml.safe_load((moved / "run" / "recipe.yaml").read_text())
     written["output"] |= {"dir": "runs/run", "store": "runs/store"}
     (moved / "run" / "recipe.yaml").write_text(yaml.safe_dump(written))
-    recipe = run_folder.read_run(moved / "run").recipe
+    recipe = run_folder.read_run_folder(moved / "run").recipe
     assert (Path(str(recipe.output.dir)), Path(recipe.output.store)) == (moved / "run", moved / "store")
 
 

@@ -105,7 +105,7 @@ def test_commands_on_a_harmed_run_folder_have_one_line_to_say(copy: Path) -> Non
         victim = copy / "run" / r.choice(names)
         content = victim.read_bytes()
         harm(r, victim)
-        for read in (read_results, run_folder.read_run):
+        for read in (read_results, run_folder.read_run_folder):
             try:
                 read(copy / "run")
             except InputError:

@@ -19,7 +19,7 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.config.choices import StopWhen
 from lowmem_spin.config.grid import sweep_axes, sweep_folder, sweep_points
 from lowmem_spin.config.load import find_recipe, load_recipe
-from lowmem_spin.report.load import read_run, read_sweep
+from lowmem_spin.report.load import read_run_results, read_sweep
 from lowmem_spin.report.summary import verdict
 from lowmem_spin.runner import run_folder
 from lowmem_spin.runner import sweep as sweeps
@@ -129,11 +129,11 @@ def test_a_game_that_ends_early_keeps_the_iterate_before(stopped: Path) -> None:
     told = record(folder)["stopped"]
     why = f"KL to base is {found[2]['kl_to_base']:.2f}, over {float((stopped / 'bound.txt').read_text()):g}"
     assert told == {"after": "iterate 1", "keep": "iterate 0", "why": why}
-    one = run_folder.read_run(folder)
+    one = run_folder.read_run_folder(folder)
     kept = run_folder.find_policy(one, Store(stopped / "store", print), None)
     assert (kept.name, kept.key) == ("iterate 0", record(folder)["policies"]["iterate 0"])
     assert run_folder.find_policy(one, Store(stopped / "store", print), "1").name == "iterate 1"
-    results = read_run(folder)
+    results = read_run_results(folder)
     assert [policy.name for policy in results.played] == ["base", "iterate 0", "iterate 1"]
     assert f"The game was ended after iterate 1: {why}. iterate 0 is the one to keep." in verdict(results)
     assert "iterate 0 is the one to keep" in (folder / "report.html").read_text()
@@ -157,7 +157,7 @@ def test_how_it_ended_is_not_forgotten_while_it_is_looked_through_again(stopped:
     player = Player(game, Display(Console(quiet=True)), {})
     player.play(game.stages[0])  # and interrupted
     assert record(tmp_path / "run")["stopped"]["keep"] == "iterate 0"
-    assert [policy.name for policy in read_run(tmp_path / "run").played] == ["base", "iterate 0", "iterate 1"]
+    assert [policy.name for policy in read_run_results(tmp_path / "run").played] == ["base", "iterate 0", "iterate 1"]
     Player(opened(stopped, *TWO, f"output.dir={tmp_path / 'run'}"), Display(Console(quiet=True)), {})
     assert "stopped" not in record(tmp_path / "run")  # which is of another game now
 
@@ -206,7 +206,7 @@ def test_a_warm_start_does_not_end_a_game(tmp_path: Path) -> None:
     (tmp_path / "moved").mkdir()
     keep = played(tmp_path / "moved", *moved)
     assert record(keep.folder)["stopped"]["keep"] == "warm start"
-    one = run_folder.read_run(keep.folder)
+    one = run_folder.read_run_folder(keep.folder)
     assert run_folder.find_policy(one, keep.store, None).name == "warm start"
     assert len(stored(keep.store.root, "completions")) == 3
-    assert read_run(keep.folder).policies
+    assert read_run_results(keep.folder).policies

@@ -1,16 +1,11 @@
-"""What lies ahead of a game, against what it computed; and what a person is told of it, with and without a terminal."""
+"""What lies ahead of a game, against what it computed."""
 
-import io
-import re
-import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from helpers.games import opened
 from lowmem_spin.algorithm.stages import Train
-from lowmem_spin.common import display as displays
 from lowmem_spin.common.display import Display
 from lowmem_spin.data.formats import Conversation, conversations
 from lowmem_spin.data.sources import Source
@@ -52,75 +47,6 @@ def test_two_games_are_expected_to_share(tmp_path: Path) -> None:
     known = {place for place, step in enumerate(both) if step.makes}
     assert all(step.makes or step.after <= known for step in both)
     assert all(max(step.after, default=-1) < place for place, step in enumerate(both))
-
-
-class Clock:
-    """time.perf_counter, as a test sets it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 0.0
-        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
-
-
-def test_the_time_left_is_arithmetic_on_what_was_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    display = Display(Console(file=io.StringIO()))
-    display.expect([{"generate": 100}, {"train": 40}, {"generate": 100, "score": 50}, {"score": 10}])
-    assert display.left() is None
-    with display.stage("generate", "by base", 100) as meter:
-        meter.skip(20)  # stored: neither ahead nor a measure of speed
-        clock.now += 8
-        meter.advance(40, 400)
-        assert meter.left == 8 / 40 * 40
-        assert display.left() is None  # of training and scoring nothing is known yet
-        clock.now += 8
-        meter.advance(40, 400)
-    display.begin_step(1)
-    with display.stage("train", "iterate 0", 40) as meter:
-        clock.now += 6
-        meter.advance(20, 900, 0.51)
-        assert meter.speed() == ["loss 0.510", "150 tok/s"]
-    display.begin_step(2)
-    with display.stage("score", "by base", 50) as meter:
-        clock.now += 5
-        meter.advance(10)
-        generate, score = 100 * 16 / 80, (40 + 10) * 5 / 10
-        assert display.left() == pytest.approx(generate + score)
-        assert meter.line() == "score by base: 10 of 50 rows, 20 s left, at most 45 s in all"
-        meter.advance(40)
-    with display.stage("generate", "by iterate 0", 100) as meter:
-        clock.now += 1
-        meter.advance(100)
-    display.begin_step(3)
-    with display.stage("score", "by iterate 0", 10) as meter:
-        meter.skip(10)
-        assert display.left() == 0
-    assert "100 rows, 20 of them stored before, 16 s, 50 tok/s" in display.console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_without_a_terminal_a_long_stage_is_told_of_while_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(displays, "EVERY", 0.01)
-    out = io.StringIO()
-    display = Display(Console(file=out, width=500), gauge=lambda: ["GPU 7.1 GB"])
-    with display.stage("train", "iterate 0 [x]", 50) as meter:
-        meter.advance(10, 1000, 0.693)
-        for _ in range(1000):  # long enough for a busy machine
-            if out.getvalue().count("\n") >= 3:
-                break
-            time.sleep(0.01)
-    lines = out.getvalue().splitlines()
-    assert re.match(r"train iterate 0 \[x\]: 10 of 50 rows, loss 0\.693, [\d,]+ tok/s, GPU 7\.1 GB, \d+ s left$", lines[0])
-    assert lines[-1].startswith("train iterate 0 [x]: 10 rows, 0 s, loss 0.693")
-
-
-def test_a_terminal_has_one_bar_with_the_time_left_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, out = Clock(monkeypatch), io.StringIO()
-    display = Display(Console(file=out, width=80, force_terminal=True, color_system=None))
-    display.expect([{"train": 100}])
-    with display.stage("train", "iterate 0", 100) as meter:
-        clock.now += 60
-        meter.advance(25, 1000, 0.693)
-    assert "25/100 3 min, 3 min in all, loss 0.693, 17 tok/s" in out.getvalue()
 
 
 def test_lengths_of_rows_that_are_not_prepared_are_nearly_those_of_rows_that_are(tmp_path: Path) -> None:

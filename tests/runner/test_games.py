@@ -38,7 +38,7 @@ from lowmem_spin.common.keys import number
 from lowmem_spin.engines.oracles.function import Function
 from lowmem_spin.engines.oracles.reward_model import RewardModel
 from lowmem_spin.engines.pool import EnginePool
-from lowmem_spin.report.load import read_run
+from lowmem_spin.report.load import read_run_results
 from lowmem_spin.report.summary import verdict
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.pairs import training_pairs
@@ -392,7 +392,7 @@ def test_opponents_answer_from_the_mixture(mixed: OpenGame, quickstart: Path) ->
     expected = {"sampler": "rejection", "alpha": 0.7, "prompts": len(prompts), "proposals": len(prompts)}
     expected |= {"rejected": len(prompts) - len(left), "acceptance": accepted, "log_z": math.log(accepted), "ess": accepted}
     assert records[2]["sampler"] == pytest.approx(expected)
-    said = [line for line in verdict(read_run(mixed.folder)) if line.startswith("Answers")]
+    said = [line for line in verdict(read_run_results(mixed.folder)) if line.startswith("Answers")]
     share = f"{accepted:.1%} of {len(prompts)} proposals accepted, {len(prompts) - len(left)} prompts left out"
     assert said == [f"Answers for iterate 1 were drawn from mixtures by rejection: {share}, log Z {math.log(accepted):.3f}."]
 

@@ -33,7 +33,7 @@ def timed(tmp_path_factory: pytest.TempPathFactory) -> Timed:
     (folder / "work").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "LEAST", 0.0)  # a single time will do: no seconds are asserted
-        found = measuring.measure(game, Display(Console(quiet=True)), folder / "work")
+        found = measuring.measure_rates(game, Display(Console(quiet=True)), folder / "work")
     game.engines.pool.close()
     record_measurements(folder / "store", *found)
     return folder, {one.kind: one for one in found}

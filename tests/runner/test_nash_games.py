@@ -21,7 +21,7 @@ from lowmem_spin.common.keys import number
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.load import load_recipe
 from lowmem_spin.engines.hf import HF
-from lowmem_spin.report.load import read_run
+from lowmem_spin.report.load import read_run_results
 from lowmem_spin.report.summary import verdict
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.pairs import training_pairs
@@ -177,14 +177,14 @@ def test_pairs_are_the_best_and_the_worst_where_no_answer_is_missing(game: OpenG
         assert [list(pair.chosen), list(pair.rejected)] == [some[best]["tokens"], some[worst]["tokens"]]
         assert pair.win_rates == pytest.approx((rates[best], rates[worst]))
         mine, bases = ([one.logp(pair.prompt, some[k]["tokens"]) for k in (best, worst)] for one in policies)
-        held_to = [0.8 * p + 0.2 * b for p, b in zip(mine, bases, strict=True)]  # alpha, not the mixture's
-        assert pair.ref_logps == pytest.approx(held_to, abs=1e-4)
+        reference = [0.8 * p + 0.2 * b for p, b in zip(mine, bases, strict=True)]  # alpha, not the mixture's
+        assert pair.ref_logps == pytest.approx(reference, abs=1e-4)
         leads.append(rates[best] - rates[worst])
-        losses.append((mine[0] - held_to[0] - mine[1] + held_to[1] - leads[-1] / TAU) ** 2)
+        losses.append((mine[0] - reference[0] - mine[1] + reference[1] - leads[-1] / TAU) ** 2)
     assert 0 < np.count_nonzero(leads) < len(leads)
     assert game.store.manifest(second.policy)["metrics"][0]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-3)
 
-    (said,) = [line for line in verdict(read_run(game.folder)) if line.startswith("Answers")]
+    (said,) = [line for line in verdict(read_run_results(game.folder)) if line.startswith("Answers")]
     assert said.startswith("Answers for iterate 1 were drawn from mixtures by rejection: ")
     assert f"proposals accepted, {PAIRS - len(whole)} prompts left out, log Z " in said
 

@@ -21,7 +21,7 @@ from lowmem_spin.engines.own_function import OwnFunction
 from lowmem_spin.engines.training.own_loss import _sides, try_loss
 from lowmem_spin.report.results import plain_value
 from lowmem_spin.runner.open import OpenGame
-from lowmem_spin.runner.run_folder import read_run
+from lowmem_spin.runner.run_folder import read_run_folder
 
 OWN = """import torch.nn.functional as F
 
@@ -126,10 +126,10 @@ def test_a_run_goes_on_from_its_folder_and_says_which_file_is_missing(games: Any
     )
     result = call("run", moved / "own" / "recipe.yaml", "--trust")
     assert result.returncode == 0, result.stderr
-    assert read_run(moved / "own").policies == read_run(folder / "own").policies
+    assert read_run_folder(moved / "own").policies == read_run_folder(folder / "own").policies
     for file in (moved / "own.py", folder / "own.py"):
         file.rename(file.with_suffix(".gone"))
-    line = f"game.loss.function: no file '{moved / 'own.py'}', neither beside the recipe nor from here"
+    line = f"game.loss.function: no file '{moved / 'own.py'}', neither next to the recipe nor in the working directory"
     again = call("run", moved / "own" / "recipe.yaml")
     (folder / "own.gone").rename(folder / "own.py")
     assert_one_line(again, line)
@@ -245,7 +245,7 @@ def test_a_game_runs_them_after_trust_and_what_one_file_has_is_asked_for_once(co
     assert_one_line(refused, asked, "mine.py' (", "read it, then add --trust")
     assert refused.stderr.count("mine.py") == 1 and not ran()
     result = call(*command, *words, *sets(LOSS, *RULES), "--trust")
-    assert result.returncode == 2 and "game.pairs: 1000000 prompts asked of" in result.stderr and ran()
+    assert result.returncode == 2 and "game.pairs: 1000000 prompts are needed" in result.stderr and ran()
 
 
 @pytest.mark.parametrize(

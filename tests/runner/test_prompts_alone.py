@@ -15,7 +15,7 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.config.load import find_recipe, load_recipe
-from lowmem_spin.report.load import read_run
+from lowmem_spin.report.load import read_run_results
 from lowmem_spin.report.page import write_all
 from lowmem_spin.report.summary import run_grid, verdict
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
@@ -48,7 +48,7 @@ def test_a_game_on_prompts_alone_is_measured_by_what_needs_no_answer(game: OpenG
     assert not {"chosen_logp", "sampled_accuracy", "identical"} & (base.keys() | iterate.keys() | unquantized.keys())
     assert not {"gain", "gain_over_unquantized"} & unquantized.keys()  # no oracle has compared its answers
     assert iterate["gain"] == pytest.approx(iterate["win_rate_to_base"] - 0.5)
-    run = read_run(game.folder)
+    run = read_run_results(game.folder)
     assert run.unquantized is None and run.policies[1].name == "unquantized base"
     assert run.scores == ["win_rate_to_base"] and run.base.score.mean == 0.5
     assert run_grid(run).headings[1] == "wins over base, %"
@@ -157,7 +157,9 @@ def test_whoever_asks_for_too_many_rows_is_named_by_plans_and_runs(
         lambda: plan([SweepPoint("", {}, recipe)], tmp_path),
         lambda: open_game(recipe, tmp_path, Display(Console(quiet=True)), SharedResources()),
     ):
-        with pytest.raises(InputError, match=rf"^{field}: 8\d prompts.* asked of (76|80) usable rows; lower it or give"):
+        with pytest.raises(
+            InputError, match=rf"^{field}: 8\d prompts.* are needed, but there are only (76|80) usable rows; lower it or give"
+        ):
             refuse()
 
 
@@ -171,5 +173,7 @@ def test_a_plan_says_what_a_file_has(tmp_path: Path) -> None:
     why = (
         "(81 rows read: 1 row with an empty answer, left out (first: line 81), 4 held out; prompt lengths are not checked yet)"
     )
-    with pytest.raises(InputError, match=f"^game.pairs: 81 prompts asked of 76 usable rows; .* {re.escape(why)}$"):
+    with pytest.raises(
+        InputError, match=f"^game.pairs: 81 prompts are needed, but there are only 76 usable rows; .* {re.escape(why)}$"
+    ):
         plan([SweepPoint("", {}, recipe)], tmp_path)

@@ -19,8 +19,9 @@ from lowmem_spin.config.metric_choices import Contains, FinalNumber, OwnMetric, 
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.own_function import OwnFunction
 from lowmem_spin.report.compare import side_by_side
-from lowmem_spin.report.load import read_run
+from lowmem_spin.report.load import read_run_results
 from lowmem_spin.report.summary import run_grid, terminal_table, verdict
+from lowmem_spin.runner import task_metrics
 from lowmem_spin.runner.own_functions import OwnFunctions
 from lowmem_spin.runner.run import Player
 from lowmem_spin.runner.task_metrics import TaskMetric, final_number
@@ -71,6 +72,15 @@ def test_the_final_number(answer: str, number: str | None) -> None:
 )
 def test_what_counts_as_right(section: Any, answer: str, expected: str, score: float) -> None:
     assert TaskMetric(section).score("prompt", answer, expected) == score
+
+
+def test_a_pattern_that_never_ends_its_search_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own expressions would try every way to split the text, of which there are some 10**12."""
+    monkeypatch.setattr(task_metrics, "SEARCHED", 0.1)
+    metric = TaskMetric(Regex(pattern=r"^((a|aa)+)$"))
+    assert metric.score("", "aaa", "aaa") == 1
+    with pytest.raises(InputError, match=r"\^\(\(a\|aa\)\+\)\$' is still searching an answer of 61 characters after 0.1 s"):
+        metric.score("", "a" * 60 + "!", "aaa")
 
 
 def test_data_without_anything_to_compare_with_is_said_or_refused() -> None:
@@ -165,12 +175,12 @@ def test_a_game_is_measured_by_its_metric_and_no_policy_is_another(tmp_path: Pat
     assert exact[-1]["gain"] != 0 and any(
         loose["contains"] > one["exact_match"] for one, loose in zip(exact, within, strict=True)
     )
-    run = read_run(tmp_path / "contains")
+    run = read_run_results(tmp_path / "contains")
     assert run_grid(run).headings[:4] == ["policy", "contains, %", "gain, %", "log-prob of data, nats"]
     assert run_grid(run, brief=True).headings[3] == "log-prob\nof data, nats"  # the table's title says %
     assert "sampled" not in str(terminal_table(run)) and "share of answers that contain the data's" in verdict(run)[0]
     assert run.base.categories, "by category, too"
-    folder_names = {run.folder.name for run in (read_run(tmp_path / name) for name in metrics)}
+    folder_names = {run.folder.name for run in (read_run_results(tmp_path / name) for name in metrics)}
     assert folder_names == set(metrics)
     own_games = ["function", "other"]
     (tmp_path / "other.py").write_text(MINE)

@@ -78,7 +78,7 @@ def test_code_is_trusted_by_its_content_once(command: list[str], words: list[str
         assert_one_line(refused, *refusal)
         assert refused.stderr.startswith(f"error: {refusal[0]}") and "failed" not in refused.stdout  # no point of a sweep did
     assert not (tmp_path / "run").exists() and not list(tmp_path.glob("store/*/*"))
-    pairs = "game.pairs: 1000000 prompts asked of"
+    pairs = "game.pairs: 1000000 prompts are needed"
     for option in (["--trust"], []):  # now it is, and the same command gets further
         result = call(*command, *words, *option)
         assert result.returncode == 2 and pairs in result.stderr, result

@@ -30,7 +30,7 @@ from lowmem_spin.engines import pool
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.unquantized import measured_beside, proposal, with_own_weights
 from lowmem_spin.library.games import load
-from lowmem_spin.report.load import read_run
+from lowmem_spin.report.load import read_run_results
 from lowmem_spin.report.page import write_all
 from lowmem_spin.report.summary import run_grid, terminal_table, verdict
 from lowmem_spin.runner import gc
@@ -128,7 +128,7 @@ def test_what_it_was_measured_with_is_in_use(game: OpenGame) -> None:
         for key, (asked, _) in stored(game.store.root, kind).items()
         if asked["policy"] == beside(game)
     }
-    run = gc.run_folder.read_run(game.folder)
+    run = gc.run_folder.read_run_folder(game.folder)
     without = replace(run, inputs=replace(run.inputs, unquantized=None))
     used = gc.Used()
     used.add(gc.keys_of(without))
@@ -136,7 +136,7 @@ def test_what_it_was_measured_with_is_in_use(game: OpenGame) -> None:
 
 
 def test_every_table_has_a_row_and_a_column_of_it(game: OpenGame) -> None:
-    run = read_run(game.folder)
+    run = read_run_results(game.folder)
     write_all(run)
     text, found = (game.folder / "report.md").read_text(), records(game)
     headings = cells(text, "policy")
@@ -152,7 +152,7 @@ def test_every_table_has_a_row_and_a_column_of_it(game: OpenGame) -> None:
     assert "Against the unquantized base, the base in nf4 is at" in words and "Dotted: unquantized base." in words
     out = io.StringIO()
     Console(file=out, width=120).print(terminal_table(run))
-    assert "Held-out results: nats, ± 95% interval" in out.getvalue() and "%, ±" not in out.getvalue()
+    assert "Held-out results, ± 95% interval; scores and KL in nats;" in out.getvalue() and "%, ±" not in out.getvalue()
     frame = load(game.folder).table
     assert frame.loc["iterate 0", "gain_over_unquantized"] == found["iterate 0"]["gain_over_unquantized"]
     assert frame.loc[NAME, "gain"] == -frame.loc["base", "gain_over_unquantized"]
@@ -166,7 +166,7 @@ def test_a_run_without_it_has_no_word_of_it(game: OpenGame, tmp_path: Path) -> N
         for field in ("gain_over_unquantized", "gain_over_unquantized_se"):
             one.pop(field)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in kept))
-    run = read_run(folder)
+    run = read_run_results(folder)
     assert not [heading for heading in run_grid(run).headings if "unquantized" in heading]
     assert not [line for line in verdict(run) if "unquantized" in line]
 
@@ -270,7 +270,9 @@ def test_two_bases_are_never_in_memory_together(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(pool, "read_shape", lambda model: None)
     monkeypatch.setattr(pool, "plan_residency", lambda *_: shape)
     engines, quiet = pool.EnginePool(), Display(Console(quiet=True))
-    playing = pool.GameEngines(recipe(), published("m"), choices(24e9), tmp_path, quiet, engines)
+    playing = pool.GameEngines(
+        recipe=recipe(), model=published("m"), choices=choices(24e9), weights_dir=tmp_path, display=quiet, pool=engines
+    )
     measuring = replace(playing, recipe=with_own_weights(recipe()))
     for one in (measuring, playing, measuring):
         one.generator()

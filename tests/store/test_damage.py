@@ -2,48 +2,23 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from lowmem_spin.common.checked import fault, read_checked, seal, write_checked
+from helpers.harms import HARMS, flipped
+from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import DamagedError, read_parquet, write_parquet
+from lowmem_spin.common.files import DamagedError
 from lowmem_spin.data.rows import SCHEMA, Rows
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.oracles.reply_cache import Replies
 from lowmem_spin.evaluation.benchmark_records import FILE, keep_results
 from lowmem_spin.store.store import Store
-
-HARMS: dict[str, Callable[[Path], Any]] = {
-    "a wrong bit": lambda path: path.write_bytes(flipped(path.read_bytes(), len(path.read_bytes()) // 2)),
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-3]),
-    "empty": lambda path: path.write_bytes(b""),
-    "missing": lambda path: path.unlink(),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
-    "no text": lambda path: path.write_bytes(b"\xff\xfe\x00"),
-    "other JSON": lambda path: path.write_text("[]"),
-    "too deep": lambda path: path.write_text("[" * 100_000),
-}
-
-
-def flipped(content: bytes, place: int, bit: int = 0) -> bytes:
-    return content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
-
-
-def every_flip(path: Path, step: int = 1) -> Iterator[int]:
-    """The file with one wrong bit after another; the place of each."""
-    content = path.read_bytes()
-    for place in range(0, len(content), step):
-        path.write_bytes(flipped(content, place, place % 8))
-        yield place
-    path.write_bytes(content)
 
 
 @pytest.fixture
@@ -54,72 +29,6 @@ def said() -> list[str]:
 @pytest.fixture
 def store(tmp_path: Path, said: list[str]) -> Store:
     return Store(tmp_path / "store", said.append)
-
-
-ROWS = pa.table({"a": list(range(20)), "text": [f"row {n}" for n in range(20)]}).replace_schema_metadata({"maker": "x"})
-
-
-def test_whatever_bit_of_a_table_is_wrong_it_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    write_parquet(path, ROWS)
-    assert read_parquet(path).equals(ROWS, check_metadata=True)
-    assert pq.read_table(path).equals(ROWS)  # as other tools read it
-    read = 0
-    for _ in every_flip(path, 2):
-        try:
-            assert read_parquet(path).equals(ROWS)  # the checksum's own name is wrong, and nothing else
-            read += 1
-        except DamagedError:
-            continue
-    assert read <= len("sha256 of all else: ")
-
-
-def test_a_table_of_an_earlier_version_is_read_and_its_damage_is_damage(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    pq.write_table(ROWS, path, write_page_checksum=True)
-    assert read_parquet(path).equals(ROWS, check_metadata=True)
-    damaged = 0
-    for _ in every_flip(path, 3):
-        try:
-            read_parquet(path).to_pylist()
-        except DamagedError:
-            damaged += 1
-    assert damaged > path.stat().st_size / 3 / 4
-
-
-def test_whatever_bit_of_a_small_file_is_wrong_it_is_noticed(tmp_path: Path) -> None:
-    path, record = tmp_path / "a.json", {"b": 1.5, "a": {"é": [None, True, "x" * 30]}}
-    write_checked(path, record)
-    assert read_checked(path) == record
-    same = 0
-    for _ in every_flip(path):
-        try:
-            assert record.items() <= read_checked(path).items()  # the checksum's own name is wrong, and nothing else
-            same += 1
-        except DamagedError:
-            continue
-    assert same <= len('"checksum"') + 8  # and spaces that another space stands for
-    path.write_text(json.dumps(record))  # as earlier versions wrote it
-    assert read_checked(path) == record
-
-
-@pytest.mark.parametrize("how", HARMS)
-@pytest.mark.parametrize("name", ["a.json", "inner/b.bin", "manifest.json"])
-def test_a_folder_is_whole_if_all_its_files_are(tmp_path: Path, name: str, how: str) -> None:
-    (tmp_path / "inner").mkdir()
-    (tmp_path / "a.json").write_text('{"a": 1, "b": 2}')
-    (tmp_path / "inner" / "b.bin").write_bytes(bytes(range(100)))
-    assert fault(tmp_path) == "has no manifest.json, which is written last"
-    seal(tmp_path)
-    assert fault(tmp_path) is None
-    HARMS[how](tmp_path / name)
-    assert name in str(fault(tmp_path))
-
-
-def test_a_folder_with_a_file_more_is_not_whole(tmp_path: Path) -> None:
-    seal(tmp_path)
-    (tmp_path / "optimizer.bin").touch()
-    assert fault(tmp_path) == "has a file that was not written with it, optimizer.bin"
 
 
 def adapter(store: Store, key: str = "k") -> Path:

@@ -25,7 +25,7 @@ from lowmem_spin.runner import gc, run_folder
 from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.run import Player
 from lowmem_spin.store.store import Store
-from lowmem_spin.store.users import KINDS, State, Users
+from lowmem_spin.store.users import KINDS, Users, UserState
 
 KEY, OTHER = "0123456789abcdef0123", "5" * 20
 
@@ -59,28 +59,28 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def state(users: Users) -> State:
+def state(users: Users) -> UserState:
     (user,) = users.known()
     return user.state
 
 
 def test_what_has_become_of_a_run_is_seen_from_its_folder(users: Users, folder: Path) -> None:
     users.note(folder, {"adapters": {KEY}})
-    assert state(users) is State.HERE
+    assert state(users) is UserState.HERE
     folder.parent.rename(folder.parents[1] / "unplugged")
-    assert state(users) is State.AWAY
+    assert state(users) is UserState.AWAY
     folder.parent.write_text("a file where the drive was")
-    assert state(users) is State.AWAY
+    assert state(users) is UserState.AWAY
     folder.parent.unlink()
     (folder.parents[1] / "unplugged").rename(folder.parent)
     (folder / "run.json").unlink()
-    assert state(users) is State.GONE
+    assert state(users) is UserState.GONE
     shutil.rmtree(folder)
-    assert state(users) is State.GONE
+    assert state(users) is UserState.GONE
     (user,) = users.known()
     record = json.loads(user.record.read_text())
     user.record.write_text(json.dumps(record | {"device": record["device"] + 1}))  # an empty mount point is another drive
-    assert state(users) is State.AWAY
+    assert state(users) is UserState.AWAY
 
 
 def test_a_user_is_noted_once_and_what_it_needs_more_is_added(users: Users, folder: Path) -> None:
@@ -96,18 +96,18 @@ def test_a_user_is_noted_once_and_what_it_needs_more_is_added(users: Users, fold
 def test_who_plays_is_known_until_the_process_dies(users: Users, folder: Path) -> None:
     shutil.rmtree(folder)  # however little there is of it yet
     with played_by_another_process(users, folder, {"adapters": {KEY}}) as process:
-        assert state(users) is State.PLAYED and users.anyone() and list(users.leases()) == []
+        assert state(users) is UserState.PLAYED and users.anyone() and list(users.leases()) == []
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert state(users) is State.GONE and not users.anyone() and len(list(users.leases())) == 1
+        assert state(users) is UserState.GONE and not users.anyone() and len(list(users.leases())) == 1
 
 
 def test_this_process_plays_from_begin_to_end(users: Users, folder: Path) -> None:
     with users.playing():
         users.begin()  # another game of the same sweep
         users.note(folder, {})
-        assert state(users) is State.PLAYED and users.anyone()
-    assert state(users) is State.HERE and not users.anyone() and not list(users.folder.glob("*.lock"))
+        assert state(users) is UserState.PLAYED and users.anyone()
+    assert state(users) is UserState.HERE and not users.anyone() and not list(users.folder.glob("*.lock"))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_record_that_does_not_read_may_be_of_anything(damage: Any, users: User
     ):
         users.known()
     users.note(folder, {"adapters": {KEY}}, more=True)  # as playing it again does
-    assert state(users) is State.HERE
+    assert state(users) is UserState.HERE
 
 
 def test_a_store_that_can_only_be_read_says_so(folder: Path, tmp_path: Path) -> None:
@@ -168,14 +168,14 @@ def said(result: subprocess.CompletedProcess[str]) -> str:
 def register(home: Path, folder: Path) -> Store:
     """As whoever plays or measures it does."""
     store = Store(home / "store", print)
-    store.users.note(folder, gc.keys_of(run_folder.read_run(folder)))
+    store.users.note(folder, gc.keys_of(run_folder.read_run_folder(folder)))
     return store
 
 
 def test_a_run_registers_itself_and_ends_its_lease(whole: Path) -> None:
     (user,) = Store(whole / "store", print).users.known()
     used = gc.used_by([whole / "run"])
-    assert (user.folder, user.state, user.keys) == (whole / "run", State.HERE, used.keys)
+    assert (user.folder, user.state, user.keys) == (whole / "run", UserState.HERE, used.keys)
     assert not list((whole / "store" / "users").glob("*.lock"))
     assert gc.leftovers(Store(whole / "store", print)) == []
 
@@ -215,7 +215,7 @@ def test_gc_keeps_what_a_run_on_a_drive_that_is_away_used(shared: Path) -> None:
 
 def test_gc_keeps_all_of_a_run_that_is_played_even_if_its_folder_is_deleted(shared: Path) -> None:
     store = Store(shared / "store", print)
-    keys, before = gc.keys_of(run_folder.read_run(shared / "run")), stored(shared / "store")
+    keys, before = gc.keys_of(run_folder.read_run_folder(shared / "run")), stored(shared / "store")
     torn = shared / "store" / "data" / f".{KEY}.parquet.{'a' * 32}"
     torn.write_text("half of it")
     with played_by_another_process(store.users, shared / "run", keys):

@@ -75,7 +75,7 @@ class MixtureSample:
     log_z: float | None  # log of the mean weight of its proposals, an estimate of Z; None where weights are not kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplingSummary:
     """How a stage of sampling went."""
 
@@ -102,5 +102,13 @@ def sampling_summary(name: str, alpha: float, draws: Sequence[MixtureSample]) ->
         np.mean([once if draw.log_z is None else math.exp(draw.log_z) for once, draw in zip(first, draws, strict=True)])
     )
     log_z = math.log(mean) if mean > 0 else -math.inf
-    ess = float(np.mean([draw.ess for draw in draws]))
-    return SamplingSummary(name, alpha, len(draws), proposals, rejected, acceptance, ess, log_z)
+    return SamplingSummary(
+        sampler=name,
+        alpha=alpha,
+        prompts=len(draws),
+        proposals=proposals,
+        rejected=rejected,
+        acceptance=acceptance,
+        ess=float(np.mean([draw.ess for draw in draws])),
+        log_z=log_z,
+    )

@@ -20,7 +20,7 @@ def rejection(
     proposals: int = 100,
     batch: int = 64,
 ) -> list[MixtureSample]:
-    """For each prompt the first of its proposals that is accepted, or a Draw without tokens after `proposals` of them.
+    """For each prompt the first of its proposals that is accepted, or a MixtureSample without tokens after `proposals` of them.
 
     A proposal is accepted with probability prod C, which makes the accepted ones exact draws from R and Z the share
     of them. As C is at most 1, the product only falls: a proposal is given up in the step in which it falls below the

@@ -34,7 +34,7 @@ BATCHES = {  # completions, scored rows, trained pairs
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchRequest:
     """What to measure."""
 
@@ -92,7 +92,7 @@ def bench_in(work: Path, request: BenchRequest, console: Console) -> BenchResult
     display = Stopwatch(console, card)
     if request.vram is not None:
         for line in advice(recipe, shape, machine.dtype, request.vram * 1e9):
-            display.log(f"by engines/memory.py this does not fit in {request.vram:g} GB: {line}", "yellow")
+            display.log(f"the memory estimate says this does not fit in {request.vram:g} GB: {line}", "yellow")
     with display.start_up("making the base"):
         folder = checkpoint.make(request.store / "bench", name, machine, display.log)
         checkpoint.write_rows(work / "rows.jsonl", SPARE * request.pairs, request.prompt_length, request.completion_length)
@@ -222,7 +222,7 @@ def _explain(request: BenchRequest, machine: Machine, ours: list[Cost], display:
     if machine.device == "cpu":
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
         display.log(f"no GPU: resident memory of this process peaked at {resident / 1e9:.2f} GB, libraries and all;")
-        display.log("engines/memory.py's figures are for a GPU and are not compared with it")
+        display.log("the memory estimate is for a GPU and is not compared with it")
 
 
 def _versus(request: BenchRequest, game: OpenGame, machine: Machine, card: Card) -> tuple[list[Cost], list[str]]:

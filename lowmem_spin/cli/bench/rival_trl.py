@@ -21,7 +21,7 @@ from lowmem_spin.engines.machine import Machine
 
 Outcome = tuple[int, int, float, int | None]
 """Rows, tokens, seconds, peak bytes of torch's allocator (None on a CPU)."""
-Sides = tuple[list[int], list[int], list[int]]
+PairTokens = tuple[list[int], list[int], list[int]]
 """Token ids of a pair's prompt, chosen and rejected side."""
 
 
@@ -56,7 +56,9 @@ class _Steps(TrainerCallback):
 class TRLRival:
     """Loads the same base and, like any user of TRL, lets it add and cast the adapter."""
 
-    def __init__(self, recipe: Recipe, model: Source, machine: Machine, pairs: Sequence[Sides], work: str, limit: float | None):
+    def __init__(
+        self, recipe: Recipe, model: Source, machine: Machine, pairs: Sequence[PairTokens], work: str, limit: float | None
+    ):
         self.pairs, self.work = pairs, work
         self.tokens = sum(2 * len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs)
         self.recipe, self.model, self.machine = recipe, model, machine

@@ -38,27 +38,27 @@ class Workload:
         return Cost(work, by, rows, tokens, seconds, Peak(device, torch[0] if torch else None))
 
 
-def trl(bout: Workload) -> list[Cost]:
+def trl(workload: Workload) -> list[Cost]:
     """TRL scores and trains on the pairs of the last iteration."""
-    recipe = bout.game.recipe
-    last = [stage for stage in bout.game.stages if isinstance(stage, Train)][-1]
-    work = str(bout.game.store.root / "work" / "trl")
-    sides = [[list(map(int, side)) for side in (p.prompt, p.chosen, p.rejected)] for p in training_pairs(bout.game, last)]
-    arguments = (recipe, bout.model, bout.machine, sides, work, bout.limit)
-    environment = {"TRITON_INTERPRET": "1"} if bout.machine.device == "cpu" else {}
-    worker = bout.worker("trl", "lowmem_spin.cli.bench.rival_trl:TRLRival", arguments, environment)
+    recipe = workload.game.recipe
+    last = [stage for stage in workload.game.stages if isinstance(stage, Train)][-1]
+    work = str(workload.game.store.root / "work" / "trl")
+    sides = [[list(map(int, side)) for side in (p.prompt, p.chosen, p.rejected)] for p in training_pairs(workload.game, last)]
+    arguments = (recipe, workload.model, workload.machine, sides, work, workload.limit)
+    environment = {"TRITON_INTERPRET": "1"} if workload.machine.device == "cpu" else {}
+    worker = workload.worker("trl", "lowmem_spin.cli.bench.rival_trl:TRLRival", arguments, environment)
     try:
-        return [bout.cost(work, "trl", lambda work=work: worker.call(work)) for work in ("score", "train")]
+        return [workload.cost(work, "trl", lambda work=work: worker.call(work)) for work in ("score", "train")]
     finally:
         worker.close()
 
 
-def vllm(bout: Workload) -> list[Cost]:
+def vllm(workload: Workload) -> list[Cost]:
     """vLLM answers what all opponents of the last iteration were asked."""
     from lowmem_spin.data.render import Renderer
     from lowmem_spin.engines.loading import end_tokens, load_tokenizer
 
-    game, recipe, on_cpu = bout.game, bout.game.recipe, bout.machine.device == "cpu"
+    game, recipe, on_cpu = workload.game, workload.game.recipe, workload.machine.device == "cpu"
     pairs = [stage for stage in game.stages if isinstance(stage, Generate)][-1].pairs
     places = game.positions(pairs.draw)
     requests: list[tuple[str | None, list[int]]] = []
@@ -68,10 +68,10 @@ def vllm(bout: Workload) -> list[Cost]:
         requests += [(folder, game.rows.train.prompt(places[index]).tolist()) for index in share]
     loras = len({folder for folder, _ in requests} - {None})
     options: dict[str, Any] = {
-        "model": str(_plain_base(bout)),
+        "model": str(_plain_base(workload)),
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
-        "dtype": bout.machine.dtype,
+        "dtype": workload.machine.dtype,
         "max_model_len": recipe.data.max_prompt_length + recipe.generation.max_new_tokens,
         "enable_lora": True,
         "max_lora_rank": held_rank(recipe.training.lora.r),
@@ -80,10 +80,10 @@ def vllm(bout: Workload) -> list[Cost]:
     }
     if on_cpu:
         options["enforce_eager"] = True
-    elif bout.limit is not None:
-        total = bout.card.total()
-        options["gpu_memory_utilization"] = 0.9 * (1.0 if total is None else min(1.0, bout.limit / total))
-    ends = end_tokens(bout.model, Renderer.of(load_tokenizer(bout.model, False), recipe))
+    elif workload.limit is not None:
+        total = workload.card.total()
+        options["gpu_memory_utilization"] = 0.9 * (1.0 if total is None else min(1.0, workload.limit / total))
+    ends = end_tokens(workload.model, Renderer.of(load_tokenizer(workload.model, False), recipe))
     sampling = {
         **{"temperature": recipe.generation.temperature, "top_p": recipe.generation.top_p},
         **{"max_tokens": recipe.generation.max_new_tokens, "stop_token_ids": ends, "detokenize": False, "seed": None},
@@ -94,21 +94,21 @@ def vllm(bout: Workload) -> list[Cost]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
     }
-    worker = bout.worker("vllm", "lowmem_spin.cli.bench.rival_vllm:VLLMRival", (options,), environment)
+    worker = workload.worker("vllm", "lowmem_spin.cli.bench.rival_vllm:VLLMRival", (options,), environment)
     try:
-        return [bout.cost("generate", "vllm", lambda: worker.call("generate", requests, sampling))]
+        return [workload.cost("generate", "vllm", lambda: worker.call("generate", requests, sampling))]
     finally:
         worker.close()
 
 
-def _plain_base(bout: Workload) -> Path:
+def _plain_base(workload: Workload) -> Path:
     """The base as vLLM can serve it: unpacked from its 4 bits, if it has them."""
-    quantization = bout.game.recipe.model.quantization
+    quantization = workload.game.recipe.model.quantization
     if quantization == "none":
-        return Path(bout.model.location)
-    folder = bout.game.store.root / "work" / "plain base"
-    arguments = (bout.model, quantization, bout.machine, False, folder)
-    bout.worker("weights", "lowmem_spin.engines.dequantized:Writer", arguments, {}).close()
+        return Path(workload.model.location)
+    folder = workload.game.store.root / "work" / "plain base"
+    arguments = (workload.model, quantization, workload.machine, False, folder)
+    workload.worker("weights", "lowmem_spin.engines.dequantized:Writer", arguments, {}).close()
     return folder
 
 
@@ -122,11 +122,11 @@ def check_rivals(names: list[str]) -> None:
             raise InputError(f"--versus: {name!r} is unknown; known: {', '.join(RIVALS)}")
 
 
-def run_rival(name: str, bout: Workload) -> list[Cost] | str:
+def run_rival(name: str, workload: Workload) -> list[Cost] | str:
     """What the rival's work cost, or why there is none."""
     if find_spec(name) is None:
         return f"{name}: not installed"
     try:
-        return RIVALS[name](bout)
+        return RIVALS[name](workload)
     except InputError as error:  # its worker failed or died
         return f"{name}: {error}"

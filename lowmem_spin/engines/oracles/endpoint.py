@@ -27,7 +27,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def part(field: str, name: str) -> str:
+def subfield(field: str, name: str) -> str:
     """How a user calls a part of `field`: a recipe's field has a dot, a command's option a dash."""
     return f"{field}-{name.replace('_', '-')}" if field.startswith("--") else f"{field}.{name}"
 
@@ -40,10 +40,10 @@ def check_key(field: str, name: str) -> str:
     """
     key = os.environ.get(name, "").strip()
     if not key:
-        raise InputError(f"{part(field, 'api_key_env')}: the environment variable {name!r} is not set; export it")
+        raise InputError(f"{subfield(field, 'api_key_env')}: the environment variable {name!r} is not set; export it")
     if not re.fullmatch("[!-~]+", key):
         raise InputError(
-            f"{part(field, 'api_key_env')}: the key in {name!r} has a character that no header can carry, such as a line "
+            f"{subfield(field, 'api_key_env')}: the key in {name!r} has a character that no header can carry, such as a line "
             "break, a space or an accent; export the key alone"
         )
     return key
@@ -118,9 +118,9 @@ class Endpoint:
             check_address(self.base_url)
             return httpx2.URL(self.base_url).host
         except SecretError as error:
-            raise InputError(f"{part(self.field, 'base_url')}: {error}") from None
+            raise InputError(f"{subfield(self.field, 'base_url')}: {error}") from None
         except (ValueError, httpx2.InvalidURL) as error:
-            raise InputError(f"{part(self.field, 'base_url')}: {self.base_url!r} cannot be used: {error}") from None
+            raise InputError(f"{subfield(self.field, 'base_url')}: {self.base_url!r} cannot be used: {error}") from None
 
     def _connected(self) -> Client:
         with self._lock:
@@ -136,7 +136,7 @@ class Endpoint:
             exchange = Exchange(self.timeout, self.concurrency, proxies=elsewhere)
         except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
             remedy = "look at HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE"
-            raise InputError(f"{part(self.field, 'base_url')}: the environment's proxy fails: {error}; {remedy}") from None
+            raise InputError(f"{subfield(self.field, 'base_url')}: the environment's proxy fails: {error}; {remedy}") from None
         hooks = {"request": [self._sending], "response": [self._received]}
         client = Client(
             base_url=self.base_url,
@@ -247,7 +247,7 @@ class Endpoint:
     def _unreachable(self, error: openai.APIConnectionError) -> InputError:
         remedy = "start its server, or correct the address, and give the same command again: what is finished is kept"
         return InputError(
-            f"{part(self.field, 'base_url')}: {self.base_url!r} cannot be reached: {self._cause(error)}; {remedy}"
+            f"{subfield(self.field, 'base_url')}: {self.base_url!r} cannot be reached: {self._cause(error)}; {remedy}"
         )
 
     def _refusal(self, error: openai.APIStatusError) -> Exception:
@@ -256,20 +256,22 @@ class Endpoint:
         said = f"{status}, {why}" if why else str(status)
         if status == 401 or (status == 403 and not self._agreed):
             remedy = f"look at {self.api_key_env}" if self.api_key_env else "name the variable that holds a key"
-            return InputError(f"{part(self.field, 'api_key_env')}: {self.base_url!r} refuses: {said}; {remedy}")
+            return InputError(f"{subfield(self.field, 'api_key_env')}: {self.base_url!r} refuses: {said}; {remedy}")
         if status == 402 or code == "insufficient_quota":
-            return InputError(f"{part(self.field, 'api_key_env')}: the account at {self.base_url!r} has no credit: {said}")
+            return InputError(f"{subfield(self.field, 'api_key_env')}: the account at {self.base_url!r} has no credit: {said}")
         if status == 400 and str(code).startswith("unsupported"):
             remedy = "leave that field out or set another, such as {max_tokens: null, max_completion_tokens: 4096}"
-            return InputError(f"{part(self.field, 'extra_body')}: {self.base_url!r} refuses how it is asked: {said}; {remedy}")
+            return InputError(
+                f"{subfield(self.field, 'extra_body')}: {self.base_url!r} refuses how it is asked: {said}; {remedy}"
+            )
         if code == "model_not_found" or (status in (400, 404) and says_no_such_model(why, self.model)):
-            return InputError(f"{part(self.field, 'model')}: {self.base_url!r} does not serve {self.model!r}: {said}")
+            return InputError(f"{subfield(self.field, 'model')}: {self.base_url!r} does not serve {self.model!r}: {said}")
         if 300 <= status < 400 and not self._agreed:
             remedy = "which is not followed; give the address that answers itself"
-            return InputError(f"{part(self.field, 'base_url')}: {self.base_url!r} sends elsewhere ({said}), {remedy}")
+            return InputError(f"{subfield(self.field, 'base_url')}: {self.base_url!r} sends elsewhere ({said}), {remedy}")
         if (status in (404, 405) or status < 200) and not self._agreed:
             return InputError(
-                f"{part(self.field, 'base_url')}: {self.base_url!r} has no chat endpoint: {said}; it mostly ends in /v1"
+                f"{subfield(self.field, 'base_url')}: {self.base_url!r} has no chat endpoint: {said}; it mostly ends in /v1"
             )
         wait = error.response.headers.get("retry-after")
         return NoReplyError(f"{said} (Retry-After: {self._shown(wait, 40)})" if wait else said)

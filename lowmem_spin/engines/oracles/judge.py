@@ -14,7 +14,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.engines.oracles.base import NoWeights, OracleContext
-from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError, part
+from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError, subfield
 
 BOUND = 0.2  # the share of orders that may fail,
 ENOUGH, EARLY = 20, 50  # of as many as this at least, at the end of a call and in the middle of one
@@ -89,7 +89,7 @@ class LLMJudge(NoWeights):
     ) -> None:
         missing = {"conversation", "answer_a", "answer_b"} - set(PLACES.findall(prompt))
         if missing:
-            raise InputError(f"{part(field, 'prompt')}: it has no {{{min(missing)}}}, so the judge would not see it")
+            raise InputError(f"{subfield(field, 'prompt')}: it has no {{{min(missing)}}}, so the judge would not see it")
         self.field, self.prompt, self.tries, self.notify = field, prompt, tries, notify
         self.temperature, self.max_tokens = temperature, max_tokens
         self.endpoint = Endpoint(base_url, model, cache, field, api_key_env, extra, concurrency, timeout, retries, notify)
@@ -215,7 +215,7 @@ class LLMJudge(NoWeights):
         if self.failed > BOUND * max(self.orders, least):
             subject, _, cause = self._cause.partition(": ")
             count = f"{self.failed} of {self.orders} judgements failed"
-            raise InputError(f"{part(self.field, subject)}: {count}, at most {BOUND:.0%} may; the last: {cause}")
+            raise InputError(f"{subfield(self.field, subject)}: {count}, at most {BOUND:.0%} may; the last: {cause}")
 
     def _report(self) -> None:
         if self.failed and not self._said:

@@ -9,7 +9,7 @@ nothing of who wrote them.
 import shutil
 from pathlib import Path
 
-from lowmem_spin.common.checked import MANIFEST, fault, seal
+from lowmem_spin.common.checked import MANIFEST, folder_fault, seal_folder
 from lowmem_spin.common.files import share
 
 KEPT = 2  # the newest, and one to go back to
@@ -24,7 +24,7 @@ def checkpoints(work: Path) -> list[Path]:
 def finish_checkpoint(folder: Path) -> None:
     """Make a checkpoint whole: all of it is written. Only then older ones go, so that there is always a whole one."""
     share(folder)
-    seal(folder)
+    seal_folder(folder)
     for old in checkpoints(folder.parent)[KEPT:]:
         shutil.rmtree(old)
 
@@ -33,7 +33,7 @@ def damaged_checkpoints(work: Path) -> list[tuple[Path, str]]:
     """Those that are newer than the newest whole one, each with what is wrong with it. All their bytes are read."""
     found = []
     for folder in checkpoints(work):
-        why = fault(folder) if folder.is_dir() else "is no folder"
+        why = folder_fault(folder) if folder.is_dir() else "is no folder"
         if why is None:
             break
         found.append((folder, why))

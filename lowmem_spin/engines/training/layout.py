@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lowmem_spin.engines.training.attention import attending_to_trees
-from lowmem_spin.engines.training.logps import Rows, States, collate, completion_logps
+from lowmem_spin.engines.training.logps import LaidOutRows, States, collate, completion_logps
 from lowmem_spin.engines.training.packing import pack
 from lowmem_spin.engines.training.trees import Tree, cuts
 
@@ -24,7 +24,7 @@ class RowLayout:
     pad: int  # the token that padding is made of
     attending: Callable[[Any], AbstractContextManager[None]] = attending_to_trees  # has the model attend to packed trees
 
-    def rows(self, trees: Sequence[Tree]) -> Rows:
+    def rows(self, trees: Sequence[Tree]) -> LaidOutRows:
         """Trees as the model reads them; their answers stay in order."""
         if self.packs:
             return pack(trees)

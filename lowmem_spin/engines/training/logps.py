@@ -66,13 +66,13 @@ def collate(rows: Sequence[tuple[Tokens, Tokens]], pad: int) -> Batch:
     return Batch(input_ids, attention_mask, completion_mask)
 
 
-Rows = Batch | PackedRow
+LaidOutRows = Batch | PackedRow
 """Prompts with their completions, in either layout."""
-States = Callable[[Any, Rows], Tensor]
+States = Callable[[Any, LaidOutRows], Tensor]
 """The last hidden states of a model on rows, normalised as its head takes them: (rows, length, width)."""
 
 
-def decoder_states(model: Any, rows: Rows) -> Tensor:
+def decoder_states(model: Any, rows: LaidOutRows) -> Tensor:
     """The hidden states as transformers computes them."""
     if isinstance(rows, PackedRow):
         return packed_states(model, rows)
@@ -85,7 +85,7 @@ def autocast(device: torch.device, dtype: str) -> torch.autocast:
     return torch.autocast(device.type, torch.float16, enabled=device.type == "cuda" and dtype == "float16")
 
 
-def completion_logps(model: Any, rows: Rows, states: States = decoder_states, chunk_tokens: int | None = None) -> Tensor:
+def completion_logps(model: Any, rows: LaidOutRows, states: States = decoder_states, chunk_tokens: int | None = None) -> Tensor:
     """Sum of the log-probs of each completion's tokens, shape (completions,), float32, differentiable.
 
     Args:
@@ -94,12 +94,21 @@ def completion_logps(model: Any, rows: Rows, states: States = decoder_states, ch
         states: how the engine computes the hidden states.
         chunk_tokens: tokens whose logits are held at once; by default as many as fit CHUNK_BYTES.
     """
+    return whole_and_last(model, rows, states, chunk_tokens)[0]
+
+
+def whole_and_last(
+    model: Any, rows: LaidOutRows, states: States = decoder_states, chunk_tokens: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """completion_logps, and the log-prob of each completion's last token alone, (completions,), detached."""
     tokens = _predicted(model, rows, rows.labels, states, chunk_tokens)
+    steps = _by_step(tokens, rows.lengths)
     # One step after the other: a completion's sum is then the same every time and in any batch. index_add's is not, on CUDA.
-    return sum(_by_step(tokens, rows.lengths).unbind(1), torch.zeros(len(rows.lengths), device=tokens.device))
+    whole = sum(steps.unbind(1), torch.zeros(len(rows.lengths), device=tokens.device))
+    return whole, steps.detach().gather(1, rows.lengths[:, None] - 1)[:, 0]
 
 
-def step_logps(model: Any, rows: Rows, ends: Sequence[int], states: States = decoder_states) -> tuple[Tensor, Tensor]:
+def step_logps(model: Any, rows: LaidOutRows, ends: Sequence[int], states: States = decoder_states) -> tuple[Tensor, Tensor]:
     """Log-probs at every step of the completions, float32, differentiable; 0 after a completion's last step.
 
     Args:
@@ -125,7 +134,7 @@ def _by_step(values: Tensor, lengths: Tensor) -> Tensor:
     return steps
 
 
-def _predicted(model: Any, rows: Rows, labels: Tensor, states: States, chunk_tokens: int | None = None) -> Tensor:
+def _predicted(model: Any, rows: LaidOutRows, labels: Tensor, states: States, chunk_tokens: int | None = None) -> Tensor:
     """token_logps of `labels` at the positions before the completions' tokens, one completion after another."""
     hidden = rows.states_before(states(model, rows))
     softcap = getattr(model.config, "final_logit_softcapping", None)

@@ -5,7 +5,6 @@ A subclass of transformers' Trainer, so schedules, optimisers, checkpoints and c
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +16,15 @@ from transformers.trainer_callback import PrinterCallback
 
 from lowmem_spin.algorithm.losses import LOSSES, Sides
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import Tokens
 from lowmem_spin.common.keys import number
 from lowmem_spin.engines.base import Advance
 from lowmem_spin.engines.training.checkpoints import finish_checkpoint, last_checkpoint
 from lowmem_spin.engines.training.layout import RowLayout
-from lowmem_spin.engines.training.logps import States, autocast, completion_logps, decoder_states
+from lowmem_spin.engines.training.logps import States, autocast, decoder_states, whole_and_last
 from lowmem_spin.engines.training.optimizer import from_first_step, optimizer_arguments, optimizer_steps
 from lowmem_spin.engines.training.own_loss import opened
+from lowmem_spin.engines.training.pair import Pair
 from lowmem_spin.engines.training.trees import Tree
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One row to learn from. Plain fine-tuning has no rejected side and reads no reference."""
-
-    prompt: Tokens
-    chosen: Tokens
-    rejected: Tokens | None = None
-    ref_logps: tuple[float, float] = (0.0, 0.0)  # of (chosen, rejected), as are the others
-    win_rates: tuple[float, float] = (1.0, 0.0)
-    base_logps: tuple[float, float] = (0.0, 0.0)
-    head_to_head: float = 1.0
-
-    @property
-    def tree(self) -> Tree:
-        """The prompt with the chosen answer and, if there is one, the rejected one."""
-        return Tree(self.prompt, [self.chosen] if self.rejected is None else [self.chosen, self.rejected])
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + max(len(self.chosen), 0 if self.rejected is None else len(self.rejected))
 
 
 class LengthGrouped(Sampler[int]):
@@ -144,7 +121,7 @@ class PairTrainer(Trainer):
         pairs = inputs["pairs"]
         rows = self.layout.rows([pair.tree for pair in pairs]).to(self.args.device)
         with autocast(self.args.device, self.dtype):  # the trainer's own would only wrap a call of the whole model
-            logps = completion_logps(self._base(model), rows, self.states)
+            logps, last = whole_and_last(self._base(model), rows, self.states)
         if self.loss_function is None:
             losses = -logps
             self._note({"logps/chosen": logps})
@@ -152,6 +129,7 @@ class PairTrainer(Trainer):
             sides = _sides(logps, rows.lengths, pairs)
             losses = self.loss_function(sides, **self.loss_options)
             self._note_rewards(sides)
+            self._note({"logps/chosen_last": last[::2], "logps/rejected_last": last[1::2]})
         loss = losses.sum() / num_items_in_batch
         if not torch.isfinite(loss):
             rate, step = self.args.learning_rate, self.state.global_step + 1

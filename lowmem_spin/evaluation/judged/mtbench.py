@@ -11,24 +11,18 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import httpx
 import numpy as np
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError, part
-from lowmem_spin.evaluation import json_rows
+from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError, subfield
 from lowmem_spin.runner.health import Estimate
 from lowmem_spin.store.rows import Answer
 
 VERSION = 1  # bumped by hand when the same answers would be judged otherwise
-QUESTIONS, PROMPTS, REFERENCES = "question.jsonl", "judge_prompts.jsonl", "reference_answer/gpt-4.jsonl"
-COMMIT = "587d5cfa1609a43d192cedb8441cac3c17db105d"
-FASTCHAT = f"https://raw.githubusercontent.com/lm-sys/FastChat/{COMMIT}/fastchat/llm_judge/data"
 TEMPERATURES = {"stem": 0.1, "humanities": 0.1, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0}
 OTHERS = 0.7  # the temperature of any other category, which are writing, roleplay and your own
 REFERRED = ("math", "reasoning", "coding")  # categories that are judged beside a reference answer
@@ -94,104 +88,6 @@ class Judgement:
         return {**told, **said, "turn": self.turn, "tstamp": time.time()}
 
 
-def download(folder: Path, address: str = FASTCHAT) -> None:
-    """Fetch FastChat's three files (Apache-2.0) into a folder, those that are not there.
-
-    Raises:
-        InputError: one does not come.
-    """
-    for name in (QUESTIONS, PROMPTS, REFERENCES):
-        path, url = folder / name, f"{address}/{name if name == PROMPTS else f'mt_bench/{name}'}"
-        if path.exists():
-            continue
-        try:
-            response = httpx.get(url, timeout=60, follow_redirects=True).raise_for_status()
-        except httpx.HTTPError as error:
-            raise InputError(f"--download: {url} does not come ({error}); put it at {path} yourself") from None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}")
-        partial.write_bytes(response.content)
-        partial.replace(path)
-
-
-def read_mtbench(folder: Path, limit: int | None, option: str) -> MTBench:
-    """The first `limit` questions of a folder with FastChat's files.
-
-    Raises:
-        InputError: a file is missing, or is another.
-    """
-    if not (folder / QUESTIONS).is_file():
-        remedy = "`evaluate --download` fetches FastChat's files, or name a folder that has them"
-        raise InputError(f"{option}: {str(folder)!r} has no {QUESTIONS}; {remedy}")
-    references = {
-        line["question_id"]: _reference(line) for line in _lines(folder / REFERENCES, option, ("question_id", "choices"))
-    }
-    questions = []
-    for line in _lines(folder / QUESTIONS, option, ("question_id", "category", "turns"))[:limit]:
-        category = line["category"]
-        if not isinstance(category, str) or category in OWN:
-            raise InputError(
-                f"{option}: question {line['question_id']} of {str(folder)!r} has the category {category!r}; a category is a "
-                f"text, and none of {', '.join(OWN)}"
-            )
-        reference = references.get(line["question_id"]) if category in REFERRED else None
-        if not _is_turns(line["turns"]) or (category in REFERRED and not _is_turns(reference)):
-            raise InputError(
-                f"{option}: question {line['question_id']} of {str(folder)!r} needs {TURNS} turns, and a reference answer to "
-                f"each if it is of {', '.join(REFERRED)}"
-            )
-        questions.append(MTBenchQuestion(line["question_id"], category, line["turns"], reference))
-    if not questions:
-        raise InputError(f"{option}: {str(folder / QUESTIONS)!r} has no question")
-    if len({question.id for question in questions}) < len(questions):
-        raise InputError(f"{option}: {str(folder / QUESTIONS)!r} has a question_id twice; answers are told apart by it")
-    named = {line["name"]: line for line in _lines(folder / PROMPTS, option, ("name", "system_prompt", "prompt_template"))}
-    kinds = {(referred, second): _prompt_name(referred, second) for referred in (False, True) for second in (False, True)}
-    absent = sorted(set(kinds.values()) - named.keys())
-    if absent:
-        raise InputError(f"{option}: {str(folder / PROMPTS)!r} has no prompt {absent[0]!r}; FastChat's file has")
-    kept = ("name", "system_prompt", "prompt_template")
-    prompts = {kind: {field: named[name][field] for field in kept} for kind, name in kinds.items()}
-    for (referred, second), prompt in prompts.items():
-        example = MTBenchQuestion(0, "", ["", ""], ["", ""] if referred else None)
-        try:
-            prompt["prompt_template"].format(**_told(example, int(second), ["", ""]))
-        except (LookupError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"{option}: prompt {prompt['name']!r} of {str(folder / PROMPTS)!r} has a place that nothing fills: {error}; "
-                "a brace that is none is written twice"
-            ) from None
-    return MTBench(questions, prompts)
-
-
-def _reference(line: dict[str, Any]) -> Any:
-    """What a line of reference answers has of them; `_is_turns` says whether they are."""
-    try:
-        return line["choices"][0]["turns"]
-    except (LookupError, TypeError):
-        return None
-
-
-def _is_turns(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == TURNS and all(isinstance(turn, str) for turn in value)
-
-
-def _prompt_name(referred: bool, second: bool) -> str:
-    return f"single{'-math' if referred else ''}-v1{'-multi-turn' if second else ''}"
-
-
-def _lines(path: Path, option: str, fields: Sequence[str]) -> list[dict[str, Any]]:
-    lines = json_rows.rows(path, option, f"{str(path)!r} is missing; FastChat has it, --download fetches it")
-    for line in lines:
-        lacking = [field for field in fields if not isinstance(line, dict) or field not in line]
-        if lacking:
-            raise InputError(f"{option}: a line of {str(path)!r} has no {lacking[0]!r}; FastChat's files have")
-        for field in {"question_id", "name", "system_prompt", "prompt_template"} & set(fields):
-            if not isinstance(line[field], int | str):
-                raise InputError(f"{option}: {field!r} in a line of {str(path)!r} is no text; in FastChat's files it is")
-    return lines
-
-
 def parse_score(reply: str) -> float:
     """The first [[n]] of a reply, or the first [n] if it has none; -1 if it has neither or n is not within 1 to 10."""
     found = next((match for pattern in SCORE if (match := pattern.search(reply))), None)
@@ -233,12 +129,13 @@ class Grader:
         def judge(item: tuple[MTBenchQuestion, int]) -> Judgement:
             question, turn = item
             prompt = bench.prompts[question.reference is not None, turn > 0]
-            told = prompt["prompt_template"].format(**_told(question, turn, [answer.text for answer in answers[question.id]]))
-            messages = [{"role": "system", "content": prompt["system_prompt"]}, {"role": "user", "content": told}]
+            texts = [answer.text for answer in answers[question.id]]
+            asked = prompt["prompt_template"].format(**prompt_fields(question, turn, texts))
+            messages = [{"role": "system", "content": prompt["system_prompt"]}, {"role": "user", "content": asked}]
             reply = self._ask(messages)
             with self._lock:
                 advance(1)
-            return Judgement(question, turn + 1, prompt["name"], told, reply)
+            return Judgement(question, turn + 1, prompt["name"], asked, reply)
 
         return self.endpoint.each(judge, work)
 
@@ -250,7 +147,7 @@ class Grader:
                 self._done, self._silent = self._done + 1, self._silent + 1
                 if self._silent > BOUND * max(self._done, ENOUGH):
                     count = f"{self._silent} of {self._done} judgements have no reply, at most {BOUND:.0%} may"
-                    where = part(self.endpoint.field, "base_url")
+                    where = subfield(self.endpoint.field, "base_url")
                     raise InputError(f"{where}: {count}; the last: {error}; what came is kept, run again") from None
             return None
         with self._lock:
@@ -258,7 +155,7 @@ class Grader:
         return reply
 
 
-def _told(question: MTBenchQuestion, turn: int, answers: Sequence[str]) -> dict[str, str]:
+def prompt_fields(question: MTBenchQuestion, turn: int, answers: Sequence[str]) -> dict[str, str]:
     """What the places of a judge's prompt stand for."""
     both = {f"ref_answer_{place + 1}": text for place, text in enumerate(question.reference or [])}
     if turn == 0:

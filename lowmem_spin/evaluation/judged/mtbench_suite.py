@@ -9,7 +9,7 @@ from lowmem_spin.common.files import check_inside
 from lowmem_spin.common.keys import digest
 from lowmem_spin.data.formats import Message
 from lowmem_spin.data.render import Renderer
-from lowmem_spin.evaluation.judged import mtbench
+from lowmem_spin.evaluation.judged import mtbench, mtbench_files
 from lowmem_spin.evaluation.judged.shared import (
     Judged,
     answer_room,
@@ -31,8 +31,8 @@ def measure_mtbench(game: EvaluationTarget, judged: Judged, limit: int | None, d
     check_inside(game.folder, "mtbench", "mtbench/model_answer", "mtbench/model_judgment")
     option, folder = judged.option("mtbench"), judged.mtbench or game.store.root / "mtbench"
     if judged.download:
-        mtbench.download(folder)
-    bench = mtbench.read_mtbench(folder, limit, option)
+        mtbench_files.download(folder)
+    bench = mtbench_files.read_mtbench(folder, limit, option)
     with display.start_up("loading the tokenizer"):
         renderer = game.renderer()
     asked_of = max(sum(len(renderer.prompt([user(turn)])) for turn in question.turns) for question in bench.questions)

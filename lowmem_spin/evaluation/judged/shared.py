@@ -20,7 +20,7 @@ from lowmem_spin.data.formats import Message
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.model_files import ModelFiles
 from lowmem_spin.engines.oracles.base import OracleContext
-from lowmem_spin.engines.oracles.endpoint import Endpoint, part
+from lowmem_spin.engines.oracles.endpoint import Endpoint, subfield
 from lowmem_spin.engines.oracles.judge import LLMJudge
 from lowmem_spin.evaluation.target import EvaluationTarget
 from lowmem_spin.store.rows import Prompt, fingerprint
@@ -81,7 +81,7 @@ def judge_from_options(
     if base_url is None and model is None:
         for name, value in {**given, "extra_body": extra_body}.items():
             if value is not None:  # and may be a secret
-                raise InputError(f"{part('--judge', name)}: of which judge? add --judge-base-url and --judge-model")
+                raise InputError(f"{subfield('--judge', name)}: needs --judge-base-url and --judge-model")
         return None
     if base_url is None:
         raise InputError(f"--judge-model {model!r}: where? add --judge-base-url, for instance http://localhost:8000/v1")
@@ -92,7 +92,7 @@ def judge_from_options(
         return JudgeOracle.model_validate(given)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        option, why = part("--judge", str(problem["loc"][0])), problem["msg"].removeprefix("Value error, ")
+        option, why = subfield("--judge", str(problem["loc"][0])), problem["msg"].removeprefix("Value error, ")
         if isinstance(problem.get("ctx", {}).get("error"), SecretError):
             raise InputError(f"{option}: {why}") from None
         if option == EXTRA_BODY:

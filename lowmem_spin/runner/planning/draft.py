@@ -99,8 +99,8 @@ class Draft:
         check_folder_place(root, "output.store")
         sources = Sources(self.recipe_dir, root / "sources.json", patient=True, notice=self._say)
         found = resolve(recipe, sources, _choices(recipe, root, self.gpu, self.notes, self.missing), lambda line: None)
-        found = found.asked(self.trust, self._say)
-        self.note([*found.own.notices(), *warmup_note(found.recipe)])
+        found = found.with_own_mixtures(self.trust, self._say)
+        self.note([*found.own.notices(), *found.recipe.game.notes(), *warmup_note(found.recipe)])
         self.note([_unresolved(name, found) for name in sources.unresolved])
         if not found.model.resolved and found.model.location in CONFIGS:
             self.note([f"{found.model.location}: memory and times are by its published shape"])

@@ -17,6 +17,7 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import fixed_sample
 from lowmem_spin.engines.base import Completion, Generator, Learner, Request
 from lowmem_spin.engines.memory import read_shape
+from lowmem_spin.engines.training.pair import Pair
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.planning.calibration import Kind, Measurement, device_name
 from lowmem_spin.runner.planning.estimates import shapes
@@ -37,7 +38,7 @@ class Timed:
     seconds: float
 
 
-def measure(game: OpenGame, display: Display, work: Path) -> list[Measurement]:
+def measure_rates(game: OpenGame, display: Display, work: Path) -> list[Measurement]:
     """Time the game's base. Its rows are those of the game; nothing is stored but a training's files, in the folder `work`."""
     rows, recipe, found = game.rows, game.recipe, game.resolved
     places = fixed_sample(rows.train.ids, min(recipe.runtime.generation_batch_size, len(rows.train)))
@@ -110,8 +111,6 @@ def _training(
     work: Path,
 ) -> Timed | None:
     """Steps of as many pairs as go through the model at once; None where the data has no answers to pair."""
-    from lowmem_spin.engines.training.trainer import Pair
-
     if not pairs:
         return None
     batch = min(settings["batch_size"], recipe.training.per_device_train_batch_size)

@@ -20,9 +20,9 @@ from lowmem_spin.runner.planning.total import Total
 from lowmem_spin.runner.resolved import ResolvedRecipe
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PlannedWork:
-    """The whole of it."""
+    """A finished plan: work, times, notes and what is missing."""
 
     points: list[str]
     found: ResolvedRecipe  # of the first point
@@ -125,10 +125,19 @@ def plan(
                 f"{draft.founds[0].recipe.evaluation.health_prompts} held-out rows are assumed"
             ],
         )
-    names, lines = [point.name for point in points], draft.lines()
-    parallel = None
+    lines, parallel = draft.lines(), None
     if workers is not None:
         parallel = with_workers(workers, list(zip(draft.founds, draft.played, strict=True)), lines, gpu)
         if parallel.count > 1 and draft.founds[0].choices.machine.device == "cpu":
             draft.note(["workers on one CPU share its cores: their time is planned as if each had as many as there are here"])
-    return PlannedWork(names, draft.founds[0], draft.work, lines, draft.exact, draft.notes, draft.missing, gpu, parallel)
+    return PlannedWork(
+        points=[point.name for point in points],
+        found=draft.founds[0],
+        lines=lines,
+        work=draft.work,
+        exact=draft.exact,
+        notes=draft.notes,
+        missing=draft.missing,
+        gpu=gpu,
+        parallel=parallel,
+    )

@@ -1,6 +1,6 @@
 """A judge's server that does whatever servers do, and worse: for each request another behaviour, drawn from a seed.
 
-    python tests/fuzz_servers.py --count 1000 --seed 7
+    PYTHONPATH=tests python -m helpers.fuzz_servers --count 1000 --seed 7
 
 asks it so many questions and checks that each ends in a reply, a NoReplyError or an InputError, that a reply is what was
 sent for it, that the key is in no text, and that an honest server is asked again for what had no reply and for nothing else.
