@@ -1,5 +1,6 @@
 """What of a recipe's training decides an iterate, and so is a part of its key."""
 
+from functools import cache
 from typing import Any
 
 from lowmem_spin.config.per_iteration import values_at
@@ -20,10 +21,15 @@ LATER_FIELDS = (
 )
 
 
+@cache
+def _defaults() -> dict[str, Any]:
+    return Training().model_dump()
+
+
 def training_settings(training: Training, t: int) -> dict[str, Any]:
     """The fields that decide the result of iteration t, its own where a list has one for each, and the effective batch."""
     settings = values_at(training.model_dump(exclude=MEMORY_KNOBS), t)
-    default = Training().model_dump()
+    default = _defaults()
     unsaid = {name for name in LATER_FIELDS if settings[name] == default[name]}
     effective = training.per_device_train_batch_size * training.gradient_accumulation_steps
     return {**{name: value for name, value in settings.items() if name not in unsaid}, "batch_size": effective}

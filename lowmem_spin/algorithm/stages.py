@@ -6,6 +6,7 @@ so the policies of a whole game are known before the first token is generated.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from lowmem_spin.algorithm.roles import Role
@@ -201,7 +202,7 @@ class Average:
     policies: Mixture
     rank: int | None  # of the best approximation; None is exact
 
-    @property
+    @cached_property
     def policy(self) -> str:
         """Key of this average, and so of the policy that it makes."""
         return digest(self.spec())
@@ -224,7 +225,7 @@ class TrainSampler:
     sampling: Sampling
     settings: dict[str, Any]
 
-    @property
+    @cached_property
     def policy(self) -> str:
         """Key of this training, and so of the policy that it makes."""
         return digest(self.spec())
@@ -280,7 +281,7 @@ class Train:
     normalise: bool = False  # make the mixture a distribution, its constant estimated from the judged answers
     penalty_reference: str | None = None  # whose log-probs the loss's penalties read: the base's
 
-    @property
+    @cached_property
     def policy(self) -> str:
         """Key of this training, and so of the policy that it makes."""
         return digest(self.spec())

@@ -49,6 +49,23 @@ class Touch:
     among: Places | None = None  # all judged answers (K, prompts), if only two of them are asked for
 
 
+class Gathered:
+    """Rows that several ask for, each once. Most ask for the very same, which is seen without sorting them."""
+
+    def __init__(self) -> None:
+        self.places: Places = NO_ROWS
+        self._parts: list[Places] = []
+
+    def add(self, places: Places) -> int:
+        """How many of these nobody has asked for before."""
+        if any(np.array_equal(part, places) for part in self._parts):
+            return 0
+        before = len(self.places)
+        self._parts.append(places)
+        self.places = np.union1d(self.places, places)
+        return len(self.places) - before
+
+
 @dataclass(frozen=True)
 class HeldOutPlaces:
     """The rows on which policies are measured."""

@@ -148,6 +148,7 @@ class Display:
         self.interrupted = False
         self.workers = self.most_workers = 1  # that compute at once, now and at any time
         self._steps: Sequence[Mapping[str, int]] = ()  # rows of each step by kind, at most
+        self._later: list[Mapping[str, int]] = []  # of all steps after each
         self._step, self._step_rows = 0, defaultdict[str, int](int)
         self._meter: StageMeter | None = None  # of the stage under way
 
@@ -185,7 +186,12 @@ class Display:
 
     def expect(self, steps: Sequence[Mapping[str, int]]) -> None:
         """Say what lies ahead: the rows of each step by kind, at most."""
-        self._steps = steps
+        self._steps, self._later = steps, []
+        later: Mapping[str, int] = {}
+        for step in reversed(steps):
+            self._later.append(later)
+            later = {kind: later.get(kind, 0) + step.get(kind, 0) for kind in {*later, *step}}
+        self._later.reverse()
         self.begin_step(0)
 
     def begin_step(self, place: int) -> None:
@@ -209,8 +215,8 @@ class Display:
             return None
         ahead = dict(self._steps[self._step])
         ahead = {kind: max(0, rows - self._step_rows[kind]) for kind, rows in ahead.items()}
-        for step in self._steps[self._step + 1 :]:
-            ahead = {kind: ahead.get(kind, 0) + step.get(kind, 0) for kind in {*ahead, *step}}
+        later = self._later[self._step]
+        ahead = {kind: ahead.get(kind, 0) + later.get(kind, 0) for kind in {*ahead, *later}}
         spent = dict(self.seconds)
         if self._meter is not None:
             spent[self._meter.kind] = spent.get(self._meter.kind, 0.0) + self._meter.elapsed

@@ -83,14 +83,14 @@ def sweep_points(path: RecipeFile, overrides: Sequence[str], varied: Axes, seeds
     base = first_recipe(path, overrides)
     folder = sweep_folder(base)
     found: dict[str, SweepPoint] = {}
-    known: list[Recipe] = []
+    known: set[str] = set()
     for combination in itertools.product(*varied.values(), range(base.seed, base.seed + seeds)):
         values = dict(zip([*varied, "seed"], combination, strict=True))
         changed = [f"{field}={one_line(value)}" for field, value in values.items() if field != VARIANT]
         recipe = load_recipe(path, [*overrides, *changed, f"output.dir={one_line(base.output.dir)}"], values.get(VARIANT))
-        if recipe in known:  # the same, written in another way
+        if (content := recipe.model_dump_json()) in known:  # the same, written in another way
             continue
-        known.append(recipe)
+        known.add(content)
         name = _name(values, varied)
         if name in found or len(name) > LONGEST:
             name = f"{name[: LONGEST - 9]}_{digest(values)[:8]}"

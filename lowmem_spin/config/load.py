@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +134,16 @@ def _read(path: RecipeFile) -> dict[str, Any]:
     if isinstance(path, GivenRecipe):
         return deepcopy(dict(path.content))
     try:
-        content = read_yaml(_beginning(path))
+        content = deepcopy(_parsed(_beginning(path)))
     except (YAMLTextError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         problem = "is empty" if content is None else "holds no fields"
         raise InputError(f"{path}: {problem}; write a recipe as `section: {{field: value}}` lines")
     return content
+
+
+_parsed = lru_cache(8)(read_yaml)  # the games of a sweep are of one file
 
 
 def _beginning(path: Path) -> str:

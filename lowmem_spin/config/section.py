@@ -1,5 +1,6 @@
 """What every part of a recipe is, and how something that a user gave is refused."""
 
+from functools import cache
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -16,8 +17,14 @@ class Section(BaseModel):
         """Python takes true for 1, and a learning rate of true is a slip: where a number is asked for, it is a word."""
         if not isinstance(given, dict):
             return given
-        counted = {name for name, field in cls.model_fields.items() if _is_number(field.annotation)}
+        counted = _counted(cls)
         return {name: _as_word(value) if name in counted else value for name, value in given.items()}
+
+
+@cache
+def _counted(section: type[Section]) -> frozenset[str]:
+    """The fields that are numbers."""
+    return frozenset(name for name, field in section.model_fields.items() if _is_number(field.annotation))
 
 
 def _is_number(annotation: Any) -> bool:

@@ -8,11 +8,12 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib import metadata
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 
+version = functools.cache(metadata.version)  # which looks through folders each time
 GAUGED = 5.0  # seconds between two looks at the GPU's memory
 
 

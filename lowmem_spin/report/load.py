@@ -69,7 +69,8 @@ def read_sweep(folder: Path) -> SweepResults:
         workers = read_workers(folder)
     except DamagedError as error:
         lost = f"nothing on which worker did what: {folder / WORKERS} {error}; delete it"
-    return SweepResults(folder, file, {point.name: read_run_results(folder / point.dir) for point in finished}, workers, lost)
+    runs = {point.name: read_run_results(folder / point.dir) for point in finished}
+    return SweepResults(folder, file, runs, workers, lost)
 
 
 def read_run_results(folder: Path) -> RunResults:

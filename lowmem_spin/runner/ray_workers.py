@@ -117,18 +117,19 @@ class SweepWorker:
 
     def _compute(self, game: OpenGame, stage: Stage, samples_only: bool, share: Share) -> None:
         self.device = self.device or device_name(game.resolved.choices.machine.device)
-        if stage not in game.stages:
+        own = next((one for one in game.stages if one == stage), None)
+        if own is None or getattr(own, "policy", "") != getattr(stage, "policy", ""):  # whose key has the sources here
             raise InputError(
                 "a worker finds another game in this recipe than the sweep does: its GPU, versions or files differ, or a "
                 "function of your own does not always return the same"
             )
         for tables in filter(None, (game.tables, game.unquantized)):
             tables.share = share
-        if not isinstance(stage, Evaluate):
-            make(game, stage)
+        if not isinstance(own, Evaluate):
+            make(game, own)
         else:
             measure = sample_policy if samples_only else evaluate_policy
-            measure(measured_by(game, stage))
+            measure(measured_by(game, own))
 
 
 def _more(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

@@ -96,6 +96,10 @@ class ResolvedRecipe:
 
     def data_files(self) -> list[str]:
         """Names of the store's data files, one for each of `data_sources`."""
+        return self._data_files
+
+    @cached_property
+    def _data_files(self) -> list[str]:
         return [self.file(source, split) for source, _, split in self.data_sources()]
 
     def inputs(self, set_aside: int | str) -> Inputs:

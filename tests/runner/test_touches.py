@@ -7,11 +7,13 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from helpers.games import QUICKSTART, opened
 from lowmem_spin.algorithm.stages import PairSource, Stage, Train
-from lowmem_spin.algorithm.touches import HeldOutPlaces, touches
+from lowmem_spin.algorithm.touches import Gathered, HeldOutPlaces, touches
 from lowmem_spin.common.display import Display
 from lowmem_spin.runner import gc
 from lowmem_spin.runner.open import OpenGame
@@ -37,6 +39,15 @@ GAMES = {
 }
 Rows = dict[tuple[str, str], int]
 """{(kind, key): rows} of tables and adapters; an average's adapter has none."""
+
+
+@given(st.lists(st.lists(st.integers(0, 9), unique=True), max_size=6))
+def test_rows_are_gathered_once_whoever_asks(asked: list[list[int]]) -> None:
+    gathered, known = Gathered(), set[int]()
+    for some in asked:
+        assert gathered.add(np.array(some, np.int64)) == len(set(some) - known)
+        known |= set(some)
+        assert gathered.places.tolist() == sorted(known)
 
 
 def on_disk(store: Path) -> Rows:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lowmem_spin.algorithm.stages import Evaluate, Generate, Judge, Score, Stage, is_baseline
-from lowmem_spin.algorithm.touches import Places, Touch, each_sample
+from lowmem_spin.algorithm.touches import Gathered, Places, Touch, each_sample
 
 GAME_KINDS = ("generate", "judge", "score", "train")
 
@@ -79,6 +79,7 @@ class Work:
 
     independent: dict[str, int] = field(default_factory=dict)
     units: dict[tuple[str, str, str], Unit] = field(default_factory=dict)
+    gathered: dict[tuple[str, str, str], Gathered] = field(default_factory=dict)  # the rows of each unit
 
     def add(self, stage: Stage, touched: Iterable[Touch]) -> None:
         """Add a stage and what it touches."""
@@ -86,8 +87,10 @@ class Work:
         for touch in touched:
             self.independent[kind] = self.independent.get(kind, 0) + len(touch.places)
             name = (kind, touch.key, touch.side)
-            unit = self.units.setdefault(name, Unit(kind, touch.key, touch.side, touch.policy, touch.places, touch.among))
-            unit.places = np.union1d(unit.places, touch.places)
+            rows = self.gathered.setdefault(name, Gathered())
+            rows.add(touch.places)
+            unit = self.units.setdefault(name, Unit(kind, touch.key, touch.side, touch.policy, rows.places, touch.among))
+            unit.places = rows.places
 
     def distinct(self) -> list[Unit]:
         """Every row once, in the order in which it is first asked for; one that a game needs is not counted as measuring."""

@@ -123,6 +123,8 @@ class Stored:
             table, _, judged_samples = unit.side.partition("/")
             names = self._names("logps", unit.table).get(table, [])
             names = _first_two(names) if judged_samples else names
+        if not names:
+            return unit.places
         known = [self.ids.numbers[name] + sample * SAMPLE for name, sample in names if name in self.ids.numbers]
         return np.setdiff1d(unit.places, np.array(known, np.int64))
 
@@ -185,6 +187,7 @@ class Clock:
         choices, shape = self.found.choices, planned_shape(self.found.model)
         self.device = self.gpu or device_name(choices.machine.device)
         self.peaks: dict[str, float] = {}
+        self.shapes = shapes(self.found)
         self.parameters: int | None = None
         if shape is not None:
             recipe = self.found.recipe
@@ -219,7 +222,7 @@ class Clock:
         engine = choices.generator if kind == "generate" else choices.learner
         tokens = round(rows * per_row)
         checkpointing = training.gradient_checkpointing
-        mine = shapes(self.found)
+        mine = self.shapes
         if kind == "score" and unit.kind != "score" and self.calibration.of_shapes("score alone", self.device, engine, mine):
             kind = "score alone"
         return self.calibration.seconds(kind, tokens, self.parameters, self.device, engine, checkpointing, mine)
@@ -227,5 +230,5 @@ class Clock:
     def generated(self) -> float:
         """Tokens of an answer: those of the base's, where they were measured, else as many as there may be."""
         generator = self.found.choices.generator
-        record = self.calibration.of_shapes("generate", self.device, generator, shapes(self.found))
+        record = self.calibration.of_shapes("generate", self.device, generator, self.shapes)
         return float(self.found.recipe.generation.max_new_tokens) if record is None else record.tokens / record.rows

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lowmem_spin.algorithm.stages import Average, Stage, Train, TrainSampler
-from lowmem_spin.algorithm.touches import HeldOutPlaces, Places, Touch, touches
+from lowmem_spin.algorithm.touches import Gathered, HeldOutPlaces, Touch, touches
 from lowmem_spin.runner.open import OpenGame
 
 ROOM = 2**40  # between the numbers of the rows of two data files
@@ -37,7 +37,7 @@ def of_step(touched: Iterable[Touch], samples_only: bool) -> list[Touch]:
 
 def ahead_of(steps: Iterable[tuple[Stage, Iterable[Touch]]]) -> list[Ahead]:
     """What each step makes, by what it touches."""
-    seen: dict[tuple[str, str], Places] = {}
+    seen: dict[tuple[str, str], Gathered] = {}
     writers: dict[tuple[str, str], int] = {}  # the last step so far that adds to a table, or to a part with a lock of its own
     found = []
     for step, (stage, touched) in enumerate(steps):
@@ -46,13 +46,12 @@ def ahead_of(steps: Iterable[tuple[Stage, Iterable[Touch]]]) -> list[Ahead]:
         makes = False
         for touch in touched:
             place, written = (touch.key, touch.side), (touch.key, touch.side.partition("/")[0])
-            known = seen.get(place)
-            fresh = len(touch.places) if known is None else len(np.setdiff1d(touch.places, known))
+            unknown = place not in seen
+            fresh = seen.setdefault(place, Gathered()).add(touch.places)
             if written in writers:
                 after.add(writers[written])
-            if fresh or known is None:
+            if fresh or unknown:
                 makes = True
-                seen[place] = touch.places if known is None else np.union1d(known, touch.places)
                 writers[written] = step
             if not isinstance(stage, Average):
                 kind = _work(stage, touch)

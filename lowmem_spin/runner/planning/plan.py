@@ -125,14 +125,13 @@ def plan(
                 f"{draft.founds[0].recipe.evaluation.health_prompts} held-out rows are assumed"
             ],
         )
-    names, lines = [point.name for point in points], draft.lines()
-    parallel = None
+    lines, parallel = draft.lines(), None
     if workers is not None:
         parallel = with_workers(workers, list(zip(draft.founds, draft.played, strict=True)), lines, gpu)
         if parallel.count > 1 and draft.founds[0].choices.machine.device == "cpu":
             draft.note(["workers on one CPU share its cores: their time is planned as if each had as many as there are here"])
     return PlannedWork(
-        points=names,
+        points=[point.name for point in points],
         found=draft.founds[0],
         lines=lines,
         work=draft.work,

@@ -1,0 +1,76 @@
+"""What it costs to schedule a thousand games whose steps take no time; `pytest -m slow -s` prints seconds and memory."""
+
+import resource
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lowmem_spin.common.display import Display
+from lowmem_spin.common.trust import Trust
+from lowmem_spin.config.grid import planned_points, sweep_axes
+from lowmem_spin.config.load import find_recipe
+from lowmem_spin.runner.crew import Crew, Done
+from lowmem_spin.runner.planning.draft import Draft
+from lowmem_spin.runner.planning.parallel import timed_steps
+
+
+class AtOnce:
+    """Workers whose steps are over as soon as they have begun; the last that began is the first to end."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.has, self.started = count, list[tuple[int, int]](), Counter[int]()
+
+    def start(self, worker: int, step: int) -> None:
+        self.has.append((worker, step))
+        self.started[step] += 1
+
+    def wait(self, seconds: float) -> list[tuple[int, Done]]:
+        worker, _ = self.has.pop()
+        return [(worker, Done())]
+
+    def progress(self, worker: int) -> str | None:
+        return None
+
+    def replace(self, worker: int) -> None: ...
+
+    def ready(self, worker: int) -> bool:
+        return True
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.slow
+def test_a_thousand_games(tmp_path: Path) -> None:
+    """Looked up, ordered, scheduled for four workers, and ended: every step once, but those of which others make all."""
+    path, took = find_recipe("quickstart"), dict[str, float]()
+    alphas, betas = ",".join(f"{number / 100:.2f}" for number in range(1, 101)), "game.loss.beta=0.05,0.1,0.2,0.3,0.5"
+    places = [f"output.store={tmp_path / 'store'}", f"output.dir={tmp_path / 'run'}"]
+
+    def lap(name: str) -> None:
+        now = time.process_time()
+        took[name], lap.began = now - lap.began, now  # type: ignore[attr-defined]
+
+    lap.began = time.process_time()  # type: ignore[attr-defined]
+    points = planned_points(path, places, sweep_axes(path, alphas, "1,2", [betas]), 1)
+    lap("recipes")
+    draft = Draft(path.parent, None, Trust())
+    for point in points:
+        draft.add(point)
+    lines = draft.lines()
+    lap("look-up and rows")
+    schedule, seconds = timed_steps(list(zip(draft.founds, draft.played, strict=True)), lines)
+    lap("order and needs")
+    workers, made = AtOnce(4), set(schedule.made)
+    crew = Crew(workers, schedule, Display(Console(quiet=True)))
+    for step in range(len(seconds)):
+        crew.wait_for(step)
+        crew.settle(step)
+    lap("hand out")
+    assert len(points) == 1000 and set(workers.started) | made == set(range(len(seconds)))
+    assert set(workers.started.values()) == {1} and not set(workers.started) & made
+    each = ", ".join(f"{name} {1e3 * part / len(seconds):.2f}" for name, part in took.items())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"\n{len(seconds):,} steps, {len(workers.started):,} of them computed; ms a step: {each}; {peak:.2f} GB")
