@@ -74,7 +74,7 @@ class Toy(NoWeights):
         ("from lowmem_spin.evaluation.target import", "from lowmem_spin.evaluation.toy import measure_toy"),
         ("SUITES: dict[", '    "toy": Suite(measure_toy),'),
     ],
-    "data/layouts.py": [("ANSWERED = [", '    _pair("asked", "said"),')],
+    "data/column_layouts.py": [("ANSWERED = [", '    _pair("asked", "said"),')],
     "config/loss_choices.py": [
         (
             "from lowmem_spin.config.section import Section",

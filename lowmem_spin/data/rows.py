@@ -11,7 +11,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError, token_arrays
 from lowmem_spin.common.keys import number
 from lowmem_spin.config.data_config import Data
-from lowmem_spin.data.layouts import Message
+from lowmem_spin.data.column_layouts import Message
 
 SCHEMA = pa.schema(
     {
