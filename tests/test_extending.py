@@ -109,7 +109,7 @@ CHANGED = {
     "config/loss_choices.py": [("Loss = DPO |", "Loss = ToyLoss | DPO |")],
     "config/choices.py": [
         ("Sampler = No", "Sampler = ToySampler | No"),
-        ("Oracle = Fu", "Oracle = ToyOracle | Fu"),
+        ("OracleChoice = Fu", "OracleChoice = ToyOracle | Fu"),
     ],
     "config/game_config.py": [('reference: Literal["geometric",', 'reference: Literal["toy", "geometric",')],
 }  # fmt: skip
