@@ -196,7 +196,7 @@ def _log_normalizer(game: OpenGame, stage: Train) -> np.ndarray:
     return np.logaddexp.reduce(log_ratios, axis=1) - np.log(judged_samples.samples)
 
 
-def training_pairs(game: OpenGame, stage: Train) -> list[Pair]:
+def training_pairs(game: OpenGame, stage: Train) -> list[Any]:
     """What a stage learns from: a Pair with both sides and all that its loss may read of them."""
     rows = game.rows.train
     if stage.loss["name"] == "sft":
