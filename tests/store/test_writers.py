@@ -167,8 +167,8 @@ def test_those_that_share_a_stage_compute_every_row_once_and_what_a_dead_one_has
     assert work(after) == expected and late.asked == 0 and not said
     (table,) = after.opened.values()
     assert table.read().num_rows == ROWS
-    lost = 0 if dies is None else 8 if work is answered else computed[dies]  # what is committed as a whole, and was not yet
-    assert all(rows > 0 for rows in computed) and sum(computed) == ROWS + lost
+    twice = sum(computed) - ROWS  # what the dead one had not committed
+    assert all(rows > 0 for rows in computed) and (twice == 0 if dies is None else 0 < twice <= computed[dies])
     assert not list((tmp_path / "shared" / "locks").glob("*-[0-9]*.lock"))
 
 
