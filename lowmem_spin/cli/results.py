@@ -26,7 +26,8 @@ def show_run(folder: Path, display: Display) -> None:
         display.log(line, "yellow")
     display.log(f"picture  {picture}, and as .svg")
     display.log(f"report   {page}")
-    display.log(f"adapters {folder / 'iterates'}/0..{len(results.played) - 2}")
+    last = len(results.played) - 2
+    display.log(f"adapters {folder / 'iterates'}/{f'0..{last}' if last > 0 else last}")
     display.log(f"numbers  {folder / 'metrics.jsonl'}")
 
 

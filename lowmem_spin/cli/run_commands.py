@@ -63,6 +63,11 @@ def remove(
 
     for folder in folders:
         check_removable(folder)
+        sweep = folder.resolve().parent.parent
+        if folder.resolve().parent.name == "points" and (sweep / "sweep.json").is_file():
+            raise InputError(
+                f"{str(folder)!r} is a game of the sweep {str(sweep)!r}, which does not read without it; remove that"
+            )
     if not yes:
         names = ", ".join(printable(str(folder)) for folder in folders)
         try:

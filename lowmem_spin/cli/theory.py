@@ -13,7 +13,7 @@ from lowmem_spin.report.theory import ExactGame, draw_theory, theory_table
 
 AIMS = {False: "KL(data || policy), nats", True: "win-rate of the best answer against the policy, minus 1/2"}
 REMEDIES = {  # by the field that says how strongly a loss holds to the reference
-    "beta": "; try a larger one: --set game.loss.beta=0.6",
+    "beta": "; try a larger game.loss.beta",
     "tau": "; try a larger game.loss.tau",
     "eta": "; try a smaller game.loss.eta",
 }

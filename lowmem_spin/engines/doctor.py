@@ -57,7 +57,7 @@ def machine_facts(store: Path) -> Iterator[Fact]:
     folder = next(path for path in (store.resolve(), *store.resolve().parents) if path.exists())
     yield "free disk", f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB at {folder}"
     yield "free memory", f"{psutil.virtual_memory().available / 2**30:.1f} GiB"
-    yield "hub token", "set" if has_token() else "none: ungated models need none"
+    yield "hub token", "set" if has_token() else "none; gated models need one (HF_TOKEN)"
 
 
 def _version(package: str) -> str:

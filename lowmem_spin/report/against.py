@@ -80,7 +80,8 @@ def main_panels(sweep: SweepResults, shown: Sequence[Configuration], looks: by_n
     several = any(len(c.runs) > 1 for c in shown)
     intervals = "95% intervals over seeds; dots are single seeds" if several else "95% intervals over held-out rows"
     if axis is None:
-        return [by_name.panel("main", f"The last iterates. Bars: {intervals}.", shown, looks, names)]
+        alike = {} if len(sweep.finished) > len(shown) else looks  # more than there are looks for: all alike
+        return [by_name.panel("main", f"The last iterates. Bars: {intervals}.", sweep.finished, alike, names)]
     panels = []
     for name in names:
         measure, drawn = MEASURES[name], lines(sweep, shown, axis, name)

@@ -8,7 +8,7 @@ from matplotlib.figure import FigureBase
 
 from lowmem_spin.report.marks import Mark, marks
 from lowmem_spin.report.measures import MEASURES
-from lowmem_spin.report.plots import DASHES, HEIGHT, WIDTH, Panel, short
+from lowmem_spin.report.plots import COLORS, DASHES, HEIGHT, WIDTH, Panel, short
 from lowmem_spin.report.results import Configuration
 
 MARKERS = dict(zip(DASHES, "os^", strict=True))
@@ -37,7 +37,7 @@ def _draw(axes: Axes, shown: Sequence[Configuration], looks: Looks, name: str, b
     measure = MEASURES[name]
     scale = 100 if measure.percent else 1
     for place, configuration in enumerate(shown):
-        value, (color, dashes) = configuration.value(name), looks[configuration.label]
+        value, (color, dashes) = configuration.value(name), looks.get(configuration.label, (COLORS[0], "-"))
         arms = [[scale * abs(end - value.mean)] for end in value.interval]
         axes.errorbar(scale * value.mean, place, xerr=arms, fmt=MARKERS[dashes], color=color, capsize=3, markersize=5)
         seeds = [scale * run.last.values[name].mean for run in configuration.runs.values()]

@@ -199,13 +199,18 @@ def sweep_verdict(sweep: SweepResults) -> list[str]:
     """Which configuration is ahead, and how many of the others might as well be."""
     if not sweep.finished:
         return ["No game is finished yet."]
-    best, others = sweep.best, [configuration for configuration in sweep.finished if configuration is not sweep.best]
+    best = sweep.best
+    highest = [c for c in sweep.finished if c.value(sweep.score).mean == best.value(sweep.score).mean]
+    others = [configuration for configuration in sweep.finished if configuration not in highest]
     close = [c for c in others if c.same_as(best) or within_noise(c.against(best, sweep.score))]
     measure = MEASURES[sweep.score]
     name = measure.heading.replace(", %", ", in percent")
-    highest = [c.label for c in sweep.finished if c.value(sweep.score).mean == best.value(sweep.score).mean]
-    verb = "ends" if len(highest) == 1 else "end"
-    lines = [f"{' and '.join(highest)} {verb} with the highest {name}: {measure.text(best.value(sweep.score))}."]
+    ahead = f"{best.label} ends with the highest"
+    if len(highest) > 1:
+        ahead = (
+            f"{len(highest)} of the {len(sweep.finished)} configurations, {best.label} among them, end with the same highest"
+        )
+    lines = [f"{ahead} {name}: {measure.text(best.value(sweep.score))}."]
     if len(others) == 1:
         return [*lines, "The other is within noise of it." if close else "The other is further from it than noise."]
     return lines + [f"{len(close)} of the {len(others)} others are within noise of it."] * bool(others)

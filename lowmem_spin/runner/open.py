@@ -151,6 +151,9 @@ def prepare_rows(resolved: ResolvedRecipe, display: Display, shared: SharedResou
     if (metric := rows.held.metric) is not None:
         shared.say(metric.check([rows.held.rows.completions[place] for place in rows.held.scored]), display)
     if len(shared.splits) > known:
+        if rows.set_aside:
+            every = f"{rows.set_aside:,} of {len(rows.train):,} rows"
+            display.log(f"data.path: {every} are kept to measure on and not learned from, as there is no evaluation.path")
         for line in notices(rows.train, rows.pool, rows.held, "evaluation.path" if held else "data.path"):
             display.log(line, "yellow")
     return rows

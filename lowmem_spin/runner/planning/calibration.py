@@ -1,7 +1,7 @@
 """How long a stage takes: from what `plan --measure` or `bench` measured on this device, or else from its FLOP.
 
 Measurements are in `<store>/bench.json`, a list of records, newest last. A measured rate is carried to another
-model in proportion to the FLOP that a token costs.
+model of a like size in proportion to the FLOP that a token costs.
 """
 
 import datetime
@@ -22,6 +22,7 @@ from lowmem_spin.engines.machine import driver
 
 Kind = Literal["generate", "prefill", "score", "score alone", "train"]
 
+CARRIED = 8  # times as large or small a model that a rate is carried to: a tiny one's time is hardly that of its FLOP
 UTILISATION = 0.4  # of the peak, where nothing was measured: what well-fed training on one GPU commonly reaches
 PEAK = {  # dense half-precision FLOP/s with float32 accumulation, by a part of the driver's name for the card
     "4090": 165e12,
@@ -87,7 +88,8 @@ class Calibration:
         counted as the progress bars do: generated ones, and all that go through the model in scoring and training.
         """
         work = tokens * flop(kind, parameters, gradient_checkpointing)
-        fitting = [r for r in self.records if (r.device, r.engine, r.kind) == (device, engine, kind)]
+        here = [r for r in self.records if (r.device, r.engine, r.kind) == (device, engine, kind)]
+        fitting = [r for r in here if abs(math.log(r.parameters / parameters)) <= math.log(CARRIED)]
         if not fitting:
             return work / (UTILISATION * peak_flops(device)), False
         own = None if shapes is None else self.of_shapes(kind, device, engine, shapes)
