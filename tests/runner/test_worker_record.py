@@ -20,7 +20,16 @@ PAIRS = DatasetPairs(Draw("data", 0, None, 8))
 
 
 def train(seed: int) -> Train:
-    return Train("iterate 0", Role.ITERATE, 0, PAIRS, {}, "base", {"name": "sft"}, {"seed": seed, "learner": {}})
+    return Train(
+        name="iterate 0",
+        role=Role.ITERATE,
+        iteration=0,
+        pairs=PAIRS,
+        reference={},
+        init="base",
+        loss={"name": "sft"},
+        settings={"seed": seed, "learner": {}},
+    )
 
 
 GAMES: list[Stage] = [Score(PAIRS, "base"), train(0), train(1)]

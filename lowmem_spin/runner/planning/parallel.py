@@ -119,7 +119,14 @@ def timed_steps(games: Sequence[Game], lines: Sequence[PlanLine]) -> tuple[Sched
 def _signature(found: ResolvedRecipe) -> str:
     """As OpenGame's."""
     quiet = Display(Console(quiet=True))
-    engines = GameEngines(found.recipe, found.model, found.choices, Path(), quiet, EnginePool())
+    engines = GameEngines(
+        recipe=found.recipe,
+        model=found.model,
+        choices=found.choices,
+        weights_dir=Path(),
+        display=quiet,
+        pool=EnginePool(),
+    )
     return " ".join(engines.signature(name) for name in (found.choices.generator, found.choices.learner))
 
 
