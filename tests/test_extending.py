@@ -74,7 +74,7 @@ class Toy(NoWeights):
         ("from lowmem_spin.evaluation.target import", "from lowmem_spin.evaluation.toy import measure_toy"),
         ("SUITES: dict[", '    "toy": Suite(measure_toy),'),
     ],
-    "data/layouts.py": [("ANSWERED = [", '    _pair("asked", "said"),')],
+    "data/column_layouts.py": [("ANSWERED = [", '    _pair("asked", "said"),')],
     "config/loss_choices.py": [
         (
             "from lowmem_spin.config.section import Section",
@@ -109,7 +109,7 @@ CHANGED = {
     "config/loss_choices.py": [("Loss = DPO |", "Loss = ToyLoss | DPO |")],
     "config/choices.py": [
         ("Sampler = No", "Sampler = ToySampler | No"),
-        ("Oracle = Fu", "Oracle = ToyOracle | Fu"),
+        ("OracleChoice = Fu", "OracleChoice = ToyOracle | Fu"),
     ],
     "config/game_config.py": [('reference: Literal["geometric",', 'reference: Literal["toy", "geometric",')],
 }  # fmt: skip

@@ -26,29 +26,29 @@ class ExportRequest:
     public: bool
 
 
-def export_policy(folder: Path, iterate: str | None, asked: ExportRequest, trust: bool, display: Display) -> None:
+def export_policy(folder: Path, iterate: str | None, request: ExportRequest, trust: bool, display: Display) -> None:
     """Export a policy of the run in `folder`; the last one trained if `iterate` does not name one.
 
     Raises:
         InputError: one line, before anything is written where that can be known.
     """
-    kind, programs = _gguf(asked)
-    _check(asked, programs)
+    kind, programs = _gguf(request)
+    _check(request, programs)
     game = run_folder.read_run_folder(folder)
     store = run_folder.open_store(game, display.log)
     policy = run_folder.find_policy(game, store, iterate)
     name = plain(f"{game.folder.resolve().name}-{policy.name}".replace(" ", "-"))
-    ending = f"-{kind}" if kind else "-merged" if asked.merged else ""
-    to = asked.to or game.folder.resolve().with_name(name + ending)
-    dtype = asked.dtype or gguf.DTYPES.get(kind or "", "bfloat16")
+    ending = f"-{kind}" if kind else "-merged" if request.merged else ""
+    to = request.to or game.folder.resolve().with_name(name + ending)
+    dtype = request.dtype or gguf.DTYPES.get(kind or "", "bfloat16")
     base = run_folder.find_trusted_base(game, store, Trust(trust), display.log)
-    check_place(policy, to, asked.merged)
-    if asked.push is not None:
+    check_place(policy, to, request.merged)
+    if request.push is not None:
         from lowmem_spin.cli.push import check_push
 
-        check_push(asked.push, asked.public)
+        check_push(request.push, request.public)
     with display.start_up(f"exporting {policy.name}"):
-        export(game, policy, base, to, dtype if asked.merged else None, shared=asked.push is not None)
+        export(game, policy, base, to, dtype if request.merged else None, shared=request.push is not None)
     display.log(f"{policy.name} of {folder} is in {to}")
     if programs is not None and kind is not None:
         conversion = gguf.Conversion(to.resolve(), name, kind, dtype)
@@ -56,30 +56,30 @@ def export_policy(folder: Path, iterate: str | None, asked: ExportRequest, trust
         if programs.missing is None:
             model_card.add_gguf(to / "README.md", conversion.file.name, kind, conversion.name.lower())
         _say_to_ollama(conversion, game, display)
-    if asked.push is not None:
+    if request.push is not None:
         from lowmem_spin.cli.push import push
 
         with display.start_up(f"uploading {to}"):
-            address = push(to, asked.push, asked.public, f"{policy.name} of a game of {game.recipe.game.algorithm}")
-        display.log(f"{'public' if asked.public else 'private'}  {address}")
+            address = push(to, request.push, request.public, f"{policy.name} of a game of {game.recipe.game.algorithm}")
+        display.log(f"{'public' if request.public else 'private'}  {address}")
 
 
-def _gguf(asked: ExportRequest) -> tuple[str | None, gguf.LlamaCpp | None]:
+def _gguf(request: ExportRequest) -> tuple[str | None, gguf.LlamaCpp | None]:
     """The type, and llama.cpp."""
-    if asked.gguf is None:
-        if asked.llama_cpp is not None:
-            raise InputError(f"--llama-cpp {str(asked.llama_cpp)!r}: --llama-cpp needs --gguf TYPE, for instance --gguf Q4_K_M")
+    if request.gguf is None:
+        if request.llama_cpp is not None:
+            raise InputError("--llama-cpp needs --gguf TYPE, for instance --gguf Q4_K_M")
         return None, None
-    kind = gguf.quantization(asked.gguf)
-    return kind, gguf.find(asked.llama_cpp, kind)
+    kind = gguf.quantization(request.gguf)
+    return kind, gguf.find(request.llama_cpp, kind)
 
 
-def _check(asked: ExportRequest, programs: gguf.LlamaCpp | None) -> None:
-    if asked.dtype is not None and not asked.merged:
-        raise InputError(f"--dtype {asked.dtype}: an adapter keeps its own; add --merge, or leave it out")
-    if asked.public and asked.push is None:
+def _check(request: ExportRequest, programs: gguf.LlamaCpp | None) -> None:
+    if request.dtype is not None and not request.merged:
+        raise InputError(f"--dtype {request.dtype}: an adapter keeps its own; add --merge, or leave it out")
+    if request.public and request.push is None:
         raise InputError("--public needs --push USER/NAME")
-    if asked.push is not None and programs is not None and programs.missing is not None:
+    if request.push is not None and programs is not None and programs.missing is not None:
         raise InputError(f"--push with --gguf: no GGUF file can be made here: {programs.missing.partition('. ')[0]}")
 
 

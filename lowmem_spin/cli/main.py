@@ -113,9 +113,10 @@ def sweep(
     from lowmem_spin.config.load import find_recipe
 
     path = find_recipe(recipe)
-    game = planned_sweep(path, overrides or [], sweep_axes(path, alpha, history, grid or []), seeds)
+    asked = WorkersAsked(workers, ray)
+    game = planned_sweep(path, overrides or [], sweep_axes(path, alpha, history, grid or []), seeds, single=asked.several)
     with _watched(max_hours) as display:
-        play(game, path.parent, display, replace, Trust(trust), WorkersAsked(workers, ray))
+        play(game, path.parent, display, replace, Trust(trust), asked)
     show_sweep(game, display)
     display.log(display.time_line())
     if any(entry.status == "failed" for entry in game.entries):

@@ -81,16 +81,18 @@ def run(recipe: Recipe, recipe_dir: Path, display: Display, replace: bool = Fals
     return player.healths
 
 
-def planned_sweep(path: RecipeFile, overrides: Sequence[str], varied: Axes, seeds: int) -> sweeps.SweepState:
-    """The games of a sweep, none of them played yet.
+def planned_sweep(
+    path: RecipeFile, overrides: Sequence[str], varied: Axes, seeds: int, *, single: bool = False
+) -> sweeps.SweepState:
+    """The games of a sweep, none of them played yet; with `single` it may be one, whose stages several workers share.
 
     Raises:
         InputError: nothing is varied, or one of them is no recipe; the line says which.
     """
-    if not varied and seeds == 1:
+    if not varied and seeds == 1 and not single:
         raise InputError(
             f"sweep {path.stem}: there is nothing to vary; add --alpha, --history, --grid or --seeds, or play this one game "
-            "with `lowmem-spin run`"
+            "with `lowmem-spin run`; --workers 2 shares one game's stages"
         )
     base = first_recipe(path, overrides)
     entries = [sweeps.Entry(point) for point in sweep_points(path, overrides, varied, seeds)]
@@ -104,13 +106,18 @@ class WorkersAsked:
     workers: str | None = None
     ray: str | None = None
 
+    @property
+    def several(self) -> bool:
+        """Whether somebody wants more than this process."""
+        return self.workers is not None or self.ray is not None
+
     def maker(self, recipe_dir: Path, trust: Trust, points: Sequence[SweepPoint]) -> sweeps.MakeWorkers | None:
         """What makes them; None for one, which is this process.
 
         Raises:
             InputError: this is no number, or there cannot be so many; one line.
         """
-        if self.workers is None and self.ray is None:
+        if not self.several:
             return None
         count, with_gpus = asked_count(self.workers), on_gpu(points)
         gpus = visible_gpus() if with_gpus and self.ray is None else None
@@ -147,7 +154,7 @@ def sweep(
     """
     shared, count = SharedResources(trust=trust or Trust()), len(points.entries)
     workers = (asked or WorkersAsked()).maker(recipe_dir, shared.trust, [entry.point for entry in points.entries])
-    display.log(f"{count} games, results in {points.folder}; interrupt whenever you like, run again to go on")
+    display.log(f"{count} game{'s' * (count > 1)}, results in {points.folder}; interrupt whenever you like, run again to go on")
     try:
         games = sweeps.play_sweep(points, recipe_dir, display, shared, suites.check_benchmarks, replace, workers)
         try:

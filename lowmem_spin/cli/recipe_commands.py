@@ -94,7 +94,7 @@ def plan(
             raise InputError(f"--measure: it times this machine, and --gpu {gpu} plans for another; leave one of them out")
     path = find_recipe(recipe)
     varied = points.sweep_axes(path, alpha, history, grid or [])
-    check_workers(workers, gpu, varied, seeds)
+    check_workers(workers, gpu)
     asked = points.planned_points(path, overrides or [], varied, seeds)
     lines = measure_here(asked[0].recipe, path.parent, Display(Console(stderr=as_json)), Trust(trust)) if measured else []
     made = planning.plan(asked, path.parent, gpu, Trust(trust), workers)

@@ -6,7 +6,7 @@ from typing import Any
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
-from lowmem_spin.data.layouts import (
+from lowmem_spin.data.column_layouts import (
     ALIKE,
     ANSWERED,
     PREFERENCES,

@@ -1,12 +1,11 @@
-"""Data sets as conversations, read row by row. The layouts of columns are in layouts.py, the kinds of files in readers.py."""
+"""Data sets as conversations, row by row. Layouts of columns are in column_layouts.py, kinds of files in readers.py."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from lowmem_spin.config.data_config import Data
-from lowmem_spin.data.columns import NO_OBJECT, describe_layout, layout_of, with_our_names
-from lowmem_spin.data.layouts import (
+from lowmem_spin.data.column_layouts import (
     ANSWERED,
     PREFERENCES,
     PROMPTS,
@@ -22,6 +21,7 @@ from lowmem_spin.data.layouts import (
     unread,
     with_system,
 )
+from lowmem_spin.data.columns import NO_OBJECT, describe_layout, layout_of, with_our_names
 from lowmem_spin.data.readers import Unusable, is_text, read_rows
 from lowmem_spin.data.sources import Source
 

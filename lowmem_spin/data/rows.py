@@ -11,7 +11,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError, token_arrays
 from lowmem_spin.common.keys import number
 from lowmem_spin.config.data_config import Data
-from lowmem_spin.data.layouts import Message
+from lowmem_spin.data.column_layouts import Message
 
 SCHEMA = pa.schema(
     {
@@ -125,11 +125,11 @@ def left_out(number: Mapping[str, int]) -> int:
 def overlap(train: Rows, learned: Iterable[int], held: Rows, measured: Sequence[int]) -> tuple[int, int]:
     """Of the places `measured` of `held`: (those that are a row among the places `learned` of `train`, those and others whose
     prompt is one of theirs)."""
-    answers_to = {held.prompt(place).tobytes(): set[bytes]() for place in measured}
-    for place in learned:
-        if (answers := answers_to.get(train.prompt(place).tobytes())) is not None:
-            answers.add(train.chosen(place).tobytes())
-    known = [(answers_to[held.prompt(place).tobytes()], held.chosen(place).tobytes()) for place in measured]
+    answers_to = {held.prompt(position).tobytes(): set[bytes]() for position in measured}
+    for position in learned:
+        if (answers := answers_to.get(train.prompt(position).tobytes())) is not None:
+            answers.add(train.chosen(position).tobytes())
+    known = [(answers_to[held.prompt(position).tobytes()], held.chosen(position).tobytes()) for position in measured]
     return sum(answer in answers for answers, answer in known), sum(bool(answers) for answers, _ in known)
 
 
@@ -162,8 +162,8 @@ def take(shuffled: Sequence[int], draw: Draw, field: str = "game.pairs") -> list
 
 def hold_out(ids: Sequence[str], count: int) -> tuple[list[int], list[int]]:
     """(places kept for measuring, places left to learn from): `count` rows, but at most a tenth of the data."""
-    kept = fixed_sample(ids, min(count, len(ids) // 10))
-    return kept, sorted(set(range(len(ids))) - set(kept))
+    measured = fixed_sample(ids, min(count, len(ids) // 10))
+    return measured, sorted(set(range(len(ids))) - set(measured))
 
 
 def fixed_sample(ids: Sequence[str], count: int) -> list[int]:

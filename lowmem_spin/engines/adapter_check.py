@@ -48,23 +48,23 @@ def check_targets(recipe: Recipe, files: ModelFiles) -> None:
     Raises:
         InputError: one line that says what there is.
     """
-    asked, known = recipe.training.lora.target_modules, list(layers(files))
+    targets, known = recipe.training.lora.target_modules, list(layers(files))
     if not known:
         return
-    if asked == "all-linear":
+    if targets == "all-linear":
         if is_mixture(files):
             raise InputError(
                 f"{FIELD}: all-linear, but {files.name} is a mixture of experts, and its experts and routers cannot be "
                 f"adapted; use [{', '.join(_attention(known))}]"
             )
         return
-    wrong = [name for name in _experts(files) if _matches(asked, name)]
-    if not wrong and (not asked or _unmatched(asked, known)):
+    wrong = [name for name in _experts(files) if _matches(targets, name)]
+    if not wrong and (not targets or _unmatched(targets, known)):
         known = list(_modules(recipe, files))  # its checkpoint may have other names than the model
-        lacking = _unmatched(asked, known)
-        if not asked or lacking:
-            raise InputError(_nothing_there(asked, lacking, known, files))
-    matched = [name for name in known if _matches(asked, name)]
+        lacking = _unmatched(targets, known)
+        if not targets or lacking:
+            raise InputError(_nothing_there(targets, lacking, known, files))
+    matched = [name for name in known if _matches(targets, name)]
     wrong += [name for name in matched if is_mixture(files) and name.endswith(ROUTERS)]
     if wrong:
         raise InputError(
@@ -81,13 +81,13 @@ def check_targets(recipe: Recipe, files: ModelFiles) -> None:
         raise InputError(f"{FIELD}: {_leaf(embedded[0])} cannot be averaged, which game.reference ema needs; leave it out")
 
 
-def _nothing_there(asked: str | list[str], lacking: list[str], known: Iterable[str], files: ModelFiles) -> str:
+def _nothing_there(targets: str | list[str], lacking: list[str], known: Iterable[str], files: ModelFiles) -> str:
     names = (name for name in known if not name.endswith(ROUTERS) and not EXPERTS.search(name))
     there = list(dict.fromkeys(_leaf(name) for name in names if _leaf(name) not in (*EMBEDDED, *POSITIONS)))
-    whole = "; a string is a regular expression of whole names, so give a list" if isinstance(asked, str) else ""
+    whole = "; a string is a regular expression of whole names, so give a list" if isinstance(targets, str) else ""
     every = "" if is_mixture(files) else ", or use all-linear"
-    shown = asked if isinstance(asked, str) else lacking
-    matching = "matches" if isinstance(asked, str) or len(lacking) == 1 else "match"
+    shown = targets if isinstance(targets, str) else lacking
+    matching = "matches" if isinstance(targets, str) or len(lacking) == 1 else "match"
     return f"{FIELD}: {shown!r} {matching} no layer of {files.name}; it has {', '.join(there[:12])}{every}{whole}"
 
 
@@ -112,20 +112,20 @@ def _modules(recipe: Recipe, files: ModelFiles) -> dict[str, tuple[int, ...]]:
     return matrices(files.model, recipe.model.trust_remote_code)
 
 
-def _unmatched(asked: str | list[str], names: Iterable[str]) -> list[str]:
+def _unmatched(targets: str | list[str], names: Iterable[str]) -> list[str]:
     """Those of the asked that match none of the names."""
-    names, each = list(names), [asked] if isinstance(asked, str) else asked
-    return [one for one in each if not any(_matches(one if isinstance(asked, str) else [one], name) for name in names)]
+    names, each = list(names), [targets] if isinstance(targets, str) else targets
+    return [one for one in each if not any(_matches(one if isinstance(targets, str) else [one], name) for name in names)]
 
 
-def _matches(asked: str | list[str], name: str) -> bool:
+def _matches(targets: str | list[str], name: str) -> bool:
     """As PEFT matches: a list by the ends of names, a string as a regular expression of the whole."""
-    if isinstance(asked, list):
-        return any(f".{name}".endswith(f".{one}") for one in asked)
+    if isinstance(targets, list):
+        return any(f".{name}".endswith(f".{one}") for one in targets)
     try:
-        return any(re.fullmatch(asked, prefix + name) for prefix in PREFIXES)
+        return any(re.fullmatch(targets, prefix + name) for prefix in PREFIXES)
     except re.error as error:
-        raise InputError(f"{FIELD}: {asked!r} is no regular expression ({error}); give a list of names") from None
+        raise InputError(f"{FIELD}: {targets!r} is no regular expression ({error}); give a list of names") from None
 
 
 def _attention(names: Iterable[str]) -> list[str]:
@@ -193,15 +193,15 @@ def check_adapter(recipe: Recipe, files: ModelFiles, adapter: Source) -> Iterato
             )
     named = own.get("base_model_name_or_path")
     places = (recipe.model.name_or_path, files.model.location)
-    if isinstance(named, str) and Path(named).name not in {Path(place).name for place in places}:
+    if isinstance(named, str) and Path(named).name not in {Path(base).name for base in places}:
         yield f"model.adapter: {name} names {shortened(named)!r} as its base and is played on {places[0]!r}; all its shapes fit"
 
 
-def _adapted(asked: str | list[str], known: Iterable[str]) -> list[str]:
+def _adapted(targets: str | list[str], known: Iterable[str]) -> list[str]:
     """The modules that an adapter on `asked` has weights for."""
-    if asked == "all-linear":
+    if targets == "all-linear":
         return [name for name in known if _leaf(name) not in (*EMBEDDED, *POSITIONS)]
-    return [name for name in known if _matches(asked, name)]
+    return [name for name in known if _matches(targets, name)]
 
 
 def _inside(name: str) -> str:

@@ -44,11 +44,12 @@ def letters_notes(model: Source, rows: Rows, field: str) -> list[str]:
     """
     if ModelFiles(model).vocabulary.largest < MANY:
         return []
-    places = [place for place in rows.answered(range(min(len(rows), LOOKED_AT))) if _is_latin(rows.completions[place])]
-    characters = sum(len(rows.completions[place]) for place in places)
-    if len(places) < ENOUGH_ROWS or characters < ENOUGH_CHARACTERS:
+    answered = rows.answered(range(min(len(rows), LOOKED_AT)))
+    positions = [position for position in answered if _is_latin(rows.completions[position])]
+    characters = sum(len(rows.completions[position]) for position in positions)
+    if len(positions) < ENOUGH_ROWS or characters < ENOUGH_CHARACTERS:
         return []
-    each = characters / sum(len(rows.chosen(place)) for place in places)
+    each = characters / sum(len(rows.chosen(position)) for position in positions)
     if each >= LETTERS:
         return []
     return [
@@ -97,11 +98,11 @@ def _check_context(recipe: Recipe, files: ModelFiles, sides: list[pa.ChunkedArra
     )
     if not over:
         return
-    told = (
+    problem = (
         f"model.name_or_path: {files.name} has a context of {context} tokens, and {over:,} of {len(prompt):,} rows of {field} "
         f"need more, with prompts of up to {longest} tokens, answers of up to {answer} and generation.max_new_tokens {new}"
     )
-    raise InputError(f"{told}; {_remedy(context, prompt, answer, new)}take a model with a longer context")
+    raise InputError(f"{problem}; {_remedy(context, prompt, answer, new)}take a model with a longer context")
 
 
 def _remedy(context: int, prompt: np.ndarray, answer: int, new: int) -> str:
@@ -132,8 +133,8 @@ def _check_unknown(files: ModelFiles, rows: Rows, field: str) -> None:
     known = files.vocabulary
     if known.unknown is None:
         return
-    places = range(min(len(rows), LOOKED_AT))
-    tokens = np.concatenate([side for place in places for side in (rows.prompt(place), rows.chosen(place))])
+    positions = range(min(len(rows), LOOKED_AT))
+    tokens = np.concatenate([side for position in positions for side in (rows.prompt(position), rows.chosen(position))])
     text = tokens[~np.isin(tokens, list(known.added))]
     share = float((text == known.unknown).mean()) if len(text) else 0.0
     if share > 0.5:
@@ -149,9 +150,9 @@ def check_told_apart(rows: Rows, field: str) -> None:
     Space, case and accents, which a tokenizer or a template may well drop, make no prompt a different one.
     """
     seen: dict[bytes, str] = {}
-    for place in range(min(len(rows), LOOKED_AT)):
-        text = "\n".join(message["content"] for message in rows.messages(place))
-        known = seen.setdefault(rows.prompt(place).tobytes(), text)
+    for position in range(min(len(rows), LOOKED_AT)):
+        text = "\n".join(message["content"] for message in rows.messages(position))
+        known = seen.setdefault(rows.prompt(position).tobytes(), text)
         if known != text and _plain(known) != _plain(text):
             raise InputError(
                 f"{field}: two different prompts have the same token ids: {_start(known, text)!r} and {_start(text, known)!r}; "
@@ -160,12 +161,12 @@ def check_told_apart(rows: Rows, field: str) -> None:
 
 
 def _plain(text: str) -> str:
-    kept = (character for character in unicodedata.normalize("NFKD", text) if unicodedata.category(character)[0] not in "ZCM")
-    return "".join(kept).casefold()
+    characters = unicodedata.normalize("NFKD", text)
+    return "".join(one for one in characters if unicodedata.category(one)[0] not in "ZCM").casefold()
 
 
 def _start(text: str, other: str) -> str:
     """Some of a text from where it differs from another."""
-    same = next((place for place, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    same = next((index for index, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
     begin = max(0, same - 10)
     return text[begin : begin + 40]

@@ -132,7 +132,7 @@ def measure_task(
     }
     shown = shots.pop() if len(shots) == 1 else None
     record = {"numbers": numbers, "count": own["sample_len"], "fewshot": shown, "own": task.own, "recorded": recorded}
-    return record | ({"prompting": asked} if (asked := _asked(loaded)) else {}), samples
+    return record | ({"prompting": prompting} if (prompting := _asked(loaded)) else {}), samples
 
 
 def _evaluate(bench: HarnessModel, adapter: Path | None, loaded: Loaded, limit: int | None, label: str) -> Any:
@@ -142,10 +142,10 @@ def _evaluate(bench: HarnessModel, adapter: Path | None, loaded: Loaded, limit: 
         torch.manual_seed(DEFAULT_OTHER_SEED)
         for leaf in loaded.harness["tasks"].values():
             leaf.set_fewshot_seed(DEFAULT_OTHER_SEED)
-        asked = loaded.task.prompting
-        turns = {"apply_chat_template": asked.chat_template, "fewshot_as_multiturn": asked.multiturn}
+        prompting = loaded.task.prompting
+        turns = {"apply_chat_template": prompting.chat_template, "fewshot_as_multiturn": prompting.multiturn}
         hidden = contextlib.redirect_stderr(io.StringIO())  # its bars; ours is shown
-        with bench.playing(adapter, label, asked.chat_template), hidden:
+        with bench.playing(adapter, label, prompting.chat_template), hidden:
             try:
                 return harness_evaluate(lm=bench, task_dict=loaded.harness, limit=limit, **turns)
             except torch.OutOfMemoryError:
@@ -159,12 +159,12 @@ def _evaluate(bench: HarnessModel, adapter: Path | None, loaded: Loaded, limit: 
 def _asked(loaded: Loaded) -> dict[str, Any]:
     """What was done of what was asked for: a text that is scored whole has no turns, and nothing is generated of choices."""
     kinds = {leaf.OUTPUT_TYPE for leaf in loaded.harness["tasks"].values()}
-    asked = loaded.task.prompting
+    prompting = loaded.task.prompting
     if kinds == {"loglikelihood_rolling"}:
-        asked = replace(asked, chat_template=False, multiturn=False)
+        prompting = replace(prompting, chat_template=False, multiturn=False)
     if "generate_until" not in kinds:
-        asked = replace(asked, gen_kwargs=PLAIN.gen_kwargs)
-    return asked.record()
+        prompting = replace(prompting, gen_kwargs=PLAIN.gen_kwargs)
+    return prompting.record()
 
 
 def mean_of_subtasks(results: dict[str, Any], samples: Samples) -> dict[str, Any]:

@@ -158,11 +158,11 @@ class Run(_Folder):
         sampling = _at_most(sampling, max_new_tokens)
         if self._engine is None:
             self._engine = open_portable_engine(game, base)
-        found = answers(self._engine, policy, prompts, sampling)
-        cut = sum(answer.finish_reason == "length" for answer in found)
+        drawn = answers(self._engine, policy, prompts, sampling)
+        cut = sum(answer.finish_reason == "length" for answer in drawn)
         if cut:
-            _notify(f"{cut} of {len(found)} answers are truncated at max_new_tokens {sampling.max_new_tokens}")
-        return [answer.text for answer in found]
+            _notify(f"{cut} of {len(drawn)} answers are truncated at max_new_tokens {sampling.max_new_tokens}")
+        return [answer.text for answer in drawn]
 
     def close(self) -> None:
         """Let go of the base that `generate` has loaded, and of its memory."""
@@ -217,19 +217,19 @@ class Sweep(_Folder):
         Raises:
             InputError: no game is finished yet.
         """
-        found = read_sweep(self.folder)
-        if not found.finished:
+        results = read_sweep(self.folder)
+        if not results.finished:
             raise InputError(f"{str(self.folder)!r} has no finished game yet; play the sweep again to go on")
-        return Run(next(iter(found.best.runs.values())).folder, self.trust)
+        return Run(next(iter(results.best.runs.values())).folder, self.trust)
 
     def _repr_html_(self) -> str:
         try:
-            found = read_sweep(self.folder)
+            results = read_sweep(self.folder)
         except InputError:
-            found = None
-        if found is None or not found.finished:
+            results = None
+        if results is None or not results.finished:
             return f"<p>{html.escape(repr(self))}</p>"
-        return sweep_grid(found).html(f"{self.folder.name}: last iterates, ± 95% interval")
+        return sweep_grid(results).html(f"{self.folder.name}: last iterates, ± 95% interval")
 
 
 def load(folder: str | Path, trust: bool = False) -> Run | Sweep:

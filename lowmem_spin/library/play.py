@@ -106,9 +106,9 @@ def sweep(
     """
     path = _recipe_file(recipe)
     overrides, varied = _varied(path, grid, settings, fields)
-    games = play.planned_sweep(path, overrides, varied, seeds)
+    asked = play.WorkersAsked(None if workers is None else str(workers), ray)
+    games = play.planned_sweep(path, overrides, varied, seeds, single=asked.several)
     with play.watched(_console(), max_hours, AGAIN) as display:
-        asked = play.WorkersAsked(None if workers is None else str(workers), ray)
         play.sweep(games, path.parent, display, replace, Trust(trust, option=TRUST), asked)
     show_sweep(games, display)
     display.log(display.time_line())
@@ -193,7 +193,7 @@ def plan(
     path = _recipe_file(recipe)
     overrides, varied = _varied(path, grid, settings, fields)
     asked = None if workers is None else str(workers)
-    check_workers(asked, gpu, varied, seeds)
+    check_workers(asked, gpu)
     return Plan(planning.plan(planned_points(path, overrides, varied, seeds), path.parent, gpu, workers=asked))
 
 

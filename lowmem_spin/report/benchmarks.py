@@ -70,22 +70,22 @@ class Block:
     def markdown(self) -> list[str]:
         """Heading, tables and notes."""
         grids = [self.grid, *([self.gains] if self.gains else [])]
-        said = "\n".join(f"- {escape_markdown(line)}" for line in self.verdict)
+        verdict = "\n".join(f"- {escape_markdown(line)}" for line in self.verdict)
         return [
             f"## {escape_markdown(self.title)}",
             "",
             *(grid.markdown() for grid in grids),
-            said,
+            verdict,
             "",
             escape_markdown(self.note),
             "",
         ]
 
 
-def blocks(found: Sequence[Benchmark]) -> list[Block]:
+def blocks(results: Sequence[Benchmark]) -> list[Block]:
     """A run's benchmarks, a row per policy in their order."""
-    names = list(dict.fromkeys(one.name for one in found))
-    return _blocks(found, lambda mine: [_row(name, [one for one in mine if one.name == name]) for name in names])
+    names = list(dict.fromkeys(one.name for one in results))
+    return _blocks(results, lambda mine: [_row(name, [one for one in mine if one.name == name]) for name in names])
 
 
 def of_sweep(sweep: SweepResults) -> list[Block]:
@@ -105,19 +105,19 @@ def of_sweep(sweep: SweepResults) -> list[Block]:
     return _blocks(every, rows)
 
 
-def _blocks(found: Sequence[Benchmark], rows: Callable[[Sequence[Benchmark]], list[BenchmarkRow]]) -> list[Block]:
+def _blocks(results: Sequence[Benchmark], rows: Callable[[Sequence[Benchmark]], list[BenchmarkRow]]) -> list[Block]:
     groups: dict[tuple[str, str, int | None], list[Benchmark]] = {}
-    suites = list(dict.fromkeys([*TITLES, *(one.suite for one in found)]))
-    for one in sorted(found, key=lambda one: suites.index(one.suite)):
+    suites = list(dict.fromkeys([*TITLES, *(one.suite for one in results)]))
+    for one in sorted(results, key=lambda one: suites.index(one.suite)):
         title = one.task if one.suite in JUDGED else TITLES.get(one.suite, one.suite)
         title += f", {one.asked}" if one.asked else ""
         groups.setdefault((one.suite, title, one.limit), []).append(one)
     return [_block(*kind, mine, [row for row in rows(mine) if row.values]) for kind, mine in groups.items()]
 
 
-def _block(suite: str, title: str, limit: int | None, found: Sequence[Benchmark], rows: list[BenchmarkRow]) -> Block:
-    shares = frozenset(column for one in found for metric, column in _columns(one) if _metric(metric) in SHARES)
-    columns = list(dict.fromkeys(column for one in found for _, column in _columns(one)))
+def _block(suite: str, title: str, limit: int | None, results: Sequence[Benchmark], rows: list[BenchmarkRow]) -> Block:
+    shares = frozenset(column for one in results for metric, column in _columns(one) if _metric(metric) in SHARES)
+    columns = list(dict.fromkeys(column for one in results for _, column in _columns(one)))
     if suite == "leaderboard":
         columns = [*(column.heading for column in COLUMNS), AVERAGE]
         shares |= {AVERAGE}
@@ -125,7 +125,7 @@ def _block(suite: str, title: str, limit: int | None, found: Sequence[Benchmark]
     headings = ["policy", *columns]
     comparable = suite == "leaderboard" and limit is None
     if comparable:
-        cells += _paper(found)
+        cells += _paper(results)
     changed = [row for row in rows if row.gains]
     gains = [[row.name, *(_cell(row.gains.get(c), c in shares, "+") for c in columns)] for row in changed]
     what = "questions" if suite in JUDGED else "documents of each task"
@@ -134,7 +134,7 @@ def _block(suite: str, title: str, limit: int | None, found: Sequence[Benchmark]
         grid=Grid(headings, cells),
         gains=Grid(["difference", *columns], gains) if gains else None,
         verdict=[line for row in changed for line in _verdict(row)],
-        note=" ".join(_notes(suite, limit, found)),
+        note=" ".join(_notes(suite, limit, results)),
         columns=columns,
         rows=rows,
         percent=shares,
@@ -159,15 +159,15 @@ def _metric(name: str) -> str:
     return name.partition(",")[0]
 
 
-def _row(name: str, found: Sequence[Benchmark]) -> BenchmarkRow:
-    values = {column: one.values[metric] for one in found for metric, column in _columns(one)}
+def _row(name: str, results: Sequence[Benchmark]) -> BenchmarkRow:
+    values = {column: one.values[metric] for one in results for metric, column in _columns(one)}
     gains = {
         column: one.gains[metric]
-        for one in found
+        for one in results
         for metric, column in _columns(one)
         if metric in one.gains and metric not in PLAIN
     }
-    if all(one.suite == "leaderboard" for one in found):  # here, so that over seeds each seed has its own average
+    if all(one.suite == "leaderboard" for one in results):  # here, so that over seeds each seed has its own average
         values, gains = _with_average(values), _with_average(gains)
     return BenchmarkRow(name, values, gains)
 
@@ -194,9 +194,9 @@ def _with_average(values: dict[str, Value]) -> dict[str, Value]:
     return values | {AVERAGE: Value(fmean(part.mean for part in parts), error, max(part.reach for part in parts))}
 
 
-def _paper(found: Sequence[Benchmark]) -> list[list[str]]:
+def _paper(results: Sequence[Benchmark]) -> list[list[str]]:
     """The paper's rows, in the columns whose task was measured here as the leaderboard has it."""
-    same = {one.task for one in found if not one.own}
+    same = {one.task for one in results if not one.own}
     shown = [column.task in same for column in COLUMNS]
     if not any(shown):
         return []
@@ -207,15 +207,15 @@ def _paper(found: Sequence[Benchmark]) -> list[list[str]]:
     ]
 
 
-def _notes(suite: str, limit: int | None, found: Sequence[Benchmark]) -> list[str]:
+def _notes(suite: str, limit: int | None, results: Sequence[Benchmark]) -> list[str]:
     notes = [NOTES[suite]] if suite in NOTES else []
     if suite == "diversity" or suite in JUDGED:
-        notes.append(f"{max(one.count for one in found)} {'questions' if suite in JUDGED else 'prompts'}.")
+        notes.append(f"{max(one.count for one in results)} {'questions' if suite in JUDGED else 'prompts'}.")
     if suite == "alpaca":
-        notes.append(f"Answers are sampled at {' or '.join(sorted({one.sampling for one in found}))}.")
-    if suite == "alpaca" and any(one.own for one in found):
+        notes.append(f"Answers are sampled at {' or '.join(sorted({one.sampling for one in results}))}.")
+    if suite == "alpaca" and any(one.own for one in results):
         notes.append("Length control does not apply: it is fitted to all of AlpacaEval's own instructions.")
-    versions = sorted({one.versions["lm-eval"] for one in found if "lm-eval" in one.versions})
+    versions = sorted({one.versions["lm-eval"] for one in results if "lm-eval" in one.versions})
     if versions:
         notes.append(f"lm-evaluation-harness {', '.join(versions)}.")
     if suite == "leaderboard":
@@ -226,16 +226,16 @@ def _notes(suite: str, limit: int | None, found: Sequence[Benchmark]) -> list[st
         )
         weighted = [
             one.name
-            for one in found
+            for one in results
             for metric, _ in _columns(one)
             if metric in {c.weighted for c in COLUMNS if c.task == one.task}
         ]
         if weighted:
             notes.append(f"So it does here for {', '.join(weighted)}, measured by an earlier version: evaluate again.")
-        own = sorted({one.task for one in found if one.own})
+        own = sorted({one.task for one in results if one.own})
         if own:
             notes.append(f"Of your own YAML, so not compared with the paper: {', '.join(own)}.")
-        if limit is None and len(own) < len({one.task for one in found}):
+        if limit is None and len(own) < len({one.task for one in results}):
             notes.append(
                 f"The paper's rows are {PAPER_SOURCE}, taken with the harness of its time; it gives no errors. "
                 "Only the tasks that were measured here on all documents are shown. Its two rows of iteration 0 are one "
@@ -261,12 +261,12 @@ def _cell(value: Value | None, percent: bool, sign: str = "") -> str:
     return value.text(percent, 2, sign) + (" (noise)" if sign and within_noise(value) else "")
 
 
-def panels(found: Sequence[Block]) -> list[Panel]:
+def panels(shown: Sequence[Block]) -> list[Panel]:
     """The shares of each block over its rows, with their intervals, where there is more than one row."""
     drawn = []
-    for place, block in enumerate(found):
+    for number, block in enumerate(shown):
         if block.graded:
-            drawn += _radar(block, f"benchmark_{place}")
+            drawn += _radar(block, f"benchmark_{number}")
             continue
         columns = [c for c in block.columns if c in block.percent and all(c in row.values for row in block.rows)]
         columns = columns[: len(COLORS)]
@@ -276,7 +276,7 @@ def panels(found: Sequence[Block]) -> list[Panel]:
         curves = [Curve.of(column, [row.values[column] for row in block.rows], color) for column, color in looks]
         names = [row.name for row in block.rows]
         draw = partial(draw_curves, title=block.title, curves=curves, places=names, unit="%")
-        drawn.append(Panel("Benchmarks", f"benchmark_{place}", f"{block.title}. Bands: 95% intervals.", draw))
+        drawn.append(Panel("Benchmarks", f"benchmark_{number}", f"{block.title}. Bands: 95% intervals.", draw))
     return drawn
 
 

@@ -36,8 +36,8 @@ class Grid:
         head, *body = [
             "<tr>"
             + "".join(
-                f"<{tag} style='text-align:{'left' if place < self.names else 'right'}'>{cell}</{tag}>"
-                for place, cell in enumerate(row)
+                f"<{tag} style='text-align:{'left' if column < self.names else 'right'}'>{cell}</{tag}>"
+                for column, cell in enumerate(row)
             )
             + "</tr>"
             for tag, row in zip(["th"] + ["td"] * len(self.rows), rows, strict=True)
@@ -60,28 +60,28 @@ class TerminalTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | str]:
         """See rich's protocol."""
         width, names = options.max_width, self.grid.names
-        columns = [[heading, *(row[place] for row in self.grid.rows)] for place, heading in enumerate(self.grid.headings)]
+        columns = [[heading, *(row[column] for row in self.grid.rows)] for column, heading in enumerate(self.grid.headings)]
         longest_name = max(8, (2 * width // 3) // names)  # a longer one is broken
         text = names + self.grid.texts  # words need not stand one below the other
-        widest = [longest_name if place < names else width // 4 if place < text else 0 for place in range(len(columns))]
+        widest = [longest_name if column < names else width // 4 if column < text else 0 for column in range(len(columns))]
         least = [min(_line(column), limit) for column, limit in zip(columns, widest, strict=True)]
-        least = [few if place < names else max(few, _word(columns[place])) for place, few in enumerate(least)]
+        least = [few if column < names else max(few, _word(columns[column])) for column, few in enumerate(least)]
         for number, group in enumerate(_side_by_side(least, names, width)):
             if number:
                 yield ""
-            sizes = _sizes([columns[place] for place in group], [least[place] for place in group], width)
+            sizes = _sizes([columns[column] for column in group], [least[column] for column in group], width)
             yield self._part(group, sizes, self.title if number == 0 else "")
 
     def _part(self, group: Sequence[int], sizes: Sequence[int], title: str) -> Table:
         table = Table(title=escape(printable(title)) or None, box=box.SIMPLE_HEAD)
         table.show_edge, table.padding = False, (0, 1, 0, 0)  # type: ignore[assignment]
-        for place, size in zip(group, sizes, strict=True):
-            lines = "\n".join(escape(printable(line)) for line in self.grid.headings[place].split("\n"))
+        for column, size in zip(group, sizes, strict=True):
+            lines = "\n".join(escape(printable(line)) for line in self.grid.headings[column].split("\n"))
             table.add_column(
-                lines, justify="left" if place < self.grid.names + self.grid.texts else "right", width=size, overflow="fold"
+                lines, justify="left" if column < self.grid.names + self.grid.texts else "right", width=size, overflow="fold"
             )
         for number, row in enumerate(self.grid.rows):
-            table.add_row(*(escape(printable(row[place])) for place in group), end_section=number == self.grid.parted)
+            table.add_row(*(escape(printable(row[column])) for column in group), end_section=number == self.grid.parted)
         return table
 
 
@@ -102,10 +102,10 @@ def _side_by_side(least: Sequence[int], names: int, width: int) -> list[list[int
     """Which columns stand beside each other; the names are in all of these groups."""
     naming = list(range(names))
     groups = [[*naming]]
-    for place in range(names, len(least)):
-        if groups[-1] != naming and _total(least[i] for i in (*groups[-1], place)) > width:
+    for column in range(names, len(least)):
+        if groups[-1] != naming and _total(least[i] for i in (*groups[-1], column)) > width:
             groups.append([*naming])
-        groups[-1].append(place)
+        groups[-1].append(column)
     return groups
 
 

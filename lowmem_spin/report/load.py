@@ -55,8 +55,8 @@ def read_sweep(folder: Path) -> SweepResults:
         file = SweepFile.model_validate(_json(path))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path}: {place}: {first['msg']}; run the sweep again to write it anew") from None
+        field = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path}: {field}: {first['msg']}; run the sweep again to write it anew") from None
     finished = [point for point in file.points if point.status == "finished"]
     for point in finished:
         if not (folder / point.dir).resolve().is_relative_to(folder.resolve()):
@@ -119,15 +119,15 @@ def read_benchmarks(folder: Path, keys: dict[str, str]) -> list[Benchmark]:
     path = folder / "benchmarks.jsonl"
     if not path.is_file():
         return []
-    found = []
+    benchmarks = []
     again = "delete the file and evaluate again: its numbers are in the store"
     for number, line in enumerate(_text(path, again).splitlines(), 1):
         try:
-            found.append(_benchmark(json.loads(line)))
+            benchmarks.append(_benchmark(json.loads(line)))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
             raise InputError(f"{path}: line {number} is not a whole record of a benchmark; {again}") from None
     order = list(keys)
-    mine = [one for one in found if (one.key == keys[one.name] if one.name in keys else one.key in keys.values())]
+    mine = [one for one in benchmarks if (one.key == keys[one.name] if one.name in keys else one.key in keys.values())]
     return sorted(mine, key=lambda one: order.index(one.name) if one.name in order else len(order))
 
 

@@ -93,7 +93,7 @@ def _pictures(results: RunResults | SweepResults) -> Pictures:
         return sweep_panels(results)
     met = [] if results.arena is None else [arena.panel(results.arena)]
     own = run_panels(results)
-    return Pictures([*benchmarks.panels(_blocks(results)), *met, *own.panels], own.said)
+    return Pictures([*benchmarks.panels(_blocks(results)), *met, *own.panels], own.notes)
 
 
 def _blocks(results: RunResults | SweepResults) -> list[Block]:
@@ -115,7 +115,7 @@ def _write_page(results: RunResults | SweepResults, pictures: Pictures, drawings
         element = Markup(inline(drawn, f"{panel.name}-", printable(panel.caption)))  # noqa: S704 ElementTree has escaped it
         parts.setdefault(panel.part, []).append({"svg": element, "caption": panel.caption, "wide": panel.width > WIDTH})
     path = results.folder / "report.html"
-    content |= {"before": before_after(results), "said": pictures.said, "arena": _arena(results)}
+    content |= {"before": before_after(results), "notes": pictures.notes, "arena": _arena(results)}
     page = template.render(parts=list(parts.items()), blocks=blocks, bars=benchmarks.LEGEND, **content)
     write_text(path, page)
     return path

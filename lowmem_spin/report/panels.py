@@ -22,10 +22,10 @@ TITLES = {"score": "scores", "kl": "KL", "samples": "own samples"}  # of picture
 
 @dataclass(frozen=True)
 class Pictures:
-    """Panels, and what is said under a heading where there is nothing to draw."""
+    """Panels, and the notes under a heading where there is nothing to draw."""
 
     panels: list[Panel]
-    said: dict[str, list[str]] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
 
 def run_panels(run: RunResults) -> Pictures:
@@ -37,7 +37,7 @@ def run_panels(run: RunResults) -> Pictures:
     panels = [_policies(run, "Scores", "score", alike, caption)]
     if others := [name for name in run.scores if name not in alike]:
         panels.append(_policies(run, "Scores", "logprob", others, caption))
-    categories, said = radars.of_run(run)
+    categories, notes = radars.of_run(run)
     kl = ["kl_to_base", "kl_to_previous", "kl_from_base"]
     ends, shares = "Own samples that are truncated, or equal the data's answer.", ["truncated", "identical"]
     if "identical" not in run.base.values:  # the data has prompts alone
@@ -48,7 +48,7 @@ def run_panels(run: RunResults) -> Pictures:
         _policies(run, "Drift and samples", "length", ["length"], "Length of own samples."),
         _policies(run, "Drift and samples", "samples", shares, ends),
     ]
-    return Pictures(panels + training_panels({"": [run]}, {"": (COLORS[0], "-")}), {"Scores": said})
+    return Pictures(panels + training_panels({"": [run]}, {"": (COLORS[0], "-")}), {"Scores": notes})
 
 
 def sweep_panels(sweep: SweepResults) -> Pictures:
@@ -70,7 +70,7 @@ def sweep_panels(sweep: SweepResults) -> Pictures:
             part, name, caption, partial(draw_curves, title=measure.label, curves=bands, places=places, unit=measure.unit)
         )
 
-    categories, said = radars.of_sweep(shown, looks)
+    categories, notes = radars.of_sweep(shown, looks)
     panels = [
         *main_panels(sweep, shown, looks),
         *(curves("Scores", name) for name in sweep.scores),
@@ -79,7 +79,7 @@ def sweep_panels(sweep: SweepResults) -> Pictures:
     ]
     health = ["kl_to_base", "kl_to_previous", "length", "truncated", *(["identical"] if sweep.has("identical") else [])]
     panels += [curves("Drift and samples", name) for name in health]
-    return Pictures(panels + training_panels({c.label: list(c.runs.values()) for c in shown}, looks), {"Scores": said})
+    return Pictures(panels + training_panels({c.label: list(c.runs.values()) for c in shown}, looks), {"Scores": notes})
 
 
 def looks_of(sweep: SweepResults, shown: Sequence[Configuration]) -> dict[str, tuple[str, str]]:
@@ -171,8 +171,8 @@ def _heatmap(
         axes.set_ylabel("history")
 
     step = f"{edges[1] - edges[0]:.2g}{' points' if measure.percent else ''}"
-    said = f"A step of colour is {step}, {_meant(edges[1] - edges[0], noise)}."
-    return Panel("Scores", name, f"{measure.heading} of the last iterate{': ' + title if title else ''}. {said}", draw)
+    note = f"A step of colour is {step}, {_meant(edges[1] - edges[0], noise)}."
+    return Panel("Scores", name, f"{measure.heading} of the last iterate{': ' + title if title else ''}. {note}", draw)
 
 
 def _meant(step: float, noise: float) -> str:

@@ -88,27 +88,27 @@ def of_sweep(shown: Sequence[Configuration], looks: Mapping[str, tuple[str, str]
         return [], []
     by_category = f"{_sentence(score.label)} by category"
     last = [Series(c.label, shapes([run.last for run in c.runs.values()]), *looks[c.label]) for c in shown]
-    panels, said = [], []
+    panels, notes = [], []
     if len(last) > 1:
         if all(alike(one.shape, other.shape) for one in last for other in last):
-            said = ["No radar of the last iterates: in every category they are within noise of each other."]
+            notes = ["No radar of the last iterates: in every category they are within noise of each other."]
         else:
             panels.append(radar("Scores", "radar", f"{by_category}, last iterates, mean over seeds.", last))
     groups: list[tuple[list[RadarShape], list[int]]] = []
-    for place, configuration in enumerate(shown):
+    for index, configuration in enumerate(shown):
         runs = list(configuration.runs.values())
         path = [shapes([run.played[i] for run in runs]) for i in range(configuration.iterates)]
         for other, members in groups:
             if len(other) == len(path) and all(map(alike, path, other)):
-                members.append(place)
+                members.append(index)
                 break
         else:
-            groups.append((path, [place]))
+            groups.append((path, [index]))
     for path, members in groups:
         names, colors = [p.name for p in next(iter(shown[members[0]].runs.values())).played], shades(len(path))
         series = [Series(n, shape, color) for n, shape, color in zip(names, path, colors, strict=False)]
         caption = f"{by_category}: {shown[members[0]].label}."
         if members[1:]:
-            caption += f" Within noise of it, so not drawn: {'; '.join(shown[place].label for place in members[1:])}."
+            caption += f" Within noise of it, so not drawn: {'; '.join(shown[index].label for index in members[1:])}."
         panels.append(radar("Categories over iterates", f"radar_{members[0]}", caption, series))
-    return panels, said
+    return panels, notes

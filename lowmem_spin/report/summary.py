@@ -111,8 +111,9 @@ def _naming(sweep: SweepResults, configuration: Configuration) -> list[str]:
     """The values of the axes, and which seeds there are: "2", or "1 of 3, 1 failed, 1 waiting"."""
     values = [plain_value(configuration.setting.get(axis)) for axis in sweep.file.axes] or [configuration.label]
     states = Counter(point.status for point in configuration.points if point.status != "finished")
-    done, asked = len(configuration.runs), len(configuration.points)
-    seeds = ", ".join([f"{done} of {asked}" if states else f"{done}", *(f"{count} {state}" for state, count in states.items())])
+    done, planned = len(configuration.runs), len(configuration.points)
+    counts = [f"{count} {state}" for state, count in states.items()]
+    seeds = ", ".join([f"{done} of {planned}" if states else f"{done}", *counts])
     return [*values, seeds]
 
 
@@ -131,12 +132,12 @@ def _apart(difference: Value, score: str) -> str:
 
 
 def _best(configuration: Configuration, score: str, brief: bool) -> str:
-    place = configuration.best(score)
-    name = next(iter(configuration.runs.values())).played[place].name
+    index = configuration.best(score)
+    name = next(iter(configuration.runs.values())).played[index].name
     if brief:
         return name
-    last = place == configuration.iterates - 1
-    return name + (" (the last)" if last else f", {MEASURES[score].text(configuration.value(score, place))}")
+    last = index == configuration.iterates - 1
+    return name + (" (the last)" if last else f", {MEASURES[score].text(configuration.value(score, index))}")
 
 
 UNITS = {
@@ -185,13 +186,13 @@ def _over_unquantized(run: RunResults, best: PolicyResults, score: str) -> list[
 
 def _drawn(name: str, sampler: dict[str, Any]) -> str:
     """How hard it was to sample the mixtures whose answers an iterate has learned from."""
-    said = f"Answers for {name} were drawn from mixtures by {sampler['sampler'].replace('_', '-')}: "
+    text = f"Answers for {name} were drawn from mixtures by {sampler['sampler'].replace('_', '-')}: "
     if sampler["acceptance"] is not None:
-        said += f"{sampler['acceptance']:.1%} of {sampler['proposals']:,} proposals accepted, "
-        said += f"{sampler['rejected']} prompts left out, "
+        text += f"{sampler['acceptance']:.1%} of {sampler['proposals']:,} proposals accepted, "
+        text += f"{sampler['rejected']} prompts left out, "
     else:
-        said += f"effective sample size {sampler['ess']:.1f} of {sampler['proposals'] / sampler['prompts']:.0f}, "
-    return said + ("log Z unknown." if sampler["log_z"] is None else f"log Z {sampler['log_z']:.3f}.")
+        text += f"effective sample size {sampler['ess']:.1f} of {sampler['proposals'] / sampler['prompts']:.0f}, "
+    return text + ("log Z unknown." if sampler["log_z"] is None else f"log Z {sampler['log_z']:.3f}.")
 
 
 def sweep_verdict(sweep: SweepResults) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lowmem_spin.common.display import EVERY, Display, TimeIsUpError
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, printable
 from lowmem_spin.runner.schedule import Schedule
 
 DEATHS = 3  # of workers over one step: it is the step, then
@@ -54,6 +54,10 @@ class Workers(Protocol):
         """Have a worker that is free compute a step."""
         ...
 
+    def assist(self, worker: int, step: int) -> None:
+        """Have a worker that is free compute parts of a step that another one computes."""
+        ...
+
     def wait(self, seconds: float) -> list[tuple[int, Done]]:
         """Workers that have ended their steps, as soon as there are any; none, if so many seconds pass."""
         ...
@@ -76,11 +80,17 @@ class Workers(Protocol):
 
 
 class Crew:
-    """Keeps the workers busy, and waits for steps."""
+    """Keeps the workers busy, and waits for steps. A worker for which no step is ready helps with one that is under way.
 
-    def __init__(self, workers: Workers, schedule: Schedule, display: Display) -> None:
-        self.workers, self.schedule, self.display = workers, schedule, display
+    Args:
+        shared: rows of the steps that several workers may compute together.
+    """
+
+    def __init__(self, workers: Workers, schedule: Schedule, display: Display, shared: Mapping[int, int] | None = None) -> None:
+        self.workers, self.schedule, self.display, self.shared = workers, schedule, display, shared or {}
         self.has: dict[int, int] = {}  # worker -> its step
+        self.helpers: set[int] = set()  # workers that help with their step
+        self.helped: set[tuple[int, int]] = set()  # (worker, step), for it need not come again
         self.opened = [""] * workers.count
         self.ended: dict[int, Done] = {}  # steps that a game has not asked for yet
         self.deaths: Counter[int] = Counter()
@@ -152,11 +162,24 @@ class Crew:
             if worker in self.has or self.late or not self.workers.ready(worker):
                 continue
             step = self.schedule.take(self.opened[worker])
+            if helps := step is None:
+                step = self._to_help(worker)
             if step is None:
-                return
+                continue
             self.has[worker], self.opened[worker] = step, self.schedule.nodes[step].opens
             self.began[worker] = time.perf_counter()
-            self.workers.start(worker, step)
+            if helps:
+                self.helpers.add(worker)
+                self.helped.add((worker, step))
+                self.workers.assist(worker, step)
+            else:
+                self.workers.start(worker, step)
+
+    def _to_help(self, worker: int) -> int | None:
+        """The largest step under way that this worker can help with."""
+        under_way = [step for other, step in self.has.items() if other not in self.helpers and step in self.shared]
+        new = [step for step in under_way if (worker, step) not in self.helped]
+        return max(new, key=lambda step: (self.shared[step], -step), default=None)
 
     def _end(self, worker: int, done: Done) -> None:
         step = self.has.pop(worker)
@@ -170,10 +193,14 @@ class Crew:
             self.display.log(f"worker {worker + 1}: {line}", style)
         if done.late:
             self.late = True
-            return
         if done.died or done.error is not None:
             self.opened[worker] = ""
             self.workers.replace(worker)
+        if worker in self.helpers:
+            self._end_help(worker, done)
+            return
+        if done.late:
+            return
         if done.died:
             self.deaths[step] += 1
             if self.deaths[step] < DEATHS:
@@ -188,6 +215,17 @@ class Crew:
         if done.error is None or step in self.schedule.dropped:
             self.schedule.end(step, failed=done.error is not None)
         # else what needs it waits until its game knows, which may not want that any more
+
+    def _end_help(self, worker: int, done: Done) -> None:
+        """What it has computed is in the store; what it has not, the one that it helped does."""
+        self.helpers.discard(worker)
+        for kind, rows in done.rows.items():
+            self.display.count(kind, rows, done.tokens.get(kind, 0))
+        for kind, seconds in done.seconds.items():
+            self.display.seconds[kind] += seconds
+        if done.died or done.error is not None:
+            why = "died" if done.died else f"could not help ({printable(' '.join(str(done.error).split()))})"
+            self.display.log(f"worker {worker + 1} {why}; the other goes on alone", "yellow")
 
     def _tell(self) -> None:
         """Who does what."""

@@ -23,22 +23,22 @@ def stops_early(when: StopWhen, healths: Sequence[Health]) -> EarlyStop | None:
     Where several bounds are passed, the one that goes back furthest is told.
     """
     last = healths[-1]
-    found: list[tuple[int, str]] = []  # (how many policies back, why)
+    reasons: list[tuple[int, str]] = []  # (how many policies back, why)
     if when.kl_to_base is not None and last.kl_to_base.mean > when.kl_to_base:
-        found.append((1, f"KL to base is {last.kl_to_base.mean:.2f}, over {when.kl_to_base:g}"))
+        reasons.append((1, f"KL to base is {last.kl_to_base.mean:.2f}, over {when.kl_to_base:g}"))
     drift = last.length.mean / healths[0].length.mean - 1
     if when.length_drift is not None and abs(drift) > when.length_drift:
-        found.append((1, f"answers are {abs(drift):.0%} {'longer' if drift > 0 else 'shorter'} than {healths[0].name}'s"))
+        reasons.append((1, f"answers are {abs(drift):.0%} {'longer' if drift > 0 else 'shorter'} than {healths[0].name}'s"))
     wins = last.win_rate_to_previous
     if when.win_rate_below is not None and wins is not None and wins.mean < when.win_rate_below:
-        found.append((1, f"win-rate against {healths[-2].name} is {wins.mean:.2f}, below {when.win_rate_below:g}"))
+        reasons.append((1, f"win-rate against {healths[-2].name} is {wins.mean:.2f}, below {when.win_rate_below:g}"))
     falls = when.chosen_logp_falls
     if falls is not None and len(healths) > falls:
         means = [health.chosen_logp.mean for health in healths[-1 - falls :] if health.chosen_logp is not None]
         if len(means) > falls and all(later < earlier for earlier, later in pairwise(means)):
             times = f"{falls} iterations" if falls > 1 else "an iteration"
-            found.append((falls, f"the log-prob of held-out answers has fallen for {times}, to {means[-1]:.2f}"))
-    if not found:
+            reasons.append((falls, f"the log-prob of held-out answers has fallen for {times}, to {means[-1]:.2f}"))
+    if not reasons:
         return None
-    back, why = max(found)
+    back, why = max(reasons)
     return EarlyStop(last.name, healths[-1 - back].name, why)

@@ -129,8 +129,8 @@ def _wins(measuring: Measuring, against: str) -> Estimate | None:
 
 def _sample(rows: Rows, position: int, answer: Answer) -> dict[str, str]:
     """One of the policy's own answers beside the data's."""
-    asked = {"prompt_id": rows.ids[position], "prompt": conversation_text(rows.messages(position))}
-    return {**asked, "data": rows.completions[position], "answer": answer.text, "finish_reason": answer.finish_reason}
+    prompt = {"prompt_id": rows.ids[position], "prompt": conversation_text(rows.messages(position))}
+    return {**prompt, "data": rows.completions[position], "answer": answer.text, "finish_reason": answer.finish_reason}
 
 
 def _by_metric(held: HeldOut, answers: Sequence[Answer]) -> Estimate:

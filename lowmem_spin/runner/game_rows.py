@@ -10,14 +10,14 @@ from lowmem_spin.data.rows import Rows, fixed_sample, hold_out, shuffled, take
 from lowmem_spin.runner.health import HeldOut
 
 
-def split_rows(recipe: Recipe, train: Rows, held: Rows | None = None) -> tuple[list[int], HeldOut]:
+def split_rows(recipe: Recipe, train: Rows, held_rows: Rows | None = None) -> tuple[list[int], HeldOut]:
     """(places that may be learned from, what policies are measured on). `held` are held-out rows of their own."""
-    if held is None:
+    if held_rows is None:
         health, pool = hold_out(train.ids, recipe.evaluation.health_prompts)
         return pool, HeldOut(train, train.answered(health), health, exact_match=False)
-    health = fixed_sample(held.ids, recipe.evaluation.health_prompts)
-    scored = held.answered(range(len(held)))
-    return list(range(len(train))), HeldOut(held, scored, health, recipe.evaluation.metric == "exact_match")
+    health = fixed_sample(held_rows.ids, recipe.evaluation.health_prompts)
+    scored = held_rows.answered(range(len(held_rows)))
+    return list(range(len(train))), HeldOut(held_rows, scored, health, recipe.evaluation.metric == "exact_match")
 
 
 def prompts_again(recipe: Recipe, stages: Sequence[Stage]) -> list[str]:
@@ -26,9 +26,9 @@ def prompts_again(recipe: Recipe, stages: Sequence[Stage]) -> list[str]:
     if sets is None or sets >= recipe.game.iterations:
         return []
     draws = [stage.pairs.draw for stage in stages if isinstance(stage, Train) and stage.role is Role.ITERATE]
-    asked = sum(draw.prompts for draw in draws)
-    again = asked - len({place for draw in draws for place in range(draw.start, draw.start + draw.prompts)})
-    return [f"data.prompt_sets: {sets}, so from iteration {sets} on prompts come again: {again:,} of {asked:,}"]
+    prompts = sum(draw.prompts for draw in draws)
+    again = prompts - len({index for draw in draws for index in range(draw.start, draw.start + draw.prompts)})
+    return [f"data.prompt_sets: {sets}, so from iteration {sets} on prompts come again: {again:,} of {prompts:,}"]
 
 
 @dataclass

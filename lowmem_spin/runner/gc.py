@@ -53,15 +53,15 @@ def run_folders(top: Path, store: Path) -> list[Path]:
     """Every folder below `top`, however deep and behind links too, that has a run.json; the store is not looked into."""
     if not top.is_dir():
         raise InputError(f"--runs: no folder {str(top)!r}; give the one that has your run folders")
-    seen, found = {store.resolve()}, []
+    seen, folders = {store.resolve()}, []
     for folder, inner, files in os.walk(top, followlinks=True, onerror=_refuse):
         if Path(folder).resolve() in seen:
             inner.clear()
             continue
         seen.add(Path(folder).resolve())
         if "run.json" in files:
-            found.append(Path(folder))
-    return sorted(found)
+            folders.append(Path(folder))
+    return sorted(folders)
 
 
 def _refuse(error: OSError) -> None:
@@ -115,11 +115,11 @@ def keys_of_game(
 
 def unused(store: Path, by: Used) -> list[Unused]:
     """What is stored and not used, largest first, and what was set aside. Names that no store gives are somebody's own."""
-    found = []
+    entries = []
     for kind in KINDS:
-        found += [(kind, path) for path in _visible(store / kind) if is_key(path.stem) and not by.has(kind, path.stem)]
-    found += [("aside", path) for path in _visible(store / "aside") if not path.name.startswith(FREED)]
-    return _by_size(found)
+        entries += [(kind, path) for path in _visible(store / kind) if is_key(path.stem) and not by.has(kind, path.stem)]
+    entries += [("aside", path) for path in _visible(store / "aside") if not path.name.startswith(FREED)]
+    return _by_size(entries)
 
 
 def leftovers(store: Store, listed: Iterable[Unused] = ()) -> list[Unused]:
@@ -127,20 +127,20 @@ def leftovers(store: Store, listed: Iterable[Unused] = ()) -> list[Unused]:
     leases, and locks of what is not stored. Until it is old, it may be a living process's. What is `listed` already is not
     again.
     """
-    root, found = store.root, [*store.users.leases()]
+    root, paths = store.root, [*store.users.leases()]
     for folder, inner, files in os.walk(root):
         torn = [name for name in (*inner, *files) if TEMPORARY.fullmatch(name)]
-        found += [Path(folder) / name for name in torn]
+        paths += [Path(folder) / name for name in torn]
         inner[:] = [name for name in inner if name not in torn]
-    found += [path for path in _visible(root / "aside") if path.name.startswith(FREED)]
-    found += [path for path in _visible(root / "work") if is_key(path.name) and (root / "adapters" / path.name).exists()]
+    paths += [path for path in _visible(root / "aside") if path.name.startswith(FREED)]
+    paths += [path for path in _visible(root / "work") if is_key(path.name) and (root / "adapters" / path.name).exists()]
     there = {path.stem for kind in KINDS for path in (root / kind).glob("*")} | {path.stem for path in root.glob("results/*/*")}
-    found += [path for path in _visible(root / "locks") if is_key(key := path.stem.partition("-")[0]) and key not in there]
-    return _by_size(("leftover", path) for path in found if path not in {item.path for item in listed})
+    paths += [path for path in _visible(root / "locks") if is_key(key := path.stem.partition("-")[0]) and key not in there]
+    return _by_size(("leftover", path) for path in paths if path not in {item.path for item in listed})
 
 
-def _by_size(found: Iterable[tuple[str, Path]]) -> list[Unused]:
-    items = (Unused(kind, path, size_of(path), _written(path)) for kind, path in found)
+def _by_size(entries: Iterable[tuple[str, Path]]) -> list[Unused]:
+    items = (Unused(kind, path, size_of(path), _written(path)) for kind, path in entries)
     return sorted(items, key=lambda item: (-item.size, item.path))
 
 

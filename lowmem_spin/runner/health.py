@@ -36,8 +36,8 @@ class HeldOut:
     """Rows that no iterate learns from."""
 
     rows: Rows
-    scored: list[int]  # places on which the data's answers are scored and greedy answers are compared
-    health: list[int]  # places that every policy answers by sampling
+    scored: list[int]  # positions on which the data's answers are scored and greedy answers are compared
+    health: list[int]  # positions that every policy answers by sampling
     exact_match: bool
     metric: TaskMetric | None = None  # what greedy answers are scored by instead
     oracle: dict[str, Any] | None = None  # spec of the oracle that judges the samples; None without one
@@ -46,13 +46,13 @@ class HeldOut:
 def notices(train: Rows, pool: Sequence[int], held: HeldOut, field: str) -> Iterator[str]:
     """What a person should know of rows that can be used: held-out rows that are learned from, or have no answers."""
     measured = sorted({*held.scored, *held.health})
-    same, asked = overlap(train, pool, held.rows, measured)
-    if asked:
+    same, with_same_prompt = overlap(train, pool, held.rows, measured)
+    if with_same_prompt:
         remedy = "give a separate evaluation.path" if field == "data.path" else "give evaluation.path other rows"
         learned = f"{same:,} of {len(measured):,} held-out rows are also training rows"
         if same == len(measured):
             learned = f"all {same:,} held-out rows are also training rows"
-        more = f", and {asked - same:,} more have the prompt of one" if asked > same else ""
+        more = f", and {with_same_prompt - same:,} more have the prompt of one" if with_same_prompt > same else ""
         yield f"{field}: warning: {learned}{more}, so held-out scores are too good; {remedy}"
     alone = len(held.health) - len(held.rows.answered(held.health))
     if alone:

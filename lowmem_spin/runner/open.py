@@ -170,9 +170,9 @@ def _prepared(
             from lowmem_spin.engines.loading import load_tokenizer
 
             tokenizer = load_tokenizer(resolved.model, recipe.model.trust_remote_code)
-            renderer, asked = Renderer.of(tokenizer, recipe), resolved.asked_of(source)
+            renderer, needs = Renderer.of(tokenizer, recipe), resolved.asked_of(source)
             shared.say(template_date.notes(tokenizer.get_chat_template(), recipe.data.template_date), display)
-            table = prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer, **asked)
+            table = prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer, **needs)
             write_parquet(path, table)
             rows = Rows(table)
     shared.rows[path] = rows
@@ -236,7 +236,7 @@ def assemble(
         engines=engines,
         folder=Path(recipe.output.dir or "runs/game"),
     )
-    if (beside := resolved.unquantized) is not None and inputs.unquantized is not None:
+    if (unquantized := resolved.unquantized) is not None and inputs.unquantized is not None:
         known = {name: inputs.unquantized[name] for name in ("base", "learner")}
-        game.unquantized = replace(tables, **known, engines=replace(engines, recipe=beside.recipe))
+        game.unquantized = replace(tables, **known, engines=replace(engines, recipe=unquantized.recipe))
     return game

@@ -71,11 +71,11 @@ def _found(game: OpenGame, pair_source: OpponentPairs | JudgedSamples) -> list[t
         InputError: there is none.
     """
     answered = opponent_answers(game, pair_source)
-    found = [(position, some) for position, some in answered if all(answer.finish_reason != "rejected" for answer in some)]
-    if not found:
+    complete = [(position, some) for position, some in answered if all(answer.finish_reason != "rejected" for answer in some)]
+    if not complete:
         every = "every prompt" if pair_source.samples == 1 else f"one of the {pair_source.samples} answers to every prompt"
         raise InputError(f"game.sampler: every proposal for {every} was rejected; raise proposals, or use smc")
-    return found
+    return complete
 
 
 def judged_preferences(game: OpenGame, judged_samples: JudgedSamples) -> list[np.ndarray]:
@@ -196,7 +196,7 @@ def _log_normalizer(game: OpenGame, stage: Train) -> np.ndarray:
     return np.logaddexp.reduce(log_ratios, axis=1) - np.log(judged_samples.samples)
 
 
-def training_pairs(game: OpenGame, stage: Train) -> list[Pair]:
+def training_pairs(game: OpenGame, stage: Train) -> list[Any]:
     """What a stage learns from: a Pair with both sides and all that its loss may read of them."""
     rows = game.rows.train
     if stage.loss["name"] == "sft":

@@ -25,6 +25,7 @@ from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.planning.calibration import device_name
 from lowmem_spin.runner.run import make, measured_by
 from lowmem_spin.runner.worker_count import check_gpus
+from lowmem_spin.store.claims import Share
 
 STARTING = 300  # seconds that workers may take to be there
 OBJECTS = 100_000_000  # bytes of Ray's object store, through which only steps' numbers go
@@ -74,8 +75,8 @@ class SweepWorker:
         """How far the stage under way is."""
         return None if self.display is None else self.display.now()
 
-    def play(self, point: int, stage: Stage, samples_only: bool, seconds_left: float | None) -> Done:
-        """Make sure that the store has what a stage of a point's game makes."""
+    def play(self, point: int, stage: Stage, samples_only: bool, seconds_left: float | None, helps: bool) -> Done:
+        """Make sure that the store has what a stage of a point's game makes, or help another worker with that."""
         began = time.perf_counter()
         display = self.display = self.display or self._begin()
         before = [dict(display.seconds), dict(display.rows), dict(display.tokens)]
@@ -84,7 +85,7 @@ class SweepWorker:
         error, late = None, False
         try:
             display.name = display.title = f"{self.points[point].name} "
-            self._compute(self._game(point, display), stage, samples_only)
+            self._compute(self._game(point, display), stage, samples_only, Share.HELP if helps else Share.FIRST)
         except TimeIsUpError:
             late = True
         except Exception as failed:  # noqa: BLE001 - whatever it is, the sweep decides what becomes of the game
@@ -114,7 +115,7 @@ class SweepWorker:
             raise game
         return game
 
-    def _compute(self, game: OpenGame, stage: Stage, samples_only: bool) -> None:
+    def _compute(self, game: OpenGame, stage: Stage, samples_only: bool, share: Share) -> None:
         self.device = self.device or device_name(game.resolved.choices.machine.device)
         own = next((one for one in game.stages if one == stage), None)
         if own is None or getattr(own, "policy", "") != getattr(stage, "policy", ""):  # whose key has the sources here
@@ -122,6 +123,8 @@ class SweepWorker:
                 "a worker finds another game in this recipe than the sweep does: its GPU, versions or files differ, or a "
                 "function of your own does not always return the same"
             )
+        for tables in filter(None, (game.tables, game.unquantized)):
+            tables.share = share
         if not isinstance(own, Evaluate):
             make(game, own)
         else:
@@ -197,9 +200,16 @@ class RayWorkers:
 
     def start(self, worker: int, step: int) -> None:
         """See crew.Workers."""
+        self._begin(worker, step, helps=False)
+
+    def assist(self, worker: int, step: int) -> None:
+        """See crew.Workers."""
+        self._begin(worker, step, helps=True)
+
+    def _begin(self, worker: int, step: int, helps: bool) -> None:
         deadline = self.display.deadline
         left = None if deadline is None else max(0.0, deadline - time.perf_counter())
-        self.under_way[self.actors[worker].play.remote(*self.steps[step], left)] = worker
+        self.under_way[self.actors[worker].play.remote(*self.steps[step], left, helps)] = worker
 
     def wait(self, seconds: float) -> list[tuple[int, Done]]:
         """See crew.Workers."""

@@ -82,8 +82,8 @@ def set_damaged_record_aside(game: OpenGame) -> None:
 def _files(game: OpenGame, benchmark_files: Mapping[str, Path]) -> dict[str, str]:
     """{field: path from the root} of the local files that the recipe names."""
     resolved = game.resolved
-    places = {"model.name_or_path": resolved.model, "data.path": resolved.train, "evaluation.path": resolved.held}
-    files = {field: Path(place.location) for field, place in places.items() if place is not None and place.local}
+    sources = {"model.name_or_path": resolved.model, "data.path": resolved.train, "evaluation.path": resolved.held}
+    files = {field: Path(source.location) for field, source in sources.items() if source is not None and source.local}
     if resolved.adapter is not None:
         files["model.adapter"] = Path(resolved.adapter.location)
     files |= {f"evaluation.{field}": path for field, path in benchmark_files.items()}

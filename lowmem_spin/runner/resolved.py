@@ -67,8 +67,8 @@ class ResolvedRecipe:
     @property
     def metric(self) -> TaskMetric | None:
         """What scores greedy answers, if it is not exact match."""
-        asked = self.recipe.evaluation.metric
-        return None if isinstance(asked, str) else TaskMetric(asked, self.own.metric)
+        metric = self.recipe.evaluation.metric
+        return None if isinstance(metric, str) else TaskMetric(metric, self.own.metric)
 
     def data_sources(self) -> list[tuple[Source, str, str]]:
         """All the data that the game reads: (source, the recipe's field, split). Held-out rows of their own come second."""
@@ -77,9 +77,9 @@ class ResolvedRecipe:
         return [(self.train, "data.path", recipe.data.split), *held]
 
     def data_key(self, source: Source, split: str) -> str:
-        data, template, asked = self.recipe.data, self.recipe.model.chat_template, self.asked_of(source)
-        alone = asked["needs_answers"] is None
-        return prepared_key(source, self.model, data, template, split, asked["with_rejected"], alone, asked["name"])
+        data, template, needs = self.recipe.data, self.recipe.model.chat_template, self.asked_of(source)
+        alone = needs["needs_answers"] is None
+        return prepared_key(source, self.model, data, template, split, needs["with_rejected"], alone, needs["name"])
 
     def asked_of(self, source: Source) -> RowsAsked:
         """What the rows of one of the data sources have to have."""
@@ -108,9 +108,9 @@ class ResolvedRecipe:
         if self.held is None:
             key = digest({"rows": key, "set aside": set_aside})
         own = {"loss": self.own.loss_identity(), "opponents": self.mixtures.opponents, "reference": self.mixtures.reference}
-        if (beside := self.unquantized) is not None:
-            generator, learner = self.choices.specs(beside.recipe)
-            own["unquantized"] = {"base": beside.base, "generator": generator, "learner": learner}
+        if (unquantized := self.unquantized) is not None:
+            generator, learner = self.choices.specs(unquantized.recipe)
+            own["unquantized"] = {"base": unquantized.base, "generator": generator, "learner": learner}
         return Inputs(self.base, key, *self.choices.specs(self.recipe), self.oracle_spec, **own)
 
     def with_own_mixtures(self, trust: Trust, notify: Callable[[str], None]) -> "ResolvedRecipe":

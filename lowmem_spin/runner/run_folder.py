@@ -181,8 +181,8 @@ def trained_iterates(run: RunFolder, store: Store) -> dict[str, Path]:
     """{number: adapter folder} of the iterates there are so far, in order."""
     played = as_far_as_played(run.policies, run.record)
     iterates = {name: key for name, key in played.items() if run.parts[name].is_iterate}
-    found = {str(run.parts[name].iteration): store.adapter(key) for name, key in iterates.items()}
-    return {number: adapter for number, adapter in found.items() if adapter is not None}
+    adapters = {str(run.parts[name].iteration): store.adapter(key) for name, key in iterates.items()}
+    return {number: adapter for number, adapter in adapters.items() if adapter is not None}
 
 
 def find_base(run: RunFolder, store: Store) -> Source:

@@ -9,6 +9,7 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.runner.planning.forecast import Ahead
 from lowmem_spin.runner.schedule import Node, Schedule, own_needs
 
+TOGETHER = 256  # rows from which on it pays that another worker opens its engines for a part of them
 ORDER: list[type] = [Average, TrainSampler, Generate, Judge, Score, Train, Evaluate]
 
 
@@ -81,3 +82,10 @@ def scheduled(recipes: Sequence[Recipe], engines: Sequence[str], steps: Sequence
             found[place] = replace(node, needs=node.needs | ahead[place].after, opens=opens)
     made = {place for place, step in enumerate(ahead) if not step.makes}
     return Schedule([found[place] for place in range(len(steps))], made)
+
+
+def shared_rows(ahead: Sequence[Ahead]) -> dict[int, int]:
+    """Rows of the steps that several workers may compute together: of what is answered and scored, not trained or judged."""
+    rows = {place: sum(step.rows.values()) for place, step in enumerate(ahead)}
+    kinds = [{kind for kind, count in step.rows.items() if count} for step in ahead]
+    return {place: count for place, count in rows.items() if count >= TOGETHER and kinds[place] <= {"generate", "score"}}

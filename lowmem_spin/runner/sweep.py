@@ -21,7 +21,7 @@ from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.planning.forecast import Ahead, steps_ahead
 from lowmem_spin.runner.record import is_recorded
 from lowmem_spin.runner.run import Player
-from lowmem_spin.runner.steps import Step, in_step, numbered, places_of, scheduled
+from lowmem_spin.runner.steps import Step, in_step, numbered, places_of, scheduled, shared_rows
 from lowmem_spin.runner.worker_record import add_workers, forget_other_games
 
 Check = Callable[[OpenGame], Mapping[str, Path]]
@@ -196,7 +196,7 @@ def _crew(
     stages = [step.stage for step in steps]
     with display.start_up("starting workers"):
         workers = make([entry.point for entry in sweep.entries], told, sweep.folder / LOGS, display)
-    crew = Crew(workers, schedule, display)
+    crew = Crew(workers, schedule, display, shared_rows(ahead))
     display.workers = display.most_workers = workers.count
     began = perf_counter()
     said = "1 worker, its log" if workers.count == 1 else f"{workers.count} workers, their logs"

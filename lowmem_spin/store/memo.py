@@ -1,8 +1,8 @@
 """Ask for completions, log-probs and preferences; what the store lacks is computed by an engine and committed."""
 
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from lowmem_spin.common.keys import digest, number
 from lowmem_spin.engines.base import Completion, MixtureSampler, Request, sampling_mixtures
 from lowmem_spin.engines.mixtures import draw_mixture
 from lowmem_spin.engines.own_function import OwnFunction
-from lowmem_spin.engines.training.trees import cuts
+from lowmem_spin.store.batches import in_batches, prompts_to_answer, rows_by_prompt, scoring_batches, tokens_of
+from lowmem_spin.store.claims import Claims, Share
 from lowmem_spin.store.contracts import Engines, Progress
 from lowmem_spin.store.rows import Answer, Compared, Prompt, Scored, answers_in, logps_in, preferences_in
 from lowmem_spin.store.store import MERGING, Store
@@ -36,6 +37,7 @@ class Tables:
     scoring_tokens: int  # that go through the model at once
     opened: dict[str, Table]  # by key; all games of a sweep hold them in memory once
     own_loss: OwnFunction | None = None  # what the recipe's loss computes with, if it is a person's own
+    share: Share = Share.ALL
 
     def adapter(self, policy: str) -> Path | None:
         """The policy's adapter folder; None is the frozen base as it is."""
@@ -63,7 +65,11 @@ class Tables:
             tables[policy] = self._table(kind, sampling.spec(policy), policy)
 
         def answered() -> dict[str, dict[tuple[str, int], Answer]]:
-            return {policy: answers_in(table) for policy, table in tables.items()}
+            found = {}
+            for policy, table in tables.items():
+                with self._merging(table.key):
+                    found[policy] = answers_in(table)
+            return found
 
         def whole(stored: dict[str, dict[tuple[str, int], Answer]]) -> bool:
             return all(prompt.name in stored[policy] for policy, prompts in prompts_by_policy for prompt in prompts)
@@ -71,11 +77,12 @@ class Tables:
         if not whole(stored := answered()):
             with ExitStack() as held:
                 for key in sorted(table.key for table in tables.values()):  # in one order, so that no two wait for each other
-                    held.enter_context(self.store.writing(key))
+                    held.enter_context(self._writing(key))
                 if not whole(stored := answered()):  # nobody else has given them meanwhile
-                    self._generate(prompts_by_policy, sampling, tables, stored, label)
-                    for table in tables.values():
-                        table.merge()
+                    self._generate(prompts_by_policy, sampling, tables, stored, answered, label)
+                    for table in tables.values() if self.share is not Share.HELP else ():
+                        with self._merging(table.key):
+                            table.merge()
                     stored = answered()
         return [[stored[policy][prompt.name] for prompt in prompts] for policy, prompts in prompts_by_policy]
 
@@ -85,20 +92,21 @@ class Tables:
         sampling: Sampling,
         tables: dict[str, Table],
         stored: dict[str, dict[tuple[str, int], Answer]],
+        answered: Callable[[], dict[str, dict[tuple[str, int], Answer]]],
         label: str,
     ) -> None:
-        # Batches are cut from the stage's whole list, so an interrupted stage goes on with the same ones. The longest
-        # come first: a batch that does not fit in memory fails at once and not after hours.
-        groups = [
-            [(policy, prompt) for prompt in sorted(_once(prompts), key=lambda prompt: (-len(prompt.tokens), prompt.name))]
-            for policy, prompts in prompts_by_policy
-        ]
+        # Batches are cut from the stage's whole list, so an interrupted stage goes on with the same ones.
+        groups = [[(policy, prompt) for prompt in prompts_to_answer(prompts)] for policy, prompts in prompts_by_policy]
         generator = self.engines.generator()
         if generator.mixes_policies:
             groups = [[item for group in groups for item in group]]
-        batches = [batch for group in groups for batch in _batches(group, self.generation_batch)]
-        with self.progress.stage("generate", label, sum(map(len, batches))) as meter:
-            for batch in batches:
+        batches = [batch for group in groups for batch in in_batches(group, self.generation_batch)]
+        of = sorted(table.key for table in tables.values())
+        with (
+            self.progress.stage("generate", label, sum(map(len, batches))) as meter,
+            self._ours(of, batches, lambda: stored.update(answered())) as ours,
+        ):
+            for batch in ours:
                 missing = [(policy, prompt) for policy, prompt in batch if prompt.name not in stored[policy]]
                 meter.skip(len(batch) - len(missing))
                 if missing:
@@ -134,6 +142,30 @@ class Tables:
         table.append(columns)
         return sum(len(completion.tokens) for completion in completions)
 
+    @contextmanager
+    def _writing(self, key: str, part: str | None = None) -> Iterator[None]:
+        """The right to write, which who helps has of the process that it helps."""
+        if self.share is Share.HELP:
+            yield
+        else:
+            with self.store.writing(key, part):
+                yield
+
+    def _merging(self, key: str) -> AbstractContextManager[None]:
+        """While those that share a stage read and merge its tables: a shard that is gone is then in what it was merged into."""
+        return nullcontext() if self.share is Share.ALL else self.store.writing(key, "merging", patience=MERGING)
+
+    @contextmanager
+    def _ours(self, of: Sequence[str], batches: Sequence[Any], refresh: Callable[[], None]) -> Iterator[Iterable[Any]]:
+        """What of a stage's batches this process is to look through; `of` names the stage."""
+        if self.share is Share.ALL:
+            yield batches
+            return
+        claims = Claims(self.store.place("locks", digest(list(of))), batches, backwards=self.share is Share.HELP)
+        with closing(claims.taken(refresh)) as ours:
+            yield ours
+        claims.remove()
+
     def draws(self, policy: str, sampling: Sampling, prompts: Sequence[tuple[str, int]]) -> list[MixtureSample]:
         """How a policy's stored mixture answers, by (prompt id, sample), were drawn, their steps' weights left out."""
         rows = self._table("mixtures", sampling.spec(policy), policy).read()
@@ -151,23 +183,33 @@ class Tables:
         if any(row.name not in stored for row in rows):
             with ExitStack() as held:
                 for side in sorted({row.side for row in rows}):  # several may score at once, but not the same answers
-                    held.enter_context(self.store.writing(table.key, side))
+                    held.enter_context(self._writing(table.key, side))
                 with self.store.writing(table.key, patience=MERGING):  # not while another process merges
                     stored = logps_in(table)
                 if any(row.name not in stored for row in rows):
                     self._score(policy, table, rows, stored, label)
                     with self.store.writing(table.key, patience=MERGING):
-                        table.merge()
+                        if self.share is not Share.HELP:
+                            table.merge()
                         stored = logps_in(table)
         return np.array([stored[row.name] for row in rows])
 
     def _score(
         self, policy: str, table: Table, rows: Sequence[Scored], stored: dict[tuple[str, str, str], float], label: str
     ) -> None:
-        batches = _scoring_batches(list({row.name: row for row in rows}.values()), self.scoring_tokens)
+        batches = scoring_batches(rows, self.scoring_tokens)
         learner = self.engines.learner()
-        with self.progress.stage("score", label, sum(map(len, batches))) as meter:
-            for shard in _batches(batches, 16):
+
+        def refresh() -> None:
+            with self.store.writing(table.key, patience=MERGING):
+                stored.update(logps_in(table))
+
+        of, shards = [table.key, *sorted({row.side for row in rows})], in_batches(batches, 16)
+        with (
+            self.progress.stage("score", label, sum(map(len, batches))) as meter,
+            self._ours(of, shards, refresh) as ours,
+        ):
+            for shard in ours:
                 scored: list[Scored] = []
                 logps: list[float] = []
                 for batch in shard:
@@ -176,7 +218,7 @@ class Tables:
                     if missing:
                         logps += learner.score(self.adapter(policy), [(row.prompt, row.tokens) for row in missing])
                         scored += missing
-                        meter.advance(len(missing), sum(map(_tokens, _trees(missing))))
+                        meter.advance(len(missing), sum(map(tokens_of, rows_by_prompt(missing))))
                 if scored:
                     columns = {
                         "prompt_id": [row.prompt_id for row in scored],
@@ -213,7 +255,7 @@ class Tables:
         """Keep what the oracle decides; the rest is returned."""
         oracle, passing = self.engines.oracle(), {}
         with self.progress.stage("judge", label, len(rows)) as meter:
-            for shard in _batches(rows, self.generation_batch):
+            for shard in in_batches(rows, self.generation_batch):
                 missing = [row for row in shard if row.name not in stored]
                 meter.skip(len(shard) - len(missing))
                 if missing:
@@ -230,34 +272,6 @@ class Tables:
                     meter.advance(len(missing))
                     meter.saved()
         return passing
-
-
-def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def _trees(rows: Sequence[Scored]) -> list[list[Scored]]:
-    """The rows of each prompt."""
-    trees: dict[str, list[Scored]] = {}
-    for row in sorted(rows, key=lambda row: row.name):
-        trees.setdefault(row.prompt_id, []).append(row)
-    return list(trees.values())
-
-
-def _tokens(tree: Sequence[Scored]) -> int:
-    """Tokens that go through the model for the rows of one prompt."""
-    return len(tree[0].prompt) + sum(len(row.tokens) for row in tree)
-
-
-def _scoring_batches(rows: Sequence[Scored], most: int) -> list[list[Scored]]:
-    """Rows to score together, at most `most` tokens of them. The longest prompts with their answers come first: what does
-    not fit in memory fails at once and not after hours."""
-    trees = sorted(_trees(rows), key=lambda tree: (-_tokens(tree), tree[0].prompt_id))
-    return [[row for tree in trees[run.start : run.stop] for row in tree] for run in cuts(list(map(_tokens, trees)), most)]
-
-
-def _once(prompts: Sequence[Prompt]) -> list[Prompt]:
-    return list({prompt.name: prompt for prompt in prompts}.values())
 
 
 def _append(tables: dict[str, Table], rows: Sequence[tuple[str, Prompt]], completions: Sequence[Completion]) -> None:

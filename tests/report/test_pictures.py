@@ -177,13 +177,13 @@ def test_shapes_that_are_equal_within_noise_are_drawn_once_or_not_at_all() -> No
     pictures = sweep_panels(twelve)
     names = [one.name for one in pictures.panels if one.name.startswith("radar")]
     assert names == ["radar_0"]
-    assert "No radar of the last iterates" in pictures.said["Scores"][0]
+    assert "No radar of the last iterates" in pictures.notes["Scores"][0]
     caption = panel(twelve, "radar_0").caption
     assert all(f"alpha {alpha}" in caption for alpha in range(12)) and "Centre 90%, rim 100%." in caption
     twelve.runs["(3,) 0"].last.categories["b"] = Value(0.3, 0.02)
     apart = sweep_panels(twelve)
     assert [one.name for one in apart.panels if one.name.startswith("radar")] == ["radar", "radar_0", "radar_3"]
-    assert apart.said["Scores"] == []
+    assert apart.notes["Scores"] == []
 
 
 def test_another_metric_is_drawn_under_its_own_name_and_in_its_own_unit() -> None:

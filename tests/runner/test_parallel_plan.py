@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -43,6 +44,22 @@ def test_graphs_by_hand(nodes: list[Node], seconds: list[float], takes: dict[int
     assert longest_chain(nodes, seconds) == chain
 
 
+@pytest.mark.parametrize(
+    ("nodes", "seconds", "shared", "takes"),
+    [
+        ([FREE], [12], {0: 500}, {1: 12, 2: 6, 3: 4}),
+        ([FREE, after(0)], [12, 5], {0: 500}, {1: 17, 2: 11, 4: 8}),  # the second is a training
+        ([FREE, FREE], [10, 4], {0: 500}, {1: 14, 2: 7}),  # who is free after 4 takes half of the 6 that are left
+        ([FREE, FREE], [10, 4], {0: 500, 1: 500}, {2: 7, 3: pytest.approx(14 / 3)}),  # two take the first, then all
+        ([FREE, FREE], [10, 4], {}, {2: 10}),
+    ],
+)
+def test_steps_that_are_shared_take_as_much_less_time(
+    nodes: list[Node], seconds: list[float], shared: dict[int, int], takes: dict[int, float]
+) -> None:
+    assert {count: simulated(Schedule(nodes), seconds, count, shared) for count in takes} == takes
+
+
 @st.composite
 def timed_graphs(draw: st.DrawFn) -> tuple[list[Node], list[float]]:
     nodes: list[Node] = []
@@ -73,6 +90,8 @@ def test_no_worker_rests_while_there_is_something_for_it(graph: tuple[list[Node]
     assert longest_chain(nodes, seconds) == chain == simulated(Schedule(nodes), seconds, len(nodes))
     assert max(chain, sum(seconds) / count) - 1e-9 <= takes <= sum(seconds) / count + (1 - 1 / count) * chain + 1e-9
     assert simulated(Schedule(nodes), seconds, 1) == sum(seconds)
+    together = simulated(Schedule(nodes), seconds, count, dict.fromkeys(range(len(nodes)), 1))
+    assert together == pytest.approx(sum(seconds) / count)  # of steps that may all be shared nobody ever rests
 
 
 def planned(
@@ -97,7 +116,7 @@ def test_one_worker_takes_as_long_as_no_workers(
     assert one and two and many
     assert one.seconds == pytest.approx(total.seconds) and one.untimed == total.untimed
     assert total.seconds / 2 <= two.seconds < 0.8 * total.seconds
-    assert many.seconds == pytest.approx(many.longest_chain) and many.longest_chain == one.longest_chain < two.seconds
+    assert many.longest_chain == one.longest_chain < many.seconds < two.seconds  # what is not shared; small steps are neither
 
 
 def test_what_is_stored_takes_no_time(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,9 +151,7 @@ def test_the_steps_are_those_of_the_sweep(tmp_path: Path) -> None:
     assert any(node.settled >= 0 for node in sweeps.nodes)
 
 
-def keep(
-    seen: list[Schedule], make: Callable[..., tuple[Schedule, list[float]]], *args: object
-) -> tuple[Schedule, list[float]]:
+def keep(seen: list[Schedule], make: Callable[..., tuple[Schedule, Any, Any]], *args: object) -> tuple[Schedule, Any, Any]:
     found = make(*args)
     seen.append(Schedule(found[0].nodes, set(found[0].made)))
     return found
@@ -182,7 +199,6 @@ def test_a_model_that_is_not_known_takes_unknown_time(tmp_path: Path) -> None:
             ["--alpha", "0.5,1", "--workers", "auto", "--gpu", "T4"],
             "--workers auto: it counts the GPUs here, and --gpu T4 plans",
         ),
-        (["--workers", "2"], "--workers 2: `run` plays a game with one, and only a sweep has more; add --alpha"),
     ],
 )
 def test_workers_that_cannot_be_planned_are_one_line(words: list[str], line: str) -> None:

@@ -1,7 +1,7 @@
 """Several workers: what may run at once, in what order, and what becomes of steps whose worker or game is gone."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -40,17 +40,35 @@ class Recording:
         self.started: list[int] = []
         self.replaced = 0
         self.fails: dict[int, Done] = {}
+        self.assisted: list[tuple[int, int]] = []
+        self.helping: dict[int, int] = {}
 
     def start(self, worker: int, step: int) -> None:
         node = self.nodes[step]
-        assert worker not in self.has and step not in self.has.values()
+        assert worker not in {**self.has, **self.helping} and step not in self.has.values()
         assert node.needs <= self.over, "a step has begun before what it needs was over"
         assert node.settled <= self.settled, "a step has begun that a measurement might have made needless"
         self.has[worker] = step
         self.started.append(step)
 
+    def assist(self, worker: int, step: int) -> None:
+        assert worker not in {**self.has, **self.helping} and step in self.has.values()
+        waiting = set(range(len(self.nodes))) - self.over - set(self.has.values())
+        ready = [one for one in waiting if self.nodes[one].needs <= self.over and self.nodes[one].settled <= self.settled]
+        assert not ready, "a worker helps though there is a step for it alone"
+        self.helping[worker] = step
+        self.assisted.append((worker, step))
+
     def wait(self, seconds: float) -> list[tuple[int, Done]]:
-        worker = self.random.choice(sorted(self.has))
+        worker = self.random.choice(sorted({**self.has, **self.helping}))
+        if worker in self.helping:
+            del self.helping[worker]
+            ends = [
+                Done(died=True),
+                Done(error=ValueError("no memory")),
+                Done(took=1.0, rows={"score": 3}, seconds={"score": 1.0}),
+            ]
+            return [(worker, self.random.choice(ends))]
         step = self.has.pop(worker)
         if self.random.random() < self.deaths:
             return [(worker, Done(died=True))]
@@ -69,14 +87,40 @@ class Recording:
     def close(self) -> None: ...
 
 
-def walk(nodes: Sequence[Node], workers: Recording, made: set[int] | None = None) -> None:
+def walk(
+    nodes: Sequence[Node], workers: Recording, made: set[int] | None = None, shared: Mapping[int, int] | None = None
+) -> Crew:
     """As a sweep does."""
     workers.over |= made or set()
-    crew = Crew(workers, Schedule(nodes, set(made or set())), Display(Console(quiet=True)))
+    crew = Crew(workers, Schedule(nodes, set(made or set())), Display(Console(quiet=True)), shared)
     for step in range(len(nodes)):
         crew.wait_for(step)
         workers.settled = step
         crew.settle(step)
+    return crew
+
+
+@given(graphs(), st.integers(1, 4), st.integers(0, 1000), st.sets(st.integers(0, 24)))
+@settings(max_examples=150, deadline=None)
+def test_who_has_no_step_of_its_own_helps_and_whatever_becomes_of_it_nothing_else_changes(
+    nodes: list[Node], count: int, seed: int, together: set[int]
+) -> None:
+    workers = Recording(count, seed, nodes)
+    crew = walk(nodes, workers, shared=dict.fromkeys(together, 100))
+    assert sorted(workers.started) == list(range(len(nodes)))
+    assert {step for _, step in workers.assisted} <= together
+    assert len(set(workers.assisted)) == len(workers.assisted), "a worker has come twice to help with the same"
+    done = crew.display.rows["score"] // 3
+    assert workers.replaced + done <= len(workers.assisted) and crew.display.seconds["score"] == done
+
+
+def test_the_largest_step_is_helped_with() -> None:
+    nodes = [Node(frozenset())] * 3
+    workers = Recording(3, 0, nodes)
+    crew = Crew(workers, Schedule(nodes), Display(Console(quiet=True)), {0: 10, 1: 30, 2: 20})
+    workers.random.choice = lambda has: has[0]  # pyright: ignore[reportAttributeAccessIssue]
+    crew.wait_for(0)  # the worker that ends it is free, and two steps are under way
+    assert workers.assisted == [(0, 1)]
 
 
 @given(graphs(), st.integers(1, 4), st.integers(0, 1000))

@@ -1,20 +1,26 @@
 """Several processes fill the tables of one store at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 from typing import Any
 
 import numpy as np
+import pytest
 from rich.console import Console
 
+from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.files import Tokens
+from lowmem_spin.engines.base import Completion, Request
+from lowmem_spin.store.claims import Claims, Share
 from lowmem_spin.store.memo import Tables
-from lowmem_spin.store.rows import Scored
+from lowmem_spin.store.rows import Prompt, Scored
 from lowmem_spin.store.store import Store
 
+SAMPLING = Sampling(1.0, 1.0, None, 8, 0, {"engine": "made up"})
+ROWS = 800  # of a stage that several share
 PROMPTS, SIDES = 40, ["chosen", "a" * 20, "b" * 20, "c" * 20]
 
 
@@ -93,3 +99,81 @@ def test_who_waited_for_the_same_answers_opens_no_engine(tmp_path: Path) -> None
         logps = tables(tmp_path, first, said).logps("base", side("chosen"), "first")
         assert waiting[0].result().tolist() == logps.tolist()
     assert (first.opened, first.asked) == (1, PROMPTS) and (second.opened, second.asked) == (0, 0)
+
+
+class StoppedError(Exception):
+    pass
+
+
+class Stopping(Adding):
+    """One that dies after so many rows, or never. It also answers, with the seed of each question."""
+
+    mixes_policies = True
+
+    def __init__(self, barrier: Barrier, after: int | None) -> None:
+        super().__init__(barrier)
+        self.after = after
+
+    def generator(self) -> Any:
+        return self
+
+    def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
+        found = super().score(adapter, rows)
+        if self.after is not None and self.asked >= self.after:
+            raise StoppedError
+        return found
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        self.score(None, [(request.prompt, []) for request in requests])
+        return [Completion([request.seed % 1000], str(request.seed), "stop", -1.0) for request in requests]
+
+
+def scored(mine: Tables) -> list[float]:
+    rows = [Scored(f"p{n}", [1, 2], "chosen", [n + 1, 1]) for n in range(ROWS)]
+    return mine.logps("base", rows, "").tolist()
+
+
+def answered(mine: Tables) -> list[str]:
+    (answers,) = mine.answers([("base", [Prompt(f"p{n}", [1, n + 1]) for n in range(ROWS)])], SAMPLING, "")
+    return [answer.text for answer in answers]
+
+
+@pytest.mark.parametrize("dies", [None, 0, 1])
+@pytest.mark.parametrize("work", [scored, answered])
+def test_those_that_share_a_stage_compute_every_row_once_and_what_a_dead_one_has_left(
+    tmp_path: Path, work: Callable[[Tables], list[Any]], dies: int | None
+) -> None:
+    """The first, two that help it, and one that comes when all is over; the one that dies, if any, is the first or a helper."""
+    said: list[str] = []
+    barrier = Barrier(3)
+    engines = [Stopping(barrier, 60 if number == dies else None) for number in range(3)]
+
+    def take_part(number: int) -> list[Any] | None:
+        mine = tables(tmp_path / "shared", engines[number], said)
+        mine.share = Share.HELP if number else Share.FIRST
+        try:
+            return work(mine)
+        except StoppedError:
+            return None
+
+    expected = work(tables(tmp_path / "alone", Stopping(Barrier(1), None), said))
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(take_part, range(3)))
+    assert found == [None if number == dies else expected for number in range(3)]
+    computed = [engine.asked for engine in engines]
+    late = Stopping(Barrier(1), None)
+    after = tables(tmp_path / "shared", late, said)
+    after.share = Share.HELP
+    assert work(after) == expected and late.asked == 0 and not said
+    (table,) = after.opened.values()
+    assert table.read().num_rows == ROWS
+    twice = sum(computed) - ROWS  # what the dead one had not committed
+    assert all(rows > 0 for rows in computed) and (twice == 0 if dies is None else 0 < twice <= computed[dies])
+    assert not list((tmp_path / "shared" / "locks").glob("*-[0-9]*.lock"))
+
+
+def test_who_helps_begins_at_the_other_end(tmp_path: Path) -> None:
+    """So that the two meet as late as they can, and neither waits at every part for the other."""
+    batches = list(range(100))
+    forwards, backwards = (list(Claims(tmp_path / "x", batches, back).taken(lambda: None)) for back in (False, True))
+    assert forwards == sorted(backwards) == batches and backwards[0] == 100 - len(batches) % 4 - 4 and backwards[-1] == 3

@@ -106,8 +106,8 @@ class LLMJudge(NoWeights):
     def from_recipe(cls, section: JudgeOracle, context: OracleContext, **given: Any) -> Self:
         """See base.Oracle; `given` are further arguments of the class. What the section leaves open is the class's own."""
         longest = {} if section.max_tokens is None else {"max_tokens": section.max_tokens}
-        asked = {"api_key_env": section.api_key_env, "concurrency": section.concurrency, "extra": section.extra_body}
-        return cls(section.base_url, section.model, context.cache, context.notify, **{**asked, **longest, **given})
+        options = {"api_key_env": section.api_key_env, "concurrency": section.concurrency, "extra": section.extra_body}
+        return cls(section.base_url, section.model, context.cache, context.notify, **{**options, **longest, **given})
 
     def spec(self) -> dict[str, Any]:
         """The judge's name and how it is asked. Not its address: a server may move, and a name is what was asked for."""
@@ -139,19 +139,19 @@ class LLMJudge(NoWeights):
         prompts, self._silent = list(dict.fromkeys(prompt_of.values())), set()
         verdicts = dict(zip(prompts, self.endpoint.each(self._judge, prompts), strict=True))
         self.undecided = (
-            set() if self._final else {place for (place, _, _), prompt in prompt_of.items() if prompt in self._silent}
+            set() if self._final else {number for (number, _, _), prompt in prompt_of.items() if prompt in self._silent}
         )
         self._stop_if_hopeless(1 if self.failed == self.orders else ENOUGH)
 
-        def wins(place: int, one: str, other: str) -> float:
-            forth, back = verdicts[prompt_of[place, one, other]], verdicts[prompt_of[place, other, one]]
+        def wins(number: int, one: str, other: str) -> float:
+            forth, back = verdicts[prompt_of[number, one, other]], verdicts[prompt_of[number, other, one]]
             shares = [share for share in (forth, None if back is None else 1 - back) if share is not None]
             self.unjudged += not shares
             return sum(shares) / len(shares) if shares else 0.5
 
         matrices = [
-            of_pairs(question.answers, lambda one, other, place=place: wins(place, one, other))
-            for place, question in enumerate(questions)
+            of_pairs(question.answers, lambda one, other, number=number: wins(number, one, other))
+            for number, question in enumerate(questions)
         ]
         self._report()
         return matrices
@@ -159,8 +159,8 @@ class LLMJudge(NoWeights):
     def _orders(self, questions: Sequence[Comparison]) -> dict[tuple[int, str, str], str]:
         """{(question, the answer shown as A, the other): prompt}"""
         return {
-            (place, one, other): self._ask(question, one, other)
-            for place, question in enumerate(questions)
+            (number, one, other): self._ask(question, one, other)
+            for number, question in enumerate(questions)
             for one, other in permutations(dict.fromkeys(question.answers), 2)
         }
 
@@ -181,8 +181,8 @@ class LLMJudge(NoWeights):
     def _ask(self, question: Comparison, first: str, second: str) -> str:
         """The prompt that shows `first` as A."""
         turns = "\n\n".join(f"{message['role']}: {message['content']}" for message in question.messages)
-        told = {"conversation": turns, "answer_a": first, "answer_b": second, "reference": question.reference}
-        return PLACES.sub(lambda place: told[place[1]], self.prompt)
+        fields = {"conversation": turns, "answer_a": first, "answer_b": second, "reference": question.reference}
+        return PLACES.sub(lambda match: fields[match[1]], self.prompt)
 
     def _judge(self, prompt: str) -> float | None:
         """What the answer shown as A gets; None if this order failed."""

@@ -2,9 +2,8 @@
 clock of their own, so that whatever the crew does, the plan does.
 """
 
-import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from lowmem_spin.algorithm.stages import Stage
 from lowmem_spin.algorithm.touches import Places, Touch
 from lowmem_spin.common.display import Display, clock
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.config.grid import Axes
 from lowmem_spin.engines.machine import visible_gpus
 from lowmem_spin.engines.pool import EnginePool, GameEngines
 from lowmem_spin.runner.crew import Crew, Done
@@ -24,7 +22,7 @@ from lowmem_spin.runner.planning.counting import PlanLine
 from lowmem_spin.runner.planning.forecast import ahead_of, of_step
 from lowmem_spin.runner.resolved import ResolvedRecipe
 from lowmem_spin.runner.schedule import Node, Schedule
-from lowmem_spin.runner.steps import in_step, numbered, scheduled
+from lowmem_spin.runner.steps import in_step, numbered, scheduled, shared_rows
 from lowmem_spin.runner.worker_count import asked_count, check_gpus
 
 Game = tuple[ResolvedRecipe, Sequence[tuple[Stage, Sequence[Touch]]]]
@@ -36,7 +34,7 @@ class Parallel:
 
     count: int
     seconds: float  # until the last step is over; not a number: the model is not known yet
-    longest_chain: float  # seconds of steps that wait for each other, however many workers there are
+    longest_chain: float  # seconds of steps that wait for each other and cannot be shared, however many workers there are
     untimed: bool  # a judge's own time comes on top, and is not known
     left: bool  # whether there is anything left to compute
 
@@ -62,7 +60,7 @@ class Parallel:
         }
 
 
-def check_workers(asked: str | None, gpu: str | None, varied: Axes, seeds: int) -> None:
+def check_workers(asked: str | None, gpu: str | None) -> None:
     """Refuse workers that cannot be planned for; None are no workers.
 
     Raises:
@@ -72,11 +70,6 @@ def check_workers(asked: str | None, gpu: str | None, varied: Axes, seeds: int) 
         return
     if asked_count(asked) is None and gpu is not None:
         raise InputError(f"--workers auto: it counts the GPUs here, and --gpu {gpu} plans for others; give a number")
-    if not varied and seeds == 1:
-        raise InputError(
-            f"--workers {asked}: `run` plays a game with one, and only a sweep has more; add --alpha, --history, --grid or "
-            "--seeds"
-        )
 
 
 def with_workers(asked: str, games: Sequence[Game], lines: Sequence[PlanLine], gpu: str | None) -> Parallel:
@@ -97,23 +90,25 @@ def with_workers(asked: str, games: Sequence[Game], lines: Sequence[PlanLine], g
         check_gpus(count, gpus, "; or plan for more with --gpu")
     count = count or max(1, gpus)
     timed = [line for line in lines if line.to_do and line.unit.side != "judgements"]
-    schedule, seconds = timed_steps(games, timed)
+    schedule, seconds, shared = timed_steps(games, timed)
     untimed = any(line.to_do and line.unit.side == "judgements" for line in lines)
     left = any(line.to_do for line in lines)
     if any(map(math.isnan, seconds)):
         return Parallel(count, math.nan, math.nan, untimed, left)
-    chain = longest_chain(schedule.nodes, seconds)
-    return Parallel(count, simulated(schedule, seconds, count), chain, untimed, left)
+    chain = longest_chain(schedule.nodes, [0.0 if step in shared else took for step, took in enumerate(seconds)])
+    return Parallel(count, simulated(schedule, seconds, count, shared), chain, untimed, left)
 
 
-def timed_steps(games: Sequence[Game], lines: Sequence[PlanLine]) -> tuple[Schedule, list[float]]:
-    """The steps of all games as a sweep schedules them, and the seconds of each. What several ask for, the first makes."""
+def timed_steps(games: Sequence[Game], lines: Sequence[PlanLine]) -> tuple[Schedule, list[float], dict[int, int]]:
+    """The steps of all games as a sweep schedules them, the seconds of each, and which several workers may share, as
+    `shared_rows` has them. What several ask for, the first makes."""
     engines = [_signature(found) for found, _ in games]
     steps = in_step([numbered([stage for stage, _ in played]) for _, played in games], engines)
     touched = {(game, id(stage)): touches for game, (_, played) in enumerate(games) for stage, touches in played}
     asked = [of_step(touched[step.game, id(step.stage)], step.samples_only) for step in steps]
     ahead = ahead_of((step.stage, touches) for step, touches in zip(steps, asked, strict=True))
-    return scheduled([found.recipe for found, _ in games], engines, steps, ahead), _seconds(asked, lines)
+    schedule = scheduled([found.recipe for found, _ in games], engines, steps, ahead)
+    return schedule, _seconds(asked, lines), shared_rows(ahead)
 
 
 def _signature(found: ResolvedRecipe) -> str:
@@ -155,13 +150,20 @@ class _Waiting:
 
     def __init__(self, count: int, seconds: Sequence[float]) -> None:
         self.count, self.seconds, self.now = count, seconds, 0.0
-        self.under_way: list[tuple[float, int]] = []
+        self.ends: dict[int, tuple[float, int]] = {}  # by worker: when, and its step
 
     def start(self, worker: int, step: int) -> None:
-        heapq.heappush(self.under_way, (self.now + self.seconds[step], worker))
+        self.ends[worker] = (self.now + self.seconds[step], step)
+
+    def assist(self, worker: int, step: int) -> None:
+        """What is left of it takes as much less time as there are more."""
+        already = [one for one, (_, its) in self.ends.items() if its == step]
+        left = (self.ends[already[0]][0] - self.now) * len(already) / (len(already) + 1)
+        self.ends |= dict.fromkeys([*already, worker], (self.now + left, step))
 
     def wait(self, seconds: float) -> list[tuple[int, Done]]:
-        self.now, worker = heapq.heappop(self.under_way)
+        worker = min(self.ends, key=lambda one: (self.ends[one][0], one))
+        self.now, _ = self.ends.pop(worker)
         return [(worker, Done())]
 
     def progress(self, worker: int) -> str | None:
@@ -175,10 +177,10 @@ class _Waiting:
     def close(self) -> None: ...
 
 
-def simulated(schedule: Schedule, seconds: Sequence[float], count: int) -> float:
-    """Seconds until so many workers have computed all steps, each taking its time."""
+def simulated(schedule: Schedule, seconds: Sequence[float], count: int, shared: Mapping[int, int] | None = None) -> float:
+    """Seconds until so many workers have computed all steps, each taking its time; see crew.Crew for `shared`."""
     workers = _Waiting(count, seconds)
-    crew = Crew(workers, schedule, Display(Console(quiet=True)))
+    crew = Crew(workers, schedule, Display(Console(quiet=True)), shared)
     for step in range(len(seconds)):  # as a sweep walks through them
         crew.wait_for(step)
         crew.settle(step)
