@@ -61,7 +61,7 @@ def test_a_thousand_games(tmp_path: Path) -> None:
         draft.add(point)
     lines = draft.lines()
     lap("look-up and rows")
-    schedule, seconds = timed_steps(list(zip(draft.founds, draft.played, strict=True)), lines)
+    schedule, seconds, _ = timed_steps(list(zip(draft.founds, draft.played, strict=True)), lines)
     lap("order and needs")
     workers, made = AtOnce(4), set(schedule.made)
     crew = Crew(workers, schedule, Display(Console(quiet=True)))
