@@ -98,7 +98,7 @@ def test_only_several_games_have_something_to_reuse(tmp_path: Path) -> None:
     words = ["quickstart", "--set", f"output.store={tmp_path}", "--set", f"output.dir={tmp_path / 'run'}"]
     one, two = call("plan", *words).stdout, call("plan", *words, "--alpha", "0.5,1").stdout
     assert "reuse" not in one and "saved" not in one and "reuse" in two and "saved" in two
-    assert "By stage, without evaluation and the SFT baseline" in one
+    assert "By stage, without held-out evaluation and plain SFT" in one
 
 
 def test_doctor_answers_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
