@@ -26,7 +26,7 @@ from lowmem_spin.cli.run_commands import app as run_commands
 if TYPE_CHECKING:
     from lowmem_spin.common.display import Display
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)  # rich would cut options
 STORE = Path("runs/store")
 
 
@@ -133,7 +133,7 @@ def doctor(
     overrides: Overrides = None,
     trust: TrustCode = False,
 ) -> None:
-    """Say what this machine has and which engines a game would use, and test each for real."""
+    """Say what this machine has and what a game would use. Each engine is tested for real."""
     from rich.console import Console
 
     from lowmem_spin.common.display import Display
@@ -177,7 +177,7 @@ def bench(
     store: Annotated[Path, path_option(help="Folder that remembers the rates, and has room for the base.")] = STORE,
     overrides: Overrides = None,
 ) -> None:
-    """Measure speed and memory of each stage on this machine with random weights. Downloads nothing."""
+    """Measure each stage's speed and memory on this machine. Weights are random; nothing is downloaded."""
     from rich.console import Console
 
     from lowmem_spin.cli.bench.bench import BenchRequest
@@ -200,7 +200,7 @@ def bench(
 
 @app.command()
 def report(folder: Annotated[Path, path_argument(metavar="RUN_OR_SWEEP", help="The folder of a run or of a sweep.")]) -> None:
-    """Write what a run or a sweep found as one HTML page, a Markdown table and pictures. Loads no model."""
+    """Write results as an HTML page, a Markdown table and pictures. Loads no model."""
     from rich.console import Console
 
     from lowmem_spin.common.display import Display

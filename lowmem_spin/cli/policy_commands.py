@@ -11,7 +11,7 @@ from lowmem_spin.cli.options import TrustCode, path_argument, path_option
 
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # see loading.py; it comes in with transformers
 
-app = typer.Typer()
+app = typer.Typer(rich_markup_mode=None)
 
 
 class Dtype(StrEnum):
@@ -155,7 +155,7 @@ def arena(
     judge_extra_body: JudgeBody = None,
     trust: TrustCode = False,
 ) -> None:
-    """Let the base and all iterates answer the same prompts, and a judge compare every two answers in both orders."""
+    """Have a judge compare the base's and all iterates' answers. Each two are compared in both orders."""
     import signal
 
     from rich.console import Console
@@ -236,7 +236,7 @@ def export(
     public: Annotated[bool, typer.Option("--public", help="Let all see what --push uploads.")] = False,
     trust: TrustCode = False,
 ) -> None:
-    """Write an iterate to a folder that PEFT loads, or merged into one that transformers and vLLM load; as GGUF; to the hub."""
+    """Write an iterate as an adapter, a merged model or a GGUF file. PEFT loads the one, transformers and vLLM the other."""
     from rich.console import Console
 
     from lowmem_spin.cli.export_command import ExportRequest, export_policy
@@ -263,7 +263,7 @@ def serve(
     only_print: Annotated[bool, typer.Option("--print", help="Print the command and do not run it.")] = False,
     trust: TrustCode = False,
 ) -> None:
-    """Serve the base and every iterate with vLLM, each under its own model name, as an OpenAI-compatible API."""
+    """Serve the base and all iterates with vLLM. Each has a model name of its own in an OpenAI-compatible API."""
     from rich.console import Console
 
     from lowmem_spin.cli import serve as server
@@ -294,7 +294,7 @@ def gc(
     aside: Annotated[bool, typer.Option("--aside", help="Free what was set aside as damaged, too.")] = False,
     grace_hours: Annotated[float, typer.Option(min=0, help="Keep anything written in the last N hours.")] = 24,
 ) -> None:
-    """Show what in the store no run uses any more, and free it if asked to."""
+    """Show what in the store no run uses, and free it if asked to."""
     from rich.console import Console
 
     from lowmem_spin.cli import gc as unused

@@ -7,12 +7,12 @@ import typer
 
 from lowmem_spin.cli.options import Alphas, GridAxes, Histories, Overrides, Picture, RecipeName, Seeds, TrustCode, path_argument
 
-app = typer.Typer()
+app = typer.Typer(rich_markup_mode=None)
 
 
 @app.command()
 def recipes() -> None:
-    """List the recipes that come along, with the hardware and the time that each takes."""
+    """List the recipes that come along. Each with the hardware and the time that it takes."""
     from lowmem_spin.config.shipped import shipped_recipes
 
     found = shipped_recipes()
@@ -74,7 +74,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON and nothing else.")] = False,
     trust: TrustCode = False,
 ) -> None:
-    """Say what a recipe or a sweep of it would compute, what is stored already, and the memory it needs. Plays nothing."""
+    """Estimate the work, time and memory of a recipe or a sweep. What is stored already is not counted; nothing is played."""
     from rich.console import Console
 
     from lowmem_spin.cli.plan import measure_here, show_plan
@@ -116,7 +116,7 @@ def theory(
     iterations: Annotated[int, typer.Option(help="Iterates to play, whatever the recipe says.", min=1, max=200)] = 20,
     picture: Picture = Path("theory.png"),
 ) -> None:
-    """Play a recipe exactly on six made-up answers, without a model: does its alpha, history and loss settle, and where?"""
+    """Play a recipe exactly on six made-up answers. Without a model: do its alpha, history and loss settle, and where?"""
     from rich.console import Console
 
     from lowmem_spin.cli.theory import show_theory

@@ -7,14 +7,14 @@ import typer
 
 from lowmem_spin.cli.options import Picture, path_argument
 
-app = typer.Typer()
+app = typer.Typer(rich_markup_mode=None)
 
 
 @app.command()
 def runs(
     top: Annotated[Path, path_argument(metavar="FOLDER", help="Folder to search for runs, at any depth.")] = Path("runs"),
 ) -> None:
-    """List runs and sweeps: how far each is, its best policy, its size and its age."""
+    """List runs and sweeps with state, best policy, size and age."""
     from rich.console import Console
 
     from lowmem_spin.report.overview import overview_grid, played_below
@@ -33,7 +33,7 @@ def compare(
     ],
     picture: Picture = Path("comparison.png"),
 ) -> None:
-    """Put runs side by side: one table, with what is noise said in words, and one picture. Loads no model."""
+    """Put runs side by side in one table and one picture. What is noise is said in words; no model is loaded."""
     from rich.console import Console
 
     from lowmem_spin.common.display import Display
