@@ -131,6 +131,6 @@ def verdicts(recipe: Recipe, shape: Shape, dtype: str) -> list[str]:
                 generator.name
             )
         except InputError:
-            shared = f"{generator.name} has no room: set generation.engine to {PORTABLE}"
+            shared = f"with generation.engine {PORTABLE} alone, as {generator.name} has no room"
         lines.append(f"GPU of {card:<11} {'; '.join(['does not fit: ' + '; '.join(changes) if changes else 'fits', shared])}")
     return lines

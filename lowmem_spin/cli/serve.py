@@ -60,7 +60,9 @@ def serve_command(
     model, revision = base.location, base.revision
     if base_model.quantization != "none":
         model, revision = (
-            str(unpacked(base, base_model.quantization, machine, base_model.trust_remote_code, store.root / "weights")),
+            str(
+                unpacked(base, base_model.quantization, machine, base_model.trust_remote_code, store.root.resolve() / "weights")
+            ),
             None,
         )
     adapters = run_folder.trained_iterates(run, store)

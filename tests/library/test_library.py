@@ -314,7 +314,7 @@ def test_what_is_not_there_is_refused_in_one_line(run: ls.Run, tmp_path: Path) -
         (lambda: ls.run({"model": {"name_or_path": "x"}}), "^the recipe: data: missing; add it"),
         (lambda: ls.sweep("quickstart", grid={"alpha": cast(Any, 0.5)}), "grid: game.alpha is to be a list of values"),
         (lambda: ls.plan("quickstart", gpu="9999"), "9999"),
-        (lambda: ls.plan("quickstart", workers=2), "--workers 2: `run` plays a game with one"),
+        (lambda: ls.plan("quickstart", workers="auto", gpu="T4"), "--workers auto: it counts the GPUs here"),
         (lambda: run.iterate(7), "iterate '7': .* has no such policy; it has base, 0, 1"),
         (lambda: run.generate(["hi"], temperature=-1), "^temperature -1: cannot be used"),
         (lambda: run.generate(["hi"], max_new_tokens=0), "^max_new_tokens: 0 cannot be used"),

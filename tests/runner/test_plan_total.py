@@ -5,13 +5,16 @@ import math
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from helpers.commands import call
 from lowmem_spin.cli.main import doctor as examine
+from lowmem_spin.common.display import Display
 from lowmem_spin.config.grid import planned_points
-from lowmem_spin.config.load import find_recipe
+from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.engines import doctor, machine
 from lowmem_spin.engines.memory import peak, planned_shape, vllm_memory
+from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.planning import calibration
 from lowmem_spin.runner.planning.plan import PlannedWork, plan
 from lowmem_spin.runner.planning.total import CARDS
@@ -32,6 +35,22 @@ def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_card_has_a_name_and_a_memory() -> None:
     assert CARDS.keys() == calibration.PEAK.keys()
+
+
+@pytest.mark.parametrize("overrides", [[], ["evaluation.path=null", "evaluation.metric=none"]])
+def test_held_out_rows_are_counted_before_the_data_is_prepared(overrides: list[str], tmp_path: Path) -> None:
+    """As many as the game measures on: of a file of their own all, else a tenth or what is asked for."""
+    pairs = ["game.pairs=100", "game.iterations=1", *overrides]
+    before = planned(tmp_path, "quickstart", *pairs)
+    path = find_recipe("quickstart")
+    recipe = load_recipe(path, [*pairs, f"output.store={tmp_path}", f"output.dir={tmp_path / 'run'}"])
+    game = open_game(recipe, path.parent, Display(Console(quiet=True)), SharedResources())
+    after = planned(tmp_path, "quickstart", *pairs)
+    assert not before.exact and after.exact
+    assert before.totals()["evaluate"]["shared"] == after.totals()["evaluate"]["shared"]
+    chosen = sum(line.unit.side == "chosen" for line in after.lines)
+    assert chosen and {line.to_do for line in before.lines if line.unit.side == "chosen"} >= {len(game.rows.held.scored)}
+    assert not any("assumed" in note for note in before.notes)
 
 
 def test_a_plan_for_a_card_begins_with_hours_and_memory(tmp_path: Path) -> None:

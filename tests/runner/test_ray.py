@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -95,11 +96,13 @@ def test_two_workers_and_one_that_is_killed_end_in_the_same_adapters_and_numbers
 
     def kill() -> None:
         display.trained.wait(300)
-        for process in [me, *me.children(recursive=True)]:
-            listening.update(one.laddr.ip for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN)
         for worker in [child for child in me.children(recursive=True) if "SweepWorker" in child.name()][:1]:
             os.kill(worker.pid, signal.SIGKILL)
             killed.append(worker.pid)
+        for process in [me, *me.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                found = process.net_connections("inet")
+                listening.update(one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN)
 
     killer = threading.Thread(target=kill)
     killer.start()

@@ -206,7 +206,7 @@ def test_one_points_failure_does_not_stop_the_others(tmp_path: Path) -> None:
     assert result.returncode == 1
     found = json.loads((tmp_path / "game-sweep" / "sweep.json").read_text())["points"]
     assert [point["status"] for point in found] == ["finished", "failed"]
-    assert found[1]["error"].startswith("game.pairs: 1000000 prompts asked")
+    assert found[1]["error"].startswith("game.pairs: 1000000 prompts are needed")
     assert "alpha-0.5_pairs-1000000_seed-42 failed: game.pairs" in result.stdout
 
 

@@ -147,14 +147,25 @@ class Draft:
             read, *reasons = counts.lines(data)
             read = f"{source.location}: {read}, before prompt lengths are checked"
             self.note([f"{name}: {line}" for line in (read, *reasons)])
-        train = _files(found)[0]
-        if (prepared := self.files[train]) is not None:
-            used = len(prepared)
-        elif (counted := self.counted.get(train)) is not None:
-            used = counted.used
-        else:
-            return None
-        return used if found.held is not None else used - min(recipe.evaluation.health_prompts, used // 10)
+        used = self._used(_files(found)[0])
+        if used is None or found.held is not None:
+            return used
+        return used - min(recipe.evaluation.health_prompts, used // 10)
+
+    def _used(self, path: Path) -> int | None:
+        """Rows of a data file, at most; None if it is not here."""
+        if (prepared := self.files[path]) is not None:
+            return len(prepared)
+        return self.counted[path].used if path in self.counted else None
+
+    def _held_out(self, found: ResolvedRecipe) -> tuple[int, int]:
+        """(rows that are scored, those of them that health is measured on), at most."""
+        asked, used = found.recipe.evaluation.health_prompts, self._used(_files(found)[-1])
+        if used is None:
+            self.note([f"{asked} held-out rows are assumed"])
+            return asked, asked
+        health = min(asked, used if found.held is not None else used // 10)
+        return (used if found.held is not None else health), health
 
     def _touched(
         self, resolved: ResolvedRecipe, loaded: Sequence[Rows | None], usable: int | None
@@ -179,7 +190,7 @@ class Draft:
                 return self.drawn[draw]
         else:
             inputs, stages = name_stages(resolved, f"{recipe.evaluation.health_prompts}, or less")
-            scored = health = self.ids.block("held", recipe.evaluation.health_prompts)
+            scored, health = (self.ids.block("held", count) for count in self._held_out(resolved))
 
             if usable is not None:
                 for draw, asking in asked_rows(stages):

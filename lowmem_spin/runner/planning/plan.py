@@ -120,10 +120,7 @@ def plan(
         raise InputError(f"no point can be played: {draft.notes[0]}")
     if not draft.exact:
         draft.note(
-            [
-                "the data is not loaded and tokenised yet, so row counts are maxima, nothing counts as stored, and "
-                f"{draft.founds[0].recipe.evaluation.health_prompts} held-out rows are assumed"
-            ],
+            ["the data is not loaded and tokenised yet, so row counts are maxima, and nothing counts as stored"],
         )
     lines, parallel = draft.lines(), None
     if workers is not None:
