@@ -27,6 +27,9 @@ class AtOnce:
         self.has.append((worker, step))
         self.started[step] += 1
 
+    def assist(self, worker: int, step: int) -> None:
+        raise AssertionError("no step is shared here")
+
     def wait(self, seconds: float) -> list[tuple[int, Done]]:
         worker, _ = self.has.pop()
         return [(worker, Done())]

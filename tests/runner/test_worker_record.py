@@ -46,6 +46,9 @@ class Ending:
     def start(self, worker: int, step: int) -> None:
         self.has[worker] = step
 
+    def assist(self, worker: int, step: int) -> None:
+        raise AssertionError("no step is shared here")
+
     def wait(self, seconds: float) -> list[tuple[int, Done]]:
         end = self.ends.pop(0)
         if not isinstance(end, Done):
