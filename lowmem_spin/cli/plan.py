@@ -15,12 +15,11 @@ from lowmem_spin.engines.residency import plan_residency
 from lowmem_spin.report.grid import Grid, TerminalTable
 from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.planning.calibration import record_measurements
-from lowmem_spin.runner.planning.counting import GAME_KINDS, PlanLine
+from lowmem_spin.runner.planning.counting import GAME_KINDS, MEASURING, PlanLine
 from lowmem_spin.runner.planning.measuring import measure_rates
 from lowmem_spin.runner.planning.plan import PlannedWork
 
 RAM = 12.7e9  # bytes free on the smallest host that has such cards, a free Colab
-MEASURING = {"evaluate": "held-out evaluation", "baseline": "plain SFT"}  # kinds that are no part of the game
 SHARING = {  # what a residency means for a generator and training, which are two engines on one card
     "resident": "{} and training stay loaded together",
     "sleep": "{}'s weights wait in RAM while training",

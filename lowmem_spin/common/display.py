@@ -106,7 +106,7 @@ class StageMeter:
 
     def last_line(self) -> str:
         """What the stage took."""
-        stored = f", {self.done - self.computed:,} of them stored before" if self.done > self.computed else ""
+        stored = f", {self.done - self.computed:,} of them stored already" if self.done > self.computed else ""
         return f"{self.label}: {', '.join([f'{self.done:,} rows{stored}', clock(self.elapsed), *self.speed()])}"
 
 

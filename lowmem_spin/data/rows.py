@@ -101,8 +101,8 @@ def counted(kind: str, count: int, data: Data) -> str:
     if kind in IN_WORDS:
         return f"{count:,} {IN_WORDS[kind][count != 1].format(**limits)}"
     noun = ("row " if count == 1 else "rows ") if kind.startswith(("with ", "without ", "whose ", "that ")) else ""
-    if count == 1:
-        kind = kind.replace("that are no objects", "that is no object").replace("that are", "that is")
+    if count == 1 and kind.startswith("that are "):
+        kind = kind.replace("are no objects", "is no object").replace("that are", "that is")
     return f"{count:,} {noun}{kind}"
 
 

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from lowmem_spin.common.errors import printable
 from lowmem_spin.common.files import write_text
 from lowmem_spin.report import arena, benchmarks
+from lowmem_spin.report.against import numeric_axis
 from lowmem_spin.report.answers import before_after
 from lowmem_spin.report.benchmarks import Block
 from lowmem_spin.report.cautions import caution_lines
@@ -29,6 +30,7 @@ from lowmem_spin.report.plots import DRAWN, WIDTH
 from lowmem_spin.report.results import RunResults, SweepResults, plain_value, recipe_field
 from lowmem_spin.report.summary import duration, points_grid, run_grid, sweep_grid, sweep_verdict, verdict
 from lowmem_spin.report.svg import drawing, inline, style
+from lowmem_spin.runner.planning.counting import MEASURING
 from lowmem_spin.runner.worker_record import WorkersFile
 
 __all__ = ["write_all", "write_page", "write_picture"]
@@ -145,7 +147,7 @@ def _run(run: RunResults) -> dict[str, Any]:
         "points": None,
         "links": {},
         "missing": run.missing,
-        "left_out": "",
+        "left_out": {},
         "samples": _samples([(policy.name, policy.samples) for policy in run.policies]),
         "samples_note": "The first held-out prompts, each with a sample of every policy, at temperature 1 from all tokens.",
         "provenance": _provenance([run], [recipe_field(run.recipe, "seed")]),
@@ -160,6 +162,7 @@ def _sweep(sweep: SweepResults) -> dict[str, Any]:
     firsts = [(c.label, next(iter(c.runs.values()))) for c in sweep.finished]
     links = {p.name: link for p in sweep.file.points if (link := _link(sweep.folder, p.dir)) is not None}
     shown, count = drawn_configurations(sweep), len(sweep.finished)
+    limited = ["Scores", *(["Overview"] if numeric_axis(sweep) else [])] if len(shown) < count else []  # by name all have room
     return {
         "title": f"{sweep.folder.resolve().name}: sweep of {sweep.file.recipe}",
         "subtitle": "; ".join(
@@ -175,7 +178,7 @@ def _sweep(sweep: SweepResults) -> dict[str, Any]:
         "whole": all(point.status == "finished" for point in sweep.file.points),  # else what failed is shown at once
         "links": links,
         "missing": sweep.missing,
-        "left_out": f"Only the best {DRAWN} of {count} configurations are drawn." if len(shown) < count else "",
+        "left_out": dict.fromkeys(limited, f"Only the best {DRAWN} of {count} configurations are drawn."),
         "samples": _samples(
             [("base", runs[0].base.samples), *((label, run.last.samples) for label, run in firsts)] if runs else []
         ),
@@ -216,7 +219,7 @@ def _workers(found: WorkersFile) -> dict[str, Any]:
     rows = []
     for one in found.workers:
         place = ", ".join(part for part in (one.machine, one.device) if part) or "not known"
-        did = ", ".join(f"{count} {kind}" for kind, count in one.steps.items())
+        did = ", ".join(f"{count} {MEASURING.get(kind, kind)}" for kind, count in one.steps.items())
         share = f"{one.seconds / found.seconds:.0%}" if found.seconds else ""
         rows.append([str(one.worker), place, did, str(sum(one.steps.values())), duration([one.seconds]), share])
     count = len({one.worker for one in found.workers})

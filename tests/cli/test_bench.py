@@ -241,6 +241,10 @@ def test_calibration_is_kept_and_scales_with_flop(tmp_path: Path) -> None:
     assert known.seconds("score", 1000, 4 * 10**9, "card", "hf") == (50.0, True)  # from the one nearest in size
     assert known.seconds("train", 1000, 10**9, "card", "hf", gradient_checkpointing=True) == (6.0, True)
     assert known.seconds("train", 1000, 10**9, "card", "hf") == (4.0, True)  # no second forward: 4 of 6
+    computed = Calibration().seconds("score", 1000, 10**12, "card", "hf")[0]
+    larger, smaller = (known.seconds("score", 1000, parameters, "card", "hf") for parameters in (10**12, 10**8))
+    assert larger == (pytest.approx(max(computed, 800.0)), False)  # no less than a model 8 times the larger
+    assert smaller == (pytest.approx(min(computed / 10**4, 0.25)), False)  # no more than one of an eighth of the smaller
     assert not known.seconds("score", 1000, 10**9, "card", "vllm")[1]
     assert not known.seconds("score", 1000, 10**9, "other card", "hf")[1]
 
@@ -254,11 +258,18 @@ def test_without_a_measurement_the_makers_figure_decides() -> None:
     assert Calibration().seconds("score", 33_000, 10**9, calibration.device_name("cpu"), "hf")[0] > seconds
 
 
+def rates(seconds: float) -> Calibration:
+    kinds: list[Any] = ["score", "train", "generate"]
+    return Calibration(tuple(record(kind=kind, seconds=seconds) for kind in kinds))
+
+
 @given(
     kind=st.sampled_from(["generate", "score", "train"]),
     tokens=st.lists(st.integers(1, 10**9), min_size=2, max_size=2).map(sorted),
-    parameters=st.lists(st.integers(10**6, 10**11), min_size=2, max_size=2).map(sorted),
-    known=st.sampled_from([Calibration(), Calibration((record(), record(kind="train"), record(kind="generate")))]),
+    parameters=st.lists(st.integers(60, 120).map(lambda tenths: round(10 ** (tenths / 10))), min_size=2, max_size=2).map(
+        sorted
+    ),
+    known=st.sampled_from([Calibration(), rates(2.0), rates(0.01)]),  # slower and faster than what is computed
 )
 def test_more_work_never_takes_less(kind: Any, tokens: list[int], parameters: list[int], known: Calibration) -> None:
     (few, many), (small, large) = tokens, parameters

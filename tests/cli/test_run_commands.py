@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -164,6 +165,14 @@ def test_remove_takes_what_a_game_wrote_and_nothing_else(copy: Path) -> None:
     assert "it is no folder of a run or a sweep" in call("remove", copy / "run", "--yes").stderr
 
 
+def test_a_game_of_a_sweep_is_not_removed_alone(copy: Path) -> None:
+    game = copy / "sweep" / "points" / "a"
+    shutil.copytree(copy / "run", game, symlinks=True)
+    (copy / "sweep" / "sweep.json").write_text("{}")
+    refused = call("remove", game, "--yes")
+    assert refused.returncode == 2 and "is a game of the sweep" in refused.stderr and (game / "metrics.jsonl").exists()
+
+
 def test_remove_asks_first_and_takes_whole_sweeps(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = copy / "sweep"
     shutil.copytree(copy / "run", sweep / "points" / "a", symlinks=True)
@@ -209,6 +218,16 @@ def test_a_copy_is_the_recipe_and_plays_from_anywhere(tmp_path: Path, monkeypatc
 def test_a_near_miss_names_the_nearest() -> None:
     assert "did you mean quickstart?" in call("run", "quikstart").stderr
     assert "`lowmem-spin recipes` lists those that come along" in call("run", "llama").stderr
+
+
+def test_help_cuts_no_option_and_no_command_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    first = call("--help").stdout
+    commands = re.findall(r"^  ([a-z]+)  +[A-Z]", first, re.MULTILINE)
+    assert len(commands) > 15
+    for text in (first, *(call(command, "--help").stdout for command in commands)):
+        assert "…" not in text and not re.search(r"\w\.\.\.$", text, re.MULTILINE)
+    assert "--apply-chat-template / --no-apply-chat-template" in call("evaluate", "--help").stdout
 
 
 def test_it_says_its_version() -> None:

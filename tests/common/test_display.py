@@ -52,7 +52,7 @@ def test_the_time_left_is_arithmetic_on_what_was_computed(monkeypatch: pytest.Mo
     with display.stage("score", "by iterate 0", 10) as meter:
         meter.skip(10)
         assert display.left() == 0
-    assert "100 rows, 20 of them stored before, 16 s, 50 tok/s" in display.console.file.getvalue()  # type: ignore[attr-defined]
+    assert "100 rows, 20 of them stored already, 16 s, 50 tok/s" in display.console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_without_a_terminal_a_long_stage_is_told_of_while_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from lowmem_spin.config.data_config import Data
 from lowmem_spin.data.formats import conversations
 from lowmem_spin.data.prepare import prepare, prepared_key
 from lowmem_spin.data.render import Renderer
-from lowmem_spin.data.rows import Rows, overlap
+from lowmem_spin.data.rows import Rows, counted, overlap
 from lowmem_spin.data.sources import Source, Sources
 
 
@@ -192,6 +192,22 @@ def test_a_row_that_cannot_be_used_is_counted_with_its_line(tmp_path: Path, rend
     many = read(tmp_path, renderer, good + lines(chat(ASKED, RIGHT, user("2"), answer("b"), user(None))), turns="all")
     assert many.counts["conversations read"] == 2  # of the second, two answers are used before what cannot be
     assert (many.counts["rows read"], len(many)) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "one", "two"),
+    [
+        ("that are not JSON, left out", "1 row that is not JSON, left out", "2 rows that are not JSON, left out"),
+        ("that are no objects with columns", "1 row that is no object with columns", "2 rows that are no objects with columns"),
+        (
+            "with messages that are not a list",
+            "1 row with messages that are not a list",
+            "2 rows with messages that are not a list",
+        ),
+    ],
+)
+def test_one_row_is_counted_in_the_singular(kind: str, one: str, two: str) -> None:
+    assert [counted(kind, count, Data(path="x")) for count in (1, 2)] == [one, two]
 
 
 def preference(**changed: Any) -> dict[str, Any]:

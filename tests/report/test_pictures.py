@@ -3,6 +3,7 @@
 import io
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,11 +21,12 @@ from lowmem_spin.report.answers import before_after, one_line
 from lowmem_spin.report.grid import Grid
 from lowmem_spin.report.heatmap import around, steps
 from lowmem_spin.report.intervals import Value
+from lowmem_spin.report.page import write_page
 from lowmem_spin.report.panels import run_panels, sweep_panels
 from lowmem_spin.report.pictures import main_picture, picture_title, played_on
-from lowmem_spin.report.plots import BASELINE, COLORS, GREY, Panel
+from lowmem_spin.report.plots import BASELINE, COLORS, DRAWN, GREY, Panel
 from lowmem_spin.report.results import PointStatus, PolicyResults, RunResults, SweepFile, SweepResults
-from lowmem_spin.report.summary import run_grid, sweep_grid
+from lowmem_spin.report.summary import run_grid, sweep_grid, sweep_verdict
 from lowmem_spin.report.svg import drawing, inline, standalone, style
 from lowmem_spin.report.training_curves import training_panels
 
@@ -134,6 +136,26 @@ def test_games_that_no_number_orders_stand_by_name_as_in_the_table() -> None:
     assert legend.count("plain SFT") == 2 and not any(
         re.fullmatch(r"plain SFT [\d.]+", name) for name in legend
     )  # no mean of two
+
+
+def test_name_by_name_there_is_room_for_more_games_than_curves_can_show(tmp_path: Path) -> None:
+    names = [f"variant {place}" for place in range(DRAWN + 3)]
+    results = sweep({"variant": names}, {(name,): [0.3 + 0.02 * place] for place, name in enumerate(names)})
+    assert drawn(panel(results, "main")).axes[0].tick_labels("y") == names
+    runs = {name: replace(one, record={"policies": {}}) for name, one in results.runs.items()}
+    many = replace(results, folder=tmp_path, runs=runs)
+    words = write_page(many).read_text()
+    assert words.count(f"Only the best {DRAWN} of {len(names)} configurations are drawn.") == 1  # where there are curves
+    assert words.index("<h2>Scores</h2>") < words.index("Only the best")
+
+
+def test_games_that_end_alike_are_not_said_to_lead() -> None:
+    results = sweep({"variant": ["a", "b", "c"]}, {("a",): [0.7], ("b",): [0.8], ("c",): [0.8]})
+    assert sweep_verdict(results)[0] == (
+        "2 of the 3 configurations, b among them, end with the same highest exact match, in percent: 80.0 ±2.0."
+    )
+    alike = sweep({"variant": ["a", "b"]}, {("a",): [0.8], ("b",): [0.8]})
+    assert len(sweep_verdict(alike)) == 1
 
 
 def test_a_runs_picture_has_the_policies_of_the_table_in_their_order() -> None:

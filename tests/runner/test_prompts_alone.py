@@ -105,7 +105,8 @@ def test_rows_set_aside_that_occur_again_among_those_to_learn_from_are_named(tmp
     twice = write(tmp_path / "twice.jsonl", TRAIN[:40] * 2)
     assert "data.path: warning: 2 of 4 held-out rows are also training rows" in said(tmp_path, f"data.path={twice}", *alone)
     once = write(tmp_path / "once.jsonl", TRAIN[:80])
-    assert "held-out rows" not in said(tmp_path, f"data.path={once}", *alone)
+    found = said(tmp_path, f"data.path={once}", *alone)
+    assert "held-out rows" not in found and "data.path: 4 of 80 rows are kept to measure on and not learned from" in found
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from lowmem_spin.algorithm.stages import Evaluate
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.runner.crew import DEATHS, Crew, Done
+from lowmem_spin.runner.planning.forecast import Ahead
 from lowmem_spin.runner.schedule import Node, Schedule, own_needs
+from lowmem_spin.runner.steps import TOGETHER, shared_rows
 
 
 @st.composite
@@ -112,6 +114,20 @@ def test_who_has_no_step_of_its_own_helps_and_whatever_becomes_of_it_nothing_els
     assert len(set(workers.assisted)) == len(workers.assisted), "a worker has come twice to help with the same"
     done = crew.display.rows["score"] // 3
     assert workers.replaced + done <= len(workers.assisted) and crew.display.seconds["score"] == done
+
+
+def test_what_is_answered_and_scored_is_shared_if_there_is_enough_of_it() -> None:
+    rows = [
+        {"generate": TOGETHER},
+        {"generate": TOGETHER - 1},
+        {"generate": 9, "score": TOGETHER},
+        {"score": TOGETHER, "judge": 1},
+        {"score": TOGETHER, "judge": 0},
+        {"train": 9 * TOGETHER},
+        {},
+    ]
+    found = shared_rows([Ahead(kinds, True, frozenset()) for kinds in rows])
+    assert found == {0: TOGETHER, 2: TOGETHER + 9, 4: TOGETHER}
 
 
 def test_the_largest_step_is_helped_with() -> None:

@@ -84,21 +84,25 @@ class Calibration:
         """(seconds that `tokens` tokens of a stage take, whether this device and engine were measured).
 
         Of several measurements that of the recipe's own `shapes` counts, else the one of the model nearest in size, and the
-        newest of those. Tokens are
-        counted as the progress bars do: generated ones, and all that go through the model in scoring and training.
+        newest of those. A model too large or small for its rate takes what its FLOP come to, but never less, or more, than the
+        last one that it is carried to. Tokens are counted as the progress bars do: generated ones, and all that go through the
+        model in scoring and training.
         """
-        work = tokens * flop(kind, parameters, gradient_checkpointing)
+        computed = tokens * flop(kind, parameters, gradient_checkpointing) / (UTILISATION * peak_flops(device))
         here = [r for r in self.records if (r.device, r.engine, r.kind) == (device, engine, kind)]
-        fitting = [r for r in here if abs(math.log(r.parameters / parameters)) <= math.log(CARRIED)]
-        if not fitting:
-            return work / (UTILISATION * peak_flops(device)), False
         own = None if shapes is None else self.of_shapes(kind, device, engine, shapes)
-        record = own or min(reversed(fitting), key=lambda r: abs(math.log(r.parameters / parameters)))
+        record = own or min(reversed(here), key=lambda r: abs(math.log(r.parameters / parameters)), default=None)
+        if record is None:
+            return computed, False
+        alike = min(max(parameters, record.parameters / CARRIED), record.parameters * CARRIED)
         measured = record.tokens * flop(kind, record.parameters, record.gradient_checkpointing)
-        return record.seconds * work / measured, True
+        carried = record.seconds * tokens * flop(kind, alike, gradient_checkpointing) / measured
+        if alike == parameters:
+            return carried, True
+        return (max(computed, carried) if parameters > alike else min(computed, carried)), False
 
 
-def flop(kind: Kind, parameters: int, gradient_checkpointing: bool = False) -> float:
+def flop(kind: Kind, parameters: float, gradient_checkpointing: bool = False) -> float:
     """FLOP per token: 2 a parameter forward and 2 for the gradient of the activations; checkpointing repeats the
     forward. A frozen base needs no gradient of its weights, so training is 4 or 6 a parameter, not the 6 or 8 of
     full fine-tuning. Attention's own, under a tenth at 1,000 tokens, and the adapters' are left out."""

@@ -15,10 +15,11 @@ from lowmem_spin.algorithm.stages import Evaluate, Generate, Judge, Score, Stage
 from lowmem_spin.algorithm.touches import Gathered, Places, Touch, each_sample
 
 GAME_KINDS = ("generate", "judge", "score", "train")
+MEASURING = {"evaluate": "held-out evaluation", "baseline": "plain SFT"}  # the other kinds, as people know them
 
 
 def kind_of(stage: Stage) -> str:
-    """What the work of a stage is counted as: one of GAME_KINDS, or evaluate and baseline for what only measures."""
+    """What the work of a stage is counted as: one of GAME_KINDS, or of MEASURING."""
     match stage:
         case Generate():
             return "generate"
