@@ -37,9 +37,17 @@ def test_every_card_has_a_name_and_a_memory() -> None:
     assert CARDS.keys() == calibration.PEAK.keys()
 
 
-@pytest.mark.parametrize("overrides", [[], ["evaluation.path=null", "evaluation.metric=none"]])
-def test_held_out_rows_are_counted_before_the_data_is_prepared(overrides: list[str], tmp_path: Path) -> None:
-    """As many as the game measures on: of a file of their own all, else a tenth or what is asked for."""
+ALONE = ["evaluation.path=null", "evaluation.metric=none"]
+
+
+@pytest.mark.parametrize("overrides", [[], ALONE, [*ALONE, "data.path=few.jsonl"]])
+def test_held_out_rows_are_counted_before_the_data_is_prepared(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as the game measures on: of a file of their own all, else what is asked for, or a tenth of few."""
+    rows = (find_recipe("quickstart").parent / "quickstart" / "train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "few.jsonl").write_text("".join(rows[:200]))
+    monkeypatch.chdir(tmp_path)
     pairs = ["game.pairs=100", "game.iterations=1", *overrides]
     before = planned(tmp_path, "quickstart", *pairs)
     path = find_recipe("quickstart")
