@@ -11,7 +11,7 @@ from lowmem_spin.cli.options import TrustCode, path_argument, path_option
 
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # see loading.py; it comes in with transformers
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer()
 
 
 class Dtype(StrEnum):

@@ -7,7 +7,7 @@ import typer
 
 from lowmem_spin.cli.options import Alphas, GridAxes, Histories, Overrides, Picture, RecipeName, Seeds, TrustCode, path_argument
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer()
 
 
 @app.command()
