@@ -70,13 +70,15 @@ def steps(which: str) -> Iterator[Step]:
     """The quick ones first: time may run out."""
     yield Step("facts", 90, ["bash", "-c", f"nvidia-smi; df -h . | tail -1; {sys.executable} -c '{VERSIONS}'"])
     if which == "train":
-        files = [f"test_gpu_{name}.py" for name in ("nf4", "sampling", "learner")]
+        files = [f"test_gpu_{name}.py" for name in ("nf4", "attention", "sampling", "learner")]
         yield Step("tests hf", 180, tests(*files, "-k", "not unsloth"))
         yield Step("quickstart hf", 120, quickstart("hf", "training.engine=hf", "generation.engine=hf"))
         yield Step("tests unsloth", 240, tests("test_gpu_learner.py", "-k", "unsloth"))
         yield Step("quickstart unsloth", 150, quickstart("unsloth", "training.engine=unsloth", "generation.engine=hf"))
         yield Step("bench hf trl", 240, bench("training.engine=hf", "generation.engine=hf", versus="trl"))
         yield Step("bench unsloth", 150, bench("training.engine=unsloth", "generation.engine=hf"))
+        yield Step("bench hf 15 GB", 150, bench("training.engine=hf", "generation.engine=hf", vram="15"))
+        yield Step("bench llama-8b", 240, bench("training.engine=hf", "generation.engine=hf", model="llama-8b", pairs="16"))
         yield Step("tests game", 200, tests("test_gpu_game.py"))
         yield Step("tests memory", 200, tests("test_gpu_game.py", marked="gpu and slow"))
     else:
@@ -104,9 +106,9 @@ def quickstart(name: str, *overrides: str) -> list[str]:
     return [*CLI, "run", "quickstart", *setting(*values, *overrides)]
 
 
-def bench(*overrides: str, versus: str = "") -> list[str]:
-    shape = ["--model", "gemma-2b", "--vram", "24"] if DEVICE == "cuda" else ["--model", "tiny"]
-    shape += ["--pairs", "64", "--prompt-length", "256", "--completion-length", "128", "--versus", versus]
+def bench(*overrides: str, versus: str = "", model: str = "gemma-2b", vram: str = "24", pairs: str = "64") -> list[str]:
+    shape = ["--model", model, "--vram", vram] if DEVICE == "cuda" else ["--model", "tiny"]
+    shape += ["--pairs", pairs, "--prompt-length", "256", "--completion-length", "128", "--versus", versus]
     return [*CLI, "bench", *shape, "--store", str(WORK / "bench"), *setting(f"runtime.device={DEVICE}", *overrides)]
 
 
