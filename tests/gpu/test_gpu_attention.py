@@ -29,7 +29,8 @@ def row() -> PackedRow:
 def attended(tensors: list[Tensor], row: PackedRow, device: str, dtype: torch.dtype, window: int | None) -> list[Tensor]:
     """What comes out, and the gradients of a weighted sum of it by queries, keys and values."""
     leaves = [tensor.to(device, dtype, copy=True).requires_grad_() for tensor in tensors]
-    out = attend(*leaves, row.to(torch.device(device)), scaling=0.3, window=window)
+    query, key, value = leaves
+    out = attend(query, key, value, row.to(torch.device(device)), scaling=0.3, window=window)
     weights = torch.linspace(-1, 1, out.numel(), device=device).view(out.shape)
     (out.float() * weights).sum().backward()
     return [out.detach().float().cpu(), *(leaf.grad.float().cpu() for leaf in leaves if leaf.grad is not None)]
