@@ -1,6 +1,6 @@
 """What a user writes: frozen, documented, checked values. load.py reads them."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -227,13 +227,13 @@ class Recipe(Section):
     def with_half_batches(self) -> "Recipe":
         """The same experiment in about half the memory: no result depends on these batch sizes."""
         r, t = self.runtime, self.training
+        row = self.data.max_prompt_length + self.longest_answer
         runtime = {name: max(1, getattr(r, name) // 2) for name in ("generation_batch_size", "scoring_batch_size")}
-        training: dict[str, Any] = {"per_device_train_batch_size": max(1, t.per_device_train_batch_size // 2)}
-        answer = self.data.max_prompt_length + self.longest_answer
-        if r.scoring_tokens_per_batch is not None:
-            runtime["scoring_tokens_per_batch"] = max(answer, r.scoring_tokens_per_batch // 2)
-        if t.tokens_per_batch is not None:
-            training["tokens_per_batch"] = max(answer + self.longest_answer, t.tokens_per_batch // 2)
+        runtime["scoring_tokens_per_batch"] = max(row, self.scoring_tokens // 2)
+        training = {
+            "per_device_train_batch_size": max(1, t.per_device_train_batch_size // 2),
+            "tokens_per_batch": max(row + self.longest_answer, self.training_tokens // 2),
+        }
         return self.model_copy(update={"runtime": r.model_copy(update=runtime), "training": t.model_copy(update=training)})
 
     @property

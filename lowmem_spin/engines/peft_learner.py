@@ -214,7 +214,10 @@ class PeftLearner:
         )
         trees = by_prompt(rows, most if self.layout.packs else 0)
         logps = [0.0] * len(rows)
-        with naming_memory("runtime.scoring_batch_size", size), self.playing(adapter) as policy, half:
+        bounded = naming_memory("runtime.scoring_batch_size", size)
+        if self.layout.packs:
+            bounded = naming_memory("runtime.scoring_tokens_per_batch", f"{most} tokens")
+        with bounded, self.playing(adapter) as policy, half:
             for run in self.layout.batches([tree for tree, _ in trees], most, size):
                 some = trees[run.start : run.stop]
                 batch = self.layout.rows([tree for tree, _ in some]).to(self.device)
@@ -242,9 +245,12 @@ class PeftLearner:
             self._fill_slot(init)
         self.in_slot = None
         self._mode(training=True)
-        device_batch = self.recipe.training.per_device_train_batch_size
+        device_batch, tokens = self.recipe.training.per_device_train_batch_size, self.recipe.training_tokens
+        bounded = naming_memory("training.per_device_train_batch_size", device_batch)
+        if self.layout.packs:
+            bounded = naming_memory("training.tokens_per_batch", f"{tokens} tokens")
         try:
-            with naming_memory("training.per_device_train_batch_size", device_batch):
+            with bounded:
                 metrics = train(
                     self.model,
                     pairs,
@@ -253,7 +259,7 @@ class PeftLearner:
                     work,
                     device=self.device,
                     layout=self.layout,
-                    tokens=self.recipe.training_tokens,
+                    tokens=tokens,
                     device_batch=device_batch,
                     checkpoint_steps=self.recipe.runtime.checkpoint_steps,
                     gradient_checkpointing=self.recipe.training.gradient_checkpointing and not self.checkpoints_itself,

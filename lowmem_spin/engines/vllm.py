@@ -5,7 +5,9 @@ one), and it stays up for the whole run; new iterates are loaded into it by path
 the API that vLLM 0.20 and 0.32 share.
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +78,23 @@ class Server:
     def sleep(self) -> None:
         """Weights to RAM, key-value cache dropped: the card is the learner's until the next batch."""
         if self.sleeps and not self.asleep:
-            self.llm.sleep(level=1)
+            with _timed("asleep"):
+                self.llm.sleep(level=1)
             self.asleep = True
 
     def _wake(self) -> None:
         if self.asleep:
-            self.llm.wake_up()
+            with _timed("awake"):
+                self.llm.wake_up()
             self.asleep = False
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    """Into the worker's log: what it took."""
+    began = time.perf_counter()
+    yield
+    print(f"{what} after {time.perf_counter() - began:.2f} s", flush=True)
 
 
 class VLLM:

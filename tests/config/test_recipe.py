@@ -199,6 +199,8 @@ def test_what_goes_through_the_model_at_once() -> None:
     assert (half.training_tokens, half.scoring_tokens) == (4500, 150)  # one prompt with its answer is the least
     half = load_recipe(QUICKSTART, [*lengths, *sizes(4, 6)]).with_half_batches()
     assert (half.training_tokens, half.scoring_tokens) == (2 * 200, 3 * 150)
+    half = load_recipe(QUICKSTART, [*lengths, *sizes(100, 100)]).with_half_batches()
+    assert (half.training_tokens, half.scoring_tokens) == (2048, 2048)  # of the bound, which is far below 100 rows
 
 
 SPPO = ["game.algorithm=sppo", "game.alpha=1", "game.history=1", "game.oracle=function"]

@@ -86,7 +86,8 @@ def steps(which: str) -> Iterator[Step]:
         yield Step("quickstart vllm", 200, quickstart("vllm", "training.engine=hf", "generation.engine=vllm"))
         yield Step("doctor", 200, [*CLI, "doctor", "--store", str(WORK / "auto" / "store")])
         yield Step("quickstart auto", 200, quickstart("auto"))  # goes by doctor's verdicts, which are in its store
-        yield Step("bench vllm", 300, bench("training.engine=hf", "generation.engine=vllm", versus="vllm"))
+        asleep = "runtime.residency=sleep"  # so that it starts once
+        yield Step("bench vllm", 300, bench("training.engine=hf", "generation.engine=vllm", asleep, versus="vllm"))
 
 
 def tests(file: str, *more: str, marked: str = "gpu") -> list[str]:

@@ -24,7 +24,8 @@ SETTINGS = {
     **{"batch_size": 16, "num_train_epochs": 4, "learning_rate": 1e-3, "optim": "adamw_torch", "iteration": 0, "seed": 1},
     **{"lr_scheduler_type": "linear", "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0},
 }
-OOM_BYTES = 512 * 2**20
+AT_ONCE = 400_000  # tokens that are scored in one forward pass
+OOM_BYTES = 512 * 2**20  # one layer's MLP keeps more of so many
 SPARE = 512  # MiB: what libraries keep of the card in this process
 
 
@@ -35,7 +36,7 @@ def start(name: str, quickstart: Path, machine: Machine, weights_dir: Path, drop
     folder = quickstart / "base"
     options = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "gradient_checkpointing": True}
     recipe = recipe_on(folder, dropout=dropout, **options)
-    recipe = recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"scoring_batch_size": 2000})})
+    recipe = recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"scoring_tokens_per_batch": AT_ONCE})})
     return open_engine(name, recipe, Source(str(folder), None, "test"), machine, weights_dir / "weights", print)
 
 
@@ -164,7 +165,9 @@ def test_too_small_a_card_is_one_line(learner: Any, machine: Machine, rows: list
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(OOM_BYTES / total)
     try:
-        with pytest.raises(InputError, match=r"runtime\.scoring_batch_size: a batch of 2000 does not fit") as error:
+        with pytest.raises(
+            InputError, match=rf"runtime\.scoring_tokens_per_batch: a batch of {AT_ONCE} tokens does not fit"
+        ) as error:
             learner.score(None, [([1, 3, *[70] * 500, 5, 4], [80] * 500)] * 2000)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

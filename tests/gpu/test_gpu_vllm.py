@@ -12,6 +12,7 @@ from helpers.games import recipe_on
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.base import Completion, Request
+from lowmem_spin.engines.doctor import NEAR
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.registry import open_engine
 
@@ -53,19 +54,21 @@ def asked(adapters: list[Path], rows: list[Any]) -> list[Request]:
 def test_a_mixed_batch_answers_as_transformers_does(
     vllm: Any, asked: list[Request], quickstart: Path, machine: Machine
 ) -> None:
+    """Each of its tokens is the most likely one under the answer's own policy, by transformers, or close to it: rounding to
+    half precision decides between the nearest ones."""
     folder = quickstart / "base"
     hf = open_engine("hf", recipe_on(folder), Source(str(folder), None, "test"), machine, folder, print)
-    expected: dict[int, list[int]] = {}
-    for adapter in {request.adapter for request in asked}:
-        places = [place for place, request in enumerate(asked) if request.adapter == adapter]
-        answers = hf.generate([asked[place] for place in places], GREEDY)
-        expected |= {place: answer.tokens for place, answer in zip(places, answers, strict=True)}
-    hf.close()
     found = vllm.generate(asked, GREEDY)
     for adapter in {request.adapter for request in asked}:
-        places = [place for place, request in enumerate(asked) if request.adapter == adapter]
-        same = sum(found[place].tokens == expected[place] for place in places)
-        assert same / len(places) >= AGREE[machine.dtype], adapter
+        short = []
+        for request, answer in zip(asked, found, strict=True):
+            if request.adapter == adapter:
+                states = [(*request.prompt, *answer.tokens[:place]) for place in range(len(answer.tokens))]
+                (logps,) = hf.next_token_logps([adapter])(states)
+                short += [(row.max() - row[token]).item() for row, token in zip(logps, answer.tokens, strict=True)]
+        print(f"{adapter and adapter.name}: {sum(gap > 0 for gap in short)} of {len(short)} tokens, {max(short):.3f} nats")
+        assert max(short) <= NEAR[machine.dtype]
+    hf.close()
 
 
 def test_its_log_probs_are_those_of_its_answers(

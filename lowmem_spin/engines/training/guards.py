@@ -24,12 +24,12 @@ class BatchTooLargeError(InputError, MemoryError):
 
 
 @contextmanager
-def naming_memory(field: str, value: int) -> Iterator[None]:
-    """A GPU that is too small for a batch, in one line."""
+def naming_memory(field: str, size: int | str) -> Iterator[None]:
+    """A GPU that is too small for a batch, in one line that names the setting which bounds it."""
     try:
         yield
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         raise BatchTooLargeError(
-            f"{field}: a batch of {value} does not fit in this GPU's memory; lower it and run again to go on"
+            f"{field}: a batch of {size} does not fit in this GPU's memory; lower it and run again to go on"
         ) from None
