@@ -736,7 +736,7 @@ def test_a_sweep_has_intervals_over_its_seeds(seeds: Path) -> None:
         ({"gen_kwargs": "greedy"}, 1, "--gen-kwargs 'greedy': give KEY=VALUE,..., for instance do_sample=true,temperature=0.7"),
         ({"gen_kwargs": "temprature=1"}, 1, "--gen-kwargs: unknown 'temprature'; did you mean temperature?"),
         ({"gen_kwargs": "temperature=0.7"}, 1, "--gen-kwargs: temperature has no effect unless do_sample is true: "),
-        ({"gen_kwargs": "do_sample=true,top_p=7"}, 1, "--gen-kwargs top_p=7: Input should be less than or equal to 1"),
+        ({"gen_kwargs": "do_sample=true,top_p=7"}, 1, "--gen-kwargs top_p=7: write a number of at most 1"),
         ({"apply_chat_template": False, "fewshot_as_multiturn": True}, 1, "--fewshot-as-multiturn: without the chat template"),
         ({"apply_chat_template": False}, 0, "--no-apply-chat-template: of which task? it is for those named by --task"),
         ({"log_samples": True}, 0, "--log-samples: of which task?"),
