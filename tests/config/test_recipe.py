@@ -462,6 +462,16 @@ def test_bad_input_exits_with_2_and_without_a_traceback() -> None:
         assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_shipped_recipe_without_its_data_says_what_makes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = [f"output.store={tmp_path}", f"output.dir={tmp_path}/run", "model.name_or_path=quickstart/base"]
+    monkeypatch.chdir(tmp_path)
+    result = call("run", "smollm2_cpu", *(f"--set={change}" for change in changes))
+    assert result.returncode == 2 and result.stderr.startswith("error: data.path: no file 'docstrings/train.jsonl', ")
+    assert result.stderr.rstrip().endswith("makes it")
+    python, script = result.stderr.split("`")[1].split()
+    assert python == "python" and "writes docstrings/train.jsonl" in Path(script).read_text()
+
+
 def test_without_a_hub_the_papers_recipe_says_what_is_missing(tmp_path: Path) -> None:
     result = call("run", "gemma2b_alpha", "--set", f"output.store={tmp_path}", "--set", f"output.dir={tmp_path}/run")
     assert result.returncode == 2
@@ -469,4 +479,5 @@ def test_without_a_hub_the_papers_recipe_says_what_is_missing(tmp_path: Path) ->
         "model.name_or_path: 'google/gemma-2b' is not here as a path or in the hub cache, and offline mode is on"
         in result.stderr
     )
+    assert result.stderr.rstrip().endswith("from_gguf.py makes one of a GGUF file")
     assert len(result.stderr.splitlines()) == 1
