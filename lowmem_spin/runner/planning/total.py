@@ -77,7 +77,7 @@ class Total:
         """The same as JSON."""
         sizes = {"gpu_memory_bytes": self.memory, "gpu_limit_bytes": self.limit}
         return {
-            "seconds": None if math.isnan(self.seconds) else round(self.seconds, 1),
+            "seconds": None if math.isnan(self.seconds) else round(self.seconds, 1) or self.seconds,
             "without": ["judge"] * self.untimed,
             "on": self.gpu or self.machine.device,
             **{name: None if math.isnan(size) else round(size, 1) for name, size in sizes.items()},
