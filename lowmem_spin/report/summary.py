@@ -6,7 +6,7 @@ from typing import Any
 
 from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.report.grid import Grid, TerminalTable
-from lowmem_spin.report.intervals import Value, difference, within_noise
+from lowmem_spin.report.intervals import Value, difference, notation, within_noise
 from lowmem_spin.report.marks import ComparisonPolicy, comparisons
 from lowmem_spin.report.measures import GAIN, GAIN_UNQUANTIZED, MATCH, MEASURES, WINS
 from lowmem_spin.report.results import Configuration, PolicyResults, RunResults, SweepResults, plain_value
@@ -21,10 +21,17 @@ def terminal_table(results: RunResults | SweepResults) -> TerminalTable:
     if isinstance(results, RunResults):
         unit = MEASURES[results.scores[0]].unit
         units = "scores and KL in nats" if unit == "nats" else f"scores in {unit}, KL in nats"
-        return run_grid(results, brief=True).table(f"Held-out results, ± 95% interval; {units}; gain over the base")
+        grid = run_grid(results, brief=True)
+        return grid.table(f"Held-out results, ± 95% interval; {units}; gain over the base{grid_notation(grid)}")
     measure = MEASURES[results.score]
     of = f"{measure.label} in {measure.unit}" if measure.unit else measure.label
-    return sweep_grid(results, brief=True).table(f"Last iterates: {of}, ± 95% interval; KL in nats")
+    grid = sweep_grid(results, brief=True)
+    return grid.table(f"Last iterates: {of}, ± 95% interval; KL in nats{grid_notation(grid)}")
+
+
+def grid_notation(grid: Grid) -> str:
+    """What its title adds on how its numbers are written."""
+    return notation(cell for row in grid.rows for cell in row[grid.names :])
 
 
 def run_grid(run: RunResults, brief: bool = False) -> Grid:
