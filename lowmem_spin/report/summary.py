@@ -1,7 +1,7 @@
 """What runs and sweeps have found, in tables and in sentences."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lowmem_spin.algorithm.roles import Role
@@ -219,8 +219,27 @@ def sweep_verdict(sweep: SweepResults) -> list[str]:
         )
     lines = [f"{ahead} {name}: {measure.text(best.value(sweep.score))}."]
     if len(others) == 1:
-        return [*lines, "The other is within noise of it." if close else "The other is further from it than noise."]
-    return lines + [f"{len(close)} of the {len(others)} others are within noise of it."] * bool(others)
+        lines.append("The other is within noise of it." if close else "The other is further from it than noise.")
+    elif others:
+        lines.append(f"{len(close)} of the {len(others)} others are within noise of it.")
+    return lines + _unpaired(best, [one for one in sweep.finished if one is not best and not one.same_as(best)])
+
+
+def _unpaired(best: Configuration, others: Sequence[Configuration]) -> list[str]:
+    """Of what the differences from the best are, where it is not of pairs of runs with the same seeds; a line each."""
+    lines = []
+    for other in others:
+        common = sorted(set(best.runs) & set(other.runs), key=str)
+        seeds = f"{best.label} has seed{'s' * (len(best.runs) > 1)} {_listed(best.runs)}, {other.label} {_listed(other.runs)}"
+        if len(common) == 1 and max(len(best.runs), len(other.runs)) > 1:
+            lines.append(f"{seeds}: their difference is of seed {common[0]} alone, with its held-out rows' interval.")
+        elif not common:
+            lines.append(f"{seeds}, none in common: their difference is partly that of the seeds.")
+    return lines if len(lines) < 4 else [lines[0], f"So it is, in one way or the other, with {len(lines) - 1} more."]
+
+
+def _listed(seeds: Iterable[Any]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _compared(policy: PolicyResults, best: PolicyResults, score: str) -> str:
