@@ -13,6 +13,8 @@ from rich.table import Table
 
 from lowmem_spin.common.errors import printable
 
+NARROW = 24  # columns that a long name has at least; a shorter one is broken only where two thirds of the terminal are too few
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -65,7 +67,10 @@ class TerminalTable:
         text = names + self.grid.texts  # words need not stand one below the other
         widest = [longest_name if column < names else width // 4 if column < text else 0 for column in range(len(columns))]
         least = [min(_line(column), limit) for column, limit in zip(columns, widest, strict=True)]
-        least = [few if column < names else max(few, _word(columns[column])) for column, few in enumerate(least)]
+        least = [
+            min(few, max(NARROW, _piece(columns[column]))) if column < names else max(few, _word(columns[column]))
+            for column, few in enumerate(least)
+        ]
         for number, group in enumerate(_side_by_side(least, names, width)):
             if number:
                 yield ""
@@ -81,8 +86,36 @@ class TerminalTable:
                 lines, justify="left" if column < self.grid.names + self.grid.texts else "right", width=size, overflow="fold"
             )
         for number, row in enumerate(self.grid.rows):
-            table.add_row(*(escape(printable(row[column])) for column in group), end_section=number == self.grid.parted)
+            cells = [
+                broken(printable(row[column]), size) if column < self.grid.names else printable(row[column])
+                for column, size in zip(group, sizes, strict=True)
+            ]
+            table.add_row(*map(escape, cells), end_section=number == self.grid.parted)
         return table
+
+
+def _pieces(name: str) -> list[str]:
+    """A name where it may be broken: at spaces, and behind what joins its parts, as in learning_rate5e-05-r16."""
+    return [piece for piece in re.split(r"(?<=[-_/])(?=[^\W\d_])|(?<= )", name) if piece]
+
+
+def _piece(column: Sequence[str]) -> int:
+    return max(
+        cell_len(piece.rstrip(" "))
+        for cell in column
+        for line in cell.split("\n")
+        for piece in _pieces(printable(line)) or [""]
+    )
+
+
+def broken(name: str, width: int) -> str:
+    """A name in lines of at most `width`, broken between its parts; a part that is longer stays whole."""
+    lines = [""]
+    for piece in _pieces(name):
+        if lines[-1] and cell_len(lines[-1] + piece.rstrip(" ")) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.rstrip(" ") for line in lines)
 
 
 def _word(column: Sequence[str]) -> int:

@@ -184,7 +184,7 @@ def test_a_game_under_way_is_reported_and_compared_as_far_as_it_is(copy: Path, m
 
 def test_compare_says_of_which_seeds_a_difference_is(runs: Path, tmp_path: Path) -> None:
     """Two sweeps of two seeds with one of them in common, and one with a game that is not finished."""
-    for name, seeds in (("one", (42, 43)), ("two", (43, 44)), ("apart", (50,))):
+    for name, seeds in (("one", (42, 43)), ("two", (43, 44)), ("apart", (42,))):
         points = []
         for seed in seeds:
             shutil.copytree(runs / ("better" if seed == 42 else "first"), runs / name / "points" / str(seed), symlinks=False)
