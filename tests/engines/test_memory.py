@@ -179,6 +179,15 @@ def test_without_a_hub_a_plan_has_hours_and_memory_for_a_card(tmp_path: Path) ->
     assert old["totals"]["train"]["seconds"] == pytest.approx(seconds["train"] * 165 / 65, rel=1e-3)
 
 
+def test_transformers_generates_no_faster_than_it_can_take_steps(tmp_path: Path) -> None:
+    """Its steps take their time however few rows are in them; an H200 took 15 s for two batches of 128 tokens."""
+    options = ("--gpu", "4090", "--json", "--set", f"output.store={tmp_path}", "--set", "generation.engine=hf")
+    slow = json.loads(call("plan", "gemma2b_taste", *options).stdout)["totals"]["generate"]["seconds"]
+    assert slow == pytest.approx(6000 / 48 * 256 * GEMMA_2B.layers * 0.003, rel=0.02)
+    quick = json.loads(call("plan", "gemma2b_taste", *options, "--set", "runtime.generation_batch_size=480").stdout)
+    assert slow / 10 <= quick["totals"]["generate"]["seconds"] < slow / 8  # the last batch of an opponent is not full
+
+
 def test_a_card_that_is_not_known_is_one_line() -> None:
     with pytest.raises(InputError) as error:
         known_gpu("RTX 9090")
@@ -227,10 +236,11 @@ def test_what_a_forward_pass_takes_where_it_is_widest(quickstart: Path, dtype: s
     source = Source(str(quickstart / "base"), None, "")
     engine = HF(recipe_on(quickstart / "base"), source, Machine("cpu", dtype))
     shake_slot(engine)
+    decoder: Any = engine.model.get_base_model().get_decoder()
     ids = torch.randint(20, 200, (4, 250))
     live = LiveBytes()
     with torch.no_grad(), live:
         engine.model.eval()
-        engine.model.get_base_model().get_decoder()(input_ids=ids, use_cache=False)
+        decoder(input_ids=ids, use_cache=False)
     expected = ids.numel() * read_shape(source).passing(WIDTH[dtype])
     assert live.most == pytest.approx(expected, rel=0.15)

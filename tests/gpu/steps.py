@@ -76,7 +76,8 @@ def steps(which: str) -> Iterator[Step]:
         yield Step("tests unsloth", 240, tests("test_gpu_learner.py", "-k", "unsloth"))
         yield Step("quickstart unsloth", 150, quickstart("unsloth", "training.engine=unsloth", "generation.engine=hf"))
         yield Step("bench hf trl", 240, bench("training.engine=hf", "generation.engine=hf", versus="trl"))
-        yield Step("bench unsloth", 150, bench("training.engine=unsloth", "generation.engine=hf"))
+        both = "runtime.residency=resident"  # neither is started twice
+        yield Step("bench unsloth", 150, bench("training.engine=unsloth", "generation.engine=hf", both))
         yield Step("bench hf 15 GB", 150, bench("training.engine=hf", "generation.engine=hf", vram="15"))
         yield Step("bench llama-8b", 240, bench("training.engine=hf", "generation.engine=hf", model="llama-8b", pairs="16"))
         yield Step("tests game", 200, tests("test_gpu_game.py"))
