@@ -236,11 +236,10 @@ def test_what_a_forward_pass_takes_where_it_is_widest(quickstart: Path, dtype: s
     source = Source(str(quickstart / "base"), None, "")
     engine = HF(recipe_on(quickstart / "base"), source, Machine("cpu", dtype))
     shake_slot(engine)
-    decoder: Any = engine.model.get_base_model().get_decoder()
+    base: Any = engine.model.eval().get_base_model()
     ids = torch.randint(20, 200, (4, 250))
     live = LiveBytes()
     with torch.no_grad(), live:
-        engine.model.eval()
-        decoder(input_ids=ids, use_cache=False)
+        base.get_decoder()(input_ids=ids, use_cache=False)
     expected = ids.numel() * read_shape(source).passing(WIDTH[dtype])
     assert live.most == pytest.approx(expected, rel=0.15)
