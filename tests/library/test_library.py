@@ -296,7 +296,7 @@ def _anywhere(folder: Path) -> dict[str, Any]:
         ),
         ({"alpha": 1, "settings": {"game.alpha": 1}}, "alpha: game.alpha is set twice; leave one out"),
         ({"alpha": object()}, "game.alpha: <object .* cannot be used: give numbers, text, lists or dicts"),
-        ({"alpha": 7}, ".*game.alpha: 7 cannot be used: Input should be less than or equal to 1"),
+        ({"alpha": 7}, ".*game.alpha: 7 cannot be used: write a number from 0 to 1"),
         ({"max_hours": 0}, "--max-hours 0: cannot be used"),
         ({"game.alhpa": 1}, ".*game.alhpa: unknown field; did you mean alpha?"),
     ],

@@ -138,3 +138,13 @@ def test_doctor_answers_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert any("to test the engines: a minute without a GPU" in line for line in rest)
     examine("gemma2b_taste", store=tmp_path, overrides=places)
     assert "gemma2b_taste cannot run here yet: (1) no HF_TOKEN" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_work_that_is_done_in_a_moment_is_not_said_to_take_none(tmp_path: Path) -> None:
+    words = "plan quickstart --gpu H200 --set game.pairs=8 --set game.iterations=1".split()
+    result = call(*words, "--set", f"output.store={tmp_path}", "--set", f"output.dir={tmp_path / 'run'}")
+    assert result.stdout.startswith("Total: less than a second on an H200")
+    rows = [line.split() for line in result.stdout.splitlines() if line.rstrip().endswith(" s")]
+    assert len(rows) > 6 and all(row[-3:] == ["<", "1", "s"] for row in rows)
+    record = json.loads(call(*words, "--set", f"output.store={tmp_path}", "--json").stdout)
+    assert record["total"]["seconds"] > 0 and all(kind["seconds"] > 0 for kind in record["totals"].values() if kind["to_do"])
