@@ -135,7 +135,10 @@ class Shape:
 
 def read_shape(model: Source) -> Shape:
     """The shape of a local or hub model, without importing torch."""
-    files = ModelFiles(model)
+    return model.once("shape", lambda: _shape(ModelFiles.of(model)))
+
+
+def _shape(files: ModelFiles) -> Shape:
     shape, (packed, kept) = Shape.of(files.config), count_weights(files)
     if not packed:
         return shape
