@@ -141,7 +141,7 @@ def test_doctor_answers_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
 
 
 def test_work_that_is_done_in_a_moment_is_not_said_to_take_none(tmp_path: Path) -> None:
-    words = "plan quickstart --gpu H200 --set game.pairs=8 --set game.iterations=1".split()
+    words = ["plan", "quickstart", "--gpu", "H200", "--set", "game.pairs=8", "--set", "game.iterations=1"]
     result = call(*words, "--set", f"output.store={tmp_path}", "--set", f"output.dir={tmp_path / 'run'}")
     assert result.stdout.startswith("Total: less than a second on an H200")
     rows = [line.split() for line in result.stdout.splitlines() if line.rstrip().endswith(" s")]
