@@ -1,6 +1,7 @@
 """Measure a run's policies, or those of all points of a sweep, and show what is known of them now."""
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, quoted
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.engines.foreign_code import key_of_judge
-from lowmem_spin.evaluation import suites
+from lowmem_spin.evaluation import diversity, suites
 from lowmem_spin.evaluation.benchmark_records import FILE
 from lowmem_spin.evaluation.judged.shared import with_recipe_defaults
 from lowmem_spin.evaluation.prompting import UNCHANGED, HarnessChanges
@@ -58,7 +59,7 @@ def evaluate(
     if not games:
         raise InputError(f"sweep {str(folder)!r}: no game is finished yet; `lowmem-spin sweep` goes on")
     own = suites.benchmarks_of(games[0].recipe, folders[0])
-    if not request.suites and not request.tasks:
+    if unsaid := not request.suites and not request.tasks:
         names = (own.suites, own.tasks) if own.suites or own.tasks else (FREE, ())
         request = replace(request, suites=names[0], tasks=names[1], option=own.option)
     judged = with_recipe_defaults(request.judged, own.judged)
@@ -68,12 +69,31 @@ def evaluate(
         shared.trust.check(key_of_judge(request.judged.judge, "evaluation.judge"), lambda line: display.log(line, "yellow"))
     try:
         targets = [EvaluationTarget.from_run(game, iterate, shared, display) for game in games]
+        if unsaid:
+            for line in announced(request, targets, bool(own.suites or own.tasks)):
+                display.log(line)
         suites.measure_policies(targets, request, display)
     finally:
         shared.engines.close()
     with display.timed("report"):
         _show(folder, sweep, games, "health" in request.suites, display)
     display.log(display.time_line())
+
+
+def announced(request: EvaluationRequest, targets: Sequence[EvaluationTarget], of_recipe: bool) -> list[str]:
+    """What is measured where nobody has said it, how much that is, and how to choose; a line each."""
+    policies = len({target.policies[name] for target in targets for name in target.wanted})
+    what = f"{', '.join([*request.suites, *request.tasks])} of {policies} polic{'y' if policies == 1 else 'ies'}"
+    if of_recipe:
+        return [f"measuring {what}, as the recipe's evaluation.benchmarks says; --suite or --task chooses something else"]
+    prompts, tokens = request.limit or diversity.PROMPTS, targets[0].recipe.generation.max_new_tokens
+    answers = (
+        f"{policies * prompts * diversity.ANSWERS:,} answers of up to {tokens:,} tokens in all, less those that are stored"
+    )
+    return [
+        f"measuring {what}, as neither --suite nor --task is given; there are {', '.join(SUITES)}, and the harness's tasks",
+        f"diversity: {diversity.ANSWERS} answers to each of {prompts} held-out prompts, {answers}; --limit takes fewer prompts",
+    ]
 
 
 def _show(folder: Path, sweep: bool, games: list[run_folder.RunFolder], health: bool, display: Display) -> None:

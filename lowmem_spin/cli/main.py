@@ -213,7 +213,7 @@ def report(folder: Annotated[Path, path_argument(metavar="RUN_OR_SWEEP", help="T
     from lowmem_spin.report.summary import terminal_table
 
     display = Display(Console())
-    results = read_results(folder)
+    results = read_results(folder, so_far=True)
     for line in results.missing:
         display.log(line, "yellow")
     paths = write_all(results)

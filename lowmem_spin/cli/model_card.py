@@ -132,7 +132,10 @@ def _results(metrics: Path, mine: str) -> str:
         name = escape_markdown(record["name"])
         name = f"**{name}**" if record["name"] == mine else name
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n\nOn held-out rows, ± the half-width of the 95% interval; KL in nats per completion."
+    return (
+        "\n".join(lines)
+        + "\n\nOn held-out rows, ± the half-width of the 95% interval, or [a..b] its ends; KL in nats per completion."
+    )
 
 
 def _recipe(run: RunFolder) -> str:

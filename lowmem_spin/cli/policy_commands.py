@@ -62,7 +62,8 @@ def evaluate(
     suite: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME,...", help="leaderboard, mtbench, alpaca, health, diversity. Without it and --task: the recipe's."
+            metavar="NAME,...",
+            help="leaderboard, mtbench, alpaca, health, diversity. Without it and --task: the recipe's, or else the last two.",
         ),
     ] = None,
     task: Annotated[

@@ -43,6 +43,8 @@ def compare(
     from lowmem_spin.report.summary import sweep_verdict, terminal_table
 
     results, display = side_by_side(folders), Display(Console())
+    for line in results.missing:
+        display.log(line, "yellow")
     write_picture(results, picture)
     display.console.print(terminal_table(results))
     for line in sweep_verdict(results):

@@ -18,7 +18,7 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.library import frames
 from lowmem_spin.report.load import read_results, read_run_results, read_sweep
 from lowmem_spin.report.overview import played
-from lowmem_spin.report.summary import run_grid, sweep_grid
+from lowmem_spin.report.summary import grid_notation, run_grid, sweep_grid
 from lowmem_spin.runner import run_folder
 from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy
 
@@ -180,7 +180,8 @@ class Run(_Folder):
     def _repr_html_(self) -> str:
         if not self.finished:
             return f"<p>{html.escape(repr(self))}</p>"
-        return run_grid(read_run_results(self.folder)).html(f"{self.folder.name}: held-out results, ± 95% interval")
+        grid = run_grid(read_run_results(self.folder))
+        return grid.html(f"{self.folder.name}: held-out results, ± 95% interval{grid_notation(grid)}")
 
 
 class Sweep(_Folder):
@@ -229,7 +230,8 @@ class Sweep(_Folder):
             results = None
         if results is None or not results.finished:
             return f"<p>{html.escape(repr(self))}</p>"
-        return sweep_grid(results).html(f"{self.folder.name}: last iterates, ± 95% interval")
+        grid = sweep_grid(results)
+        return grid.html(f"{self.folder.name}: last iterates, ± 95% interval{grid_notation(grid)}")
 
 
 def load(folder: str | Path, trust: bool = False) -> Run | Sweep:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 
 from lowmem_spin.report import by_name
-from lowmem_spin.report.intervals import Value
+from lowmem_spin.report.intervals import Value, over_seeds
 from lowmem_spin.report.marks import marks
 from lowmem_spin.report.measures import MEASURES
 from lowmem_spin.report.plots import COLORS, DASHES, Level, Panel, add_legend, draw_levels, short
@@ -77,8 +77,8 @@ def lines(sweep: SweepResults, shown: Sequence[Configuration], axis: str, name: 
 def main_panels(sweep: SweepResults, shown: Sequence[Configuration], looks: by_name.Looks) -> list[Panel]:
     """The scores, and how far from the base they were bought: over the numeric axis, or configuration by configuration."""
     axis, names = numeric_axis(sweep), [*sweep.scores[:2], "kl_to_base"]
-    several = any(len(c.runs) > 1 for c in shown)
-    intervals = "95% intervals over seeds; dots are single seeds" if several else "95% intervals over held-out rows"
+    counts = {len(c.runs) for c in shown}
+    intervals = f"{over_seeds(counts)}; dots are single seeds" if max(counts) > 1 else "95% intervals over held-out rows"
     if axis is None:
         alike = {} if len(sweep.finished) > len(shown) else looks  # more than there are looks for: all alike
         return [by_name.panel("main", f"The last iterates. Bars: {intervals}.", sweep.finished, alike, names)]

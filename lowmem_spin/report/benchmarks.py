@@ -19,6 +19,7 @@ JUDGED = {"mtbench", "alpaca"}  # suites whose tasks' names say who judged; each
 TITLES = {"leaderboard": "Open LLM Leaderboard v1", "tasks": "Other tasks", "diversity": "Length and diversity"}
 LEGEND = (
     "± is the half-width of a 95% interval over documents or prompts; over seeds, by Student's t, where there are several. "
+    "[a..b] are its ends where it would pass 0 or 100%; of two seeds, (a..b) are both values. "
     "Differences are from the base, document by document; noise means that the interval holds 0."
 )
 NOTES = {

@@ -18,19 +18,23 @@ def side_by_side(folders: Sequence[Path]) -> SweepResults:
     """
     points: list[PointStatus] = []
     runs: dict[str, RunResults] = {}
+    lines: list[str] = []
     for folder in folders:
-        found = read_results(folder)
+        found = read_results(folder, so_far=True)
         if isinstance(found, RunResults):
             games = [("", recipe_field(found.recipe, "seed"), found)]
         else:
-            several = len(found.configurations) > 1
+            several, left = len(found.configurations) > 1, len(found.file.points) - len(found.runs)
+            lines += [f"{folder}: {left} of its {len(found.file.points)} games are not finished, and left out"] * bool(left)
             games = [(f" {c.label}" * several, seed, run) for c in found.configurations for seed, run in c.runs.items()]
         name = _unlike(folder.resolve().name, {str(point.setting[NAME]) for point in points})
         for label, seed, run in games:
             point = PointStatus(name=str(run.folder), values={NAME: name + label, "seed": seed}, dir="", status="finished")
             points.append(point)
             runs[point.name] = run
-    results = SweepResults(Path(), SweepFile(recipe="comparison", axes={NAME: []}, seeds=[], points=points), runs)
+    results = SweepResults(
+        Path(), SweepFile(recipe="comparison", axes={NAME: []}, seeds=[], points=points), runs, lost="; ".join(lines) or None
+    )
     if len(results.configurations) < 2:
         raise InputError("there is nothing to compare: name two finished runs, or a sweep with two finished configurations")
     (first, one), *others = runs.items()

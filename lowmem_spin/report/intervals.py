@@ -1,7 +1,7 @@
 """Means with intervals: over held-out rows within a run, over seeds within a configuration."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -51,6 +51,7 @@ class Value:
     error: float
     reach: float = Z
     count: int | None = None  # of yes-or-no outcomes, of which the mean is the share
+    both: tuple[float, float] | None = None  # the lower and the higher of the two that the mean is of, if it is of two seeds
 
     @classmethod
     def read(cls, mean: Any, error: Any, count: int | None = None) -> "Value":
@@ -69,7 +70,9 @@ class Value:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The ends of the 95% interval, as it is drawn; both the mean where it is not known."""
+        """The ends of the 95% interval, as it is drawn; both the mean where it is not known, and of two seeds both values."""
+        if self.both is not None:
+            return self.both
         if self.count is not None:
             return wilson(self.mean, self.count)
         half = 0.0 if math.isnan(self.error) else self.reach * self.error
@@ -84,11 +87,24 @@ class Value:
         return max(self.mean - low, high - self.mean)
 
     def text(self, percent: bool, digits: int, sign: str = "") -> str:
-        """The mean, and the half-width of its interval where that is known."""
+        """The mean, and the half-width of its interval where that is known.
+
+        Of two seeds it is both values, as 80.0 (79.1..80.9), for an interval from two is 12.7 standard errors wide. A share
+        whose interval by its half-width would pass 0 or 100% has its ends, as 98.6 [94.4..100].
+        """
         if math.isnan(self.mean):
             return "?"
         scale = 100 if percent else 1
         mean = f"{scale * self.mean:{sign}z.{digits}f}"
+        if self.both is not None:
+            low, high = (f"{scale * end:{sign}z.{digits}f}" for end in self.both)
+            return f"{mean} ({low}..{high})"
+        if percent and not sign and not (self.mean - self.half >= 0 and self.mean + self.half <= 1):
+            low, high = self.interval
+            ends = [
+                f"{scale * end:z.{digits}f}" if 0 < end < 1 else f"{scale * end:.0f}" for end in (max(low, 0), min(high, 1))
+            ]
+            return mean if math.isnan(self.half) else f"{mean} [{'..'.join(ends)}]"
         return mean if math.isnan(self.half) else f"{mean} ±{scale * self.half:.{digits}f}"
 
 
@@ -97,7 +113,20 @@ def over(values: Sequence[Value]) -> Value:
     if len(values) == 1:
         return values[0]
     means = [value.mean for value in values]
-    return Value(fmean(means), stdev(means) / math.sqrt(len(means)), quantile(len(means) - 1))
+    both = (min(means), max(means)) if len(means) == 2 else None
+    return Value(fmean(means), stdev(means) / math.sqrt(len(means)), quantile(len(means) - 1), both=both)
+
+
+def over_seeds(counts: Iterable[int]) -> str:
+    """What bars and bands are in a picture of configurations with so many seeds, if one has several."""
+    return "95% intervals over seeds" + ", of two seeds both values" * (2 in counts)
+
+
+def notation(cells: Iterable[str]) -> str:
+    """What a table's title adds on how its numbers are written, if some of them have no ±; see Value.text."""
+    found = [cell for cell in cells if ".." in cell]
+    seeds = "; (a..b): both of two seeds" * any(cell.endswith(")") or "), " in cell for cell in found)
+    return seeds + "; [a..b]: the interval where ± would pass 0 or 100" * any(cell.endswith("]") for cell in found)
 
 
 def difference(one: Mapping[Any, Value], other: Mapping[Any, Value]) -> Value:

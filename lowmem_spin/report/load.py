@@ -21,8 +21,8 @@ from lowmem_spin.report.from_store import answer_tokens, read_trainings
 from lowmem_spin.report.intervals import Value, is_yes_or_no, rows_of
 from lowmem_spin.report.measures import TASKS
 from lowmem_spin.report.results import Benchmark, PolicyResults, RunResults, SweepFile, SweepResults
-from lowmem_spin.runner.claim import WORKERS
-from lowmem_spin.runner.run_folder import as_far_as_played, check_keys
+from lowmem_spin.runner.claim import METRICS, SO_FAR, WORKERS
+from lowmem_spin.runner.run_folder import as_far_as_played, check_keys, is_played
 from lowmem_spin.runner.worker_record import read_workers
 
 SAMPLED = ("prompts", "proposals", "rejected", "acceptance", "ess", "log_z")
@@ -30,8 +30,8 @@ MEASURED = ("kl_to_base", "kl_to_previous", "kl_from_base", "length", "truncated
 OF_ANSWERS = ("chosen_logp", "sampled_accuracy", "identical")  # where the data has prompts alone, there is none of these
 
 
-def read_results(folder: Path) -> RunResults | SweepResults:
-    """Read a run's or a sweep's folder.
+def read_results(folder: Path, so_far: bool = False) -> RunResults | SweepResults:
+    """Read a run's or a sweep's folder; with `so_far` of a run that is not finished what there is.
 
     Raises:
         InputError: it is neither, or what it holds does not read back.
@@ -41,7 +41,7 @@ def read_results(folder: Path) -> RunResults | SweepResults:
     if (folder / "sweep.json").is_file():
         return read_sweep(folder)
     if (folder / "run.json").is_file():
-        return read_run_results(folder)
+        return read_run_results(folder, so_far)
     raise InputError(f"{str(folder)!r} is neither a run nor a sweep: it has no run.json and no sweep.json")
 
 
@@ -74,8 +74,8 @@ def read_sweep(folder: Path) -> SweepResults:
     return SweepResults(folder, file, runs, workers, lost)
 
 
-def read_run_results(folder: Path) -> RunResults:
-    """Read a run's folder.
+def read_run_results(folder: Path, so_far: bool = False) -> RunResults:
+    """Read a run's folder; with `so_far` of a game that is not finished what there is, and a line in `missing` that says so.
 
     Raises:
         InputError: what it holds does not read back.
@@ -96,7 +96,12 @@ def read_run_results(folder: Path) -> RunResults:
     if not isinstance(recipe, dict):
         raise InputError(f"{folder / 'recipe.yaml'}: not a recipe; run the recipe again to write it anew")
     keys = as_far_as_played(record["policies"], record)
-    policies = _policies(folder / "metrics.jsonl", keys, parts)
+    path, unfinished = folder / METRICS, []
+    if so_far and not path.is_file():
+        path, asked = folder / SO_FAR, keys
+        keys = _measured(path, keys, parts)
+        unfinished = [_unfinished(folder, keys, asked, parts)]
+    policies = _policies(path, keys, parts)
     trainings, missing = read_trainings(folder, recipe, keys, parts)
     benchmarks, arena = read_benchmarks(folder, keys), _arena(folder, keys)
     cut = any(policy.values["truncated"].mean > CUT for policy in policies)
@@ -108,11 +113,38 @@ def read_run_results(folder: Path) -> RunResults:
         record=record,
         policies=policies,
         trainings=trainings,
-        missing=missing,
+        missing=[*unfinished, *missing],
         benchmarks=benchmarks,
         arena=arena,
         answer_tokens=tokens,
     )
+
+
+def _measured(path: Path, keys: dict[str, str], parts: dict[str, Part]) -> dict[str, str]:
+    """The policies that a game which is not finished has measured, in their order.
+
+    Raises:
+        InputError: there is none yet.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"{str(path.parent)!r} {_how(path.parent)}, and no policy is measured yet; `lowmem-spin runs` says how far it is"
+        )
+    try:
+        names = {json.loads(line)["name"] for line in _text(path).splitlines()}
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise InputError(f"{path}: does not read back; run the recipe again to write it") from None
+    return {name: key for name, key in keys.items() if (PLAIN_SFT if parts[name].role is Role.BASELINE else name) in names}
+
+
+def _how(folder: Path) -> str:
+    return "is being played now" if is_played(folder) else "is not finished"
+
+
+def _unfinished(folder: Path, keys: dict[str, str], asked: dict[str, str], parts: dict[str, Part]) -> str:
+    done, all_of_them = (sum(parts[name].is_iterate for name in names) for names in (keys, asked))
+    goes_on = "" if is_played(folder) else f"; `lowmem-spin run {folder / 'recipe.yaml'}` goes on"
+    return f"this game {_how(folder)}: what is shown is of the base and {done} of {all_of_them} iterates{goes_on}"
 
 
 def read_benchmarks(folder: Path, keys: dict[str, str]) -> list[Benchmark]:

@@ -35,14 +35,16 @@ from lowmem_spin.runner.worker_record import WorkersFile
 
 __all__ = ["write_all", "write_page", "write_picture"]
 RUN_LEGEND = (
-    "± is the half-width of a 95% interval over held-out rows; it says nothing about another seed. Gain: score minus the "
+    "± is the half-width of a 95% interval over held-out rows, [a..b] are its ends where it would pass 0 or 100%; it says "
+    "nothing about another seed. Gain: score minus the "
     "base's on the same rows. KL in nats per completion. As in data: own samples that equal the data's answer."
 )
 OF_UNQUANTIZED = " Gain over unquantized: score minus that of the base before nf4; the base's own is what nf4 costs."
 SWEEP_LEGEND = (
     "The last iterate of each configuration. ± is the half-width of a 95% interval: over seeds, by Student's t, where there "
-    "are several (two seeds bound little: 12.7 standard errors); else over held-out rows, which says nothing about another "
-    "seed. Differences from the best are taken seed by seed where both have two or more, and are within noise if their "
+    "are several; else over held-out rows, which says nothing about another seed. [a..b] are its ends where it would pass 0 or "
+    "100%. Of two seeds (a..b) are both values: they bound little, and noise is judged by 12.7 standard errors. "
+    "Differences from the best are taken seed by seed where both have two or more, and are within noise if their "
     "interval holds 0. The best is chosen by these same numbers, so a part of its lead may be luck. "
     "Below the configurations: the base and plain SFT, where all games have the same."
 )

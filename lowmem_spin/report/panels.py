@@ -11,7 +11,7 @@ from matplotlib.figure import FigureBase
 from lowmem_spin.report import radars
 from lowmem_spin.report.against import line_of, lines, main_panels, numeric_axis
 from lowmem_spin.report.heatmap import draw_heatmap, steps
-from lowmem_spin.report.intervals import Value
+from lowmem_spin.report.intervals import Value, over_seeds
 from lowmem_spin.report.measures import MEASURES
 from lowmem_spin.report.plots import COLORS, DASHES, DRAWN, Curve, Panel, draw_curves
 from lowmem_spin.report.results import Configuration, PolicyResults, RunResults, SweepResults, plain_value
@@ -58,7 +58,10 @@ def sweep_panels(sweep: SweepResults) -> Pictures:
         return Pictures([])
     looks = looks_of(sweep, shown)
     counts = {len(configuration.runs) > 1: None for configuration in shown}
-    captions = {True: "95% intervals over seeds", False: "where there is one seed, 95% intervals over held-out rows"}
+    captions = {
+        True: over_seeds(len(c.runs) for c in shown),
+        False: "where there is one seed, 95% intervals over held-out rows",
+    }
     caption = f"Bands: {'; '.join(captions[several] for several in sorted(counts, reverse=True))}."
     longest = max((run.played for c in shown for run in c.runs.values()), key=len)
     places = [policy.name for policy in longest[: max(c.iterates for c in shown)]]

@@ -12,6 +12,7 @@ from lowmem_spin.common.files import write_atomically, write_text
 from lowmem_spin.config.game_config import rules_in_words
 from lowmem_spin.config.loss_choices import in_words
 from lowmem_spin.report.answers import BeforeAfter, before_after, one_line
+from lowmem_spin.report.intervals import over_seeds
 from lowmem_spin.report.panels import run_panels, sweep_panels
 from lowmem_spin.report.plots import TALL, Panel, laid_out, short
 from lowmem_spin.report.results import RunResults, SweepResults, plain_value, recipe_field
@@ -121,4 +122,5 @@ def intervals(results: RunResults | SweepResults) -> str:
     seeds = [len(c.runs) for c in results.finished] if isinstance(results, SweepResults) else [1]
     if max(seeds) == 1:
         return "95% intervals over held-out rows"
-    return f"95% intervals over {min(seeds)}{f' to {max(seeds)}' if min(seeds) < max(seeds) else ''} seeds"
+    counts = f"{min(seeds)}{f' to {max(seeds)}' if min(seeds) < max(seeds) else ''}"
+    return "both values of two seeds" if counts == "2" else over_seeds(seeds).replace("over seeds", f"over {counts} seeds")

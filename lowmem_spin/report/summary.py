@@ -1,12 +1,12 @@
 """What runs and sweeps have found, in tables and in sentences."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.report.grid import Grid, TerminalTable
-from lowmem_spin.report.intervals import Value, difference, within_noise
+from lowmem_spin.report.intervals import Value, difference, notation, within_noise
 from lowmem_spin.report.marks import ComparisonPolicy, comparisons
 from lowmem_spin.report.measures import GAIN, GAIN_UNQUANTIZED, MATCH, MEASURES, WINS
 from lowmem_spin.report.results import Configuration, PolicyResults, RunResults, SweepResults, plain_value
@@ -21,10 +21,17 @@ def terminal_table(results: RunResults | SweepResults) -> TerminalTable:
     if isinstance(results, RunResults):
         unit = MEASURES[results.scores[0]].unit
         units = "scores and KL in nats" if unit == "nats" else f"scores in {unit}, KL in nats"
-        return run_grid(results, brief=True).table(f"Held-out results, ± 95% interval; {units}; gain over the base")
+        grid = run_grid(results, brief=True)
+        return grid.table(f"Held-out results, ± 95% interval; {units}; gain over the base{grid_notation(grid)}")
     measure = MEASURES[results.score]
     of = f"{measure.label} in {measure.unit}" if measure.unit else measure.label
-    return sweep_grid(results, brief=True).table(f"Last iterates: {of}, ± 95% interval; KL in nats")
+    grid = sweep_grid(results, brief=True)
+    return grid.table(f"Last iterates: {of}, ± 95% interval; KL in nats{grid_notation(grid)}")
+
+
+def grid_notation(grid: Grid) -> str:
+    """What its title adds on how its numbers are written."""
+    return notation(cell for row in grid.rows for cell in row[grid.names :])
 
 
 def run_grid(run: RunResults, brief: bool = False) -> Grid:
@@ -212,8 +219,27 @@ def sweep_verdict(sweep: SweepResults) -> list[str]:
         )
     lines = [f"{ahead} {name}: {measure.text(best.value(sweep.score))}."]
     if len(others) == 1:
-        return [*lines, "The other is within noise of it." if close else "The other is further from it than noise."]
-    return lines + [f"{len(close)} of the {len(others)} others are within noise of it."] * bool(others)
+        lines.append("The other is within noise of it." if close else "The other is further from it than noise.")
+    elif others:
+        lines.append(f"{len(close)} of the {len(others)} others are within noise of it.")
+    return lines + _unpaired(best, [one for one in sweep.finished if one is not best and not one.same_as(best)])
+
+
+def _unpaired(best: Configuration, others: Sequence[Configuration]) -> list[str]:
+    """Of what the differences from the best are, where it is not of pairs of runs with the same seeds; a line each."""
+    lines = []
+    for other in others:
+        common = sorted(set(best.runs) & set(other.runs), key=str)
+        seeds = f"{best.label} has seed{'s' * (len(best.runs) > 1)} {_listed(best.runs)}, {other.label} {_listed(other.runs)}"
+        if len(common) == 1 and max(len(best.runs), len(other.runs)) > 1:
+            lines.append(f"{seeds}: their difference is of seed {common[0]} alone, with its held-out rows' interval.")
+        elif not common:
+            lines.append(f"{seeds}, none in common: their difference is partly that of the seeds.")
+    return lines if len(lines) < 4 else [lines[0], f"So it is, in one way or the other, with {len(lines) - 1} more."]
+
+
+def _listed(seeds: Iterable[Any]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _compared(policy: PolicyResults, best: PolicyResults, score: str) -> str:

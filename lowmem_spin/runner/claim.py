@@ -17,9 +17,10 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.runner.run_folder import PICTURES
 
 METRICS, ITERATES = "metrics.jsonl", "iterates"
+SO_FAR = "metrics_so_far.jsonl"  # the same of a game that is not finished
 FILES = ("run.json", "recipe.yaml", METRICS, *PICTURES)  # that a game writes into its folder
 # What commands write into a run's or a sweep's folder. Where no record says that it is one, such a name is somebody else's.
-WRITTEN = ("recipe.yaml", METRICS, ITERATES, *PICTURES, "report.md", "report_*.png", "report_*.svg")
+WRITTEN = ("recipe.yaml", METRICS, SO_FAR, ITERATES, *PICTURES, "report.md", "report_*.png", "report_*.svg")
 WRITTEN += ("benchmarks.jsonl", "arena.json", "mtbench", "alpaca", "samples", "serve")
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError)
 WORKERS, LOGS = "workers.json", "workers"  # in a sweep's folder: what its workers did, and the folder of their logs
@@ -87,7 +88,7 @@ def clear_folder(game: Claimant) -> None:
     for entry in _entries(game.folder).values():
         if _key(entry) in _policies(earlier).values():
             entry.unlink() if entry.is_symlink() else shutil.rmtree(entry)
-    for name in (METRICS, *PICTURES):
+    for name in (METRICS, SO_FAR, *PICTURES):
         (game.folder / name).unlink(missing_ok=True)
 
 

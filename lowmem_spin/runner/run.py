@@ -22,7 +22,7 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.files import DamagedError, json_text, read_text, write_text
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.choices import JudgeOracle
-from lowmem_spin.runner.claim import METRICS, check_folder, clear_folder
+from lowmem_spin.runner.claim import METRICS, SO_FAR, check_folder, clear_folder
 from lowmem_spin.runner.early_stopping import EarlyStop, stops_early
 from lowmem_spin.runner.evaluate_policy import Measuring, evaluate_policy, sample_policy
 from lowmem_spin.runner.health import Health, summary_line
@@ -99,6 +99,7 @@ class Player:
                 self.unquantized = health
             else:
                 self.healths.append(health)
+            self._keep_so_far()
             training = None if stage.role in (Role.BASE, Role.UNQUANTIZED) else game.store.manifest(stage.policy)
             self.display.log(self.display.name + summary_line(health, training))
             self.tracker.policy(health, training["metrics"] if training else [])
@@ -142,6 +143,17 @@ class Player:
             self.finish()
         display.title = ""
 
+    def _records(self) -> list[dict[str, Any]]:
+        """What is known of the policies that were measured, the unquantized base behind the base."""
+        base = self.healths[0]
+        measured = [base, *([] if self.unquantized is None else [self.unquantized]), *self.healths[1:]]
+        return [health.record(base, self.unquantized) for health in measured]
+
+    def _keep_so_far(self) -> None:
+        """Write the numbers that there are, for reports on a game that is not finished."""
+        if self.healths and not (self.game.folder / METRICS).exists():
+            write_text(self.game.folder / SO_FAR, _lines(self._records()))
+
     def keep_time(self) -> None:
         add_seconds(self.game, self.display.seconds, self.counted)
 
@@ -150,13 +162,12 @@ class Player:
         note_user(self.game)
         self.tracker.close()
         note_stop(self.game, None if self.stopped is None else vars(self.stopped))
-        base = self.healths[0]
+        (self.game.folder / SO_FAR).unlink(missing_ok=True)
         summaries = {
             stage.policy: summarize_sampling(self.game, stage.pairs) for stage in self.game.stages if self._mixed(stage)
         }
         samplers = {policy: {"sampler": summary} for policy, summary in summaries.items() if summary is not None}
-        measured = [base, *([] if self.unquantized is None else [self.unquantized]), *self.healths[1:]]
-        found = [{**health.record(base, self.unquantized), **samplers.get(health.policy, {})} for health in measured]
+        found = [{**record, **samplers.get(record["policy"], {})} for record in self._records()]
         records, earlier = _lines(found), _lines(found, without=("role", "iteration"))
         metrics = self.game.folder / METRICS
         try:

@@ -4,6 +4,7 @@
     RUN/run.json              policies and their keys, what the game was played with, versions, hours, an early stop
     RUN/iterates/<t>          a link to each iterate's adapter in the store
     RUN/metrics.jsonl         how each policy was measured, a line for each
+    RUN/metrics_so_far.jsonl  the same until the game is finished
     RUN/iterates.png, .svg    how training went and how good each policy is
     RUN/report.html           the same and more as one page; report.md and report_* are its tables and pictures
     RUN/benchmarks.jsonl      what `evaluate` found; with answers in samples/, mtbench/ and alpaca/

@@ -15,14 +15,17 @@ import yaml
 from matplotlib.image import imread
 from rich.console import Console
 
-from helpers.commands import call
+from helpers.commands import arguments, call
 from helpers.games import tiny
 from lowmem_spin import __version__
+from lowmem_spin.algorithm.stages import Stage, Train
 from lowmem_spin.common.checked import read_checked, write_checked
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.report.intervals import Z
 from lowmem_spin.report.overview import Played, overview_grid, played
+from lowmem_spin.runner import run as runner
+from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.removal import remove_results
 from lowmem_spin.runner.run_folder import open_store, read_run_folder
 
@@ -139,13 +142,63 @@ def test_games_that_do_not_compare_are_one_line(runs: Path, tmp_path: Path) -> N
         return result.stderr
 
     assert "there is nothing to compare: name two" in refused(runs / "first")
-    assert "run the recipe again to finish the game" in refused(runs / "first", runs / "stopped")
+    nothing_yet = refused(runs / "first", runs / "stopped")
+    assert "stopped' is not finished, and no policy is measured yet; `lowmem-spin runs` says how far it is" in nothing_yet
     lines = [json.loads(line) for line in (runs / "better" / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         line["samples"][0]["prompt_id"] = "another row"
     (runs / "better" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "was measured on other held-out rows than" in refused(runs / "first", runs / "better")
     assert "must end in .png" in call("compare", runs / "first", runs / "first", "--picture", "x.pdf").stderr
+
+
+def test_a_game_under_way_is_reported_and_compared_as_far_as_it_is(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped before its second iterate; then it goes on, and is like any other."""
+    make = runner.make
+
+    def interrupted(game: OpenGame, stage: Stage, note: object = None) -> None:
+        if isinstance(stage, Train) and stage.name == "iterate 1":
+            raise KeyboardInterrupt
+        make(game, stage)
+
+    again, picture = copy / "again", copy / "x.png"
+    words = arguments(copy, f"output.dir={again}")
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "make", interrupted)
+        assert call(*words).returncode == 130
+    shown = call("report", again)
+    assert shown.returncode == 0, shown.stderr
+    assert "this game is not finished: what is shown is of the base and 1 of 2 iterates; `lowmem-spin run" in shown.stdout
+    assert "iterate 0" in shown.stdout and "iterate 1" not in shown.stdout
+    assert "this game is not finished" in (again / "report.html").read_text()
+    users = open_store(read_run_folder(again), print).users
+    with users.playing():
+        users.note(again, {})
+        compared = " ".join(call("compare", copy / "run", again, "--picture", picture).stdout.split())
+    assert "this game is being played now: what is shown is of the base and 1 of 2 iterates" in compared and picture.exists()
+    assert "not finished: 1 of 2" in call("runs", copy).stdout
+    assert call(*words).returncode == 0
+    assert (again / "metrics.jsonl").read_bytes() == (copy / "run" / "metrics.jsonl").read_bytes()
+    assert not list(again.glob("metrics_so_far*")) and "not finished" not in call("report", again).stdout
+
+
+def test_compare_says_of_which_seeds_a_difference_is(runs: Path, tmp_path: Path) -> None:
+    """Two sweeps of two seeds with one of them in common, and one with a game that is not finished."""
+    for name, seeds in (("one", (42, 43)), ("two", (43, 44)), ("apart", (50,))):
+        points = []
+        for seed in seeds:
+            shutil.copytree(runs / ("better" if seed == 42 else "first"), runs / name / "points" / str(seed), symlinks=False)
+            points.append({"name": str(seed), "values": {"seed": seed}, "dir": f"points/{seed}", "status": "finished"})
+        points.append({"name": "99", "values": {"seed": 99}, "dir": "points/99", "status": "waiting"})
+        record = {"recipe": "x", "axes": {}, "seeds": [*seeds, 99], "points": points[: len(points) - (name != "one")]}
+        (runs / name / "sweep.json").write_text(json.dumps(record))
+    said = call("compare", runs / "one", runs / "two", "--picture", tmp_path / "x.png").stdout
+    assert "one has seeds 42, 43, two 43, 44: their difference is of seed 43 alone" in said
+    assert f"{runs / 'one'}: 1 of its 3 games are not finished, and left out" in said
+    apart = call("compare", runs / "two", runs / "apart", "--picture", tmp_path / "x.png").stdout
+    assert "none in common: their difference is partly that of the seeds." in apart
+    alike = call("compare", runs / "first", runs / "better", "--picture", tmp_path / "x.png").stdout
+    assert "their difference is" not in alike
 
 
 def test_the_same_run_twice_is_the_same_policy(runs: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from helpers.commands import SMALL, call
 from helpers.games import open_hf, save_slot, shake_slot, unchecked
 from helpers.page import Page, cells, check_offline
-from lowmem_spin.cli.evaluate import evaluate
+from lowmem_spin.cli.evaluate import announced, evaluate
 from lowmem_spin.cli.play import run as play
 from lowmem_spin.cli.play import sweep as play_sweep
 from lowmem_spin.common.display import Display, TimeIsUpError
@@ -548,6 +548,20 @@ def test_a_slip_in_a_suite_is_no_missing_package(home: Path, monkeypatch: pytest
     monkeypatch.setattr(suites, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"evaluation.benchmarks 'healht': no such suite; did you mean health\?"):
         suites.check_benchmarks(game)  # type: ignore[arg-type]
+
+
+def test_what_nobody_has_asked_for_is_announced_with_its_size() -> None:
+    """Policies that games of a sweep share count once."""
+    recipe = load_recipe(find_recipe("quickstart"))
+    games: Any = [
+        SimpleNamespace(recipe=recipe, policies={"base": "b", "iterate 0": key}, wanted=["base", "iterate 0"]) for key in "xy"
+    ]
+    what, size = announced(EvaluationRequest(["health", "diversity"], limit=5), games, of_recipe=False)
+    assert what.startswith("measuring health, diversity of 3 policies, as neither --suite nor --task is given; there are ")
+    assert all(name in what for name in suites.SUITES)
+    assert "16 answers to each of 5 held-out prompts, 240 answers of up to 20 tokens in all, less those that are stored" in size
+    (line,) = announced(EvaluationRequest(["alpaca"], ["gsm8k"]), games[:1], of_recipe=True)
+    assert line.startswith("measuring alpaca, gsm8k of 2 policies, as the recipe's evaluation.benchmarks says; --suite or ")
 
 
 def test_gc_frees_results_of_policies_that_no_run_has(measured: Path) -> None:

@@ -118,6 +118,10 @@ def test_the_table_of_a_run_has_the_numbers_of_metrics(played: Path) -> None:
             scale, half = 100 if share else 1, 1.96 * line[f"{name}_se"]
             if name in ("exact_match", "truncated", "identical"):
                 half = arm(line[name], line[f"{name}_n"])
+            if share and not sign and not half <= line[name] <= 1 - half:
+                ends = stats.binomtest(round(line[name] * line[f"{name}_n"]), line[f"{name}_n"]).proportion_ci(method="wilson")
+                low, high = (f"{100 * end:.0f}" if end in (0, 1) else f"{100 * end:.1f}" for end in ends)
+                return rf"{100 * line[name]:.1f} \[{low}..{high}\]"
             return number(scale * line[name], scale * half, 1 if share else 2, sign)
 
         drift = [shown(name) for name in ("kl_to_base", "kl_to_previous", "kl_from_base")]
