@@ -7,7 +7,7 @@ asks for it.
 
 from collections.abc import Sequence
 
-from lowmem_spin.algorithm.stages import DatasetPairs, Generate, Judge, Score, Stage, Train
+from lowmem_spin.algorithm.stages import Generate, Judge, Score, Stage, Train
 from lowmem_spin.runner.open import OpenGame
 
 
@@ -24,5 +24,4 @@ def needless(games: Sequence[OpenGame]) -> set[int]:
 
 def _summarised(stage: Stage) -> bool:
     """Whether the results say how its answers were sampled, so that they are read in the end."""
-    asks = isinstance(stage, Generate) and not isinstance(stage.pairs, DatasetPairs)
-    return asks and stage.pairs.sampling.mixture is not None
+    return isinstance(stage, Generate) and stage.pairs.sampling.mixture is not None

@@ -86,7 +86,8 @@ class Compared:
 def _of(prompts: Collection[str], table: Table) -> pa.Table:
     """The rows of a table for prompts of these ids: of a large one, few become Python's own values."""
     rows = table.read()
-    return rows.filter(pc.is_in(rows["prompt_id"], pa.array(list(prompts), pa.string())))
+    asked = pc.SetLookupOptions(pa.array(list(prompts), pa.string()))
+    return rows.filter(pc.call_function("is_in", [rows["prompt_id"]], asked))
 
 
 def answers_in(table: Table, prompts: Collection[str]) -> dict[tuple[str, int], Answer]:

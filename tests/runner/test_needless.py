@@ -5,14 +5,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from helpers.games import opened, played
+from helpers.games import commit_adapters, opened, played
 from lowmem_spin.algorithm.stages import DatasetPairs, Evaluate, Generate, Score, Stage, Train
 from lowmem_spin.common.display import Display
 from lowmem_spin.runner.needless import needless
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.planning.forecast import steps_ahead
 from lowmem_spin.runner.run import Player
-from lowmem_spin.store.committed import CONFIG, WEIGHTS
+from lowmem_spin.store.committed import WEIGHTS
 
 
 def trainings(game: OpenGame) -> list[Train]:
@@ -54,16 +54,6 @@ def test_a_finished_game_is_played_again_without_what_it_learned_from(tmp_path: 
     assert game.store.adapter_sha256(last.policy) == weights
 
 
-def commit(game: OpenGame, *policies: str) -> None:
-    """Have the store an adapter of each; what is in it does not matter."""
-    for policy in policies:
-        folder = game.store.work(policy) / "adapter"
-        folder.mkdir(parents=True)
-        for name in (WEIGHTS, CONFIG):
-            (folder / name).write_text("{}")
-        game.store.commit_adapter(policy, folder, {})
-
-
 def passed_over(games: list[OpenGame]) -> list[list[str]]:
     """Of each game the needless stages in words: what, and for which iterate."""
     found = needless(games)
@@ -89,7 +79,7 @@ def test_what_another_game_still_learns_from_is_its_own_to_make(tmp_path: Path) 
     )
     assert passed_over([one, other]) == [[], []], "nothing is stored yet"
     assert not steps_ahead(steps, needless([one, other]))[place].makes
-    commit(one, *(stage.policy for stage in trainings(one)))
+    commit_adapters(one, *(stage.policy for stage in trainings(one)))
     whole = ["generate 0", "score 0", "generate 1", "score 1", "score 1", "generate 2", "score 2", "score 2"]
     assert trainings(other)[0].policy == trainings(one)[0].policy
     assert passed_over([one, other]) == [whole, ["generate 0", "score 0"]]
@@ -100,13 +90,13 @@ def test_what_another_game_still_learns_from_is_its_own_to_make(tmp_path: Path) 
         for (game, stage, _), step in zip(steps, ahead, strict=True)
         if game is one and not isinstance(stage, Train | Evaluate)
     )
-    commit(other, *(stage.policy for stage in trainings(other)[1:]))
+    commit_adapters(other, *(stage.policy for stage in trainings(other)[1:]))
     assert passed_over([one, other]) == [whole, whole]
 
 
 def test_a_damaged_adapter_needs_what_it_was_made_from(tmp_path: Path) -> None:
     game = opened(tmp_path, "game.history=1")
-    commit(game, *(stage.policy for stage in trainings(game)))
+    commit_adapters(game, *(stage.policy for stage in trainings(game)))
     last = trainings(game)[-1].policy
     (tmp_path / "store" / "adapters" / last / WEIGHTS).write_text("other bytes")
     again = opened(tmp_path, "game.history=1")
