@@ -102,18 +102,26 @@ def play_exactly(recipe: Recipe, space: Space) -> Iterator[Tensor]:
 def _check(recipe: Recipe) -> None:
     loss, algorithm = recipe.game.loss.name, recipe.game.algorithm
     if loss not in SMOOTH:
-        called = "a custom loss" if loss == "function" else f"{loss}, which several policies minimise"
-        raise InputError(f"game.loss.name: exact play cannot handle {called}; use {', '.join(SMOOTH)}")
+        called = "a loss of your own, whose minimum it does not know" if loss == "function" else f"{loss}, which many minimise"
+        raise InputError(f"game.loss.name: exact play cannot handle {called}; use {', '.join(SMOOTH)}: --set game.loss=dpo")
     if algorithm == "offline":
         raise InputError(
-            "game.algorithm: exact play has no offline, whose pairs are the data's own; it has alpha-spin and sppo"
+            "game.algorithm: exact play has no offline, whose pairs are the data's own; use alpha-spin or sppo: "
+            "--set game.algorithm=alpha-spin"
         )
     if algorithm == "sppo" and recipe.game.samples > MOST:
         raise InputError(
-            f"game.samples: {recipe.game.samples}, and exact play draws at most {MOST}: it takes every draw there is"
+            f"game.samples: {recipe.game.samples}, and exact play draws at most {MOST}, as it takes every draw there is: "
+            f"--set game.samples={MOST}"
         )
-    if recipe.game.opponents is not None or not isinstance(recipe.game.reference, str):
-        raise InputError("game: exact play cannot handle functions of your own; use built-in opponents and references")
+    if recipe.game.opponents is not None:
+        raise InputError(
+            "game.opponents: exact play calls no functions of your own; leave yours out: --set game.opponents=null"
+        )
+    if not isinstance(recipe.game.reference, str):
+        raise InputError(
+            "game.reference: exact play calls no functions of your own; use a built-in one: --set game.reference=geometric"
+        )
 
 
 def _geometric(weighted: list[tuple[float, Tensor]]) -> Tensor:

@@ -1,10 +1,11 @@
 """Measure a run's policies, or those of all points of a sweep, and show what is known of them now."""
 
+import difflib
 from dataclasses import replace
 from pathlib import Path
 
 from lowmem_spin.common.display import Display
-from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.errors import InputError, quoted
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.engines.foreign_code import key_of_judge
 from lowmem_spin.evaluation import suites
@@ -47,8 +48,9 @@ def evaluate(
     """
     for name in request.suites:
         if name not in SUITES:
+            nearest_first = ", ".join(difflib.get_close_matches(name, SUITES, n=len(SUITES), cutoff=0))
             raise InputError(
-                f"--suite {name!r}: unknown; known here: {', '.join(SUITES)}. A task of the harness goes to --task"
+                f"--suite {quoted(name)}: unknown; known, nearest first: {nearest_first}. A task of the harness goes to --task"
             )
     sweep = (folder / "sweep.json").is_file()
     folders = [run.folder for run in read_sweep(folder).runs.values()] if sweep else [folder]

@@ -26,8 +26,11 @@ class ExportRequest:
     public: bool
 
 
-def export_policy(folder: Path, iterate: str | None, request: ExportRequest, trust: bool, display: Display) -> None:
+def export_policy(folder: Path, iterate: str | None, request: ExportRequest, trust: bool, display: Display) -> bool:
     """Export a policy of the run in `folder`; the last one trained if `iterate` does not name one.
+
+    Returns:
+        Whether all that was asked for is there: without llama.cpp there is no GGUF file.
 
     Raises:
         InputError: one line, before anything is written where that can be known.
@@ -56,12 +59,20 @@ def export_policy(folder: Path, iterate: str | None, request: ExportRequest, tru
         if programs.missing is None:
             model_card.add_gguf(to / "README.md", conversion.file.name, kind, conversion.name.lower())
         _say_to_ollama(conversion, game, display)
+        if programs.missing is not None:
+            display.log(
+                f"no GGUF file was made, as llama.cpp is missing: {to} has the merged model, and the commands above make "
+                f"{conversion.file.name} of it (exit code 1)",
+                "bold red",
+            )
+            return False
     if request.push is not None:
         from lowmem_spin.cli.push import push
 
         with display.start_up(f"uploading {to}"):
             address = push(to, request.push, request.public, f"{policy.name} of a game of {game.recipe.game.algorithm}")
         display.log(f"{'public' if request.public else 'private'}  {address}")
+    return True
 
 
 def _gguf(request: ExportRequest) -> tuple[str | None, gguf.LlamaCpp | None]:

@@ -22,11 +22,14 @@ from lowmem_spin.cli.options import (
 from lowmem_spin.cli.policy_commands import app as policy_commands
 from lowmem_spin.cli.recipe_commands import app as recipe_commands
 from lowmem_spin.cli.run_commands import app as run_commands
+from lowmem_spin.cli.usage import Commands
 
 if TYPE_CHECKING:
     from lowmem_spin.common.display import Display
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)  # rich would cut options
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)  # rich would cut options
 STORE = Path("runs/store")
 
 
@@ -156,7 +159,7 @@ def doctor(
             display.log(note, "yellow")
     for what, found in examine.machine_facts(place):
         display.log(f"{what:<20}{found}")
-    display.log("training and answering with a tiny model, to test the engines: about a minute")
+    display.log("training and answering with a tiny model, to test the engines: a minute without a GPU, some minutes with one")
     for tested, verdict in examine.self_tests([engine] if engine else names, place):
         display.log(f"{tested + ' self-test':<20}{verdict}")
     for role, choice in examine.engine_choices(place):

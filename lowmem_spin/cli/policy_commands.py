@@ -224,7 +224,10 @@ def export(
     gguf: Annotated[
         str | None,
         typer.Option(
-            metavar="TYPE", help="Also as a GGUF file for llama.cpp and Ollama: Q4_K_M, Q8_0, BF16, ...", show_default=False
+            metavar="TYPE",
+            help="Also as a GGUF file for llama.cpp and Ollama: Q4_K_M, Q8_0, BF16, ... Without llama.cpp the merged model is "
+            "written, the commands that make the file are printed, and the exit code is 1.",
+            show_default=False,
         ),
     ] = None,
     llama_cpp: Annotated[
@@ -251,7 +254,8 @@ def export(
         push=push,
         public=public,
     )
-    export_policy(run, iterate, request, trust, Display(Console(stderr=True)))
+    if not export_policy(run, iterate, request, trust, Display(Console(stderr=True))):
+        raise typer.Exit(1)
 
 
 @app.command()

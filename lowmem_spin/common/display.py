@@ -24,14 +24,21 @@ class TimeIsUpError(KeyboardInterrupt):
 
 
 def clock(seconds: float | None) -> str:
-    """A duration to two figures or so; None is one that is not known."""
+    """A duration to two figures or so, and none but 0 itself as 0; None is one that is not known."""
     if seconds is None or math.isnan(seconds):
         return "?"
+    if 0 < seconds < 1:
+        return "< 1 s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 3600:,.0f} h"
+
+
+def about(seconds: float) -> str:
+    """A duration that was estimated, in a sentence."""
+    return "less than a second" if 0 < seconds < 1 else f"about {clock(seconds)}"
 
 
 def readable(number: float) -> str:
@@ -226,7 +233,7 @@ class Display:
     def game_left(self) -> list[str]:
         """How long the game will take, in words, once that is known."""
         left = self.left()
-        return [] if left is None else [f"at most {clock(left)} in all"]
+        return [] if left is None else [f"at most {clock(max(left, 1))} in all"]
 
     @contextmanager
     def start_up(self, label: str) -> Iterator[None]:

@@ -7,12 +7,12 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from lowmem_spin.common.errors import quoted, shortened
-from lowmem_spin.config.bounds import ABSURD
 from lowmem_spin.config.endpoint_fields import SecretError
 from lowmem_spin.config.field_names import field_names, named_like
 from lowmem_spin.config.loss_choices import Loss, OwnLoss
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.config.section import Section
+from lowmem_spin.config.wanted import wanted
 
 
 def explain(error: ValidationError) -> str:
@@ -38,7 +38,7 @@ def explain(error: ValidationError) -> str:
     else:
         tried = [problem for problem in alike if problem is not first and find_place(problem["loc"])[0] == places]
         words = [problem.get("ctx", {})["expected"] for problem in tried if problem["type"] == "literal_error"]
-        why = " or ".join([_why(first).partition(", unable to ")[0], *words]) if words else _why(first)
+        why = " or ".join([wanted(first, _bounds(first["loc"])), *words])
         line = f"{field}: {quoted(first['input'])} cannot be used: {why}"
     return line + _others(first, problems)
 
@@ -69,16 +69,14 @@ def _as_section(field: str, annotation: Any, given: Any) -> str:
     return f"this is a section; write {field}: {{{main}: {value}}}, with the fields {_some(list(options))}"
 
 
-def _why(problem: Any) -> str:
-    """What pydantic says of a value, and more where that is of no help."""
-    limit = problem.get("ctx", {}).get("le")
-    if isinstance(limit, int | float) and limit >= ABSURD:
-        return f"the most is {limit:,}, which is far more than anybody means"
-    if problem["type"] == "string_type" and isinstance(problem["input"], int | float):  # revision: 0123, split: no
-        return f"{problem['msg']}; put it in quotes"
-    if problem["type"] == "dict_type":
-        return "write it as {name: value}"
-    return problem["msg"].removeprefix("Value error, ")
+def _bounds(loc: Sequence[int | str]) -> dict[str, Any]:
+    """The bounds of the field at a place, by their names."""
+    for end in reversed(range(len(loc))):
+        fields = getattr(find_place(loc[:end])[1], "model_fields", {})
+        if loc[end] in fields:
+            found = ((name, one) for one in fields[loc[end]].metadata for name in ("ge", "gt", "le", "lt"))
+            return {name: getattr(one, name) for name, one in found if hasattr(one, name)}
+    return {}
 
 
 def find_place(loc: Sequence[int | str]) -> tuple[list[str], Any]:

@@ -92,7 +92,9 @@ def load_recipe(path: RecipeFile, overrides: Sequence[str] = (), variant: str | 
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"{path}: {explain(error)}") from None
+        line = explain(error)
+        of_setting = any(line.startswith((f"{name}:", f"{name}.")) for name in settings)  # which is not in the file
+        raise InputError(line if of_setting else f"{path}: {line}") from None
 
 
 def _read_template(content: dict[str, Any], folder: Path) -> None:

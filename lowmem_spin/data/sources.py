@@ -125,7 +125,8 @@ class Sources:
         file = self._local(path)
         if file is None:
             if path.lower().endswith(DATA_FILES) or _is_path(path):
-                raise InputError(f"{field}: no file {path!r}, neither next to the recipe nor in the working directory")
+                made = _made_by(path)
+                raise InputError(f"{field}: no file {path!r}, neither next to the recipe nor in the working directory{made}")
             return self._hub(path, revision, field, "dataset")
         if not file.is_file() or not file.name.lower().endswith(DATA_FILES):
             raise InputError(f"{field}: {path!r} is not a .jsonl, .ndjson, .json, .csv, .tsv (each also .gz) or .parquet file")
@@ -179,6 +180,23 @@ def _is_path(name: str) -> bool:
     return name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 
+def _made_by(path: str) -> str:
+    """How the data of a shipped recipe are made, where a script that comes along makes them."""
+    scripts = [folder / f"make_{Path(path).parent.name}.py" for folder in BUNDLED]
+    return next((f"; `python {_from_here(script)}` makes it" for script in scripts if script.is_file()), "")
+
+
+def _model_of_gguf() -> str:
+    """How a model is had without the hub, where the script that makes it comes along."""
+    scripts = [folder / "from_gguf.py" for folder in BUNDLED]
+    return next((f"; {_from_here(script)} makes one of a GGUF file" for script in scripts if script.is_file()), "")
+
+
+def _from_here(path: Path) -> str:
+    """A path as a person in the working directory types it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def _commit(name: str, revision: str | None, field: str, kind: str) -> str:
     """The commit of a hub repository, from the hub or from the local cache."""
     import httpx
@@ -213,5 +231,5 @@ def _commit(name: str, revision: str | None, field: str, kind: str) -> str:
             gated = "; where it is gated, accept its licence on its hub page and set HF_TOKEN before" if not has_token() else ""
             raise UnreachableError(
                 f"{field}: {name!r} is not here as a path or in the hub cache, and {why}; check the spelling, and connect, or "
-                f"run {command} first{gated}"
+                f"run {command} first{gated}{_model_of_gguf() if field == 'model.name_or_path' else ''}"
             ) from None

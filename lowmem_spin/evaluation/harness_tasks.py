@@ -1,5 +1,6 @@
 """Which tasks of lm-evaluation-harness are meant, and a name for each that changes when the task does. Imports no torch."""
 
+import difflib
 import hashlib
 import logging
 import random
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.common.errors import InputError, install_extra
+from lowmem_spin.common.errors import InputError, install_extra, quoted
 from lowmem_spin.common.files import sha256
 from lowmem_spin.common.keys import digest
 from lowmem_spin.evaluation.leaderboard import COLUMNS, OF_SUBTASKS
@@ -65,15 +66,16 @@ class Catalogue:
         include: folder with YAML files of the user's; its tasks hide the harness's of the same name.
         names: what will be asked for.
         option: where the names come from, for messages.
+        suites: what is measured otherwise, and may have been meant.
     """
 
-    def __init__(self, include: Path | None, names: Iterable[str], option: str) -> None:
+    def __init__(self, include: Path | None, names: Iterable[str], option: str, suites: Sequence[str] = ()) -> None:
         check_installed(option)
         logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every override that was asked for
         import lm_eval.tasks
         from lm_eval.tasks import TaskManager
 
-        self.option, self.include = option, include
+        self.option, self.include, self.suites = option, include, suites
         self.built_in = Path(lm_eval.tasks.__file__).parent
         own = [] if include is None else [str(_folder(include))]
         quick = [str(self.built_in / name) for name in QUICK]
@@ -105,7 +107,8 @@ class Catalogue:
             mine = ", ".join(known for known in self.index if self._own(known))
             also = f", and {str(self.include)!r} has only {mine}" if self.include else ""
             raise InputError(
-                f"{self.option} {name!r}: lm-evaluation-harness has no such task{also}; `python -m lm_eval ls tasks` lists them"
+                f"{self.option} {quoted(name)}: lm-evaluation-harness has no such task{also}; {self._meant(name)}"
+                "`python -m lm_eval ls tasks` lists them"
             )
         entry = self.index[name]
         members: Sequence[Any] | None = None
@@ -118,6 +121,12 @@ class Catalogue:
         if not all(isinstance(member, str) for member in members):
             raise InputError(f"{self.option} {name!r}: it has no score of its own; ask for its tasks by their names")
         return [task for member in members for task in self.tasks(member, fewshot)]
+
+    def _meant(self, name: str) -> str:
+        """The names that are most like an unknown one, the nearest first."""
+        near = difflib.get_close_matches(name, {*self.suites, *self.index}, n=3)
+        of_suites = "--suite " if self.option == "--task" else ""
+        return f"did you mean {' or '.join(of_suites * (one in self.suites) + one for one in near)}? " if near else ""
 
     def load(self, task: Task) -> Loaded:
         """Read a task's data.

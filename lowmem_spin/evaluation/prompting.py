@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from lowmem_spin.common.errors import InputError, quoted
 from lowmem_spin.config.harness_config import GenKwargs, Harness
+from lowmem_spin.config.wanted import wanted
 from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
 
 
@@ -106,7 +107,7 @@ def _fields(text: str) -> Any:
 
 def _why(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
-    where, why = problem["loc"], problem["msg"].removeprefix("Value error, ")
+    where, why = problem["loc"], wanted(problem)
     if where[:1] != ("gen_kwargs",):
         return "--fewshot-as-multiturn: without the chat template there are no turns; leave out --no-apply-chat-template"
     if problem["type"] == "extra_forbidden":

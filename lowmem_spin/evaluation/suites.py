@@ -5,14 +5,17 @@ Each result is kept under (policy, task, settings), so none is computed twice, w
 game's wanted policies, in a file of its own, and one line in `SUITES`.
 """
 
+import difflib
 import functools
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lowmem_spin.common.display import Display
+from lowmem_spin.common.errors import InputError, quoted
 from lowmem_spin.common.files import write_atomically
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.harness_config import Harness
@@ -61,7 +64,7 @@ class EvaluationRequest:
         return list(dict.fromkeys([*leaderboard, *(replace(task, prompting=asked) for task in named)]))
 
     def catalogue(self) -> Catalogue:
-        return Catalogue(self.include, self.tasks, self.option)
+        return Catalogue(self.include, self.tasks, self.option, tuple(SUITES))
 
 
 def benchmarks_of(recipe: Recipe, recipe_dir: Path) -> EvaluationRequest:
@@ -84,12 +87,21 @@ def check_benchmarks(game: OpenGame) -> dict[str, Path]:
     """
     recipe, request = game.recipe, benchmarks_of(game.recipe, game.resolved.recipe_dir)
     if request.harness:
+        for name in request.tasks:
+            _check_not_a_suite(name, request.option)
         check_installed(request.option)
     _check_names(tuple(request.tasks), request.option)
     for suite in request.suites:
         SUITES[suite].check(request, recipe, game.store.root)
     files = {"mtbench": request.judged.mtbench, "alpaca": request.judged.alpaca}
     return {field: path for field, path in files.items() if path is not None}
+
+
+def _check_not_a_suite(name: str, option: str) -> None:
+    """Refuse a suite's name with a slip in it as such, where it would be taken for a task of what is not installed."""
+    near = difflib.get_close_matches(name, SUITES, n=1, cutoff=0.75)
+    if near and find_spec("lm_eval") is None:
+        raise InputError(f"{option} {quoted(name)}: no such suite; did you mean {near[0]}?")
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from lowmem_spin.algorithm.roles import PLAIN_SFT, Part, Role, part_in, parts_in
 from lowmem_spin.common.checked import read_checked
 from lowmem_spin.common.errors import InputError, shortened
 from lowmem_spin.common.files import DamagedError, read_text
+from lowmem_spin.config.wanted import wanted
 from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
 from lowmem_spin.evaluation.arena import FILE as ARENA
 from lowmem_spin.evaluation.prompting import in_words
@@ -56,7 +57,7 @@ def read_sweep(folder: Path) -> SweepResults:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path}: {field}: {first['msg']}; run the sweep again to write it anew") from None
+        raise InputError(f"{path}: {field}: {wanted(first)}; run the sweep again to write it anew") from None
     finished = [point for point in file.points if point.status == "finished"]
     for point in finished:
         if not (folder / point.dir).resolve().is_relative_to(folder.resolve()):

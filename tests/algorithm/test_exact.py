@@ -1,6 +1,7 @@
 """Exact play against the closed forms of one iteration, of where games end, and of how fast they get there."""
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -143,15 +144,35 @@ def test_the_command_says_where_each_game_leads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["game.loss=slic"], "game.loss.name: exact play cannot handle slic, which several policies minimise; use dpo, ipo, "),
+        (["game.loss=slic"], "game.loss.name: exact play cannot handle slic, which many minimise; use dpo, ipo, "),
         (
             ["game.loss={name: function, function: mine.py:loss}"],
-            "game.loss.name: exact play cannot handle a custom loss; use dpo",
+            "game.loss.name: exact play cannot handle a loss of your own, whose minimum it does not know; use dpo",
         ),
         (["game.algorithm=offline"], "game.algorithm: exact play has no offline"),
+        (
+            ["game.opponents={function: mine.py:f}"],
+            "game.opponents: exact play calls no functions of your own; leave yours out",
+        ),
+        (["game.reference={name: function, function: mine.py:f}"], "game.reference: exact play calls no functions of your own"),
     ],
 )
 def test_what_exact_play_has_not_is_one_line(options: list[str], line: str, tmp_path: Path) -> None:
     done = call("theory", "quickstart", *(word for one in options for word in ("--set", one)), "--picture", tmp_path / "t.png")
     assert done.returncode == 2 and done.stderr.startswith(f"error: {line}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_family_what_can_be_played_is_and_each_kind_by_its_own_aim(tmp_path: Path) -> None:
+    """The shipped zoo has games that learn from the data, games that are judged, and losses with more than one minimum."""
+    done = call("theory", "zoo", "--iterations", "1", "--picture", tmp_path / "t.png")
+    assert done.returncode == 0, done.stderr
+    by_data, by_judge = done.stdout.split("win-rate of the best")
+    assert re.search(r"^alpha-SPIN +0\.839", by_data, re.MULTILINE) and "RSPO" not in by_data
+    assert "RSPO" in by_judge and "SPIN:" not in by_judge
+    left_out = [line for line in done.stdout.splitlines() if line.startswith("left out: ")]
+    assert [line.split(": ")[1] for line in left_out] == ["hinge", "SLiC"]
+    assert left_out[0].endswith("exact play cannot handle hinge, which many minimise")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"t.png", "t_judged.png"}
+    only = call("theory", "quickstart", "--grid", "game.loss=hinge,slic", "--picture", tmp_path / "none.png")
+    assert only.returncode == 2 and "exact play cannot handle slic" in only.stderr

@@ -170,7 +170,7 @@ def test_every_loss_that_a_recipe_names_is_one_that_can_be_computed() -> None:
          "a whole: --set 'game.loss={name: ipo, tau: 0.1, targets: hard}'"),
         ("game.loss.tau=0.2", "game.loss.tau: dpo has beta instead (tau belongs to ipo, ipo_length_normalized); set "),
         ("game.loss={name: slic, lamda: 1}", "game.loss.lamda: unknown field; did you mean lam?"),
-        ("game.loss={name: slic, delta: -1}", "game.loss.delta: -1 cannot be used: Input should be greater than 0"),
+        ("game.loss={name: slic, delta: -1}", "game.loss.delta: -1 cannot be used: write a number above 0"),
         ("game.loss=ipoo", "game.loss.name: 'ipoo' is unknown; known: dpo, ipo, ipo_length_normalized, hinge, slic"),
         ("game.loss.name=[1]", "game.loss.name: [1] is unknown"),
         ("game.loss=5", "game.loss: 5 cannot be used"),
@@ -180,7 +180,7 @@ def test_every_loss_that_a_recipe_names_is_one_that_can_be_computed() -> None:
 def test_losses_that_are_none_get_one_line(override: str, line: str) -> None:
     with pytest.raises(InputError) as error:
         load_recipe(find_recipe("quickstart"), [override])
-    assert f"quickstart.yaml: {line}" in str(error.value)
+    assert line in str(error.value)
     assert "\n" not in str(error.value)
 
 

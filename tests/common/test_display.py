@@ -66,8 +66,8 @@ def test_without_a_terminal_a_long_stage_is_told_of_while_it_goes_on(monkeypatch
                 break
             time.sleep(0.01)
     lines = out.getvalue().splitlines()
-    assert re.match(r"train iterate 0 \[x\]: 10 of 50 rows, loss 0\.693, [\d,]+ tok/s, GPU 7\.1 GB, \d+ s left$", lines[0])
-    assert lines[-1].startswith("train iterate 0 [x]: 10 rows, 0 s, loss 0.693")
+    assert re.match(r"train iterate 0 \[x\]: 10 of 50 rows, loss 0\.693, [\d,]+ tok/s, GPU 7\.1 GB, (< )?\d+ s left$", lines[0])
+    assert lines[-1].startswith("train iterate 0 [x]: 10 rows, < 1 s, loss 0.693")
 
 
 def test_a_terminal_has_one_bar_with_the_time_left_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,3 +78,19 @@ def test_a_terminal_has_one_bar_with_the_time_left_first(monkeypatch: pytest.Mon
         clock.now += 60
         meter.advance(25, 1000, 0.693)
     assert "25/100 3 min, 3 min in all, loss 0.693, 17 tok/s" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said", "estimated"),
+    [
+        (0, "0 s", "about 0 s"),
+        (0.0004, "< 1 s", "less than a second"),
+        (0.99, "< 1 s", "less than a second"),
+        (1, "1 s", "about 1 s"),
+        (89, "89 s", "about 89 s"),
+        (120, "2 min", "about 2 min"),
+        (float("nan"), "?", "about ?"),
+    ],
+)
+def test_no_time_that_is_some_is_said_to_be_none(seconds: float, said: str, estimated: str) -> None:
+    assert (displays.clock(seconds), displays.about(seconds)) == (said, estimated)

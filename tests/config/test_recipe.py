@@ -93,7 +93,7 @@ def test_the_nights_recipe_is_the_papers_with_fewer_pairs_and_epochs() -> None:
         ),
         ("warm_start=true", "this is a section; write warm_start: {rows: ...}, with the fields rows, num_train_epochs, lear"),
         ("game.loss=3", "write a name alone or game.loss: {name: ...}; known: dpo, ipo, ipo_length_normalized, hinge, slic, "),
-        ("game.history=all", "game.history: 'all' cannot be used: Input should be a valid integer or 'inf'"),
+        ("game.history=all", "game.history: 'all' cannot be used: write a whole number or 'inf'"),
         (
             "training={lr: 1, epoks: 2, lora: {rang: 1}}",
             "training.lora.rang: unknown field; known here: r, lora_alpha, dropout, target_modules (also unknown: training.lr, "
@@ -101,23 +101,23 @@ def test_the_nights_recipe_is_the_papers_with_fewer_pairs_and_epochs() -> None:
         ),
         (
             "game={alpha: 2, pairs: 0}",
-            "game.alpha: 2 cannot be used: Input should be less than or equal to 1 (also wrong: game.pairs)",
+            "game.alpha: 2 cannot be used: write a number from 0 to 1 (also wrong: game.pairs)",
         ),
-        ("game.alpha=1.5", "game.alpha: 1.5 cannot be used: Input should be less than or equal to 1"),
+        ("game.alpha=1.5", "game.alpha: 1.5 cannot be used: write a number from 0 to 1"),
         ("game.history=0", "game.history: 0 cannot be used"),
         ("game.history=ever", "game.history: 'ever' cannot be used"),
-        ("game.alpha=lots", "game.alpha: 'lots' cannot be used: Input should be a valid number"),
+        ("game.alpha=lots", "game.alpha: 'lots' cannot be used: write a number from 0 to 1"),
         ("game.pairs=[1, 2]", "game.pairs: 2 numbers for 3 iterations; give one per iteration"),
-        ("game.loss.beta=.nan", "game.loss.beta: nan cannot be used: Input should be a finite number"),
+        ("game.loss.beta=.nan", "game.loss.beta: nan cannot be used: write a number"),
         (
             "seed=99999999999999999999",
             "seed: 99999999999999999999 cannot be used: the most is 4,611,686,018,427,387,904, which",
         ),
         ("model=null", "model: None cannot be used"),
-        ("training.learning_rate=true", "training.learning_rate: 'true' cannot be used: Input should be a valid number"),
-        ("game.pairs=[1, 2, true]", "game.pairs.2: 'true' cannot be used: Input should be a valid integer"),
-        ("data.split=no", "data.split: False cannot be used: Input should be a valid string; put it in quotes"),
-        ("data.revision=123", "data.revision: 123 cannot be used: Input should be a valid string; put it in quotes"),
+        ("training.learning_rate=true", "training.learning_rate: 'true' cannot be used: write a number"),
+        ("game.pairs=[1, 2, true]", "game.pairs.2: 'true' cannot be used: write a whole number"),
+        ("data.split=no", "data.split: False cannot be used: write text, in quotes"),
+        ("data.revision=123", "data.revision: 123 cannot be used: write text, in quotes"),
         (
             "game.iterations=1001",
             "game.iterations: 1001 cannot be used: the most is 1,000, which is far more than anybody means",
@@ -156,7 +156,7 @@ def test_the_nights_recipe_is_the_papers_with_fewer_pairs_and_epochs() -> None:
             "runtime.scoring_tokens_per_batch: 1023, but a prompt with its answer may have 1024 tokens",
         ),
         ("data.columns={promt: q}", "data.columns.promt: unknown field; did you mean prompt?"),
-        ("data.columns={prompt: 3}", "data.columns.prompt: 3 cannot be used: Input should be a valid string"),
+        ("data.columns={prompt: 3}", "data.columns.prompt: 3 cannot be used: write text, in quotes"),
         ("data.system_prompt=' '", "data.system_prompt: ' ' cannot be used: it says nothing; use null for no system message"),
         ("alpha", "--set 'alpha': write it as field=value"),
         ("seed.value=3", "--set 'seed.value=3': seed is 1, which has no fields; set seed as a whole"),
@@ -227,7 +227,7 @@ LOSS = "game.loss={name: sppo, eta: 10}"
             [*SPPO, LOSS, "game.reference_over=history"],
             "sppo works only with game.alpha 0, or with game.reference arithmetic, not with game.alpha 1.0 over history",
         ),
-        ([*SPPO, "game.samples=1"], "game.samples: 1 cannot be used: Input should be greater than or equal to 2"),
+        ([*SPPO, "game.samples=1"], "game.samples: 1 cannot be used: write a whole number of at least 2"),
         (
             [*SPPO, "game.history=3"],
             "game.history: 3 has no effect, as sppo has no opponents; leave it out, or use game.algorithm alpha-spin",
@@ -462,6 +462,16 @@ def test_bad_input_exits_with_2_and_without_a_traceback() -> None:
         assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_shipped_recipe_without_its_data_says_what_makes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = [f"output.store={tmp_path}", f"output.dir={tmp_path}/run", "model.name_or_path=quickstart/base"]
+    monkeypatch.chdir(tmp_path)
+    result = call("run", "smollm2_cpu", *(f"--set={change}" for change in changes))
+    assert result.returncode == 2 and result.stderr.startswith("error: data.path: no file 'docstrings/train.jsonl', ")
+    assert result.stderr.rstrip().endswith("makes it")
+    python, script = result.stderr.split("`")[1].split()
+    assert python == "python" and "writes docstrings/train.jsonl" in Path(script).read_text()
+
+
 def test_without_a_hub_the_papers_recipe_says_what_is_missing(tmp_path: Path) -> None:
     result = call("run", "gemma2b_alpha", "--set", f"output.store={tmp_path}", "--set", f"output.dir={tmp_path}/run")
     assert result.returncode == 2
@@ -469,4 +479,5 @@ def test_without_a_hub_the_papers_recipe_says_what_is_missing(tmp_path: Path) ->
         "model.name_or_path: 'google/gemma-2b' is not here as a path or in the hub cache, and offline mode is on"
         in result.stderr
     )
+    assert result.stderr.rstrip().endswith("from_gguf.py makes one of a GGUF file")
     assert len(result.stderr.splitlines()) == 1

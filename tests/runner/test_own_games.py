@@ -281,7 +281,7 @@ def test_a_function_that_cannot_be_played_with_is_one_line_before_anything_is_co
         (["game.reference={{name: function}}"], "game.reference.function: missing; add it"),
         (
             ["game.reference=geometry"],
-            "game.reference: 'geometry' cannot be used: Input should be 'geometric', 'arithmetic' or",
+            "game.reference: 'geometry' cannot be used: write 'geometric', 'arithmetic' or",
         ),
         (["game.reference={{function: f.py:f, combine: ema}}"], "game.reference.combine: 'ema' cannot be used"),
         (["game.opponents={{function: {file}:uneven, name: x}}"], "game.opponents.name: unknown field"),

@@ -15,6 +15,7 @@ from lowmem_spin.common.files import json_text, write_text
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.config.endpoint_fields import SecretError
+from lowmem_spin.config.wanted import wanted
 from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
 from lowmem_spin.data.formats import Message
 from lowmem_spin.data.sources import Sources
@@ -92,11 +93,12 @@ def judge_from_options(
         return JudgeOracle.model_validate(given)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        option, why = subfield("--judge", str(problem["loc"][0])), problem["msg"].removeprefix("Value error, ")
+        option, why = subfield("--judge", str(problem["loc"][0])), wanted(problem)
         if isinstance(problem.get("ctx", {}).get("error"), SecretError):
             raise InputError(f"{option}: {why}") from None
         if option == EXTRA_BODY:
-            raise InputError(f"{option} {quoted(extra_body)}: {why}; write it as '{{field: value}}'") from None
+            why = "write it as '{field: value}'" if problem["type"] == "dict_type" else why
+            raise InputError(f"{option} {quoted(extra_body)}: {why}") from None
         raise InputError(f"{option} {quoted(problem['input'])}: {why}") from None
 
 

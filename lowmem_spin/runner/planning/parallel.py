@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lowmem_spin.algorithm.stages import Stage
 from lowmem_spin.algorithm.touches import Places, Touch
-from lowmem_spin.common.display import Display, clock
+from lowmem_spin.common.display import Display, about, clock
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines.machine import visible_gpus
 from lowmem_spin.engines.pool import EnginePool, GameEngines
@@ -47,7 +47,7 @@ class Parallel:
             return f"{workers}: unknown time"
         judge = ", and the judge on top" * self.untimed
         chain = f"the longest chain of steps, which more workers cannot shorten, takes {clock(self.longest_chain)}"
-        return f"{workers}: about {clock(self.seconds)}{judge}; {chain}"
+        return f"{workers}: {about(self.seconds)}{judge}; {chain}"
 
     def record(self) -> dict[str, Any]:
         """The same as JSON."""

@@ -85,7 +85,7 @@ class PlannedWork:
 
 
 def _number(seconds: float) -> float | None:
-    return None if math.isnan(seconds) else round(seconds, 1)
+    return None if math.isnan(seconds) else round(seconds, 1) or seconds  # some is not none
 
 
 def plan(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lowmem_spin.common.display import clock
+from lowmem_spin.common.display import about
 from lowmem_spin.engines.machine import Machine
 
 CARDS = {  # called, and bytes; of an A100 the smaller one
@@ -60,7 +60,7 @@ class Total:
         """How long it takes there, in words."""
         if not self.rows:
             return f"nothing left to compute on {self.where}"
-        known = "unknown time" if math.isnan(self.seconds) else f"about {clock(self.seconds)}"
+        known = "unknown time" if math.isnan(self.seconds) else about(self.seconds)
         return f"{known} on {self.where}{', and the judge on top' * self.untimed}"
 
     def line(self) -> str:
@@ -77,7 +77,7 @@ class Total:
         """The same as JSON."""
         sizes = {"gpu_memory_bytes": self.memory, "gpu_limit_bytes": self.limit}
         return {
-            "seconds": None if math.isnan(self.seconds) else round(self.seconds, 1),
+            "seconds": None if math.isnan(self.seconds) else round(self.seconds, 1) or self.seconds,
             "without": ["judge"] * self.untimed,
             "on": self.gpu or self.machine.device,
             **{name: None if math.isnan(size) else round(size, 1) for name, size in sizes.items()},
