@@ -56,5 +56,5 @@ def is_key(name: Any) -> bool:
 
 def number(*parts: Any) -> int:
     """A 63-bit integer that depends on `parts` alone: a seed, or a place in a shuffled order."""
-    text = json.dumps(canonical(list(parts)), separators=(",", ":"), ensure_ascii=True)
+    text = _ENCODER.encode(parts if _is_plain(parts) else canonical(parts))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
