@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lowmem_spin.algorithm.stages import Evaluate, Sampling, judgement_spec
-from lowmem_spin.common.keys import digest
 
 
 @dataclass(frozen=True)
@@ -35,4 +34,4 @@ def measured_against(stage: Evaluate, base: str) -> list[str]:
 
 def samples_judged(policies: Sequence[str], sampling: Sampling, oracle: dict[str, Any]) -> dict[str, Any]:
     """What names the table of an oracle's preferences between one sample of each policy."""
-    return judgement_spec([f"{digest(sampling.spec(policy))}/0" for policy in policies], oracle)
+    return judgement_spec([f"{sampling.key(policy)}/0" for policy in policies], oracle)

@@ -98,6 +98,16 @@ class Sampling:
             identity |= {"mixture": self.mixture, **edited(f"sampler {self.mixture['sampler']['name']}")}
         return {"kind": "generate", "version": VERSIONS["generate"], **identity}
 
+    @cached_property
+    def _keys(self) -> dict[str, str]:
+        return {}
+
+    def key(self, policy: str) -> str:
+        """Key of the table of this policy's completions."""
+        if policy not in self._keys:
+            self._keys[policy] = digest(self.spec(policy))
+        return self._keys[policy]
+
     def mixes(self, policy: str) -> bool:
         """Whether it is not the policy that answers. The base mixed with itself is the base."""
         return self.mixture is not None and policy != self.mixture["base"]
@@ -126,6 +136,10 @@ class OpponentPairs:
 
     def assign(self) -> list[tuple[str, range]]:
         """Which places of the draw each opponent answers."""
+        return self._assigned
+
+    @cached_property
+    def _assigned(self) -> list[tuple[str, range]]:
         if self.concatenate:
             return [(policy, range(self.draw.prompts)) for policy in self.opponents]
         return shares(self.draw.prompts, self.opponents)
@@ -136,7 +150,7 @@ class OpponentPairs:
 
     def spec(self) -> dict[str, Any]:
         # Every opponent answers everything when concatenated: their weights mean nothing then.
-        tables = {digest(self.sampling.spec(p)): 1.0 if self.concatenate else w for p, w in self.opponents.items()}
+        tables = {self.sampling.key(p): 1.0 if self.concatenate else w for p, w in self.opponents.items()}
         return {"draw": self.draw.spec(), "opponents": tables, "concatenate": self.concatenate}
 
 
@@ -162,7 +176,7 @@ class JudgedSamples:
     @property
     def judged(self) -> dict[str, Any]:
         """What names the table of judgements."""
-        table = digest(self.sampling.spec(self.policy))
+        table = self.sampling.key(self.policy)
         return judgement_spec([f"{table}/{sample}" for sample in range(self.samples)], self.oracle)
 
     def spec(self) -> dict[str, Any]:

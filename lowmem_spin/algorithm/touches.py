@@ -50,19 +50,19 @@ class Touch:
 
 
 class Gathered:
-    """Rows that several ask for, each once. Most ask for the very same, which is seen without sorting them."""
+    """Rows that several ask for, each once, in no order. Most ask for the very same, which is seen without sorting them."""
 
     def __init__(self) -> None:
         self.places: Places = NO_ROWS
         self._parts: list[Places] = []
 
     def add(self, places: Places) -> int:
-        """How many of these nobody has asked for before."""
-        if any(np.array_equal(part, places) for part in self._parts):
+        """How many of these, no two of which are the same, nobody has asked for before."""
+        if any(part is places or np.array_equal(part, places) for part in self._parts):
             return 0
         before = len(self.places)
         self._parts.append(places)
-        self.places = np.union1d(self.places, places)
+        self.places = np.union1d(self.places, places) if before else places
         return len(self.places) - before
 
 
@@ -119,7 +119,7 @@ def touches(
 
 def _completions(policy: str, sampling: Sampling, places: Places) -> Touch:
     kind = "mixtures" if sampling.mixes(policy) else "completions"
-    return Touch(kind, digest(sampling.spec(policy)), kind, policy, places)
+    return Touch(kind, sampling.key(policy), kind, policy, places)
 
 
 def _logps(policy: str, inputs: Inputs, side: str, places: Places, among: Places | None = None) -> Touch:
@@ -141,7 +141,7 @@ def _sides(stage: Score, places: Callable[[Draw], Places]) -> Iterator[tuple[str
         case DatasetPairs():
             yield from ((side, places(pair_source.draw), None) for side in ("chosen", "rejected"))
         case JudgedSamples():
-            table, drawn = digest(pair_source.sampling.spec(pair_source.policy)), places(pair_source.draw)
+            table, drawn = pair_source.sampling.key(pair_source.policy), places(pair_source.draw)
             answers = each_sample(drawn, pair_source.samples)
             if stage.every:
                 yield table, answers, None
@@ -150,8 +150,8 @@ def _sides(stage: Score, places: Callable[[Draw], Places]) -> Iterator[tuple[str
                 yield best_and_worst, each_sample(drawn, 2), answers.reshape(pair_source.samples, -1)
         case OpponentPairs():
             answered = _shares(pair_source, places)
-            yield "chosen", np.unique(np.concatenate([rows for _, rows in answered])), None
-            yield from ((digest(pair_source.sampling.spec(policy)), rows, None) for policy, rows in answered)
+            yield "chosen", places(pair_source.draw), None  # each has an opponent, or several
+            yield from ((pair_source.sampling.key(policy), rows, None) for policy, rows in answered)
 
 
 def _measured(stage: Evaluate, recipe: Recipe, inputs: Inputs, held: HeldOutPlaces) -> Iterator[Touch]:
@@ -163,7 +163,7 @@ def _measured(stage: Evaluate, recipe: Recipe, inputs: Inputs, held: HeldOutPlac
         yield _completions(answers.policy, how, rows)
     yield _logps(stage.policy, inputs, "chosen", held.scored)
     for drawn_from, by in measured_logps(stage, inputs.base):
-        yield _logps(by, inputs, digest(sampling.spec(drawn_from)), held.health)
+        yield _logps(by, inputs, sampling.key(drawn_from), held.health)
     if inputs.oracle is not None:
         for other in measured_against(stage, inputs.base):
             judged = digest(samples_judged([stage.policy, other], sampling, inputs.oracle))

@@ -159,7 +159,7 @@ def doctor(
             display.log(note, "yellow")
     for what, found in examine.machine_facts(place):
         display.log(f"{what:<20}{found}")
-    display.log("training and answering with a tiny model, to test the engines: about a minute")
+    display.log("training and answering with a tiny model, to test the engines: a minute without a GPU, some minutes with one")
     for tested, verdict in examine.self_tests([engine] if engine else names, place):
         display.log(f"{tested + ' self-test':<20}{verdict}")
     for role, choice in examine.engine_choices(place):

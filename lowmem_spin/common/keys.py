@@ -8,7 +8,10 @@ import json
 import math
 from typing import Any
 
+PLAIN = {str, int, bool, type(None)}
 LENGTH = 20  # hex digits, 80 bits: no collision among any number of stages a person will run
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def canonical(value: Any) -> Any:
@@ -32,8 +35,18 @@ def canonical(value: Any) -> Any:
 
 def digest(value: Any) -> str:
     """A short stable hash of nested dicts, lists, text and finite numbers."""
-    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    text = _ENCODER.encode(value if _is_plain(value) else canonical(value))
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether `canonical` would only order its names, as JSON does itself: seen in half the time."""
+    kind = type(value)
+    if kind is dict:
+        return all(type(name) is str for name in value) and all(map(_is_plain, value.values()))
+    if kind is list or kind is tuple:
+        return all(map(_is_plain, value))
+    return kind in PLAIN or (kind is float and math.isfinite(value))
 
 
 def is_key(name: Any) -> bool:
@@ -43,5 +56,5 @@ def is_key(name: Any) -> bool:
 
 def number(*parts: Any) -> int:
     """A 63-bit integer that depends on `parts` alone: a seed, or a place in a shuffled order."""
-    text = json.dumps(canonical(list(parts)), separators=(",", ":"), ensure_ascii=True)
+    text = _ENCODER.encode(parts if _is_plain(parts) else canonical(parts))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

@@ -84,9 +84,11 @@ def sweep_points(path: RecipeFile, overrides: Sequence[str], varied: Axes, seeds
     folder = sweep_folder(base)
     found: dict[str, SweepPoint] = {}
     known: set[str] = set()
-    for combination in itertools.product(*varied.values(), range(base.seed, base.seed + seeds)):
-        values = dict(zip([*varied, "seed"], combination, strict=True))
-        changed = [f"{field}={one_line(value)}" for field, value in values.items() if field != VARIANT]
+    axes = {**varied, "seed": range(base.seed, base.seed + seeds)}
+    written = [[(value, f"{field}={one_line(value)}") for value in axis] for field, axis in axes.items()]
+    for combination in itertools.product(*written):
+        values = {field: value for field, (value, _) in zip(axes, combination, strict=True)}
+        changed = [text for field, (_, text) in zip(axes, combination, strict=True) if field != VARIANT]
         recipe = load_recipe(path, [*overrides, *changed, f"output.dir={one_line(base.output.dir)}"], values.get(VARIANT))
         if (content := recipe.model_dump_json()) in known:  # the same, written in another way
             continue

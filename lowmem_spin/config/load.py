@@ -146,6 +146,7 @@ def _read(path: RecipeFile) -> dict[str, Any]:
 
 
 _parsed = lru_cache(8)(read_yaml)  # the games of a sweep are of one file
+_parsed_value = lru_cache(1024)(read_yaml)  # and vary few values
 
 
 def _beginning(path: Path) -> str:
@@ -160,7 +161,7 @@ def _override(content: dict[str, Any], override: str) -> tuple[str, Any]:
     if not equals or not name:
         raise InputError(f"--set {quoted(override)}: write it as field=value, for instance game.alpha=0.9")
     try:
-        value = read_yaml(text)
+        value = deepcopy(_parsed_value(text))
     except YAMLTextError as error:
         raise InputError(f"--set {quoted(override)}: the value is not valid YAML ({error}); quote it") from None
     _set(content, name, value, f"--set {quoted(override)}")

@@ -1,8 +1,9 @@
 """Where models and data come from, each known by its content: a local path's bytes or a hub commit."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lowmem_spin.common.checked import read_checked, set_aside, warn, write_checked
 from lowmem_spin.common.errors import InputError
@@ -12,6 +13,7 @@ from lowmem_spin.config.load import BUNDLED
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.model_folders import check_model_folder, check_model_names
 
+T = TypeVar("T")
 UNRESOLVED = "unresolved"
 TEXT_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 DATA_FILES = (*TEXT_FILES, *(f"{ending}.gz" for ending in TEXT_FILES), ".parquet")
@@ -24,6 +26,7 @@ class Source:
     location: str  # a local path or a hub id
     revision: str | None  # the commit, for a hub id
     identity: str
+    said: dict[str, Any] | None = field(default=None, compare=False, repr=False)  # what its files say, where each is read once
 
     @property
     def local(self) -> bool:
@@ -33,6 +36,14 @@ class Source:
     def resolved(self) -> bool:
         """Whether it was found: a plan also goes on with what it cannot reach."""
         return self.revision != UNRESOLVED
+
+    def once(self, name: str, find: Callable[[], T]) -> T:
+        """What `find` finds in its files. A plan looks once: its games are many, and it is over before anything can change."""
+        if self.said is None:
+            return find()
+        if name not in self.said:
+            self.said[name] = find()
+        return self.said[name]
 
 
 def has_token() -> bool:
@@ -63,7 +74,7 @@ class Sources:
     Args:
         recipe_dir: from which paths are looked for.
         memory: the store's file of what is known.
-        patient: whether a hub that does not answer is no obstacle.
+        patient: whether a hub that does not answer is no obstacle, and what was found is not looked for again: for a plan.
         notice: called with one line when that file is damaged.
     """
 
@@ -71,9 +82,13 @@ class Sources:
         self.recipe_dir, self.memory, self.patient, self.notice = recipe_dir, memory, patient, notice
         self.unresolved: list[str] = []  # names that a patient search could not reach
         self._known = self._remember()
+        self._found: dict[tuple[str, ...], Source] = {}
 
     def model(self, name: str, revision: str | None, field: str = "model.name_or_path") -> Source:
         """A folder with safetensors, or a model on the hub."""
+        return self._once(lambda: self._model(name, revision, field), "model", name, str(revision), field)
+
+    def _model(self, name: str, revision: str | None, field: str) -> Source:
         folder = self._local(name)
         if folder is None and _is_path(name):
             raise InputError(f"{field}: no folder {name!r}, neither next to the recipe nor in the working directory")
@@ -97,6 +112,16 @@ class Sources:
 
     def data(self, path: str, revision: str | None, field: str) -> Source:
         """A file of rows, or a data set on the hub."""
+        return self._once(lambda: self._data(path, revision, field), "data", path, str(revision), field)
+
+    def _once(self, find: Callable[[], Source], *name: str) -> Source:
+        if not self.patient:
+            return find()
+        if name not in self._found:
+            self._found[name] = replace(find(), said={})
+        return self._found[name]
+
+    def _data(self, path: str, revision: str | None, field: str) -> Source:
         file = self._local(path)
         if file is None:
             if path.lower().endswith(DATA_FILES) or _is_path(path):

@@ -43,7 +43,7 @@ def check_base(recipe: Recipe, model: Source, adapter: Source | None, dtype: str
     """
     if not model.resolved:
         return []
-    files = ModelFiles(model, runs_code=runs_code)
+    files = ModelFiles.of(model, runs_code)
     check_config(files)
     check_architecture(files, recipe.model.trust_remote_code)
     notes = [*_stored_form(recipe, files, dtype)]

@@ -207,6 +207,11 @@ class ModelFiles:
     def name(self) -> str:
         return repr(self.model.location)
 
+    @classmethod
+    def of(cls, model: Source, runs_code: bool = True) -> "ModelFiles":
+        """Those of a model, read once if the source keeps what was read."""
+        return model.once(f"files {runs_code}", lambda: cls(model, runs_code=runs_code))
+
 
 def decoder_config(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a model's config that is about its decoder."""

@@ -65,7 +65,7 @@ def _is_latin(text: str) -> bool:
 
 def unread_rows_note(recipe: Recipe, model: Source) -> list[str]:
     """A line if rows that are not read yet may need more than the base's context."""
-    context, data = ModelFiles(model).context, recipe.data
+    context, data = ModelFiles.of(model).context, recipe.data
     longest = data.max_prompt_length + max(recipe.generation.max_new_tokens, data.max_completion_length)
     if context is None or longest <= context:
         return []

@@ -110,5 +110,5 @@ def _stored_in_four_bits(model: Source) -> bool:
     """Whether the checkpoint itself is quantized, so that there are no other weights."""
     if not model.resolved:
         return False
-    files = ModelFiles(model)
+    files = ModelFiles.of(model)
     return bool(files.whole_config.get("quantization_config") or files.config.get("quantization_config"))

@@ -98,6 +98,10 @@ class Kernels(PeftLearner):
                 f"data.max_prompt_length: prompts and answers of {longest} tokens, but {model.location!r} knows {known} "
                 "positions; lower it, or generation.max_new_tokens and data.max_completion_length"
             )
+        # A packed row can be longer than the context. Unsloth's table of rotations grows at the first such row, which then
+        # gets them rounded to half precision, and all later ones get them in float32.
+        packed = max(recipe.scoring_tokens, recipe.training_tokens)
+        base.get_decoder().rotary_emb.extend_rope_embedding(torch.empty(0, device=base.device), packed)
         return base
 
     def _with_slot(self, base: Any) -> Any:

@@ -13,7 +13,7 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data import template_date
 from lowmem_spin.data.prepare import prepare
 from lowmem_spin.data.render import Renderer
-from lowmem_spin.data.rows import Rows
+from lowmem_spin.data.rows import Rows, take
 from lowmem_spin.data.sources import Source, Sources
 from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.foreign_code import code_of_model, code_of_oracle, key_of_judge
@@ -229,7 +229,7 @@ def assemble(
         own_loss=resolved.own.loss,
     )
     for draw, field_asking in asked_rows(stages):  # too few rows for a later iteration is said now
-        rows.positions(draw, field_asking)
+        take(range(len(rows.pool)), draw, field_asking)
     game = OpenGame(
         resolved=resolved,
         inputs=inputs,

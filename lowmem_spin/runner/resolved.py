@@ -99,6 +99,11 @@ class ResolvedRecipe:
         return self._data_files
 
     @cached_property
+    def prepared_files(self) -> list[Path]:
+        """Where the store has them, or will have."""
+        return [Path(self.recipe.output.store) / "data" / f"{name}.parquet" for name in self.data_files()]
+
+    @cached_property
     def _data_files(self) -> list[str]:
         return [self.file(source, split) for source, _, split in self.data_sources()]
 

@@ -1,7 +1,7 @@
 """Plays a game: each stage of game.py through the store's tables, computing only what is not there."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -26,6 +26,7 @@ from lowmem_spin.runner.claim import METRICS, SO_FAR, check_folder, clear_folder
 from lowmem_spin.runner.early_stopping import EarlyStop, stops_early
 from lowmem_spin.runner.evaluate_policy import Measuring, evaluate_policy, sample_policy
 from lowmem_spin.runner.health import Health, summary_line
+from lowmem_spin.runner.needless import needless
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.pairs import judged_preferences, opponent_answers, score_pairs, summarize_sampling, training_pairs
 from lowmem_spin.runner.planning.forecast import steps_ahead
@@ -67,6 +68,7 @@ class Player:
         self.healths: list[Health] = []
         self.unquantized: Health | None = None  # of the base, if it is measured so
         self.stopped: EarlyStop | None = None
+        self.needless: Collection[int] = ()  # the id() of stages that are passed over
         _check_judge(game)
         check_folder(game, replace)
         clear_folder(game)
@@ -86,7 +88,7 @@ class Player:
     def play(self, stage: Stage, samples_only: bool = False) -> None:
         """One stage; an evaluation's result is kept, logged and said. With `samples_only` it is only prepared."""
         game = self.game
-        if self.stopped is not None and not is_baseline(stage):
+        if (self.stopped is not None and not is_baseline(stage)) or id(stage) in self.needless:
             return
         if not isinstance(stage, Evaluate):
             make(game, stage, self._noting(stage))
@@ -134,7 +136,8 @@ class Player:
         display.log(
             f"results in {game.folder}, shared work in {game.store.root}; interrupt whenever you like, run again to go on"
         )
-        display.expect([ahead.rows for ahead in steps_ahead([(game, stage, False) for stage in game.stages])])
+        self.needless = needless([game])
+        display.expect([step.rows for step in steps_ahead([(game, stage, False) for stage in game.stages], self.needless)])
         for index, stage in enumerate(game.stages):
             display.begin_step(index)
             display.title = f"[{index + 1}/{len(game.stages)}] "

@@ -17,6 +17,7 @@ from lowmem_spin.common.trust import UntrustedError
 from lowmem_spin.config.grid import Axes, SweepPoint
 from lowmem_spin.runner.claim import LOGS, check_folder, check_sweep_folder
 from lowmem_spin.runner.crew import Crew, Workers
+from lowmem_spin.runner.needless import needless
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.planning.forecast import Ahead, steps_ahead
 from lowmem_spin.runner.record import is_recorded
@@ -130,7 +131,11 @@ def play_sweep(
     sweep.write()
     playing = [entry.player.game for entry in opened if entry.player]
     steps = in_step([entry.stages for entry in opened], [game.signature for game in playing])
-    ahead = steps_ahead([(playing[step.game], step.stage, step.samples_only) for step in steps])
+    passed_over = needless(playing)
+    for entry in opened:
+        if entry.player:
+            entry.player.needless = passed_over
+    ahead = steps_ahead([(playing[step.game], step.stage, step.samples_only) for step in steps], passed_over)
     display.expect([step.rows for step in ahead])
     forget_other_games(sweep.folder, [step.stage for step in steps], playing[0].store)
     with _crew(workers, sweep, opened, playing, steps, ahead, display) as crew:

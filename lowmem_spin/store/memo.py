@@ -64,11 +64,13 @@ class Tables:
             kind = "mixtures" if sampling.mixes(policy) else "completions"
             tables[policy] = self._table(kind, sampling.spec(policy), policy)
 
+        asked = {prompt.id for _, prompts in prompts_by_policy for prompt in prompts}
+
         def answered() -> dict[str, dict[tuple[str, int], Answer]]:
             found = {}
             for policy, table in tables.items():
                 with self._merging(table.key):
-                    found[policy] = answers_in(table)
+                    found[policy] = answers_in(table, asked)
             return found
 
         def whole(stored: dict[str, dict[tuple[str, int], Answer]]) -> bool:
@@ -179,19 +181,20 @@ class Tables:
     def logps(self, policy: str, rows: Sequence[Scored], label: str) -> np.ndarray:
         """The policy's summed log-prob of each row, in order, float64."""
         table = self._table("logps", logps_spec(policy, self.learner), policy)
-        stored = logps_in(table)
+        asked = {row.prompt_id for row in rows}
+        stored = logps_in(table, asked)
         if any(row.name not in stored for row in rows):
             with ExitStack() as held:
                 for side in sorted({row.side for row in rows}):  # several may score at once, but not the same answers
                     held.enter_context(self._writing(table.key, side))
                 with self.store.writing(table.key, patience=MERGING):  # not while another process merges
-                    stored = logps_in(table)
+                    stored = logps_in(table, asked)
                 if any(row.name not in stored for row in rows):
                     self._score(policy, table, rows, stored, label)
                     with self.store.writing(table.key, patience=MERGING):
                         if self.share is not Share.HELP:
                             table.merge()
-                        stored = logps_in(table)
+                        stored = logps_in(table, asked)
         return np.array([stored[row.name] for row in rows])
 
     def _score(
@@ -202,7 +205,7 @@ class Tables:
 
         def refresh() -> None:
             with self.store.writing(table.key, patience=MERGING):
-                stored.update(logps_in(table))
+                stored.update(logps_in(table, {row.prompt_id for row in rows}))
 
         of, shards = [table.key, *sorted({row.side for row in rows})], in_batches(batches, 16)
         with (

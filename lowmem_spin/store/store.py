@@ -106,7 +106,7 @@ class Store:
             raise InputError(f"output.store: {str(place)!r} is a link that leads out of the store; remove it")
         return place
 
-    def set_aside(self, path: Path, why: str, then: str = "computed again") -> None:
+    def set_aside(self, path: Path, why: str, then: str = "computed again as far as it is needed") -> None:
         """Move something that cannot be trusted to aside/, saying so and what becomes of it."""
         set_aside(path, self.root, why, then, self.notice)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,20 @@ def test_an_adapter_with_other_scales_is_refused(engine: HF, tmp_path: Path) -> 
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "alpha_pattern": {"q_proj": 64}}))
     with pytest.raises(InputError, match="uses alpha_pattern; only plain LoRA can be played"):
         engine.score(adapter, ROWS)
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_what_does_not_fit_names_the_setting_that_bounds_it(engine: HF, packs: bool, tmp_path: Path) -> None:
+    def too_much(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    engine.states, engine.layout = too_much, replace(engine.layout, packs=packs)
+    tokens, rows = "scoring_tokens_per_batch: a batch of 4096 tokens", "scoring_batch_size: a batch of 16 "
+    with pytest.raises(InputError, match=f"^runtime.{tokens if packs else rows}"):
+        engine.score(None, ROWS)
+    tokens, rows = "tokens_per_batch: a batch of 4096 tokens", "per_device_train_batch_size: a batch of 4 "
+    with pytest.raises(InputError, match=f"^training.{tokens if packs else rows}"):
+        engine.train(None, pairs(2), {"name": "dpo", "beta": 0.1}, SETTINGS, tmp_path, lambda *told: None)
 
 
 def test_what_is_not_a_number_is_not_kept(engine: HF) -> None:

@@ -18,7 +18,7 @@ from lowmem_spin.config.section import Section
 from lowmem_spin.config.training_config import Training
 from lowmem_spin.engines import pool
 from lowmem_spin.engines.base import Completion, Request
-from lowmem_spin.engines.memory import CONTEXT, Shape, idle_memory, peak, stage_memory
+from lowmem_spin.engines.memory import CONTEXT, FRAGMENTATION, Shape, idle_memory, peak, stage_memory
 from lowmem_spin.engines.registry import ENGINES, PORTABLE, ROLES, Engine, gpu_engine, installed, load_attribute, open_engine
 from lowmem_spin.engines.residency import plan_residency
 from lowmem_spin.runner.open import SharedResources, open_game
@@ -136,7 +136,9 @@ def test_what_an_entry_says_of_its_memory_decides_who_may_stay_on_the_gpu() -> N
     assert smallest("resident") == pytest.approx(max(needed + waiting, working + waiting), abs=1e8)
     assert smallest("resident", **keeps) == pytest.approx(needed + working, abs=1e8)
     unpacked = smallest("resident", dequantizes=True)  # waits with all of its base
-    assert unpacked == pytest.approx(working + CONTEXT + 1.1 * (GEMMA_2B.weights("none", 2) + GEMMA_2B.lora(16) * 4), abs=1e8)
+    assert unpacked == pytest.approx(
+        working + CONTEXT + FRAGMENTATION * (GEMMA_2B.weights("none", 2) + GEMMA_2B.lora(16) * 4), abs=1e8
+    )
 
 
 def test_a_recipe_may_name_exactly_the_registered_engines() -> None:

@@ -8,6 +8,8 @@ its checkpointing.
 """
 
 import inspect
+import json
+import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +21,7 @@ from helpers.games import CPU, open_hf, save_slot, shake_slot
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.hf import HF
+from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.training.pair import Pair
 from lowmem_spin.engines.unsloth import Unsloth
 from lowmem_spin.engines.worker import Worker
@@ -55,28 +58,28 @@ def adapters(hf: HF, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return folders
 
 
-def open_unsloth(hf: HF, quickstart: Path, folder: Path, dropout: float) -> Worker:
+def open_unsloth(hf: HF, base: Path, folder: Path, dropout: float, longest: int = 64, machine: Machine = CPU) -> Worker:
     environment = {"UNSLOTH_ALLOW_CPU": "1", "TRITON_INTERPRET": "1", "UNSLOTH_COMPILE_LOCATION": str(folder / "compiled")}
-    data = hf.recipe.data.model_copy(update={"max_prompt_length": 64, "max_completion_length": 64})
+    data = hf.recipe.data.model_copy(update={"max_prompt_length": longest, "max_completion_length": longest})
     # So short that it keeps its checkpoints on the device: on a GPU and from 512 tokens on they go to RAM.
-    generation = hf.recipe.generation.model_copy(update={"max_new_tokens": 64})
+    generation = hf.recipe.generation.model_copy(update={"max_new_tokens": longest})
     lora = hf.recipe.training.lora.model_copy(update={"dropout": dropout})
     training = hf.recipe.training.model_copy(update={"lora": lora})
     recipe = hf.recipe.model_copy(update={"data": data, "generation": generation, "training": training})
-    arguments = (recipe, Source(str(quickstart / "base"), None, "test"), CPU)
+    arguments = (recipe, Source(str(base), None, "test"), machine)
     return Worker("unsloth", "helpers.unsloth_on_cpu:Kernels", arguments, environment, folder / "log", "")
 
 
 @pytest.fixture(scope="module")
 def unsloth(hf: HF, quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    worker = open_unsloth(hf, quickstart, tmp_path_factory.mktemp("unsloth"), dropout=0.0)
+    worker = open_unsloth(hf, quickstart / "base", tmp_path_factory.mktemp("unsloth"), dropout=0.0)
     yield worker
     worker.close()
 
 
 def test_its_log_probs_are_those_of_transformers(hf: HF, quickstart: Path, tmp_path: Path, adapters: list[Path]) -> None:
     """With dropout in the recipe: its forward is the training one, and nothing random may be left on in it."""
-    worker, seen = open_unsloth(hf, quickstart, tmp_path, dropout=0.3), []
+    worker, seen = open_unsloth(hf, quickstart / "base", tmp_path, dropout=0.3), []
     for adapter in (None, *adapters, None):
         scored = worker.call("score", adapter, ROWS)
         assert scored == pytest.approx(hf.score(adapter, ROWS), abs=1e-3)
@@ -87,6 +90,20 @@ def test_its_log_probs_are_those_of_transformers(hf: HF, quickstart: Path, tmp_p
     assert packs
     assert all(ran[f"{name}.forward"] for name in FUSED)
     assert seen[0] == seen[3] and seen[0] != seen[1] != seen[2]
+
+
+def test_the_first_row_that_is_longer_than_the_context_is_scored_as_the_next(
+    hf: HF, quickstart: Path, tmp_path: Path, adapters: list[Path]
+) -> None:
+    """In half precision, as on a GPU; a packed row of several prompts with their answers may well be that long."""
+    base = Path(shutil.copytree(quickstart / "base", tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 128}))
+    rows = [([1, 3, *range(20 + n, 30 + n), 5, 4], [*range(70 + n, 78 + n), 5]) for n in range(8)]
+    worker = open_unsloth(hf, base, tmp_path, dropout=0.0, longest=32, machine=Machine("cpu", "bfloat16"))
+    first = worker.call("score", adapters[0], rows)
+    assert worker.call("score", adapters[0], rows) == first
+    worker.close()
 
 
 def test_its_fused_kernels_give_the_gradients_of_peft(hf: HF, unsloth: Worker, adapters: list[Path], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import doctor, pool
 from lowmem_spin.engines.machine import Machine
-from lowmem_spin.engines.memory import Shape, idle_memory, peak, stage_memory, vllm_memory
+from lowmem_spin.engines.memory import CONTEXT, Shape, idle_memory, peak, stage_memory, vllm_memory
 from lowmem_spin.engines.registry import ENGINES
 from lowmem_spin.engines.residency import plan_residency
 from lowmem_spin.engines.worker import Resident, Worker, WorkerDiedError
@@ -147,7 +147,7 @@ def test_auto_takes_the_first_residency_that_fits() -> None:
         limit = gigabytes * 1e9
         if needed + working <= limit:
             wanted = "resident"
-        elif needed + waiting <= limit and working + 0.6 * 2**30 <= limit:
+        elif needed + waiting <= limit and working + CONTEXT <= limit:
             wanted = "sleep"
         elif needed <= limit:
             wanted = "exit"
@@ -159,9 +159,9 @@ def test_auto_takes_the_first_residency_that_fits() -> None:
         seen.add(settled.residency)
         assert settled.residency == wanted
         left = {"resident": working, "sleep": waiting, "exit": 0.0}[wanted]
-        context = 0.6 * 2**30  # vllm measures what is free after its own context was made, and refuses to start with less
-        assert 0 < settled.generator_bytes <= limit - left - context + 1
-        assert settled.generator_bytes + context >= needed - 1
+        # vllm measures what is free after its own context was made, and refuses to start with less
+        assert 0 < settled.generator_bytes <= limit - left - CONTEXT + 1
+        assert settled.generator_bytes + CONTEXT >= needed - 1
     assert seen == {"resident", "sleep", "exit"}
     tight = next(gb * 1e9 for gb in range(4, 64) if _residency(gb * 1e9, 64e9) == "sleep")
     assert _residency(tight, 1e9) == "exit"  # its weights would not fit in so little RAM

@@ -28,6 +28,7 @@ WORK = Path(os.environ.get("KIT_WORK", Path(tempfile.gettempdir()) / "lowmem-spi
 SLOW = float(os.environ.get("KIT_SLOW", "1"))
 DEVICE = os.environ.get("LOWMEM_SPIN_GPU_TESTS_ON", "cuda").partition(":")[0]
 CLI = [sys.executable, "-m", "lowmem_spin.cli"]
+IN_FLOAT16 = ["env", f"LOWMEM_SPIN_GPU_TESTS_ON={DEVICE}:float16"]  # as a T4 computes
 LEAST = 20  # seconds; with fewer left no step begins
 PATIENCE = 8  # seconds from an interrupt to the kill
 # What a command says of a failure that it goes on from.
@@ -76,9 +77,12 @@ def steps(which: str) -> Iterator[Step]:
         yield Step("tests unsloth", 240, tests("test_gpu_learner.py", "-k", "unsloth"))
         yield Step("quickstart unsloth", 150, quickstart("unsloth", "training.engine=unsloth", "generation.engine=hf"))
         yield Step("bench hf trl", 240, bench("training.engine=hf", "generation.engine=hf", versus="trl"))
-        yield Step("bench unsloth", 150, bench("training.engine=unsloth", "generation.engine=hf"))
+        both = "runtime.residency=resident"  # neither is started twice
+        yield Step("bench unsloth", 150, bench("training.engine=unsloth", "generation.engine=hf", both))
         yield Step("bench hf 15 GB", 150, bench("training.engine=hf", "generation.engine=hf", vram="15"))
         yield Step("bench llama-8b", 240, bench("training.engine=hf", "generation.engine=hf", model="llama-8b", pairs="16"))
+        yield Step("tests hf float16", 180, [*IN_FLOAT16, *tests(*files, "-k", "not unsloth")])
+        yield Step("tests unsloth float16", 240, [*IN_FLOAT16, *tests("test_gpu_learner.py", "-k", "unsloth")])
         yield Step("tests game", 200, tests("test_gpu_game.py"))
         yield Step("tests memory", 200, tests("test_gpu_game.py", marked="gpu and slow"))
     else:

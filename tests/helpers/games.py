@@ -24,6 +24,7 @@ from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.training.pair import Pair
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.run import Player
+from lowmem_spin.store.committed import CONFIG, WEIGHTS
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart"  # conftest.py is another file in tests/gpu
 CPU = Machine("cpu", "float32")
@@ -120,6 +121,16 @@ def played(folder: Path, *overrides: str) -> OpenGame:
     player.finish()
     game.engines.pool.close()
     return game
+
+
+def commit_adapters(game: OpenGame, *policies: str) -> None:
+    """Have the store an adapter of each; what is in it does not matter."""
+    for policy in policies:
+        folder = game.store.work(policy) / "adapter"
+        folder.mkdir(parents=True)
+        for name in (WEIGHTS, CONFIG):
+            (folder / name).write_text("{}")
+        game.store.commit_adapter(policy, folder, {})
 
 
 def unchecked(text: str) -> str:

@@ -267,7 +267,7 @@ def test_a_plan_is_the_commands(tmp_path: Path) -> None:
     assert made.hours_with_workers and made.longest_chain_hours
     assert made.longest_chain_hours < made.hours_with_workers < made.hours
     assert told["workers"]["seconds"] == round(3600 * made.hours_with_workers, 1)
-    assert made.memory_gb == max(stage["gpu_memory_bytes"] for stage in told["stages"]) / 1e9
+    assert made.memory_gb == pytest.approx(max(stage["gpu_memory_bytes"] for stage in told["stages"]) / 1e9)
     assert "Rows of 8 games" in str(made) and made.notes == told["notes"]
     assert "<pre>" in made._repr_html_() and "8 games" in repr(made)
 

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from rich.console import Console
 
+from helpers import slow_mount
 from helpers.commands import assert_one_line, call
 from helpers.games import TINY
 from lowmem_spin.cli.play import WorkersAsked, planned_sweep, sweep
@@ -129,6 +130,39 @@ def test_two_workers_and_one_that_is_killed_end_in_the_same_adapters_and_numbers
     assert socket.gethostname() in {one.machine for one in account.workers}
     results = read_results(tmp_path / "game-sweep")
     assert isinstance(results, SweepResults) and results.workers == account
+
+
+@pytest.fixture
+def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The sweep's folder and store on a mount of 50 ms a call, for this process and for those that it starts; the folder
+    beside it in which every process leaves the number of its calls."""
+    marks, site = tmp_path / "marks", tmp_path / "site"
+    for folder in (marks, site):
+        folder.mkdir()
+    told = {"folder": str(tmp_path / "mount"), "seconds": 0.05, "marks": str(marks)}
+    (site / "sitecustomize.py").write_text(slow_mount.SITE.format(**told))
+    here = [str(site), str(Path(slow_mount.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, here)))
+    for name in slow_mount.LOOKED_UP:
+        monkeypatch.setattr(os, name, getattr(os, name))  # to be put back
+    mounted = slow_mount.SlowMount(**told).mount()  # type: ignore[arg-type]
+    yield marks
+    mounted.on = False
+
+
+@pytest.mark.slow
+def test_a_store_on_a_slow_mount_ends_in_the_same_adapters_and_numbers(
+    alone: Path, slow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "TOGETHER", 1)  # they share what they can: most calls, and most waiting for each other
+    display = Watched()
+    assert play(tmp_path / "mount", WorkersAsked("2"), display) == ["finished", "finished"]
+    assert made(tmp_path / "mount") == made(alone)
+    said = "\n".join(display.lines)
+    assert "died" not in said and len(re.findall(r"train iterate 0: \d+ rows, ", said)) == 1
+    calls = {int(mark.name): int(mark.read_text()) for mark in slow.iterdir()}
+    print(f"\n{sum(calls.values())} calls of {len(calls)} processes, {display.time_line()}")
+    assert len([process for process in calls if process != os.getpid() and calls[process] > 100]) == 2, "workers were not slow"
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import resource
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -12,9 +13,13 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.grid import planned_points, sweep_axes
 from lowmem_spin.config.load import find_recipe
+from lowmem_spin.data import sources
+from lowmem_spin.engines import model_files
 from lowmem_spin.runner.crew import Crew, Done
+from lowmem_spin.runner.planning import calibration
 from lowmem_spin.runner.planning.draft import Draft
 from lowmem_spin.runner.planning.parallel import timed_steps
+from lowmem_spin.runner.planning.plan import plan
 
 
 class AtOnce:
@@ -43,6 +48,27 @@ class AtOnce:
         return True
 
     def close(self) -> None: ...
+
+
+def test_a_plan_of_many_games_reads_what_they_share_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, opened = find_recipe("quickstart"), Counter[str]()
+    for module, name in ((model_files, "headers"), (calibration, "read_text"), (sources, "sha256")):
+        original = getattr(module, name)
+
+        def counted(*arguments: Any, name: str = name, original: Any = original) -> Any:
+            opened[name] += 1
+            return original(*arguments)
+
+        monkeypatch.setattr(module, name, counted)
+    places = [f"output.store={tmp_path / 'store'}", f"output.dir={tmp_path / 'run'}"]
+    counts = []
+    for alphas in ("0.5", "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8"):
+        opened.clear()
+        made = plan(planned_points(path, places, sweep_axes(path, alphas, None, []), 1), path.parent)
+        assert len(made.points) == alphas.count(",") + 1
+        counts.append(dict(opened))
+    assert counts[1] == {name: count for name, count in counts[0].items() if name != "sha256"}, "hashes are kept in the store"
+    assert {"headers", "read_text", "sha256"} == counts[0].keys()
 
 
 @pytest.mark.slow

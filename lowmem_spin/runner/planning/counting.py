@@ -102,5 +102,5 @@ class Work:
                 known = _two_of(unit.among, games.get((unit.table, unit.side.partition("/")[0])))
             else:
                 known = games.get((unit.table, unit.side)) if unit.kind not in GAME_KINDS else None
-            units.append(unit if known is None else replace(unit, places=np.setdiff1d(unit.places, known)))
+            units.append(unit if known is None else replace(unit, places=np.setdiff1d(unit.places, known, assume_unique=True)))
         return [unit for unit in units if len(unit.places)]

@@ -28,7 +28,7 @@ from lowmem_spin.engines.unquantized import planned, proposal
 from lowmem_spin.runner.claim import check_folder, check_owner
 from lowmem_spin.runner.game_rows import asked_rows, prompts_again
 from lowmem_spin.runner.open import SharedResources
-from lowmem_spin.runner.planning.calibration import WITHOUT_BFLOAT16, load_calibration
+from lowmem_spin.runner.planning.calibration import WITHOUT_BFLOAT16, Calibration, load_calibration
 from lowmem_spin.runner.planning.counting import PlanLine, Work
 from lowmem_spin.runner.planning.estimates import Clock, Ids, Lengths, Sample, Stored, find_tokenizer
 from lowmem_spin.runner.planning.total import card
@@ -57,6 +57,7 @@ class Draft:
     labels: dict[str, str] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)  # of every training
     askers: dict[tuple[str, str], ResolvedRecipe] = field(default_factory=dict)  # who first asks for a table's side
+    sources: dict[Path, Sources] = field(default_factory=dict)  # by store; each looks a name up once
 
     def note(self, lines: Iterable[str]) -> None:
         """Say what is not said yet."""
@@ -72,7 +73,7 @@ class Draft:
             InputError: it cannot be played; nothing of it is counted then.
         """
         found = self._resolved(point)
-        loaded = [self._rows(path) for path in _files(found)]
+        loaded = [self._rows(path) for path in found.prepared_files]
         self.exact &= None not in loaded
         usable = self._usable(found)
         touched = self._touched(found, loaded, usable)  # all before anything is counted
@@ -97,11 +98,15 @@ class Draft:
         """What a recipe names, with a note on whatever a person should know of it."""
         recipe, root = point.recipe, Path(point.recipe.output.store)
         check_folder_place(root, "output.store")
-        sources = Sources(self.recipe_dir, root / "sources.json", patient=True, notice=self._say)
+        if root not in self.sources:
+            self.sources[root] = Sources(self.recipe_dir, root / "sources.json", patient=True, notice=self._say)
+        sources = self.sources[root]
+        known = len(sources.unresolved)
         found = resolve(recipe, sources, _choices(recipe, root, self.gpu, self.notes, self.missing), lambda line: None)
         found = found.with_own_mixtures(self.trust, self._say)
+        dtype = found.choices.machine.dtype
         self.note([*found.own.notices(), *found.recipe.game.notes(), *warmup_note(found.recipe)])
-        self.note([_unresolved(name, found) for name in sources.unresolved])
+        self.note([_unresolved(name, found) for name in sources.unresolved[known:]])
         if not found.model.resolved and found.model.location in CONFIGS:
             self.note([f"{found.model.location}: memory and times are by its published shape"])
         if not found.model.local and found.model.location.startswith(GATED) and not has_token():
@@ -109,9 +114,9 @@ class Draft:
             self.note([f"{found.model.location} is gated: {before}"])
             if not found.model.resolved:
                 _add(self.missing, [f"no HF_TOKEN, and {found.model.location} is gated"])
-        _add(self.missing, [f"{name} is not here, and the hub cannot be reached" for name in sources.unresolved])
-        self.note(check_base(recipe, found.model, found.adapter, found.choices.machine.dtype, runs_code=False))
-        self.note(proposal(recipe, found.model, found.choices.machine.dtype))
+        _add(self.missing, [f"{name} is not here, and the hub cannot be reached" for name in sources.unresolved[known:]])
+        self.note(found.model.once(f"check {_apart(found)}", lambda: _checked_base(found)))
+        self.note(proposal(recipe, found.model, dtype))
         self.note(planned(found.beside, found.model, found.choices))
         if found.oracle is not None:
             self.note(["the time that game.oracle takes to judge is not counted"])
@@ -134,7 +139,7 @@ class Draft:
             InputError: the data cannot be used; as a run refuses it, except for what only the tokenizer shows.
         """
         recipe, data = found.recipe, found.recipe.data
-        for (source, name, split), path in zip(found.data_sources(), _files(found), strict=True):
+        for (source, name, split), path in zip(found.data_sources(), found.prepared_files, strict=True):
             if path in self.counted or not source.local or self.files[path] is not None:
                 continue
             rows = conversations(source, data, name, split, recipe.evaluation.category, **found.asked_of(source))
@@ -147,7 +152,7 @@ class Draft:
             read, *reasons = counts.lines(data)
             read = f"{source.location}: {read}, before prompt lengths are checked"
             self.note([f"{name}: {line}" for line in (read, *reasons)])
-        used = self._used(_files(found)[0])
+        used = self._used(found.prepared_files[0])
         if used is None or found.held is not None:
             return used
         return used - min(recipe.evaluation.health_prompts, used // 10)
@@ -160,7 +165,7 @@ class Draft:
 
     def _held_out(self, found: ResolvedRecipe) -> tuple[int, int]:
         """(rows that are scored, those of them that health is measured on), at most."""
-        asked, used = found.recipe.evaluation.health_prompts, self._used(_files(found)[-1])
+        asked, used = found.recipe.evaluation.health_prompts, self._used(found.prepared_files[-1])
         if used is None:
             self.note([f"{asked} held-out rows are assumed"])
             return asked, asked
@@ -216,7 +221,7 @@ class Draft:
         try:
             take(range(usable), draw, field)
         except InputError as error:
-            counts = self.counted.get(_files(resolved)[0])
+            counts = self.counted.get(resolved.prepared_files[0])
             if counts is None:  # they are prepared
                 raise
             became = [reasons] if (reasons := counts.why_left_out(resolved.recipe.data)) else []
@@ -226,28 +231,41 @@ class Draft:
 
     def lines(self) -> list[PlanLine]:
         """A line for every unit of work, timed and looked up where the point that first asks for it would do it."""
-        clocks: dict[int, Clock] = {}
-        stores: dict[str, Stored] = {}
+        clocks: dict[int, tuple[Clock, Lengths]] = {}
+        calibrations: dict[Path, Calibration] = {}
+        stores: dict[Path, Stored] = {}
         found_lines = []
         for unit in self.work.distinct():
             found = self.askers[unit.table, unit.side]
             root = Path(found.recipe.output.store)
-            stored = stores.setdefault(str(root), Stored(root, self.ids))
+            stored = stores.setdefault(root, Stored(root, self.ids))
             if id(found) not in clocks:
-                clocks[id(found)] = Clock(found, load_calibration(root), self.gpu)
+                if root not in calibrations:
+                    calibrations[root] = load_calibration(root)
+                timed = Clock(found, calibrations[root], self.gpu)
+                clocks[id(found)] = timed, replace(self._lengths(found), generated=timed.generated())
             missing = stored.missing(unit)
-            clock, label = clocks[id(found)], self.labels.get(unit.policy, "base")
+            (clock, lengths), label = clocks[id(found)], self.labels.get(unit.policy, "base")
             epochs = self.epochs.get(unit.policy, 1)
-            lengths = replace(self._lengths(found), generated=clock.generated())
             seconds, measured = clock.seconds(unit, len(missing), lengths, epochs)
             found_lines.append(PlanLine(unit, label, missing, seconds, clock.memory(unit), measured))
         return found_lines
 
     def _lengths(self, found: ResolvedRecipe) -> Lengths:
-        path = _files(found)[0]
+        path = found.prepared_files[0]
         if path not in self.lengths:
             self.lengths[path] = Lengths.of(found.recipe, self.files[path])
         return self.lengths[path]
+
+
+def _apart(found: ResolvedRecipe) -> str:
+    """All that is to be played but what sweeps vary most, which is nothing to the base: most points have it in common."""
+    varied = {"game": {"alpha", "history", "loss"}, "seed": True, "output": True}
+    return f"{found.adapter} {found.choices} {found.recipe.model_dump_json(exclude=varied)}"
+
+
+def _checked_base(found: ResolvedRecipe) -> list[str]:
+    return check_base(found.recipe, found.model, found.adapter, found.choices.machine.dtype, runs_code=False)
 
 
 class _Planned(NamedTuple):
@@ -264,10 +282,6 @@ def _refused(recipe: Recipe, stages: list[Stage] | None) -> list[str]:
     except InputError as error:
         return [str(error)]
     return []
-
-
-def _files(found: ResolvedRecipe) -> list[Path]:
-    return [Path(found.recipe.output.store) / "data" / f"{name}.parquet" for name in found.data_files()]
 
 
 def _add(notes: list[str], more: Iterable[str]) -> None:

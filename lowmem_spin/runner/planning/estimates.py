@@ -21,12 +21,13 @@ from lowmem_spin.data.rows import Rows
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.memory import peak, planned_shape
 from lowmem_spin.engines.model_files import find_file
-from lowmem_spin.engines.registry import ENGINES
+from lowmem_spin.engines.registry import ENGINES, PORTABLE
 from lowmem_spin.runner.planning.calibration import Calibration, Kind, device_name
 from lowmem_spin.runner.planning.counting import Unit
 from lowmem_spin.runner.resolved import ResolvedRecipe
 
 SAMPLED = 1000  # rows whose lengths are looked at
+STEP_SECONDS = 0.003  # a layer and token of a batch, by transformers on a GPU, however few rows: gemma-2b's in nf4 on an H200
 MARKS = 3  # tokens that a template writes around a turn, or so
 
 
@@ -189,9 +190,10 @@ class Clock:
         self.peaks: dict[str, float] = {}
         self.shapes = shapes(self.found)
         self.parameters: int | None = None
+        self.layers = 0
         if shape is not None:
             recipe = self.found.recipe
-            self.parameters = shape.active
+            self.parameters, self.layers = shape.active, shape.layers
             dtype = choices.machine.dtype if choices.machine.device == "cuda" else "bfloat16"
             generator, learner = (ENGINES[name].memory(recipe, shape, dtype) for name in (choices.generator, choices.learner))
             terms = {**learner, "generate": generator["generate"]}
@@ -225,7 +227,11 @@ class Clock:
         mine = self.shapes
         if kind == "score" and unit.kind != "score" and self.calibration.of_shapes("score alone", self.device, engine, mine):
             kind = "score alone"
-        return self.calibration.seconds(kind, tokens, self.parameters, self.device, engine, checkpointing, mine)
+        seconds, measured = self.calibration.seconds(kind, tokens, self.parameters, self.device, engine, checkpointing, mine)
+        if kind == "generate" and engine == PORTABLE and choices.machine.device == "cuda" and not measured:
+            batches = -(-rows // self.found.recipe.runtime.generation_batch_size)
+            seconds = max(seconds, batches * lengths.generated * self.layers * STEP_SECONDS)
+        return seconds, measured
 
     def generated(self) -> float:
         """Tokens of an answer: those of the base's, where they were measured, else as many as there may be."""

@@ -3,7 +3,7 @@
 Rows that an earlier run has stored are not known to be there before they are looked for: these counts are the most that it is.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,10 +24,14 @@ class Ahead(NamedTuple):
     after: frozenset[int]  # places of the earlier steps that make what it asks for too, or write where it writes
 
 
-def steps_ahead(steps: Sequence[tuple[OpenGame, Stage, bool]]) -> list[Ahead]:
-    """What each of the steps makes: (game, stage, whether only the samples of an evaluation), in the order of one worker."""
+def steps_ahead(steps: Sequence[tuple[OpenGame, Stage, bool]], needless: Collection[int] = ()) -> list[Ahead]:
+    """What each of the steps makes: (game, stage, whether only the samples of an evaluation), in the order of one worker.
+
+    Those of `needless`, see needless.py, make nothing.
+    """
     files: dict[str, int] = {}
-    return ahead_of((stage, of_step(_touches(game, stage, files), samples_only)) for game, stage, samples_only in steps)
+    touched = ([] if id(stage) in needless else _touches(game, stage, files) for game, stage, _ in steps)
+    return ahead_of((stage, of_step(some, only)) for (_, stage, only), some in zip(steps, touched, strict=True))
 
 
 def of_step(touched: Iterable[Touch], samples_only: bool) -> list[Touch]:
