@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -176,9 +177,10 @@ class Draft:
         self, resolved: ResolvedRecipe, loaded: Sequence[Rows | None], usable: int | None
     ) -> list[tuple[Stage, list[Touch]]]:
         recipe, present = resolved.recipe, [rows for rows in loaded if rows is not None]
-        for rows, (_, name, _) in zip(loaded, resolved.data_sources(), strict=True):
-            if rows is not None:
-                check_rows(recipe, resolved.model, rows, name)
+        for path, (_, name, _) in zip(resolved.prepared_files, resolved.data_sources(), strict=True):
+            if (rows := self.files[path]) is not None:
+                checked = partial(check_rows, recipe, resolved.model, rows, name)
+                resolved.model.once(f"check {name} {path} {_apart(resolved)}", checked)
             elif resolved.model.resolved:
                 self.note(unread_rows_note(recipe, resolved.model))
         if len(present) == len(loaded):
