@@ -66,7 +66,8 @@ def test_offline_every_recipe_says_so(recipe: str, tmp_path: Path) -> None:
     line = run(recipe, tmp_path)
     assert "model.name_or_path" in line
     assert "offline mode is on; check the spelling, and connect, or run `hf download" in line
-    assert line.endswith("` first; where it is gated, accept its licence on its hub page and set HF_TOKEN before\n")
+    assert "` first; where it is gated, accept its licence on its hub page and set HF_TOKEN before; " in line
+    assert line.endswith("from_gguf.py makes one of a GGUF file\n")
 
 
 @pytest.mark.parametrize(
