@@ -63,10 +63,10 @@ def read(path: Path) -> Contents:
         InputError: it is none, or has no tokenizer.
     """
     if not path.is_file():
-        raise InputError(f"{quoted(str(path))}: no such file")
+        raise InputError(f"{str(path)!r}: no such file")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise InputError(f"{quoted(str(path))} is no GGUF file: it does not begin with GGUF; fetch it again")
+            raise InputError(f"{str(path)!r} is no GGUF file: it does not begin with GGUF; fetch it again")
     try:
         reading = importlib.import_module("gguf")
     except ImportError:
@@ -76,11 +76,11 @@ def read(path: Path) -> Contents:
         fields = {name: field.contents() for name, field in reader.fields.items()}
         numbers = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
     except (ValueError, LookupError, OverflowError, OSError) as error:  # what numpy says of a file that ends too early
-        raise InputError(f"{quoted(str(path))} is damaged or cut short ({shortened(str(error))}); fetch it again") from None
+        raise InputError(f"{str(path)!r} is damaged or cut short ({shortened(str(error))}); fetch it again") from None
     if not fields.get("tokenizer.ggml.tokens"):
-        raise InputError(f"{quoted(str(path))} has no tokenizer; take a file of a whole language model")
+        raise InputError(f"{str(path)!r} has no tokenizer; take a file of a whole language model")
     if len(set(fields["tokenizer.ggml.tokens"])) < len(fields["tokenizer.ggml.tokens"]):
-        raise InputError(f"{quoted(str(path))} has a token twice; give its original tokenizer by --tokenizer")
+        raise InputError(f"{str(path)!r} has a token twice; give its original tokenizer by --tokenizer")
     return Contents(path, fields, numbers)
 
 
@@ -293,12 +293,12 @@ def convert(path: Path, to: Path, dtype: str, original: str | None) -> Iterator[
         InputError: one line that says why there is no folder.
     """
     if to.exists():
-        raise InputError(f"--to {quoted(str(to))} exists already; give a new folder")
+        raise InputError(f"--to {str(to)!r} exists already; give a new folder")
     contents = read(path)
     to.parent.mkdir(parents=True, exist_ok=True)
     needed, free = sum(contents.numbers.values()) * (4 if dtype == "float32" else 2), shutil.disk_usage(to.parent).free
     if needed > free:
-        raise InputError(f"--to {quoted(str(to))}: {needed / 1e9:.1f} GB are written, and {free / 1e9:.1f} GB are free there")
+        raise InputError(f"--to {str(to)!r}: {needed / 1e9:.1f} GB are written, and {free / 1e9:.1f} GB are free there")
     os.environ.setdefault("TQDM_DISABLE", "1")  # its bar would run through these lines
     from transformers import AutoTokenizer
     from transformers.utils import logging

@@ -89,7 +89,7 @@ def find(folder: Path | None, kind: str) -> LlamaCpp:
         return LlamaCpp(called, quantize or f"llama.cpp/build/bin/{QUANTIZE}", why if absent else None)
     folder = folder.resolve()
     if not (folder / CONVERTER).is_file():
-        raise InputError(f"{named} {quoted(str(folder))}: no {CONVERTER} there; give a clone of llama.cpp")
+        raise InputError(f"{named} {str(folder)!r}: no {CONVERTER} there; give a clone of llama.cpp")
     places = os.pathsep.join(str(folder / name) for name in ("build/bin", "bin", "."))
     built = shutil.which(QUANTIZE, path=places) or shutil.which(QUANTIZE)
     lacks = QUANTIZE in needed and built is None

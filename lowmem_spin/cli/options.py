@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lowmem_spin.common.errors import InputError, quoted
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.paths import expanded
 
 
@@ -19,7 +19,7 @@ def user_path(given: str | Path) -> Path:
     try:
         return Path(expanded(str(given)))
     except ValueError as error:
-        raise InputError(f"{quoted(str(given))}: {error}") from None
+        raise InputError(f"{str(given)!r}: {error}") from None
 
 
 def _png(given: str | Path) -> Path:
