@@ -27,9 +27,8 @@ from lowmem_spin.cli.usage import Commands
 if TYPE_CHECKING:
     from lowmem_spin.common.display import Display
 
-app = typer.Typer(
-    cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
-)  # rich would cut options
+# Rich would cut options.
+app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 STORE = Path("runs/store")
 
 

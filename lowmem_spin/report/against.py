@@ -89,8 +89,7 @@ def main_panels(sweep: SweepResults, shown: Sequence[Configuration], looks: by_n
             line.label: [run for c in shown if line_of(c, axis) == line.label for run in c.runs.values()] for line in drawn
         }
         beside = [] if name == "kl_to_base" else marks(groups, name)
-        of = f"{measure.label}{f' in {measure.unit}' if measure.unit else ''}"
-        caption = f"The last iterate's {of} against {axis.rpartition('.')[2]}. Bands: {intervals}."
+        caption = f"The last iterate's {measure.in_words} against {axis.rpartition('.')[2]}. Bands: {intervals}."
         ticks = {float(c.setting[axis]): plain_value(c.setting[axis]) for c in shown}
         across = [mark.level(measure) for mark in beside]
         draw = partial(draw_against, name=name, axis=axis, lines=drawn, levels=across, ticks=ticks)

@@ -28,6 +28,11 @@ class Measure:
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
     @property
+    def in_words(self) -> str:
+        """In a sentence: exact match in %."""
+        return f"{self.label} in {self.unit}" if self.unit else self.label
+
+    @property
     def number_unit(self) -> str:
         """The unit of the number as metrics.jsonl has it: shares are from 0 to 1 there."""
         return "share" if self.percent else self.unit or ("" if self.label.startswith(GAIN) else "nats")

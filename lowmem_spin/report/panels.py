@@ -175,8 +175,7 @@ def _heatmap(
 
     step = f"{edges[1] - edges[0]:.2g}{' points' if measure.percent else ''}"
     note = f"A step of colour is {step}, {_meant(edges[1] - edges[0], noise)}."
-    of = f"{measure.label}{f' in {measure.unit}' if measure.unit else ''}"
-    return Panel("Scores", name, f"The last iterate's {of}{': ' + title if title else ''}. {note}", draw)
+    return Panel("Scores", name, f"The last iterate's {measure.in_words}{': ' + title if title else ''}. {note}", draw)
 
 
 def _meant(step: float, noise: float) -> str:

@@ -24,9 +24,8 @@ def terminal_table(results: RunResults | SweepResults) -> TerminalTable:
         grid = run_grid(results, brief=True)
         return grid.table(f"Held-out results, ± 95% interval; {units}; gain over the base{grid_notation(grid)}")
     measure = MEASURES[results.score]
-    of = f"{measure.label} in {measure.unit}" if measure.unit else measure.label
     grid = sweep_grid(results, brief=True)
-    return grid.table(f"Last iterates: {of}, ± 95% interval; KL in nats{grid_notation(grid)}")
+    return grid.table(f"Last iterates: {measure.in_words}, ± 95% interval; KL in nats{grid_notation(grid)}")
 
 
 def grid_notation(grid: Grid) -> str:

@@ -564,6 +564,20 @@ def test_what_nobody_has_asked_for_is_announced_with_its_size() -> None:
     assert line.startswith("measuring alpaca, gsm8k of 2 policies, as the recipe's evaluation.benchmarks says; --suite or ")
 
 
+def test_an_evaluation_that_nobody_specified_begins_with_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(points(home)[0], tmp_path / "run", symlinks=False)
+    said = io.StringIO()
+    display = Display(Console(file=said, width=300))
+    before: list[str] = []
+    monkeypatch.setattr(suites, "measure_policies", lambda *_: before.append(said.getvalue()))
+    evaluate(tmp_path / "run", EvaluationRequest(), "all", display)
+    evaluate(tmp_path / "run", EvaluationRequest(["diversity"]), "all", display)
+    assert "measuring diversity of 2 policies, as the recipe's evaluation.benchmarks says" in before[0]
+    assert before[1].count("measuring ") == 1
+
+
 def test_gc_frees_results_of_policies_that_no_run_has(measured: Path) -> None:
     first, second = points(measured)
     own = run_folder.read_run_folder(second).policies["iterate 0"]

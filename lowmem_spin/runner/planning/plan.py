@@ -16,7 +16,7 @@ from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.runner.planning.counting import GAME_KINDS, PlanLine, Work
 from lowmem_spin.runner.planning.draft import Draft
 from lowmem_spin.runner.planning.parallel import Parallel, with_workers
-from lowmem_spin.runner.planning.total import Total
+from lowmem_spin.runner.planning.total import Total, json_number
 from lowmem_spin.runner.resolved import ResolvedRecipe
 
 
@@ -55,7 +55,7 @@ class PlannedWork:
                 "shared": sum(line.rows for line in lines),
                 "stored": sum(line.stored for line in lines),
                 "to_do": sum(line.to_do for line in lines),
-                "seconds": _number(sum(timed)),
+                "seconds": json_number(sum(timed)),
             }
         return found
 
@@ -66,7 +66,8 @@ class PlannedWork:
             {
                 **{"kind": line.unit.kind, "label": line.label, "policy": line.unit.policy, "table": line.unit.table},
                 **{"side": line.unit.side, "rows": line.rows, "stored": line.stored, "to_do": line.to_do},
-                **{"seconds": _number(line.seconds), "measured": line.measured, "gpu_memory_bytes": _number(line.memory)},
+                **{"seconds": json_number(line.seconds), "measured": line.measured},
+                "gpu_memory_bytes": json_number(line.memory),
             }
             for line in self.lines
         ]
@@ -82,10 +83,6 @@ class PlannedWork:
             "totals": self.totals(),
             "stages": stages,
         }
-
-
-def _number(seconds: float) -> float | None:
-    return None if math.isnan(seconds) else round(seconds, 1) or seconds  # some is not none
 
 
 def plan(

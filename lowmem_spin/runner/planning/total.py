@@ -19,6 +19,11 @@ CARDS = {  # called, and bytes; of an A100 the smaller one
 LONG = 24 * 3600.0  # seconds on a CPU from which on a game wants a GPU, and is not said to be playable here
 
 
+def json_number(number: float) -> float | None:
+    """To one decimal, and a little is not nothing; null is not known."""
+    return None if math.isnan(number) else round(number, 1) or number
+
+
 def card(gpu: str) -> tuple[str, float]:
     """What a card of calibration.PEAK is called, and bytes of its memory."""
     return next(found for name, found in CARDS.items() if name in gpu)
@@ -77,10 +82,10 @@ class Total:
         """The same as JSON."""
         sizes = {"gpu_memory_bytes": self.memory, "gpu_limit_bytes": self.limit}
         return {
-            "seconds": None if math.isnan(self.seconds) else round(self.seconds, 1) or self.seconds,
+            "seconds": json_number(self.seconds),
             "without": ["judge"] * self.untimed,
             "on": self.gpu or self.machine.device,
-            **{name: None if math.isnan(size) else round(size, 1) for name, size in sizes.items()},
+            **{name: json_number(size) for name, size in sizes.items()},
             "fits": self.fits,
         }
 
