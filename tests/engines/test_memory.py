@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from helpers.commands import call
 from helpers.games import CPU, make_micro_base, open_hf, recipe_on, shake_slot
+from lowmem_spin.cli.bench.bench import BenchRequest, _load
 from lowmem_spin.cli.bench.checkpoint import SPECIAL, skeleton
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find_recipe, load_recipe
@@ -145,6 +146,16 @@ def test_gemma_2b_fits_in_24_gb_and_what_does_not_gets_advice_that_works() -> No
     assert list(advice(advised, GEMMA_2B, "bfloat16", CARDS["24 GB"])) == []
     tight = plan(training__per_device_train_batch_size=1, training__gradient_checkpointing="false")
     assert "train: set training.gradient_checkpointing to true" in advice(tight, GEMMA_2B, "bfloat16", 8e9)
+
+
+def test_the_plan_is_what_an_h200_took(tmp_path: Path) -> None:
+    """Of the benchmark's game on gemma-2b's shape, in nf4 and bfloat16, by transformers: recipes/README.md."""
+    asked = BenchRequest(
+        model="gemma-2b", vram=24, pairs=64, prompt_length=256, completion_length=128, versus=[], overrides=[], store=tmp_path
+    )
+    planned = stage_memory(_load(asked, "gemma-2b", tmp_path), GEMMA_2B, "bfloat16")
+    measured = {"generate": 5.64e9, "score": 4.10e9, "train": 4.54e9}
+    assert {stage: peak(terms) for stage, terms in planned.items()} == pytest.approx(measured, rel=0.1)
 
 
 def test_a_config_without_sizes_is_named() -> None:
