@@ -217,18 +217,22 @@ class Display:
         self._step_rows[kind] += rows
 
     def left(self) -> float | None:
-        """Seconds until all steps are over, at most, at the pace of each kind of work so far; None: one has none yet."""
+        """Seconds until all steps are over, at most: of the stage under way at its own pace, of the rest at that of each kind of
+        work so far; None: one has none yet."""
         if not self._steps:
             return None
         ahead = dict(self._steps[self._step])
         ahead = {kind: max(0, rows - self._step_rows[kind]) for kind, rows in ahead.items()}
         later = self._later[self._step]
         ahead = {kind: ahead.get(kind, 0) + later.get(kind, 0) for kind in {*ahead, *later}}
-        spent = dict(self.seconds)
-        if self._meter is not None:
-            spent[self._meter.kind] = spent.get(self._meter.kind, 0.0) + self._meter.elapsed
+        spent, now = dict(self.seconds), 0.0
+        if (meter := self._meter) is not None:
+            spent[meter.kind] = spent.get(meter.kind, 0.0) + meter.elapsed
+            if meter.left is not None:  # a stage may be far slower than others of its kind, and is a part of all that is left
+                ahead[meter.kind] = max(0, ahead.get(meter.kind, 0) - (meter.rows - meter.done))
+                now = meter.left
         known = [spent[kind] / self.rows[kind] * rows for kind, rows in ahead.items() if rows and self.rows[kind]]
-        return sum(known) / self.workers if len(known) == sum(map(bool, ahead.values())) else None
+        return now + sum(known) / self.workers if len(known) == sum(map(bool, ahead.values())) else None
 
     def game_left(self) -> list[str]:
         """How long the game will take, in words, once that is known."""

@@ -55,6 +55,24 @@ def test_the_time_left_is_arithmetic_on_what_was_computed(monkeypatch: pytest.Mo
     assert "100 rows, 20 of them stored already, 16 s, 50 tok/s" in display.console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def test_what_is_left_of_a_game_is_no_less_than_of_the_stage_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here a machine that became ten times slower: what follows goes at the average pace, what is under way at its own."""
+    clock = Clock(monkeypatch)
+    display = Display(Console(file=io.StringIO()))
+    display.expect([{"generate": 100}, {"generate": 100}, {"generate": 50}])
+    with display.stage("generate", "by base", 100) as meter:
+        clock.now += 10
+        meter.advance(100)
+    display.begin_step(1)
+    with display.stage("generate", "by iterate 0", 100) as meter:
+        clock.now += 50
+        meter.advance(50)
+        assert meter.left == 50
+        assert display.left() == pytest.approx(50 + 50 * (10 + 50) / 150)
+        assert meter.line() == "generate by iterate 0: 50 of 100 rows, 50 s left, at most 70 s in all"
+        meter.advance(50)
+
+
 def test_without_a_terminal_a_long_stage_is_told_of_while_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(displays, "EVERY", 0.01)
     out = io.StringIO()

@@ -86,9 +86,9 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({name: value for name, value in {**known, **changes}.items() if value is not None}))
 
 
-def planned(home: Path, *options: str) -> list[str]:
+def planned(home: Path, *options: str, gpu: str | None = None) -> list[str]:
     overrides = tiny(home, f"model.name_or_path={home / 'base'}", *options)
-    return plan(planned_points(find_recipe("quickstart"), overrides, {}, 1), home).notes
+    return plan(planned_points(find_recipe("quickstart"), overrides, {}, 1), home, gpu).notes
 
 
 @pytest.mark.parametrize(
@@ -134,6 +134,7 @@ def test_where_no_folder_can_be_made_is_refused(field: str, name: str, what: str
 
 def test_a_plan_says_what_a_run_refuses(home: Path, tmp_path: Path) -> None:
     assert not any("output.dir" in note for note in planned(home))
+    assert not any("output.dir" in note for note in planned(home, gpu="4090"))  # whose game it is, no other card can tell
     (note,) = (note for note in planned(home, OTHER) if "output.dir" in note)
     assert "has another game, whose iterate 0, iterate 1 would be lost" in note
 

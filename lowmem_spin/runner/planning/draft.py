@@ -207,7 +207,8 @@ class Draft:
                 return self.ids.block((draw.data, draw.seed, draw.round), draw.start + draw.prompts)[draw.start :]
 
         self.note(prompts_again(recipe, stages))
-        known = len(present) == len(loaded) or resolved.held is not None  # else the keys depend on how many rows are usable
+        # else the keys depend on how many rows are usable, or are those of another machine, which has another folder
+        known = self.gpu is None and (len(present) == len(loaded) or resolved.held is not None)
         refused = _refused(recipe, stages if known else None)
         self.note([f"a run is refused as it is: {why}" for why in refused])
         _add(self.missing, refused)
