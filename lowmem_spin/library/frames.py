@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lowmem_spin.common.files import read_text
 from lowmem_spin.report.measures import MEASURES
 from lowmem_spin.report.results import PolicyResults, RunResults, SweepResults
-from lowmem_spin.runner.claim import METRICS
+from lowmem_spin.runner.claim import METRICS, SO_FAR
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -37,10 +37,10 @@ def run_frame(results: RunResults) -> "DataFrame":
 
 
 def metrics_frame(results: RunResults) -> "DataFrame":
-    """A row per line of metrics.jsonl, with all that it has."""
+    """A row per line of metrics.jsonl, or of what there is of it so far, with all that it has."""
     import pandas as pd
 
-    lines = read_text(results.folder / METRICS).removesuffix("\n").split("\n")
+    lines = read_text(results.folder / (METRICS if results.finished else SO_FAR)).removesuffix("\n").split("\n")
     return pd.DataFrame([json.loads(line) for line in lines]).set_index("name")
 
 

@@ -18,6 +18,7 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.library import frames
 from lowmem_spin.report.load import read_results, read_run_results, read_sweep
 from lowmem_spin.report.overview import played
+from lowmem_spin.report.results import RunResults
 from lowmem_spin.report.summary import grid_notation, run_grid, sweep_grid
 from lowmem_spin.runner import run_folder
 from lowmem_spin.runner.run_folder import RunFolder, StoredPolicy
@@ -44,14 +45,14 @@ class _Folder:
         """Write report.html, with report.md and the pictures, as `lowmem-spin report` does; loads no model.
 
         Returns:
-            Where report.html is: one page that needs no network.
+            Where report.html is: one page that needs no network. Of a game that is not finished it has what is measured.
 
         Raises:
-            InputError: the game is not played to its end, or its files do not read back.
+            InputError: nothing is measured yet, or the files do not read back.
         """
         from lowmem_spin.report.page import write_all  # matplotlib takes a second
 
-        return write_all(read_results(self.folder))[0]
+        return write_all(read_results(self.folder, so_far=True))[0]
 
     def __repr__(self) -> str:
         if not (self.folder / self.record).is_file():
@@ -81,7 +82,7 @@ class Run(_Folder):
 
     @property
     def finished(self) -> bool:
-        """Whether the game was played to its end: only then are there numbers. Playing its recipe again goes on."""
+        """Whether the game was played to its end; if not, playing its recipe again goes on."""
         try:
             read_run_results(self.folder)
         except InputError:
@@ -92,21 +93,22 @@ class Run(_Folder):
     def table(self) -> "DataFrame":
         """The results: a row per policy, a column per number, and its standard error as `<name>_se`.
 
-        Shares are from 0 to 1 and KL is in nats; `lowmem_spin.fields()` says what each column is.
+        Shares are from 0 to 1 and KL is in nats; `lowmem_spin.fields()` says what each column is. Of a game that is not finished
+        there are the policies that are measured, and a line says so.
 
         Raises:
-            InputError: the game is not played to its end, or its files do not read back.
+            InputError: none is measured yet, or the files do not read back.
         """
-        return frames.run_frame(read_run_results(self.folder))
+        return frames.run_frame(self._so_far())
 
     @property
     def metrics(self) -> "DataFrame":
         """metrics.jsonl as it is: also each policy's key and role, its scores by category, and its first answers.
 
         Raises:
-            InputError: the game is not played to its end, or its files do not read back.
+            InputError: no policy is measured yet, or the files do not read back.
         """
-        return frames.metrics_frame(read_run_results(self.folder))
+        return frames.metrics_frame(self._so_far())
 
     def iterate(self, name: int | str | None = None) -> tuple["PeftModel | PreTrainedModel", Any]:
         """A policy as a model of its own, on a base that is loaded for it: in 4 bits, if the game was played so.
@@ -170,6 +172,12 @@ class Run(_Folder):
             self._engine.close()
             self._engine = None
 
+    def _so_far(self) -> RunResults:
+        results = read_run_results(self.folder, so_far=True)
+        if not results.finished:
+            _notify(results.missing[0])
+        return results
+
     def _open(self, name: int | str | None) -> tuple[RunFolder, StoredPolicy, Source]:
         """The game, the policy and the base, to be loaded."""
         game = run_folder.read_run_folder(self.folder)
@@ -178,10 +186,13 @@ class Run(_Folder):
         return game, policy, run_folder.find_trusted_base(game, store, Trust(self.trust, option=TRUST), _notify)
 
     def _repr_html_(self) -> str:
-        if not self.finished:
+        try:
+            results = read_run_results(self.folder, so_far=True)
+        except InputError:
             return f"<p>{html.escape(repr(self))}</p>"
-        grid = run_grid(read_run_results(self.folder))
-        return grid.html(f"{self.folder.name}: held-out results, ± 95% interval{grid_notation(grid)}")
+        grid = run_grid(results)
+        so_far = " so far" * (not results.finished)
+        return grid.html(f"{self.folder.name}: held-out results{so_far}, ± 95% interval{grid_notation(grid)}")
 
 
 class Sweep(_Folder):

@@ -117,6 +117,7 @@ def read_run_results(folder: Path, so_far: bool = False) -> RunResults:
         benchmarks=benchmarks,
         arena=arena,
         answer_tokens=tokens,
+        finished=not unfinished,
     )
 
 

@@ -77,6 +77,7 @@ class RunResults:
     benchmarks: list[Benchmark]
     arena: dict[str, Any] | None = None  # as arena.json has it
     answer_tokens: int | None = None  # that 95% of the data's answers have at most, if the store has the rows
+    finished: bool = True  # if not, `policies` are those that are measured, and `missing` begins with a line on it
 
     @property
     def base(self) -> PolicyResults:

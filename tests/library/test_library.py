@@ -188,7 +188,7 @@ def test_a_game_that_was_stopped_is_gone_on_with(whole: Path, tmp_path: Path, ca
         repr(late) == f"Run({str(tmp_path / 'run')!r}: not finished: 0 of 2 iterates)"
         and "0 of 2 iterates" in late._repr_html_()
     )
-    with pytest.raises(ls.InputError, match=r"metrics\.jsonl: missing; run the recipe again to finish the game"):
+    with pytest.raises(ls.InputError, match=r"^'.*' is not finished, and no policy is measured yet; `lowmem-spin runs` says"):
         _ = late.table
     with pytest.raises(ls.InputError, match=r"iterate '1': iterate 1 of .* is not trained yet"):
         late.generate(QUESTIONS, 1)
@@ -207,6 +207,22 @@ def test_a_game_that_was_stopped_is_gone_on_with(whole: Path, tmp_path: Path, ca
     assert signal.getsignal(signal.SIGINT) is before and not late.finished
     assert ls.run(settings=given).finished
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (whole / "run" / "metrics.jsonl").read_bytes()
+
+
+def test_a_game_that_is_not_finished_has_the_numbers_of_what_is_measured(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a run leaves them that is stopped after its first iterate."""
+    known = lines(copy / "run")
+    (copy / "run" / "metrics.jsonl").unlink()
+    (copy / "run" / "metrics_so_far.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in known[:2]))
+    run = ls.load(copy / "run")
+    assert isinstance(run, ls.Run) and not run.finished
+    assert run.table["kl_to_base"].to_dict() == {line["name"]: line["kl_to_base"] for line in known[:2]}
+    said = capsys.readouterr().err
+    assert "this game is not finished: what is shown is of the base and 1 of 2 iterates" in said
+    assert list(run.metrics["samples"]) == [line["samples"] for line in known[:2]]
+    assert "held-out results so far" in run._repr_html_() and "1 of 2 iterates" in run.report().read_text()
 
 
 @pytest.fixture(scope="module")
