@@ -22,7 +22,7 @@ from lowmem_spin.report.intervals import Value, is_yes_or_no, rows_of
 from lowmem_spin.report.measures import TASKS
 from lowmem_spin.report.results import Benchmark, PolicyResults, RunResults, SweepFile, SweepResults
 from lowmem_spin.runner.claim import METRICS, SO_FAR, WORKERS
-from lowmem_spin.runner.run_folder import as_far_as_played, check_keys, is_played
+from lowmem_spin.runner.run_folder import as_far_as_played, check_keys, game_inside, is_played
 from lowmem_spin.runner.worker_record import read_workers
 
 SAMPLED = ("prompts", "proposals", "rejected", "acceptance", "ess", "log_z")
@@ -42,7 +42,8 @@ def read_results(folder: Path, so_far: bool = False) -> RunResults | SweepResult
         return read_sweep(folder)
     if (folder / "run.json").is_file():
         return read_run_results(folder, so_far)
-    raise InputError(f"{str(folder)!r} is neither a run nor a sweep: it has no run.json and no sweep.json")
+    remedy = game_inside(folder, "run.json", "sweep.json")
+    raise InputError(f"{str(folder)!r} is neither a run nor a sweep: {remedy or 'it has no run.json and no sweep.json'}")
 
 
 def read_sweep(folder: Path) -> SweepResults:

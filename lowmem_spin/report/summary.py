@@ -212,7 +212,9 @@ def sweep_verdict(sweep: SweepResults) -> list[str]:
     measure = MEASURES[sweep.score]
     name = measure.heading.replace(", %", ", in percent")
     ahead = f"{best.label} ends with the highest"
-    if len(highest) > 1:
+    if not others and highest[1:]:
+        ahead = f"{'Both' if len(highest) == 2 else f'All {len(highest)}'} configurations end with the same"
+    elif highest[1:]:
         ahead = (
             f"{len(highest)} of the {len(sweep.finished)} configurations, {best.label} among them, end with the same highest"
         )

@@ -37,10 +37,9 @@ class ExactGame:
     def verdict(self) -> str:
         """Where it leads, in words."""
         if len(self.steps) < self.asked:
-            return (
-                f"diverges: by iterate {len(self.steps)} some answer has practically no probability; a real training stops "
-                f"earlier{self.remedy}"
-            )
+            lost = "some answer has practically no probability; a real training stops earlier"
+            where = f": by iterate {len(self.steps)}" if len(self.steps) else " at once: after the first training"
+            return f"diverges{where} {lost}{self.remedy}"
         last = self.steps[-1]
         if last < SETTLED:
             return "settles"

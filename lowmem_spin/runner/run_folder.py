@@ -63,6 +63,12 @@ class StoredPolicy:
     adapter: Path | None  # None is the frozen base as it is
 
 
+def game_inside(folder: Path, *records: str) -> str:
+    """What to give instead of a folder of games, such as runs; empty if it is none."""
+    games = sorted(path.parent for record in records for path in folder.glob(f"*/{record}"))
+    return f"give one of the games in it, such as {games[0]}" if games else ""
+
+
 def read_run_folder(folder: Path) -> RunFolder:
     """The game of a run folder.
 
@@ -75,7 +81,8 @@ def read_run_folder(folder: Path) -> RunFolder:
         if games:
             raise InputError(f"run {str(folder)!r}: this is a sweep; give one of its games, such as {games[0]}")
         what = "has no run.json" if folder.is_dir() else "no such folder"
-        raise InputError(f"run {str(folder)!r}: {what}; give a folder that `lowmem-spin run` wrote, such as runs/quickstart")
+        remedy = game_inside(folder, "run.json") or "give a folder that `lowmem-spin run` wrote, such as runs/quickstart"
+        raise InputError(f"run {str(folder)!r}: {what}; {remedy}")
     try:
         record = read_checked(path)
         inputs, policies, parts = Inputs(**record["inputs"]), dict(record["policies"]), parts_in(record)

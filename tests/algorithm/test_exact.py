@@ -137,6 +137,9 @@ def test_the_command_says_where_each_game_leads(tmp_path: Path) -> None:
     far = " ".join(call("theory", "quickstart", "--picture", picture).stdout.split())  # with a beta of 0.1
     verdict = "the recipe: diverges: by iterate 2 some answer has practically no probability; a real training stops earlier; "
     assert verdict + "try a larger game.loss.beta" in far
+    online = ["game.algorithm=sppo", "game.samples=2", "game.oracle={name: function, function: mine.py:f}"]
+    never = call("theory", "quickstart", *(word for one in online for word in ("--set", one)), "--picture", picture).stdout
+    assert "the recipe: diverges at once: after the first training some answer has practically no" in " ".join(never.split())
     gif = call("theory", "quickstart", "--picture", tmp_path / "t.gif")
     assert gif.returncode == 2 and gif.stderr.strip().endswith("t.gif' must end in .png")
 

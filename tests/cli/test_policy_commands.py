@@ -314,6 +314,8 @@ def test_a_sweeps_folder_leads_to_one_of_its_games(tmp_path: Path) -> None:
     [
         ("chat nowhere", "run 'nowhere': no such folder"),
         ("chat {home}", "has no run.json; give a folder that"),
+        ("evaluate {home}/runs", "has no run.json; give one of the games in it, such as {home}/runs/game"),
+        ("report {home}/runs", "is neither a run nor a sweep: give one of the games in it, such as {home}/runs/game"),
         ("chat {home}/runs/game --iterate 2", "--iterate '2': "),
         (f"chat {{home}}/runs/game --iterate {'9' * 5000}", "has no such policy; it has base, 0, 1"),
         ("chat {home}/runs/game --temperature inf", "--temperature inf: cannot be used; give 0, which is greedy, or"),

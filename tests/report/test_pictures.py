@@ -155,7 +155,7 @@ def test_games_that_end_alike_are_not_said_to_lead() -> None:
         "2 of the 3 configurations, b among them, end with the same highest exact match, in percent: 80.0 ±2.0."
     )
     alike = sweep({"variant": ["a", "b"]}, {("a",): [0.8], ("b",): [0.8]})
-    assert len(sweep_verdict(alike)) == 1
+    assert sweep_verdict(alike) == ["Both configurations end with the same exact match, in percent: 80.0 ±2.0."]
 
 
 def test_a_runs_picture_has_the_policies_of_the_table_in_their_order() -> None:
