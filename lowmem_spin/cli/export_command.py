@@ -60,10 +60,10 @@ def export_policy(folder: Path, iterate: str | None, request: ExportRequest, tru
             model_card.add_gguf(to / "README.md", conversion.file.name, kind, conversion.name.lower())
         _say_to_ollama(conversion, game, display)
         if programs.missing is not None:
+            then = f"and the commands above make {conversion.file.name} of it"
+            then = "which llama.cpp would refuse" if conversion.lacks_tokenizer() else then
             display.log(
-                f"no GGUF file was made, as llama.cpp is missing: {to} has the merged model, and the commands above make "
-                f"{conversion.file.name} of it (exit code 1)",
-                "bold red",
+                f"no GGUF file was made, as llama.cpp is missing: {to} has the merged model, {then} (exit code 1)", "bold red"
             )
             return False
     if request.push is not None:

@@ -130,7 +130,7 @@ class Conversion:
             InputError: one of them fails. What there is of its file goes, the merged model stays.
         """
         steps = self.steps(programs)
-        if self._lacks_tokenizer():
+        if self.lacks_tokenizer():
             why = f"no {SENTENCEPIECE} of this base is here, from which llama.cpp reads Gemma's tokenizers"
             display.log(f"{why}: it will refuse the model", "yellow")
         if programs.missing is not None:
@@ -146,7 +146,8 @@ class Conversion:
         log.unlink()
         display.log(f"GGUF     {self.file} ({self.file.stat().st_size / 1e6:,.1f} MB)")
 
-    def _lacks_tokenizer(self) -> bool:
+    def lacks_tokenizer(self) -> bool:
+        """Whether llama.cpp refuses the model, as it does not read this tokenizer."""
         kind = json.loads((self.folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         return kind in ("gemma", "gemma2") and not (self.folder / SENTENCEPIECE).is_file()
 

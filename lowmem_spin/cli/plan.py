@@ -111,12 +111,16 @@ def memory(recipe: Recipe, shape: Shape, dtype: str) -> TerminalTable:
     own = generator.memory(recipe, shape, dtype)["generate"]
     found = {"generate": found["generate"], f"with {generator.name}": own, **found}
     named = dict.fromkeys(term for terms in found.values() for term in terms)
-    terms_of = [[term, *(f"{terms[term] / 1e9:.2f}" if term in terms else "" for terms in found.values())] for term in named]
+    terms_of = [[term, *(_gigabytes(terms[term]) if term in terms else "" for terms in found.values())] for term in named]
     allowances = [CONTEXT + (FRAGMENTATION - 1) * sum(terms.values()) for terms in found.values()]
-    terms_of.append(["context, fragmentation", *(f"{allowance / 1e9:.2f}" for allowance in allowances)])
-    peaks = ["peak", *(f"{peak(terms) / 1e9:.2f}" for terms in found.values())]
+    terms_of.append(["context, fragmentation", *map(_gigabytes, allowances)])
+    peaks = ["peak", *(_gigabytes(peak(terms)) for terms in found.values())]
     grid = Grid(["", *found], [*terms_of, peaks], parted=len(terms_of) - 1)
     return grid.table(f"Memory on a GPU in {dtype}, GB, rows at full length")
+
+
+def _gigabytes(count: float) -> str:
+    return "<0.01" if 0 < count < 5e6 else f"{count / 1e9:.2f}"
 
 
 def verdicts(recipe: Recipe, shape: Shape, dtype: str) -> list[str]:

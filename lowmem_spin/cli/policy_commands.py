@@ -208,7 +208,8 @@ def chat(
         from lowmem_spin.cli.chat import open_voices, read_lines, talk
 
         voices = open_voices(game, policies, base, temperature, max_new_tokens)
-    display.log(f"{' and '.join(policy.name for policy in policies)} of {run}; /reset forgets, /quit ends")
+    names = " and ".join(policy.name for policy in policies)
+    display.log(f"{names} of {run}; each question comes with all before it, /reset forgets these, /quit ends")
     talk(voices, read_lines(), Console(), display.log)
 
 

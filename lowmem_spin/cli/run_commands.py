@@ -73,9 +73,12 @@ def remove(
     if not yes:
         names = ", ".join(printable(str(folder)) for folder in folders)
         try:
-            typer.confirm(f"Delete the results in {names}?", abort=True)
-        except typer.Abort:
-            raise InputError("nothing is removed; --yes removes without asking") from None
+            agreed = typer.confirm(f"Delete the results in {names}?")
+        except typer.Abort:  # of an input that ended, behind the question
+            print()
+            agreed = False
+        if not agreed:
+            raise InputError("nothing is removed; --yes removes without asking")
     for folder in folders:
         left = remove_results(folder)
         kept = f"; not of a game, so kept: {', '.join(path.name for path in left)}" if left else ""

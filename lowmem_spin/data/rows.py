@@ -151,13 +151,14 @@ def take(shuffled: Sequence[int], draw: Draw, field: str = "game.pairs") -> list
         InputError: there are too few rows; the line names the field that asks for them.
     """
     if draw.start + draw.prompts > len(shuffled):
-        others = remedy = ""
+        others, remedy, lower = "", "", f"lower it to {len(shuffled)}"
         if draw.start:
+            lower = "lower it"
             others = f", {draw.start} of them for other draws (data.resample split or game.sampler.own_prompts),"
             remedy = ", or let those of a split come again with data.prompt_sets" if draw.round is None else ""
         raise InputError(
             f"{field}: {draw.start + draw.prompts} prompts{others} are needed, but there are only {len(shuffled)} "
-            f"usable rows; lower it or give more data{remedy}"
+            f"usable rows; {lower} or give more data{remedy}"
         )
     return list(shuffled[draw.start : draw.start + draw.prompts])
 

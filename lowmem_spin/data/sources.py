@@ -129,7 +129,8 @@ class Sources:
                 raise InputError(f"{field}: no file {path!r}, neither next to the recipe nor in the working directory{made}")
             return self._hub(path, revision, field, "dataset")
         if not file.is_file() or not file.name.lower().endswith(DATA_FILES):
-            raise InputError(f"{field}: {path!r} is not a .jsonl, .ndjson, .json, .csv, .tsv (each also .gz) or .parquet file")
+            what = "is a folder; give" if file.is_dir() else "is not"
+            raise InputError(f"{field}: {path!r} {what} a .jsonl, .ndjson, .json, .csv, .tsv (each also .gz) or .parquet file")
         return Source(str(file), None, self._file(file))
 
     def _local(self, name: str) -> Path | None:

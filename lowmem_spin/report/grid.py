@@ -10,6 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from lowmem_spin.common.errors import printable
 
@@ -59,13 +60,13 @@ class TerminalTable:
     title: str
     grid: Grid
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | str]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | Text | str]:
         """See rich's protocol."""
         width, names = options.max_width, self.grid.names
         columns = [[heading, *(row[column] for row in self.grid.rows)] for column, heading in enumerate(self.grid.headings)]
         longest_name = max(8, (2 * width // 3) // names)  # a longer one is broken
         text = names + self.grid.texts  # words need not stand one below the other
-        widest = [longest_name if column < names else width // 4 if column < text else 0 for column in range(len(columns))]
+        widest = [longest_name if column < names else width // 5 if column < text else 0 for column in range(len(columns))]
         least = [min(_line(column), limit) for column, limit in zip(columns, widest, strict=True)]
         least = [
             min(few, max(NARROW, _piece(columns[column]))) if column < names else max(few, _word(columns[column]))
@@ -75,7 +76,10 @@ class TerminalTable:
             if number:
                 yield ""
             sizes = _sizes([columns[column] for column in group], [least[column] for column in group], width)
-            yield self._part(group, sizes, self.title if number == 0 else "")
+            above = number == 0 and cell_len(printable(self.title)) > _total(sizes)  # where it need not be broken
+            if above:
+                yield Text(printable(self.title), style="table.title")
+            yield self._part(group, sizes, self.title if number == 0 and not above else "")
 
     def _part(self, group: Sequence[int], sizes: Sequence[int], title: str) -> Table:
         table = Table(title=escape(printable(title)) or None, box=box.SIMPLE_HEAD)

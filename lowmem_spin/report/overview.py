@@ -83,10 +83,12 @@ def _how(folder: Path) -> str:
 
 def overview_grid(games: list[Played], top: Path) -> Grid:
     """A row per game."""
-    rows = [
-        [str(one.folder.relative_to(top)), one.state, one.best, f"{one.size / 1e6:,.1f} MB", _ago(one.age)] for one in games
-    ]
+    rows = [[str(one.folder.relative_to(top)), one.state, one.best, _size(one.size), _ago(one.age)] for one in games]
     return Grid(["run", "state", "best policy", "size", "played"], rows, texts=2)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
 
 
 def _ago(seconds: float) -> str:

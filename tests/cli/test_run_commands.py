@@ -237,6 +237,7 @@ def test_remove_asks_first_and_takes_whole_sweeps(copy: Path, monkeypatch: pytes
     monkeypatch.setattr(sys, "stdin", StringIO())
     asked = call("remove", sweep)
     assert asked.returncode == 2 and "nothing is removed; --yes removes without asking" in asked.stderr
+    assert asked.stdout.endswith("\n")  # the question has a line of its own
     assert (sweep / "points" / "a" / "metrics.jsonl").exists()
     assert "not of a game, so kept: b" in call("remove", sweep, "--yes").stdout
     with pytest.raises(InputError, match=r"has no run\.json and no sweep\.json"):
@@ -306,11 +307,12 @@ def _printed(games: list[Played], width: int) -> str:
 def test_a_narrow_terminal_breaks_no_word_and_shares_have_a_unit() -> None:
     games = [
         Played(Path("runs/quickstart_with_a_name"), "finished", "iterate 1: exact match 39.0 ±2.0%", 1000, 5.0),
-        Played(Path("runs/b"), "not finished: 1 of 1 iterates", "", 1000, 5.0),
+        Played(Path("runs/b"), "not finished: 1 of 1 iterates", "", 1_700_000, 600.0),
     ]
     shown = _printed(games, 80)
     assert max(map(len, shown.splitlines())) <= 80
     assert all(word in shown for word in ("quickstart_with_a_name", "iterates", "not finished:", "best policy", "±2.0%"))
+    assert shown.count("run  ") == 1 and "1.0 kB" in shown  # one table
     words = set(_printed(games, 60).split())
     assert {"quickstart_with_a_name", "finished:", "iterates", "iterate", "exact", "match"} <= words
 

@@ -10,9 +10,9 @@ from lowmem_spin.report.grid import Grid, broken
 NAMES = [f"qwen2.5_1.5b_alpha-alpha{alpha}-history2-learning_rate5e-05-r16" for alpha in ("0.95", "0.5")]
 
 
-def shown(grid: Grid, width: int = 80) -> list[str]:
+def shown(grid: Grid, width: int = 80, title: str = "") -> list[str]:
     console = Console(file=io.StringIO(), width=width)
-    console.print(grid.table(""))
+    console.print(grid.table(title))
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
@@ -35,6 +35,12 @@ def test_a_long_name_is_broken_between_its_parts_and_pushes_nothing_out(grid: Gr
     )
     for number in ("97.1 ±0.7", "1.32", "1.0 MB"):
         assert any(number in line for line in lines) == any(number in row for row in grid.rows)
+
+
+def test_a_title_is_broken_only_where_the_terminal_ends() -> None:
+    grid, title = Grid(["policy", "gain"], [["base", "+0.1"]]), "Held-out results, ± 95% interval; gain over the base"
+    assert shown(grid, title=title)[0].strip() == title
+    assert max(map(len, shown(grid, 30, title))) <= 30 and " ".join(" ".join(shown(grid, 30, title)).split()).startswith(title)
 
 
 def test_a_name_is_whole_where_there_is_room_and_no_part_is_broken() -> None:

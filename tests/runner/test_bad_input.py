@@ -70,11 +70,11 @@ def expect(tmp_path: Path, base: Path, rows: Path, line: str, field: str, **sect
             "data.path",
             "no file 'nowhere.jsonl', neither next to the recipe nor in the working directory",
         ),
-        ({"data": {"path": "."}}, "data.path", "is not a .jsonl, .ndjson, .json, .csv, .tsv (each also .gz) or .parquet file"),
+        ({"data": {"path": "."}}, "data.path", "is a folder; give a .jsonl, .ndjson, .json, .csv, .tsv (each also .gz) or .parquet file"),
         (
             {"game": {"pairs": 80}},
             "game.pairs",
-            "80 prompts are needed, but there are only 36 usable rows; lower it or give more data",
+            "80 prompts are needed, but there are only 36 usable rows; lower it to 36 or give more data",
         ),
         ({"training": {"lora": {"target_modules": ["w_q"]}}}, "training.lora.target_modules", "['w_q']"),
         (

@@ -126,6 +126,8 @@ def test_only_several_games_have_something_to_reuse(tmp_path: Path) -> None:
     one, two = call("plan", *words).stdout, call("plan", *words, "--alpha", "0.5,1").stdout
     assert "reuse" not in one and "saved" not in one and "reuse" in two and "saved" in two
     assert "By stage, without held-out evaluation and plain SFT" in one
+    base = next(line for line in one.splitlines() if line.startswith("frozen base"))
+    assert base.split()[2:] == ["<0.01"] * 4  # GB: it has 0.8 MB, which is not nothing
 
 
 def test_doctor_answers_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
