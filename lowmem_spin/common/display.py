@@ -217,8 +217,8 @@ class Display:
         self._step_rows[kind] += rows
 
     def left(self) -> float | None:
-        """Seconds until all steps are over, at most: of the stage under way at its own pace, of the rest at that of each kind of
-        work so far; None: one has none yet."""
+        """Seconds until all steps are over, at most: the stage under way at its own pace, the rest at that of each kind of work
+        so far; None: one has none yet."""
         if not self._steps:
             return None
         ahead = dict(self._steps[self._step])

@@ -93,8 +93,8 @@ class Run(_Folder):
     def table(self) -> "DataFrame":
         """The results: a row per policy, a column per number, and its standard error as `<name>_se`.
 
-        Shares are from 0 to 1 and KL is in nats; `lowmem_spin.fields()` says what each column is. Of a game that is not finished
-        there are the policies that are measured, and a line says so.
+        Shares are from 0 to 1 and KL is in nats; `lowmem_spin.fields()` says what each column is. A game that is not
+        finished has the policies that are measured, and a line says so.
 
         Raises:
             InputError: none is measured yet, or the files do not read back.

@@ -70,7 +70,11 @@ def expect(tmp_path: Path, base: Path, rows: Path, line: str, field: str, **sect
             "data.path",
             "no file 'nowhere.jsonl', neither next to the recipe nor in the working directory",
         ),
-        ({"data": {"path": "."}}, "data.path", "is a folder; give a .jsonl, .ndjson, .json, .csv, .tsv (each also .gz) or .parquet file"),
+        (
+            {"data": {"path": "."}},
+            "data.path",
+            "is a folder; give a .jsonl, .ndjson, .json, .csv, .tsv (each also .gz) or .parquet file",
+        ),
         (
             {"game": {"pairs": 80}},
             "game.pairs",
