@@ -55,7 +55,9 @@ def find_recipe(name: str) -> Path:
         if candidate.is_file():
             return candidate
     known = [file.stem for folder in BUNDLED for file in folder.glob("*.yaml")]
+    beside = [file.name for file in path.parent.glob("*.yaml")]  # mine.yaml, where mine.yml is asked for
     near = difflib.get_close_matches(path.name.removesuffix(".yaml"), known, n=1)
+    near = [str(path.with_name(one)) for one in difflib.get_close_matches(path.name, beside, n=1, cutoff=0.8)] or near
     remedy = f"did you mean {near[0]}?" if near else "`lowmem-spin recipes` lists those that come along"
     raise InputError(f"recipe {quoted(name)}: no such file or shipped recipe; {remedy}")
 

@@ -32,7 +32,8 @@ def run_frame(results: RunResults) -> "DataFrame":
     """A row per policy."""
     import pandas as pd
 
-    rows = [_numbers(policy, _names(results.policies)) for policy in results.policies]
+    names = _names(results.policies, results.scores[0])
+    rows = [_numbers(policy, names) for policy in results.policies]
     return pd.DataFrame(rows, index=pd.Index([policy.name for policy in results.policies], name="policy"))
 
 
@@ -49,7 +50,7 @@ def sweep_frame(results: SweepResults) -> "DataFrame":
     import pandas as pd
 
     axes = {axis: _short(axis, list(results.file.axes)) for axis in results.file.axes}
-    names = _names([run.last for run in results.runs.values()])
+    names = _names([run.last for run in results.runs.values()], results.score)
     rows: list[dict[str, Any]] = []
     for point in results.file.points:
         row = {short: point.setting.get(axis) for axis, short in axes.items()}
@@ -61,9 +62,10 @@ def sweep_frame(results: SweepResults) -> "DataFrame":
     return pd.DataFrame(rows, index=pd.Index([point.name for point in results.file.points], name="game"))
 
 
-def _names(policies: Sequence[PolicyResults]) -> list[str]:
-    """The numbers that any of the policies has, in the order of MEASURES."""
-    return [name for name in MEASURES if any(name in policy.values for policy in policies)]
+def _names(policies: Sequence[PolicyResults], score: str) -> list[str]:
+    """The numbers that any of the policies has: the score that they are compared by, then the others as in MEASURES."""
+    found = [name for name in MEASURES if any(name in policy.values for policy in policies)]
+    return sorted(found, key=lambda name: name != score)
 
 
 def _numbers(policy: PolicyResults, names: Sequence[str]) -> dict[str, float]:

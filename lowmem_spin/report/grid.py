@@ -66,7 +66,7 @@ class TerminalTable:
         columns = [[heading, *(row[column] for row in self.grid.rows)] for column, heading in enumerate(self.grid.headings)]
         longest_name = max(8, (2 * width // 3) // names)  # a longer one is broken
         text = names + self.grid.texts  # words need not stand one below the other
-        widest = [longest_name if column < names else width // 5 if column < text else 0 for column in range(len(columns))]
+        widest = [longest_name if column < names else width // 6 if column < text else 0 for column in range(len(columns))]
         least = [min(_line(column), limit) for column, limit in zip(columns, widest, strict=True)]
         least = [
             min(few, max(NARROW, _piece(columns[column]))) if column < names else max(few, _word(columns[column]))

@@ -269,7 +269,9 @@ def test_a_copy_is_the_recipe_and_plays_from_anywhere(tmp_path: Path, monkeypatc
     assert call("copy", "zoo", tmp_path).returncode == 0 and (tmp_path / "zoo.yaml").exists()
 
 
-def test_a_near_miss_names_the_nearest() -> None:
+def test_a_near_miss_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("")
+    assert f"did you mean {tmp_path / 'mine.yaml'}?" in call("run", tmp_path / "mine.yml").stderr
     assert "did you mean quickstart?" in call("run", "quikstart").stderr
     assert "`lowmem-spin recipes` lists those that come along" in call("run", "llama").stderr
 

@@ -81,6 +81,7 @@ def test_a_table_has_the_numbers_of_the_metrics_file(run: ls.Run, whole: Path) -
     assert list(table.index) == list(metrics.index) == [record["name"] for record in records]
     numbers = [name for name in records[0] if f"{name}_se" in records[0]]
     assert len(numbers) == 10 and set(table.columns) == {*numbers, *(f"{name}_se" for name in numbers)}
+    assert list(table.columns[:2]) == ["chosen_logp", "gain"]  # the score by which the page compares, and how far it rose
     for record in records:
         for name in table.columns:
             assert table.loc[record["name"], name] == metrics.loc[record["name"], name] == record[name], name
