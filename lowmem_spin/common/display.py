@@ -17,6 +17,7 @@ from rich.text import Text
 from lowmem_spin.common.errors import InputError, printable
 
 EVERY = 30.0  # seconds between two lines on a stage where no bar can be drawn
+BAR, TIMES = 10, len("59 min, 10.5 h in all")  # columns
 
 
 class TimeIsUpError(KeyboardInterrupt):
@@ -118,21 +119,20 @@ class StageMeter:
 
 
 class _Pace(ProgressColumn):
-    """What a bar says beside itself: the time left first, for a narrow terminal cuts the rest."""
+    """What a bar says beside itself: the time left, and of the rest what has room."""
 
-    def __init__(self, meter: StageMeter) -> None:
+    def __init__(self, meter: StageMeter, room: int) -> None:
         super().__init__(Column(no_wrap=True, overflow="ellipsis"))
-        self.meter = meter
+        self.meter, self.room = meter, room
 
     def render(self, task: Task) -> Text:
         """See ProgressColumn."""
         left, game = self.meter.left, self.meter.display.left()
-        parts = [
-            *([] if left is None else [clock(left)]),
-            *([] if game is None else [f"{clock(game)} in all"]),
-            *self.meter.speed(),
-        ]
-        return Text(", ".join(parts), style="cyan")
+        said = ", ".join([*([] if left is None else [clock(left)]), *([] if game is None else [f"{clock(game)} in all"])])
+        for part in self.meter.speed():
+            more = f"{said}, {part}" if said else part
+            said = more if len(more) <= self.room else said
+        return Text(said, style="cyan")
 
 
 class Display:
@@ -272,10 +272,15 @@ class Display:
 
     @contextmanager
     def _bar(self, meter: StageMeter) -> Iterator[None]:
-        columns = [TextColumn("{task.description}"), BarColumn(10), MofNCompleteColumn(), _Pace(meter)]
+        label, room = Text(printable(meter.label)), self.console.width - len(f" {meter.rows}/{meter.rows} ")
+        has_bar = label.cell_len + BAR + TIMES < room  # without one the label, the count and the times say the same
+        label.truncate(max(room - TIMES, 1), overflow="ellipsis")
+        room -= label.cell_len + (BAR + 1) * has_bar
+        bar = [BarColumn(BAR)] if has_bar else []
+        columns = [TextColumn("{task.description}"), *bar, MofNCompleteColumn(), _Pace(meter, room)]
         with Progress(*columns, console=self.console, transient=True) as progress:
             meter.bar = lambda: progress.update(task, completed=meter.done)
-            task = progress.add_task(escape(printable(meter.label)), total=meter.rows)
+            task = progress.add_task(escape(label.plain), total=meter.rows)
             yield
         meter.bar = _no_bar
 

@@ -99,6 +99,29 @@ def test_a_terminal_has_one_bar_with_the_time_left_first(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
+    ("label", "whole"),
+    [
+        ("iterate 0", True),
+        ("held-out answers by iterate 1 of alpha-0.9", True),
+        ("held-out answers by iterate 1 of alpha-0.95_seed-42_b", False),
+    ],
+)
+def test_a_narrow_terminal_cuts_neither_the_count_nor_the_times(
+    label: str, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, out = Clock(monkeypatch), io.StringIO()
+    display = Display(Console(file=out, width=80, force_terminal=True, color_system=None), gauge=lambda: ["GPU 7.1 GB"])
+    display.expect([{"train": 2400}])
+    with display.stage("train", label, 2400) as meter:
+        clock.now += 60
+        meter.advance(1200, 100_000, 0.693)
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", out.getvalue()).split("train ")[-1].split("\n")[0].rstrip()
+    assert "1200/2400 60 s, 60 s in all" in last and len(f"train {last}") <= 80
+    assert last.startswith(f"{label} ") == whole
+    assert ("━" in last) == ("loss 0.693" in last) == (label == "iterate 0")  # what has room
+
+
+@pytest.mark.parametrize(
     ("seconds", "said", "estimated"),
     [
         (0, "0 s", "about 0 s"),
