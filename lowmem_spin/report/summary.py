@@ -103,6 +103,10 @@ def _numbers(sweep: SweepResults, one: ComparisonPolicy, gains: Sequence[str], n
 
     won = {seed: run.last.values[score] for seed, run in sweep.best.runs.items()}
     apart = difference({seed: policy.values[score] for seed, policy in one.by_seed.items()}, won)
+    (first, *more) = sweep.best.runs.values()
+    if base and not more and first.scores[0] == score and GAIN in first.last.values:  # row by row, as its gain says
+        gain = first.last.values[GAIN]
+        apart = Value(-gain.mean, gain.error)
     gained = ["" if base and name == GAIN else text(name, score, "+") for name in gains]
     return [text(score, score), *gained, _apart(apart, score), "", *("" if base and n in DRIFT else text(n, n) for n in names)]
 

@@ -158,6 +158,13 @@ def test_games_that_end_alike_are_not_said_to_lead() -> None:
     assert sweep_verdict(alike) == ["Both configurations end with the same exact match, in percent: 80.0 ±2.0."]
 
 
+def test_the_base_is_as_far_behind_the_best_as_that_has_gained() -> None:
+    """On the same rows, which a difference of two means would forget: 0.60 ± 0.02, not ± 0.03."""
+    results = sweep({"game.alpha": [0.5, 1]}, {(0.5,): [0.7], (1,): [0.8]})
+    rows = {row[0]: row for row in sweep_grid(results).rows}
+    assert rows["base"][3] == "-60.0 ±2.0" and rows["plain SFT"][3] == "+15.0 ±2.8"
+
+
 def test_a_runs_picture_has_the_policies_of_the_table_in_their_order() -> None:
     results = run([0.2, 0.6, 0.9])
     picture = drawn(panel(results, "score"))
