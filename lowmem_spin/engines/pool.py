@@ -15,7 +15,7 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import doctor
 from lowmem_spin.engines.base import Generator, Learner
 from lowmem_spin.engines.machine import Machine, find_machine
-from lowmem_spin.engines.memory import read_shape, with_large_passes
+from lowmem_spin.engines.memory import read_shape, with_large_passes, with_small_passes
 from lowmem_spin.engines.oracles.base import NoWeights, Oracle
 from lowmem_spin.engines.registry import ENGINES, PORTABLE, open_engine
 from lowmem_spin.engines.residency import learner_room, shared_gpu
@@ -163,13 +163,13 @@ class GameEngines:
         return digest({"opened with": opened_with, "choices": [self.choices.generator, self.choices.learner]})
 
     def _sized(self, machine: Machine) -> Recipe:
-        """The recipe with passes as large as the learner's part of the GPU has room for."""
-        if machine.device == "cpu":
-            return self.recipe
+        """The recipe with passes as large as the learner's part of the GPU has room for, or as small as is good for a CPU."""
         try:
             shape = read_shape(self.model)
         except InputError:  # its memory cannot be planned
             return self.recipe
+        if machine.device == "cpu":
+            return with_small_passes(self.recipe, shape)
         return with_large_passes(self.recipe, shape, machine.dtype, learner_room(machine))
 
     def _settled(self) -> Machine:

@@ -28,6 +28,7 @@ from lowmem_spin.engines.memory import (
     tokens_scored_together,
     vllm_memory,
     with_large_passes,
+    with_small_passes,
 )
 from lowmem_spin.engines.registry import ENGINES
 from lowmem_spin.engines.residency import learner_room, plan_residency, planned_passes, shared_gpu
@@ -213,6 +214,18 @@ def test_passes_stay_where_the_recipe_says_or_nothing_is_known() -> None:
     assert planned_passes(recipe, GEMMA_2B, Machine("cpu", "float32"), *BOTH) == recipe
     assert planned_passes(recipe, GEMMA_2B, Machine("cuda", "bfloat16", 3e9, 3e9), *BOTH) == recipe  # which a run refuses
     assert (tokens_scored_together(recipe, "cpu"), tokens_scored_together(recipe, "cuda")) == (recipe.scoring_tokens, 8192)
+
+
+def test_a_cpu_gets_small_passes_of_a_large_model() -> None:
+    recipe = load_recipe(find_recipe("smollm2_cpu"))
+    small, tiny = Shape(30, 576, 1536, 9, 3, 64, 49152, True), Shape(4, 128, 768, 4, 1, 32, 288, True)
+    assert (recipe.training_tokens, with_small_passes(recipe, small).training_tokens) == (3072, 1024)
+    assert with_small_passes(recipe, small).scoring_tokens == recipe.scoring_tokens
+    assert with_small_passes(recipe, tiny) == recipe
+    longer = load_recipe(find_recipe("smollm2_cpu"), ["data.max_prompt_length=2000"])
+    assert with_small_passes(longer, small).training_tokens == 2000 + 2 * 64  # a pair of full length has to fit
+    own = load_recipe(find_recipe("smollm2_cpu"), ["training.tokens_per_batch=2000"])
+    assert with_small_passes(own, small) == own
 
 
 def _residency(limit: float, ram: float) -> str | None:
