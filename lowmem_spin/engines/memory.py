@@ -309,9 +309,10 @@ def with_small_passes(recipe: Recipe, shape: Shape) -> Recipe:
 
 
 def tokens_scored_together(recipe: Recipe, device: str) -> int:
-    """Tokens that a learner is asked to score at once: the same on all cards, which cut it to what they have room for."""
+    """Tokens that a learner is asked to score at once, which it cuts to what it has room for: the same on all cards. On a GPU
+    enough for full passes of pairs, whose prompts count twice here and go through the model once."""
     given = recipe.runtime.scoring_tokens_per_batch
-    return recipe.scoring_tokens if device == "cpu" or given else max(recipe.scoring_tokens, MANY)
+    return recipe.scoring_tokens if device == "cpu" or given else max(recipe.scoring_tokens, 2 * MANY)
 
 
 def _with(recipe: Recipe, section: str, field: str, value: int) -> Recipe:

@@ -213,7 +213,7 @@ def test_passes_stay_where_the_recipe_says_or_nothing_is_known() -> None:
     assert planned_passes(recipe, GEMMA_2B, Machine("cuda", "bfloat16"), *BOTH) == recipe  # a GPU that is only planned for
     assert planned_passes(recipe, GEMMA_2B, Machine("cpu", "float32"), *BOTH) == recipe
     assert planned_passes(recipe, GEMMA_2B, Machine("cuda", "bfloat16", 3e9, 3e9), *BOTH) == recipe  # which a run refuses
-    assert (tokens_scored_together(recipe, "cpu"), tokens_scored_together(recipe, "cuda")) == (recipe.scoring_tokens, 8192)
+    assert (tokens_scored_together(recipe, "cpu"), tokens_scored_together(recipe, "cuda")) == (recipe.scoring_tokens, 16384)
 
 
 def test_a_cpu_gets_small_passes_of_a_large_model() -> None:
