@@ -26,6 +26,7 @@ class HF(PeftLearner):
     """
 
     mixes_policies = False
+    batches_at_once = 1
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
