@@ -60,7 +60,8 @@ def equilibrium(tau: float) -> np.ndarray:
     """Log-probs (4,), by Newton's method, followed from where the base is the answer down to tau."""
     policy = BASE
     for strength in np.geomspace(100, tau, 80):
-        policy = log_softmax(fsolve(lambda logits, s=strength: logits - best_response(log_softmax(logits), s), policy, xtol=1e-13))
+        found = fsolve(lambda logits, s=strength: logits - best_response(log_softmax(logits), s), policy, xtol=1e-13)
+        policy = log_softmax(found)
         assert np.abs(policy - best_response(policy, strength)).max() < 1e-10
     assert gain(policy, tau) < 1e-12 < 1e-3 < gain(BASE, tau)
     return policy
