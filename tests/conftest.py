@@ -19,6 +19,12 @@ if cuda_capability() is None:
     # TRL's Triton head runs on a CPU only interpreted; beside a GPU, Unsloth's and vLLM's kernels would run in numpy too.
     os.environ["TRITON_INTERPRET"] = "1"
 
+# The files whose tests take longest are begun first (pyproject.toml keeps xdist to that): one at the end would run alone.
+LONGEST = (
+    *("test_suites", "test_notebooks", "test_sweep", "test_zoo", "test_page", "test_run", "test_judged", "test_faults"),
+    *("test_damages", "test_ray", "test_doctor", "test_policy_commands", "test_games", "test_library", "test_extending"),
+    *("test_bad_input", "test_bench", "test_gflownet", "test_early_stopping", "test_trainer", "test_own_games"),
+)
 ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "recipes" / "quickstart"
 
@@ -37,6 +43,8 @@ def pytest_unconfigure() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     import torch
 
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
     wanted = config.getoption("-m")
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
