@@ -10,8 +10,8 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.memory import CARDS, CONTEXT, FRAGMENTATION, Shape, advice, peak, planned_shape, stage_memory
-from lowmem_spin.engines.registry import PORTABLE, gpu_engine
-from lowmem_spin.engines.residency import plan_residency
+from lowmem_spin.engines.registry import ENGINES, PORTABLE, gpu_engine
+from lowmem_spin.engines.residency import plan_residency, planned_passes
 from lowmem_spin.report.grid import Grid, TerminalTable
 from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.planning.calibration import record_measurements
@@ -35,9 +35,10 @@ def show_plan(plan: PlannedWork, display: Display) -> None:
     display.console.print("", rows(plan), "")
     display.console.print(stages_left(plan), "")
     if (shape := planned_shape(plan.found.model)) is not None:
-        first, machine = plan.found.recipe, plan.found.choices.machine
+        first, choices = plan.found.recipe, plan.found.choices
+        machine, both = choices.machine, (ENGINES[choices.generator], ENGINES[choices.learner])
         dtype = machine.dtype if machine.device == "cuda" else "bfloat16"
-        display.console.print(memory(first, shape, dtype), "")
+        display.console.print(memory(planned_passes(first, shape, machine, *both), shape, dtype), "")
         for line in verdicts(first, shape, dtype):
             display.log(line)
     for note in plan.notes:
@@ -116,7 +117,8 @@ def memory(recipe: Recipe, shape: Shape, dtype: str) -> TerminalTable:
     terms_of.append(["context, fragmentation", *(f"{allowance / 1e9:.2f}" for allowance in allowances)])
     peaks = ["peak", *(f"{peak(terms) / 1e9:.2f}" for terms in found.values())]
     grid = Grid(["", *found], [*terms_of, peaks], parted=len(terms_of) - 1)
-    return grid.table(f"Memory on a GPU in {dtype}, GB, rows at full length")
+    together = f"training on {recipe.training_tokens:,} tokens at once"
+    return grid.table(f"Memory on a GPU in {dtype}, GB, rows at full length, {together}")
 
 
 def verdicts(recipe: Recipe, shape: Shape, dtype: str) -> list[str]:

@@ -15,7 +15,7 @@ from lowmem_spin.config.per_iteration import check_lengths, value_at
 from lowmem_spin.config.section import Section
 from lowmem_spin.config.training_config import Training, WarmStart
 
-ENOUGH = 4096  # tokens in one pass: more of them at once take memory and, on a CPU, more time
+ENOUGH = 4096  # tokens in one pass: more take memory and, on a CPU, more time; a GPU with room takes more (engines/memory.py)
 
 
 class Model(Section):
@@ -120,13 +120,15 @@ class Runtime(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute. auto: on the first GPU if there is one, else on the CPU. Set cpu to leave the GPU alone."""
     generation_batch_size: int = Field(default=64, ge=1, le=BATCH)
-    """Completions generated together and stored as one batch. Lower it if generation runs out of memory."""
+    """Completions generated together. They are stored as one batch; vllm, in which a completion that ends makes room for the
+    next, stores eight such batches as one. Lower it if generation runs out of memory."""
     scoring_batch_size: int = Field(default=16, ge=1, le=BATCH)
     """Answers of full length that are scored in one forward pass; shorter ones are packed, as many as have no more tokens.
     Lower it if scoring runs out of memory."""
     scoring_tokens_per_batch: int | None = Field(default=None, ge=1, le=TOKENS_AT_ONCE)
     """Most tokens that are scored in one forward pass, at least those of a prompt and an answer of full length; null is as many
-    as scoring_batch_size of these have, but not over 4096. Lower it if scoring runs out of memory."""
+    as scoring_batch_size of these have, but not over 4096, and on a GPU with room for them 8192. Lower it if scoring runs out
+    of memory."""
     layout: Literal["auto", "padded"] = "auto"
     """How prompts and answers go through the model when they are scored or trained on. auto: packed in one row without
     padding, every prompt once; padded where a model's attention does not allow it. padded: always, to compare with."""

@@ -41,7 +41,8 @@ class Training(Section):
     if memory runs out. Dropout's random draws aside, only its product with gradient_accumulation_steps affects the result."""
     tokens_per_batch: int | None = Field(default=None, ge=1, le=TOKENS_AT_ONCE)
     """Most tokens of pairs in one forward and backward pass, at least those of one pair of full length; null is as many as
-    per_device_train_batch_size such pairs have, but not over 4096. Lower it if memory runs out; no result depends on it."""
+    per_device_train_batch_size such pairs have, but not over 4096; 8192 on a GPU with room for them, 1024 of a model of 50 M
+    parameters or more on a CPU. Lower it if memory runs out; dropout's random draws aside, no result depends on it."""
     gradient_accumulation_steps: int = Field(default=16, ge=1, le=BATCH)
     """How many times per_device_train_batch_size pairs make an optimiser step. Raise it as much as you lower that."""
     optim: str = "adamw_torch"

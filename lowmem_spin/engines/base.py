@@ -49,9 +49,11 @@ class Generator(Protocol):
 
     mixes_policies: bool
     """Whether a batch may have requests of several policies; else all of a batch have the same."""
+    batches_at_once: int
+    """How many batches it is best asked for together: more than one if a row that ends makes room for the next."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """One completion per request, in order."""
+        """One completion per request, in order; so many batches of them at most."""
         ...
 
     def release(self) -> None:

@@ -1,7 +1,7 @@
 """The engines of a game, two at most on one GPU, each opened when first needed and kept, for a whole sweep if it is one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import doctor
 from lowmem_spin.engines.base import Generator, Learner
 from lowmem_spin.engines.machine import Machine, find_machine
-from lowmem_spin.engines.memory import read_shape
+from lowmem_spin.engines.memory import read_shape, with_large_passes, with_small_passes
 from lowmem_spin.engines.oracles.base import NoWeights, Oracle
 from lowmem_spin.engines.registry import ENGINES, PORTABLE, open_engine
-from lowmem_spin.engines.residency import plan_residency
+from lowmem_spin.engines.residency import learner_room, shared_gpu
 
 ORACLE = "oracle"  # its name beside the engines'
 
@@ -143,10 +143,12 @@ class GameEngines:
             if recipe.model.trust_remote_code:
                 self.display.log(f"trust_remote_code is on: code that came with {location} runs here", "yellow")
             with self.display.start_up(f"loading {location}"):
-                pool.opened[name] = open_engine(name, recipe, self.model, machine, self.weights_dir, self._warn)
+                sized = self._sized(machine)
+                pool.opened[name] = open_engine(name, sized, self.model, machine, self.weights_dir, self._warn)
             pool.signatures[name], pool.bases[name] = signature, base
-            loaded = f"base {location} ({recipe.model.quantization}, {machine.dtype})"
-            self.display.log(f"{loaded} on {machine.device}, engine {name}")
+            loaded = f"base {location} ({recipe.model.quantization}, {machine.dtype}) on {machine.device}, engine {name}"
+            large = name == self.choices.learner and sized != recipe
+            self.display.log(f"{loaded}, trains on up to {sized.training_tokens:,} tokens at once" if large else loaded)
         return pool.opened[name]
 
     def _warn(self, line: str) -> None:
@@ -160,6 +162,16 @@ class GameEngines:
         opened_with += [r.data.chat_template_kwargs, r.data.template_date, *ENGINES[name].opened_with(r)]
         return digest({"opened with": opened_with, "choices": [self.choices.generator, self.choices.learner]})
 
+    def _sized(self, machine: Machine) -> Recipe:
+        """The recipe with passes as large as the learner's part of the GPU has room for, or as small as is good for a CPU."""
+        try:
+            shape = read_shape(self.model)
+        except InputError:  # its memory cannot be planned
+            return self.recipe
+        if machine.device == "cpu":
+            return with_small_passes(self.recipe, shape)
+        return with_large_passes(self.recipe, shape, machine.dtype, learner_room(machine))
+
     def _settled(self) -> Machine:
         """The machine with each engine's part of it, if two share a GPU.
 
@@ -172,8 +184,7 @@ class GameEngines:
         if name not in self.pool.settled:
             machine, free = choices.machine, float(psutil.virtual_memory().available)
             both = ENGINES[choices.generator], ENGINES[choices.learner]
-            shared = plan_residency(recipe, read_shape(self.model), machine.dtype, *both, machine.limit, free)
-            share = shared.generator_bytes / machine.total
-            self.pool.settled[name] = replace(machine, residency=shared.residency, generator_share=share)
-            self.display.log(f"{choices.generator} and {choices.learner} share the GPU: residency {shared.residency}")
+            self.pool.settled[name] = shared_gpu(recipe, read_shape(self.model), machine, *both, free)
+            residency = self.pool.settled[name].residency
+            self.display.log(f"{choices.generator} and {choices.learner} share the GPU: residency {residency}")
         return self.pool.settled[name]

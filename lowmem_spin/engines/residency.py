@@ -1,10 +1,11 @@
 """How a generator and a learner that are two engines share one GPU."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.engines.memory import CONTEXT, Shape, base_memory, idle_memory, peak
+from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.memory import CONTEXT, Shape, base_memory, idle_memory, peak, with_large_passes
 from lowmem_spin.engines.registry import Engine
 
 
@@ -60,3 +61,29 @@ def plan_residency(
         f"of {limit / 1e9:.1f} GB are left for it; set it to auto, lower runtime.generation_batch_size, "
         "or use one engine for both"
     )
+
+
+def shared_gpu(
+    recipe: Recipe, shape: Shape, machine: Machine, generator: Engine, learner: Engine, free_ram: float = float("inf")
+) -> Machine:
+    """The machine with the generator's part of its GPU, and what either does while the other works; see plan_residency."""
+    found = plan_residency(recipe, shape, machine.dtype, generator, learner, machine.limit, free_ram)
+    return replace(machine, residency=found.residency, generator_share=found.generator_bytes / machine.total)
+
+
+def learner_room(machine: Machine) -> float:
+    """Bytes of the GPU that the learner may take while it works."""
+    if not machine.generator_share or machine.residency == "exit":
+        return machine.limit
+    return machine.limit - CONTEXT - (0.0 if machine.sleeps else machine.generator_share * machine.total)
+
+
+def planned_passes(recipe: Recipe, shape: Shape, machine: Machine, generator: Engine, learner: Engine) -> Recipe:
+    """The recipe with passes as large as a run on this machine will make them; as it is where that is not known, or refused."""
+    if machine.device == "cpu" or not machine.limit:
+        return recipe
+    try:
+        settled = machine if generator is learner else shared_gpu(recipe, shape, machine, generator, learner)
+    except InputError:
+        return recipe
+    return with_large_passes(recipe, shape, machine.dtype, learner_room(settled))

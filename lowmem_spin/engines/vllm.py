@@ -101,6 +101,7 @@ class VLLM:
     """A generator whose batches mix policies."""
 
     mixes_policies = True
+    batches_at_once = 8  # it answers a batch at a time; were it asked for one, its places would wait for the longest answer
 
     def __init__(
         self, recipe: Recipe, model: Source, machine: Machine, weights_dir: Path, notify: Callable[[str], None]
@@ -153,7 +154,7 @@ class VLLM:
         return Worker("vllm", target, arguments, environment, self.weights_dir.parent / "logs" / log, REMEDY)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """One batch of completions of any policies; see base.Generator."""
+        """Completions of any policies; see base.Generator."""
         options = {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,

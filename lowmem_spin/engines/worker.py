@@ -153,7 +153,7 @@ class Resident:
 
     def call(self, method: str, *values: Any, report: Advance | None = None) -> Any:
         """As Worker.call; after a death, of a smaller worker."""
-        reported = _Once(report) if report else None
+        reported = Once(report) if report else None
         try:
             return self.worker.call(method, *values, report=reported)
         except WorkerDiedError as death:
@@ -179,7 +179,7 @@ class Resident:
         self.worker.close()
 
 
-class _Once:
+class Once:
     """Passes reports of progress on; rows that a second try reports again are held back, records are not: who keeps them knows
     their steps."""
 

@@ -17,6 +17,7 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.memory import tokens_scored_together
 from lowmem_spin.engines.oracles.base import Oracle
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
 from lowmem_spin.engines.registry import PORTABLE
@@ -98,7 +99,7 @@ class EvaluationTarget:
                 engines=engines,
                 progress=display,
                 generation_batch=recipe.runtime.generation_batch_size,
-                scoring_tokens=recipe.scoring_tokens,
+                scoring_tokens=tokens_scored_together(recipe, choices.machine.device),
                 opened={},
             )
             return Answering(tables=tables, held=held, sampling=sampling_params(recipe, inputs))

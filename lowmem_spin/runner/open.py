@@ -17,6 +17,7 @@ from lowmem_spin.data.rows import Rows, take
 from lowmem_spin.data.sources import Source, Sources
 from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.foreign_code import code_of_model, code_of_oracle, key_of_judge
+from lowmem_spin.engines.memory import tokens_scored_together
 from lowmem_spin.engines.pool import EnginePool, GameEngines, choose_engines
 from lowmem_spin.engines.row_check import check_rows, letters_notes
 from lowmem_spin.engines.training.trial import warmup_note
@@ -224,7 +225,7 @@ def assemble(
         engines=engines,
         progress=display,
         generation_batch=recipe.runtime.generation_batch_size,
-        scoring_tokens=recipe.scoring_tokens,
+        scoring_tokens=tokens_scored_together(recipe, resolved.choices.machine.device),
         opened=shared.tables.setdefault(recipe.output.store, {}),
         own_loss=resolved.own.loss,
     )

@@ -102,7 +102,8 @@ class Tables:
         generator = self.engines.generator()
         if generator.mixes_policies:
             groups = [[item for group in groups for item in group]]
-        batches = [batch for group in groups for batch in in_batches(group, self.generation_batch)]
+        size = self.generation_batch * generator.batches_at_once
+        batches = [batch for group in groups for batch in in_batches(group, size)]
         of = sorted(table.key for table in tables.values())
         with (
             self.progress.stage("generate", label, sum(map(len, batches))) as meter,

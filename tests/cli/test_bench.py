@@ -310,3 +310,13 @@ def test_bad_input_is_one_line(
     assert line in error
     assert error.count("\n") == 1
     assert not list(tmp_path.glob("bench/game-*"))
+
+
+def test_trl_gets_the_same_tokens_at_once_in_whole_parts_of_a_step() -> None:
+    pytest.importorskip("trl")
+    from lowmem_spin.cli.bench.rival_trl import pairs_at_once
+
+    assert pairs_at_once(16, 768, 8192) == 8  # of the 10 that there is room for
+    assert pairs_at_once(12, 768, 8192) == 6
+    assert pairs_at_once(16, 768, 100_000) == 16
+    assert pairs_at_once(16, 768, 500) == 1

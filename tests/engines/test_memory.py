@@ -150,12 +150,16 @@ def test_gemma_2b_fits_in_24_gb_and_what_does_not_gets_advice_that_works() -> No
 
 def test_the_plan_is_what_an_h200_took(tmp_path: Path) -> None:
     """Of the benchmark's game on gemma-2b's shape, in nf4 and bfloat16, by transformers: recipes/README.md."""
-    asked = BenchRequest(
-        model="gemma-2b", vram=24, pairs=64, prompt_length=256, completion_length=128, versus=[], overrides=[], store=tmp_path
-    )
-    planned = stage_memory(_load(asked, "gemma-2b", tmp_path), GEMMA_2B, "bfloat16")
+
+    def planned(*overrides: str) -> dict[str, float]:
+        given = {"pairs": 64, "prompt_length": 256, "completion_length": 128, "store": tmp_path}
+        asked = BenchRequest(model="gemma-2b", vram=24, versus=[], overrides=list(overrides), **given)
+        found = stage_memory(_load(asked, "gemma-2b", tmp_path), GEMMA_2B, "bfloat16")
+        return {stage: peak(terms) for stage, terms in found.items()}
+
     measured = {"generate": 5.64e9, "score": 4.10e9, "train": 4.54e9}
-    assert {stage: peak(terms) for stage, terms in planned.items()} == pytest.approx(measured, rel=0.1)
+    assert planned("runtime.generation_batch_size=32") == pytest.approx(measured, rel=0.1)
+    assert planned("training.tokens_per_batch=8192")["train"] == pytest.approx(7.55e9, rel=0.1)
 
 
 def test_a_config_without_sizes_is_named() -> None:
@@ -180,7 +184,8 @@ def test_without_a_hub_a_plan_has_hours_and_memory_for_a_card(tmp_path: Path) ->
     assert seconds["train"] == pytest.approx(tokens * 6 * PUBLISHED["google/gemma-2b"] / (0.4 * 165e12), rel=1e-3)
     assert sum(seconds.values()) < 12 * 3600  # a night
     memory = {stage["kind"]: stage["gpu_memory_bytes"] for stage in found["stages"]}
-    assert memory["train"] == pytest.approx(peak(stage_memory(plan(), GEMMA_2B, "bfloat16")["train"]), rel=0.01)
+    there = plan(training__tokens_per_batch=8192)  # as many as a card of 24 GB gets
+    assert memory["train"] == pytest.approx(peak(stage_memory(there, GEMMA_2B, "bfloat16")["train"]), rel=0.01)
     assert any("published shape" in note for note in found["notes"])
     assert any("google/gemma-2b is gated: accept its licence" in note for note in found["notes"])
     free = call("plan", "qwen2.5_1.5b_alpha", "--json", "--set", f"output.store={tmp_path}")

@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.loading import load_base
+from lowmem_spin.engines.training.guards import BatchTooLargeError
 from lowmem_spin.engines.training.logps import collate, completion_logps
 from lowmem_spin.engines.training.pair import Pair
 
@@ -176,12 +178,61 @@ def test_what_does_not_fit_names_the_setting_that_bounds_it(engine: HF, packs: b
         raise torch.OutOfMemoryError
 
     engine.states, engine.layout = too_much, replace(engine.layout, packs=packs)
-    tokens, rows = "scoring_tokens_per_batch: a batch of 4096 tokens", "scoring_batch_size: a batch of 16 "
+    tokens, rows = "scoring_tokens_per_batch: a batch of 2048 tokens", "scoring_batch_size: a batch of 8 "  # halved once
     with pytest.raises(InputError, match=f"^runtime.{tokens if packs else rows}"):
         engine.score(None, ROWS)
-    tokens, rows = "tokens_per_batch: a batch of 4096 tokens", "per_device_train_batch_size: a batch of 4 "
+    tokens, rows = "tokens_per_batch: a batch of 2048 tokens", "per_device_train_batch_size: a batch of 2 "
     with pytest.raises(InputError, match=f"^training.{tokens if packs else rows}"):
         engine.train(None, pairs(2), {"name": "dpo", "beta": 0.1}, SETTINGS, tmp_path, lambda *told: None)
+
+
+def test_out_of_memory_it_goes_on_with_half_the_batch(engine: HF, quickstart: Path, tmp_path: Path) -> None:
+    """The first steps fit and then one does not: what is told, and what is learned, is as if all had been halved."""
+    states, room, said, told = engine.states, 10**6, list[str](), list[int]()
+    short = {"max_prompt_length": 100, "max_completion_length": 20}
+    recipe = engine.recipe.model_copy(update={"data": engine.recipe.data.model_copy(update=short)})
+    recipe = recipe.model_copy(update={"generation": recipe.generation.model_copy(update={"max_new_tokens": 12})})
+    engine.recipe, engine.notify = recipe, said.append
+
+    def bounded(model: Any, rows: Any) -> torch.Tensor:
+        if rows.input_ids.numel() > room:
+            raise torch.OutOfMemoryError
+        return states(model, rows)
+
+    def advance(rows: int, *more: Any) -> None:
+        nonlocal room
+        told.append(rows)
+        room = 300 if sum(told) >= 16 else room
+
+    engine.states = bounded
+    settings = {**SETTINGS, "batch_size": 8, "num_train_epochs": 2}
+    long = [Pair([1, 3, *range(40, 97), 4], [100 + n] * 9, [20 + n] * 10, (-5.0, -6.0)) for n in range(16)]
+    folder, metrics = engine.train(None, long, {"name": "dpo", "beta": 0.1}, settings, tmp_path / "one", advance)
+    full = "training.tokens_per_batch: a batch of 560 tokens does not fit in this GPU's memory"
+    assert said == [f"{full}; going on with half the batch"]
+    assert sum(told) == 32 and len(metrics) == 4
+    small = open_hf(quickstart / "base")
+    small.recipe = recipe.with_half_batches()
+    other, _ = small.train(None, long, {"name": "dpo", "beta": 0.1}, settings, tmp_path / "two", lambda *told: None)
+    assert (folder / "adapter_model.safetensors").read_bytes() == (other / "adapter_model.safetensors").read_bytes()
+    room = 10
+    with pytest.raises(InputError, match=r"^runtime\.scoring_tokens_per_batch: a batch of .* does not fit"):  # not twice
+        engine.score(None, ROWS)
+
+
+def test_half_of_a_batch_is_answered_as_the_whole(engine: HF, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests, sizes = [Request(None, ROWS[0][0], seed) for seed in range(64)], list[int]()
+    whole, sample = engine.generate(requests, PLAIN), engine.sample
+
+    def bounded(policy: Any, draws: Any, sampling: Any) -> Any:
+        sizes.append(len(draws))
+        if len(draws) > 32:
+            raise BatchTooLargeError("runtime.generation_batch_size: a batch of 64 does not fit; lower it")
+        return sample(policy, draws, sampling)
+
+    monkeypatch.setattr(engine, "sample", bounded)
+    assert engine.generate(requests, PLAIN) == whole
+    assert sizes == [64, 32, 32]
 
 
 def test_what_is_not_a_number_is_not_kept(engine: HF) -> None:

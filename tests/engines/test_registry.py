@@ -32,12 +32,15 @@ class Toy:
     """A generator that answers every prompt with its own first tokens, and needs no model."""
 
     mixes_policies = True
+    batches_at_once = 2
 
     def __init__(self, recipe: Recipe, *_: Any) -> None:
         self.asked: list[Request] = []
+        self.calls: list[int] = []  # requests in each
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         self.asked += requests
+        self.calls.append(len(requests))
         return [Completion([*map(int, request.prompt[:3]), END], "toy", "stop", -1.5) for request in requests]
 
     def release(self) -> None:
@@ -75,7 +78,8 @@ def with_toy(recipe: Recipe) -> Recipe:
 
 @pytest.mark.usefixtures("toy")
 def test_an_engine_that_only_the_registry_knows_plays_a_game(tmp_path: Path) -> None:
-    recipe = with_toy(load_recipe(find_recipe("quickstart"), tiny(tmp_path, "game.iterations=1")))
+    values = tiny(tmp_path, "game.iterations=1", "runtime.generation_batch_size=4")
+    recipe = with_toy(load_recipe(find_recipe("quickstart"), values))
     shared, asked = SharedResources(), list[Request]()
     game = open_game(recipe, tmp_path, Display(Console(quiet=True)), shared)
     assert game.inputs.generator == {"engine": "toy", "dtype": "float32", "toy top_p": 1.0}
@@ -86,6 +90,7 @@ def test_an_engine_that_only_the_registry_knows_plays_a_game(tmp_path: Path) -> 
         if isinstance(stage, Generate):
             assert [type(engine) for engine in shared.engines.opened.values()] == [Toy]
             asked += shared.engines.opened["toy"].asked
+            assert shared.engines.opened["toy"].calls == [8, 4]  # two batches at once
     rows = of_policy(tmp_path / "store", "completions", game.inputs.base)
     assert len(rows) == 12 == len(asked) and {row["text"] for row in rows} == {"toy"}
     assert sorted(row["tokens"] for row in rows) == sorted([*map(int, one.prompt[:3]), END] for one in asked)

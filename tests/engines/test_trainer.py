@@ -119,6 +119,23 @@ def test_the_split_over_device_batches_does_not_matter(quickstart: Path, tmp_pat
     assert max(weights.abs().max() for name, weights in one.items() if "lora_B" in name) > 1e-3  # they have moved
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_layers_that_are_computed_again_give_the_same_adapter_bit_for_bit(
+    dropout: float, quickstart: Path, tmp_path: Path
+) -> None:
+    """The same gradients, dropout's draws included; of a frozen base, whose embedding needs none."""
+    pairs = some_pairs(6)
+    kept = open_hf(quickstart / "base", dropout=dropout)
+    again = open_hf(quickstart / "base", dropout=dropout, gradient_checkpointing=True)
+    calls = []
+    base: Any = again.model.get_base_model()
+    base.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    one, other = train(kept, tmp_path / "kept", pairs), train(again, tmp_path / "again", pairs)
+    assert_equal(one, other, 0.0)
+    assert calls.count(True) == calls.count(False) > 0  # a forward that keeps nothing, and one more for the backward
+    assert max(weights.abs().max() for name, weights in one.items() if "lora_B" in name) > 1e-3
+
+
 def _flip(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:-40] + bytes([content[-40] ^ 2]) + content[-39:])

@@ -12,7 +12,6 @@ from helpers.games import recipe_on
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.base import Completion, Request
-from lowmem_spin.engines.doctor import NEAR
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.registry import open_engine
 
@@ -20,6 +19,10 @@ pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not i
 GREEDY = Sampling(0.0, 1.0, None, 12, 0, {})
 AGREE = {"float32": 1.0, "bfloat16": 0.9, "float16": 0.95}  # share of rows; near-ties fall either way in half precision
 DRAWN = Sampling(1.0, 0.9, 20, 12, 0, {})
+# Nats by which a greedy token may fall short of float32's most likely one. Of 1,750 tokens of transformers' in bfloat16 on a
+# CPU, 21 fall short, by up to 0.22; vLLM rounds adapters as well, and on an H200 5 of 316 fell short of those by up to 0.59.
+NEAR = {"float32": 1e-3, "bfloat16": 1.0, "float16": 0.125}
+FEW = 0.05  # of the tokens
 ASLEEP = 0.25  # of what it takes awake: the context, and buffers for adapters
 SPARE = 1024  # MiB: transformers' own context, in this process
 
@@ -51,24 +54,20 @@ def asked(adapters: list[Path], rows: list[Any]) -> list[Request]:
     return [Request(policies[n % 4], prompt, 1000 + n) for n, (prompt, _) in enumerate(rows)]
 
 
-def test_a_mixed_batch_answers_as_transformers_does(
-    vllm: Any, asked: list[Request], quickstart: Path, machine: Machine
-) -> None:
-    """Each of its tokens is the most likely one under the answer's own policy, by transformers, or close to it: rounding to
-    half precision decides between the nearest ones."""
-    folder = quickstart / "base"
-    hf = open_engine("hf", recipe_on(folder), Source(str(folder), None, "test"), machine, folder, print)
+def test_a_mixed_batch_answers_as_float32_does(vllm: Any, cpu: Any, asked: list[Request], machine: Machine) -> None:
+    """Each of its tokens is the most likely one under the answer's own policy, or close to it: rounding decides between the
+    nearest ones."""
     found = vllm.generate(asked, GREEDY)
+    short = []
     for adapter in {request.adapter for request in asked}:
-        short = []
         for request, answer in zip(asked, found, strict=True):
             if request.adapter == adapter:
                 states = [(*request.prompt, *answer.tokens[:place]) for place in range(len(answer.tokens))]
-                (logps,) = hf.next_token_logps([adapter])(states)
+                (logps,) = cpu.next_token_logps([adapter])(states)
                 short += [(row.max() - row[token]).item() for row, token in zip(logps, answer.tokens, strict=True)]
-        print(f"{adapter and adapter.name}: {sum(gap > 0 for gap in short)} of {len(short)} tokens, {max(short):.3f} nats")
-        assert max(short) <= NEAR[machine.dtype]
-    hf.close()
+    print(f"{sum(gap > 0 for gap in short)} of {len(short)} tokens, up to {max(short):.3f} nats")
+    assert sum(gap > 0 for gap in short) <= FEW * len(short)
+    assert max(short) <= NEAR[machine.dtype]
 
 
 def test_its_log_probs_are_those_of_its_answers(

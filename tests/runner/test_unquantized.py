@@ -28,6 +28,7 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import UNRESOLVED, Source
 from lowmem_spin.engines import pool
 from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.memory import Shape
 from lowmem_spin.engines.unquantized import measured_beside, proposal, with_own_weights
 from lowmem_spin.library.games import load
 from lowmem_spin.report.load import read_run_results
@@ -258,20 +259,20 @@ def test_in_a_sweep_it_comes_before_everything_else() -> None:
 def test_two_bases_are_never_in_memory_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU and the engines are pretended; who is open is not."""
     held: list[str] = []
-    shape = SimpleNamespace(residency="resident", generator_bytes=1e9)
+    shape = Shape(18, 2048, 16384, 8, 1, 256, 256000, True)
 
     def open_engine(name: str, recipe: Recipe, *_: Any) -> Any:
         held.append(f"{name} {recipe.model.quantization}")
+        assert name != "unsloth" or recipe.scoring_tokens == 8192  # there is room for them beside vllm
         mine = held[-1]
         assert {one.rpartition(" ")[2] for one in held} == {recipe.model.quantization}
         return SimpleNamespace(close=lambda: held.remove(mine), release=lambda: None)
 
     monkeypatch.setattr(pool, "open_engine", open_engine)
-    monkeypatch.setattr(pool, "read_shape", lambda model: None)
-    monkeypatch.setattr(pool, "plan_residency", lambda *_: shape)
+    monkeypatch.setattr(pool, "read_shape", lambda model: shape)
     engines, quiet = pool.EnginePool(), Display(Console(quiet=True))
     playing = pool.GameEngines(
-        recipe=recipe(), model=published("m"), choices=choices(24e9), weights_dir=tmp_path, display=quiet, pool=engines
+        recipe=recipe(), model=published("m"), choices=choices(64e9), weights_dir=tmp_path, display=quiet, pool=engines
     )
     measuring = replace(playing, recipe=with_own_weights(recipe()))
     for one in (measuring, playing, measuring):

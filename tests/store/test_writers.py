@@ -109,6 +109,7 @@ class Stopping(Adding):
     """One that dies after so many rows, or never. It also answers, with the seed of each question."""
 
     mixes_policies = True
+    batches_at_once = 1
 
     def __init__(self, barrier: Barrier, after: int | None) -> None:
         super().__init__(barrier)

@@ -20,6 +20,7 @@ from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.machine import Machine, find_machine
 from lowmem_spin.engines.memory import Shape, advice, peak
 from lowmem_spin.engines.registry import ENGINES
+from lowmem_spin.engines.residency import planned_passes
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.planning import calibration
 from lowmem_spin.runner.planning.calibration import Measurement
@@ -106,12 +107,14 @@ def bench_in(work: Path, request: BenchRequest, console: Console) -> BenchResult
     ours = display.costs(_engines(game))
     device = calibration.device_name(machine.device)
     calibration.record_measurements(request.store, *(_record(cost, device, name, shape, recipe, machine) for cost in ours))
-    predicted = _predicted(recipe, shape, machine, ours)
+    choices = game.resolved.choices
+    played = planned_passes(recipe, shape, machine, ENGINES[choices.generator], ENGINES[choices.learner])
+    predicted = _predicted(played, shape, machine, ours)
     display.log(f"{name}, random weights, {recipe.model.quantization}, {machine.dtype}, on {device}", "bold")
     console.print(table.costs(ours, predicted))
     _explain(request, machine, ours, display)
     with display.timed("rivals"):
-        theirs, missing = _versus(request, game, machine, card)
+        theirs, missing = _versus(request, game, played, machine, card)
     for line in missing:
         display.log(line, "yellow")
     if theirs:
@@ -164,7 +167,7 @@ def _load(request: BenchRequest, name: str, work: Path) -> Recipe:
         },
         "evaluation": {"health_prompts": 1},  # is not played
         "runtime": {
-            "generation_batch_size": min(completions, max(1, request.pairs // 2)),  # a batch has one policy on some engines
+            "generation_batch_size": min(completions, request.pairs),
             "scoring_batch_size": min(scored, request.pairs),
             "residency": "exit",  # one engine on the card at a time: a stage's peak is then that engine's
         },
@@ -225,13 +228,15 @@ def _explain(request: BenchRequest, machine: Machine, ours: list[Cost], display:
         display.log("the memory estimate is for a GPU and is not compared with it")
 
 
-def _versus(request: BenchRequest, game: OpenGame, machine: Machine, card: Card) -> tuple[list[Cost], list[str]]:
+def _versus(
+    request: BenchRequest, game: OpenGame, played: Recipe, machine: Machine, card: Card
+) -> tuple[list[Cost], list[str]]:
     theirs: list[Cost] = []
     missing: list[str] = []
     model = Sources(Path(), game.store.root / "sources.json").model(game.recipe.model.name_or_path, None)
-    limit = None if request.vram is None else request.vram * 1e9
+    limit, logs = None if request.vram is None else request.vram * 1e9, request.store / "bench" / "logs"
     for name in request.versus:
-        outcome = rivals.run_rival(name, rivals.Workload(game, model, machine, card, limit, request.store / "bench" / "logs"))
+        outcome = rivals.run_rival(name, rivals.Workload(game, played, model, machine, card, limit, logs))
         if isinstance(outcome, str):
             missing.append(outcome)
         else:

@@ -54,7 +54,10 @@ class _Steps(TrainerCallback):
 
 
 class TRLRival:
-    """Loads the same base and, like any user of TRL, lets it add and cast the adapter."""
+    """Loads the same base and, like any user of TRL, lets it add and cast the adapter.
+
+    It reads as many tokens at once as we do, padding included, in whole parts of an optimiser step.
+    """
 
     def __init__(
         self, recipe: Recipe, model: Source, machine: Machine, pairs: Sequence[PairTokens], work: str, limit: float | None
@@ -62,6 +65,7 @@ class TRLRival:
         self.pairs, self.work = pairs, work
         self.tokens = sum(2 * len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs)
         self.recipe, self.model, self.machine = recipe, model, machine
+        self.effective = recipe.training.per_device_train_batch_size * recipe.training.gradient_accumulation_steps
         if machine.device == "cuda" and limit is not None:
             total = torch.cuda.get_device_properties(0).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
@@ -72,15 +76,17 @@ class TRLRival:
         """Both sides of every pair under the base: what TRL calls precomputing."""
         training, lora = self.recipe.training, self.recipe.training.lora
         name, strength = _loss(self.recipe)
+        longest = max(2 * (len(prompt) + max(len(chosen), len(rejected))) for prompt, chosen, rejected in self.pairs)
+        together = pairs_at_once(self.effective, longest, self.recipe.training_tokens)
         arguments = DPOConfig(
             output_dir=self.work,
             loss_type=[name],
             beta=strength,
             max_length=None,
             precompute_ref_log_probs=True,
-            precompute_ref_batch_size=max(1, self.recipe.runtime.scoring_batch_size // 2),  # in pairs; ours is in rows
-            per_device_train_batch_size=training.per_device_train_batch_size,
-            gradient_accumulation_steps=training.gradient_accumulation_steps,
+            precompute_ref_batch_size=max(1, self.recipe.scoring_tokens // longest),
+            per_device_train_batch_size=together,
+            gradient_accumulation_steps=self.effective // together,
             learning_rate=value_at(training.learning_rate, 0),
             num_train_epochs=value_at(training.num_train_epochs, 0),
             optim=training.optim,
@@ -117,11 +123,15 @@ class TRLRival:
         self.trainer.train()
         counted = [end - start for start, end in zip(steps.ends, steps.ends[1:], strict=False)]
         skipped = 1 if len(counted) > 1 else 0
-        training = self.recipe.training
-        effective = training.per_device_train_batch_size * training.gradient_accumulation_steps
-        rows = len(self.pairs) * value_at(training.num_train_epochs, 0) - skipped * min(effective, len(self.pairs))
+        epochs = value_at(self.recipe.training.num_train_epochs, 0)
+        rows = len(self.pairs) * epochs - skipped * min(self.effective, len(self.pairs))
         tokens = round(rows * self.tokens / len(self.pairs))
         return rows, tokens, sum(counted[skipped:]), _peak()
+
+
+def pairs_at_once(effective: int, longest: int, tokens: int) -> int:
+    """How many pairs of `longest` tokens each, padding included, fit in `tokens`: a whole part of an optimiser step."""
+    return max((n for n in range(1, effective + 1) if effective % n == 0 and n * longest <= tokens), default=1)
 
 
 def _loss(recipe: Recipe) -> tuple[str, float]:

@@ -8,6 +8,7 @@ from typing import Any
 from lowmem_spin.algorithm.stages import Generate, Train
 from lowmem_spin.cli.bench.measure import Card, Cost, Peak
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.registry import held_rank
@@ -21,12 +22,16 @@ REMEDY = "the benchmark goes on without it"
 class Workload:
     """A played game, its base, and the machine: what a rival needs to do the same work.
 
-    The game's engines have been closed. `limit` is the bytes of the card that may be used, None for all of it;
-    `logs` is the folder for the workers' output.
+    `recipe` is the game's as it was played here, with as many tokens at once as there was room for; the game's engines have
+    been closed. `limit` is the bytes of the card that may be used, None for all of it; `logs` is the folder for the
+    workers' output.
     """
 
-    def __init__(self, game: OpenGame, model: Source, machine: Machine, card: Card, limit: float | None, logs: Path) -> None:
-        self.game, self.model, self.machine, self.card, self.limit, self.logs = game, model, machine, card, limit, logs
+    def __init__(
+        self, game: OpenGame, recipe: Recipe, model: Source, machine: Machine, card: Card, limit: float | None, logs: Path
+    ) -> None:
+        self.game, self.recipe, self.model, self.machine = game, recipe, model, machine
+        self.card, self.limit, self.logs = card, limit, logs
 
     def worker(self, name: str, target: str, arguments: tuple[Any, ...], environment: dict[str, str]) -> Worker:
         return Worker(name, target, arguments, environment, self.logs / f"rival-{name}.log", REMEDY)
@@ -40,7 +45,7 @@ class Workload:
 
 def trl(workload: Workload) -> list[Cost]:
     """TRL scores and trains on the pairs of the last iteration."""
-    recipe = workload.game.recipe
+    recipe = workload.recipe
     last = [stage for stage in workload.game.stages if isinstance(stage, Train)][-1]
     work = str(workload.game.store.root / "work" / "trl")
     sides = [[list(map(int, side)) for side in (p.prompt, p.chosen, p.rejected)] for p in training_pairs(workload.game, last)]
@@ -58,7 +63,7 @@ def vllm(workload: Workload) -> list[Cost]:
     from lowmem_spin.data.render import Renderer
     from lowmem_spin.engines.loading import end_tokens, load_tokenizer
 
-    game, recipe, on_cpu = workload.game, workload.game.recipe, workload.machine.device == "cpu"
+    game, recipe, on_cpu = workload.game, workload.recipe, workload.machine.device == "cpu"
     pairs = [stage for stage in game.stages if isinstance(stage, Generate)][-1].pairs
     places = game.positions(pairs.draw)
     requests: list[tuple[str | None, list[int]]] = []

@@ -22,6 +22,7 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.memory import peak, planned_shape
 from lowmem_spin.engines.model_files import find_file
 from lowmem_spin.engines.registry import ENGINES, PORTABLE
+from lowmem_spin.engines.residency import planned_passes
 from lowmem_spin.runner.planning.calibration import Calibration, Kind, device_name
 from lowmem_spin.runner.planning.counting import Unit
 from lowmem_spin.runner.resolved import ResolvedRecipe
@@ -192,10 +193,11 @@ class Clock:
         self.parameters: int | None = None
         self.layers = 0
         if shape is not None:
-            recipe = self.found.recipe
+            both = ENGINES[choices.generator], ENGINES[choices.learner]
+            recipe = planned_passes(self.found.recipe, shape, choices.machine, *both)
             self.parameters, self.layers = shape.active, shape.layers
             dtype = choices.machine.dtype if choices.machine.device == "cuda" else "bfloat16"
-            generator, learner = (ENGINES[name].memory(recipe, shape, dtype) for name in (choices.generator, choices.learner))
+            generator, learner = (engine.memory(recipe, shape, dtype) for engine in both)
             terms = {**learner, "generate": generator["generate"]}
             self.peaks = {kind: peak(found) for kind, found in terms.items()}
 

@@ -17,6 +17,8 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import fixed_sample
 from lowmem_spin.engines.base import Completion, Generator, Learner, Request
 from lowmem_spin.engines.memory import read_shape
+from lowmem_spin.engines.registry import ENGINES
+from lowmem_spin.engines.residency import planned_passes
 from lowmem_spin.engines.training.pair import Pair
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.planning.calibration import Kind, Measurement, device_name
@@ -55,7 +57,7 @@ def measure_rates(game: OpenGame, display: Display, work: Path) -> list[Measurem
         scored, alone = _scoring(learner, adapter, pairs or alike)
     stage = next(stage for stage in game.stages if isinstance(stage, Train))
     with display.start_up("timing training"):
-        trained = _training(learner, adapter, pairs, stage.settings, recipe, work)
+        trained = _training(learner, adapter, pairs, stage.settings, _played(found), work)
     timed: dict[Kind, Timed] = {"generate": generated, "prefill": read, "score": scored, "score alone": alone}
     timed |= {} if trained is None else {"train": trained}
     return [_record(kind, one, found) for kind, one in timed.items()]
@@ -113,7 +115,9 @@ def _training(
     """Steps of as many pairs as go through the model at once; None where the data has no answers to pair."""
     if not pairs:
         return None
-    batch = min(settings["batch_size"], recipe.training.per_device_train_batch_size)
+    tokens = sum(len(part) for pair in pairs for part in pair) / len(pairs)
+    together = max(recipe.training.per_device_train_batch_size, int(recipe.training_tokens / tokens))
+    batch = min(settings["batch_size"], together)
     asked = [Pair(*pairs[place % len(pairs)]) for place in range(STEPS * batch)]
     stamps: list[tuple[float, int]] = []
 
@@ -124,8 +128,14 @@ def _training(
     one = {**settings, "batch_size": batch, "num_train_epochs": 1}
     learner.train(adapter, asked, {"name": "dpo", "beta": 0.1}, one, work, advance)
     rows = sum(count for _, count in stamps[1:])
-    tokens = sum(len(part) for pair in pairs for part in pair) / len(pairs)
     return Timed(rows, round(rows * tokens), stamps[-1][0] - stamps[0][0])
+
+
+def _played(found: ResolvedRecipe) -> Recipe:
+    """The recipe as it is played on this machine."""
+    choices = found.choices
+    both = ENGINES[choices.generator], ENGINES[choices.learner]
+    return planned_passes(found.recipe, read_shape(found.model), choices.machine, *both)
 
 
 def _timed(work: Callable[[], Any], least: float = 0.0) -> tuple[float, Any]:
