@@ -12,7 +12,9 @@ ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 
 
-@pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "lint-imports", "pyright"])
+@pytest.mark.parametrize(
+    "command", ["ruff check .", "ruff format --check .", "lint-imports", pytest.param("pyright", marks=pytest.mark.slow)]
+)
 def test_the_house_is_tidy(command: str) -> None:
     name, *arguments = command.split()
     if name == "pyright" and importlib.util.find_spec("pyright") is None:

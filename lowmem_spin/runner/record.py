@@ -145,7 +145,7 @@ def note_stop(game: OpenGame, stopped: dict[str, str] | None) -> None:
 def link_iterate(game: OpenGame, stage: Stage) -> None:
     """Put an iterate, once it is trained, where people and other tools find it: iterates/0, iterates/1, ..."""
     if isinstance(stage, Train) and stage.role is Role.ITERATE:
-        adapter = game.store.place("adapters", stage.policy)
+        adapter = game.store.path("adapters", stage.policy)
         entry = game.folder / "iterates" / str(stage.iteration)
         if (astray := put_link(entry, stage.policy, adapter)) is not None:
             game.store.notice(f"{entry} led to {shortened(astray)}; it leads to its adapter again")

@@ -64,22 +64,22 @@ class Tables:
             kind = "mixtures" if sampling.mixes(policy) else "completions"
             tables[policy] = self._table(kind, sampling.spec(policy), policy)
 
-        asked = {prompt.id for _, prompts in prompts_by_policy for prompt in prompts}
+        prompt_ids = {prompt.id for _, prompts in prompts_by_policy for prompt in prompts}
 
         def answered() -> dict[str, dict[tuple[str, int], Answer]]:
-            found = {}
+            stored = {}
             for policy, table in tables.items():
                 with self._merging(table.key):
-                    found[policy] = answers_in(table, asked)
-            return found
+                    stored[policy] = answers_in(table, prompt_ids)
+            return stored
 
         def whole(stored: dict[str, dict[tuple[str, int], Answer]]) -> bool:
             return all(prompt.name in stored[policy] for policy, prompts in prompts_by_policy for prompt in prompts)
 
         if not whole(stored := answered()):
-            with ExitStack() as held:
+            with ExitStack() as locks:
                 for key in sorted(table.key for table in tables.values()):  # in one order, so that no two wait for each other
-                    held.enter_context(self._writing(key))
+                    locks.enter_context(self._writing(key))
                 if not whole(stored := answered()):  # nobody else has given them meanwhile
                     self._generate(prompts_by_policy, sampling, tables, stored, answered, label)
                     for table in tables.values() if self.share is not Share.HELP else ():
@@ -164,7 +164,7 @@ class Tables:
         if self.share is Share.ALL:
             yield batches
             return
-        claims = Claims(self.store.place("locks", digest(list(of))), batches, backwards=self.share is Share.HELP)
+        claims = Claims(self.store.path("locks", digest(list(of))), batches, backwards=self.share is Share.HELP)
         with closing(claims.taken(refresh)) as ours:
             yield ours
         claims.remove()
@@ -182,20 +182,20 @@ class Tables:
     def logps(self, policy: str, rows: Sequence[Scored], label: str) -> np.ndarray:
         """The policy's summed log-prob of each row, in order, float64."""
         table = self._table("logps", logps_spec(policy, self.learner), policy)
-        asked = {row.prompt_id for row in rows}
-        stored = logps_in(table, asked)
+        prompt_ids = {row.prompt_id for row in rows}
+        stored = logps_in(table, prompt_ids)
         if any(row.name not in stored for row in rows):
-            with ExitStack() as held:
+            with ExitStack() as locks:
                 for side in sorted({row.side for row in rows}):  # several may score at once, but not the same answers
-                    held.enter_context(self._writing(table.key, side))
+                    locks.enter_context(self._writing(table.key, side))
                 with self.store.writing(table.key, patience=MERGING):  # not while another process merges
-                    stored = logps_in(table, asked)
+                    stored = logps_in(table, prompt_ids)
                 if any(row.name not in stored for row in rows):
                     self._score(policy, table, rows, stored, label)
                     with self.store.writing(table.key, patience=MERGING):
                         if self.share is not Share.HELP:
                             table.merge()
-                        stored = logps_in(table, asked)
+                        stored = logps_in(table, prompt_ids)
         return np.array([stored[row.name] for row in rows])
 
     def _score(
@@ -264,14 +264,14 @@ class Tables:
                 meter.skip(len(shard) - len(missing))
                 if missing:
                     preferences = oracle.prefer([row.question for row in missing])
-                    passing |= {missing[place].name: preferences[place] for place in oracle.undecided}
-                    kept = [place for place in range(len(missing)) if place not in oracle.undecided]
+                    passing |= {missing[number].name: preferences[number] for number in oracle.undecided}
+                    decided = [number for number in range(len(missing)) if number not in oracle.undecided]
                     columns = {
-                        "prompt_id": [missing[place].prompt_id for place in kept],
-                        "content": [missing[place].name[1] for place in kept],
-                        "preferences": [preferences[place].ravel().tolist() for place in kept],
+                        "prompt_id": [missing[number].prompt_id for number in decided],
+                        "content": [missing[number].name[1] for number in decided],
+                        "preferences": [preferences[number].ravel().tolist() for number in decided],
                     }
-                    if kept:
+                    if decided:
                         table.append(columns)
                     meter.advance(len(missing))
                     meter.saved()
@@ -281,8 +281,9 @@ class Tables:
 def _append(tables: dict[str, Table], rows: Sequence[tuple[str, Prompt]], completions: Sequence[Completion]) -> None:
     """Commit one batch of completions, a shard for each policy in it."""
     for policy in dict.fromkeys(policy for policy, _ in rows):
-        mine = [place for place, (by, _) in enumerate(rows) if by == policy]
-        tables[policy].append(_columns([rows[place][1] for place in mine], [completions[place] for place in mine]))
+        of_policy = [number for number, (by, _) in enumerate(rows) if by == policy]
+        prompts, answers = [rows[number][1] for number in of_policy], [completions[number] for number in of_policy]
+        tables[policy].append(_columns(prompts, answers))
 
 
 def _columns(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, list[Any]]:

@@ -66,18 +66,18 @@ class Store:
         if not stamp.exists():
             write_atomically(stamp, lambda temporary: temporary.write_text(FORMAT))
         try:
-            found = read_text(stamp).strip()
+            stamped = read_text(stamp).strip()
         except DamagedError:
-            found = ""
-        if not found.isdecimal():
+            stamped = ""
+        if not stamped.isdecimal():
             raise InputError(f"output.store: {str(stamp)!r} says no format; delete it, if this version wrote the store")
-        if found != FORMAT:
+        if stamped != FORMAT:
             raise InputError(
-                f"output.store: {str(root)!r} has format {found!r}, this version writes {FORMAT!r}; use another folder"
+                f"output.store: {str(root)!r} has format {stamped!r}, this version writes {FORMAT!r}; use another folder"
             )
 
-    def table(self, kind: str, key: str, asked: dict[str, Any], adapter_sha256: str) -> Table:
-        return Table(self, kind, key, asked, adapter_sha256)
+    def table(self, kind: str, key: str, spec: dict[str, Any], adapter_sha256: str) -> Table:
+        return Table(self, kind, key, spec, adapter_sha256)
 
     def read(self, path: Path) -> pa.Table | None:
         """A Parquet file that may be missing; a damaged one is set aside and counts as missing.
@@ -93,7 +93,7 @@ class Store:
             self.set_aside(path, f"does not read back ({error})")
             return None
 
-    def place(self, kind: str, key: str, ending: str = "") -> Path:
+    def path(self, kind: str, key: str, ending: str = "") -> Path:
         """Where what has this key is, or will be.
 
         Raises:
@@ -101,10 +101,10 @@ class Store:
         """
         if not (key.isascii() and key.isalnum()):
             raise InputError(f"output.store: {shortened(repr(key))} is no key of {str(self.root)!r}; leave alone what names it")
-        place = self.root / kind / f"{key}{ending}"
-        if place.is_symlink() and place.is_dir() and not place.resolve().is_relative_to(self.root.resolve()):
-            raise InputError(f"output.store: {str(place)!r} is a link that leads out of the store; remove it")
-        return place
+        path = self.root / kind / f"{key}{ending}"
+        if path.is_symlink() and path.is_dir() and not path.resolve().is_relative_to(self.root.resolve()):
+            raise InputError(f"output.store: {str(path)!r} is a link that leads out of the store; remove it")
+        return path
 
     def set_aside(self, path: Path, why: str, then: str = "computed again as far as it is needed") -> None:
         """Move something that cannot be trusted to aside/, saying so and what becomes of it."""
@@ -128,11 +128,11 @@ class Store:
             lock.release()
 
     def _lock(self, key: str, part: str | None = None) -> FileLock:
-        place = self.place("locks", key, ".lock" if part is None else f"-{part}.lock")
-        place.parent.mkdir(exist_ok=True)
-        if place.is_dir():
-            self.set_aside(place, "is a folder", "made again")
-        return FileLock(place)
+        path = self.path("locks", key, ".lock" if part is None else f"-{part}.lock")
+        path.parent.mkdir(exist_ok=True)
+        if path.is_dir():
+            self.set_aside(path, "is a folder", "made again")
+        return FileLock(path)
 
     def free(self, path: Path) -> bool:
         """Delete what is stored at `path`, unless a process is computing under its key: then False.
@@ -141,35 +141,35 @@ class Store:
         """
         check_within(path, self.root)
         try:
-            with contextlib.ExitStack() as held:
+            with contextlib.ExitStack() as locks:
                 for key in filter(is_key, (path.stem.partition("-")[0], path.parent.name)):
                     whole = self._lock(key)
-                    held.enter_context(whole.acquire(timeout=0))  # from here on nobody begins a part
-                    parts = [place.stem.partition("-")[2] for place in (self.root / "locks").glob(f"{key}-*.lock")]
+                    locks.enter_context(whole.acquire(timeout=0))  # from here on nobody begins a part
+                    parts = [file.stem.partition("-")[2] for file in (self.root / "locks").glob(f"{key}-*.lock")]
                     for lock in (whole, *(self._lock(key, part) for part in parts)):
-                        held.enter_context(lock.acquire(timeout=0))
-                        held.callback(Path(lock.lock_file).unlink, missing_ok=True)  # nothing is left that it is of
-                place = self.root / "aside" / f"{FREED}{path.name}-{uuid.uuid4().hex[:8]}"
-                place.parent.mkdir(exist_ok=True)
-                path.rename(place)
+                        locks.enter_context(lock.acquire(timeout=0))
+                        locks.callback(Path(lock.lock_file).unlink, missing_ok=True)  # nothing is left that it is of
+                freed = self.root / "aside" / f"{FREED}{path.name}-{uuid.uuid4().hex[:8]}"
+                freed.parent.mkdir(exist_ok=True)
+                path.rename(freed)
         except Timeout:
             return False
         except FileNotFoundError:  # another process has freed it
             return True
-        shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
+        shutil.rmtree(freed) if freed.is_dir() and not freed.is_symlink() else freed.unlink()
         return True
 
     def data(self, key: str) -> Path:
         """Where the prepared rows of this key are, or will be."""
-        return self.place("data", key, ".parquet")
+        return self.path("data", key, ".parquet")
 
     def work(self, key: str) -> Path:
         """Folder for a training in progress."""
-        return self.place("work", key)
+        return self.path("work", key)
 
     def adapter(self, key: str) -> Path | None:
         """Folder of a committed adapter whose bytes are still the ones committed, else None."""
-        folder = self.place("adapters", key)
+        folder = self.path("adapters", key)
         if not folder.exists():
             return None
         if key not in self._verified:
@@ -182,7 +182,7 @@ class Store:
 
     def manifest(self, key: str) -> dict[str, Any]:
         """What a committed adapter was made from and how training went."""
-        return read_checked(self.place("adapters", key) / "manifest.json")
+        return read_checked(self.path("adapters", key) / "manifest.json")
 
     def adapter_sha256(self, key: str) -> str:
         """Hash of a committed adapter's weights."""
@@ -208,12 +208,12 @@ class Store:
         write_checked(self._result(policy, key), record)
 
     def _result(self, policy: str, key: str) -> Path:
-        self.place("results", key)  # refuses what is none
-        return self.place("results", policy) / f"{key}.json"
+        self.path("results", key)  # refuses what is none
+        return self.path("results", policy) / f"{key}.json"
 
     def keep_code(self, content: str, source: bytes) -> None:
         """Keep a source by its SHA-256, so that it can be looked up what a loss was; another file of this name is set aside."""
-        path = self.place("code", content, ".py")
+        path = self.path("code", content, ".py")
         check_within(path, self.root)
         if path.exists() and (path.is_dir() or sha256(path) != content):
             self.set_aside(path, "does not have the source that its name says", "written again")
@@ -223,9 +223,9 @@ class Store:
     def commit_adapter(self, key: str, folder: Path, manifest: dict[str, Any]) -> Path:
         """Move a finished adapter folder into the store; if another process was first, adopt its result."""
         seal_adapter(folder, manifest)
-        place = self.place("adapters", key)
-        place.parent.mkdir(exist_ok=True)
-        if not place.exists():
-            folder.rename(place)
+        committed = self.path("adapters", key)
+        committed.parent.mkdir(exist_ok=True)
+        if not committed.exists():
+            folder.rename(committed)
         shutil.rmtree(self.work(key), ignore_errors=True)
-        return place
+        return committed

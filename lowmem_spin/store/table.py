@@ -64,7 +64,7 @@ class Table:
 
     def __init__(self, store: TableFiles, kind: str, key: str, asked: dict[str, Any], adapter_sha256: str) -> None:
         self.store, self.kind, self.key, self.adapter_sha256 = store, kind, key, adapter_sha256
-        self.folder = store.place(kind, key)
+        self.folder = store.path(kind, key)
         self.manifest = {"kind": kind, "asked": asked, "maker": adapter_sha256}
         self.schema = SCHEMAS[kind].with_metadata({"maker": adapter_sha256})
         self._shards: dict[str, pa.Table] = {}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import root
+from scipy.optimize import fsolve
 from scipy.special import log_softmax, logsumexp
 
 from lowmem_spin.algorithm.exact import Space, lengthened, play_exactly
@@ -60,9 +60,9 @@ def equilibrium(tau: float) -> np.ndarray:
     """Log-probs (4,), by Newton's method, followed from where the base is the answer down to tau."""
     policy = BASE
     for strength in np.geomspace(100, tau, 80):
-        found = root(lambda logits, s=strength: logits - best_response(log_softmax(logits), s), policy, tol=1e-13)
-        assert np.abs(found.fun).max() < 1e-10
-        policy = log_softmax(found.x)
+        found = fsolve(lambda logits, s=strength: logits - best_response(log_softmax(logits), s), policy, xtol=1e-13)
+        policy = log_softmax(found)
+        assert np.abs(policy - best_response(policy, strength)).max() < 1e-10
     assert gain(policy, tau) < 1e-12 < 1e-3 < gain(BASE, tau)
     return policy
 

@@ -109,13 +109,13 @@ def linked(home: Path, name: str) -> Path | None:
 def test_a_chat_through_a_pipe_answers_as_the_game_does(home: Path, engine: HF) -> None:
     adapter = linked(home, "1")
     first, forgotten = answers(engine, adapter, [written(QUESTIONS[0]), written(QUESTIONS[2])])
-    (second,) = answers(engine, adapter, [written(QUESTIONS[0], first, QUESTIONS[1])])
-    given = f"{QUESTIONS[0]}\n\n/help\n{QUESTIONS[1]}\n/reset\n{QUESTIONS[2]}\n/quit\n{QUESTIONS[3]}\n"
+    (second,) = answers(engine, adapter, [written(QUESTIONS[0], first, QUESTIONS[3])])
+    given = f"{QUESTIONS[0]}\n\n/help\n{QUESTIONS[3]}\n/reset\n{QUESTIONS[2]}\n/quit\n{QUESTIONS[1]}\n"
     result = cli("chat", home / "runs" / "game", "--temperature", 0, given=given)
     assert result.stdout.splitlines() == [first, second, forgotten]
     assert result.stderr.splitlines()[-1] == "/help: unknown command; /reset forgets, /quit ends"
     assert "gemm_4bit" not in result.stderr  # which bitsandbytes says of a kernel that is not used
-    assert second != answers(engine, adapter, [written(QUESTIONS[1])])[0]  # it did hear the first question
+    assert second != answers(engine, adapter, [written(QUESTIONS[3])])[0]  # it did hear the first question
 
 
 @pytest.fixture

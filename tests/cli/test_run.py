@@ -51,7 +51,8 @@ def training_second(folder: Path) -> bool:
 def test_an_interrupted_game_goes_on_and_ends_the_same(
     whole: Path, tmp_path: Path, moment: Callable[[Path], bool], how: signal.Signals
 ) -> None:
-    process = start(tmp_path)
+    often = "runtime.checkpoint_steps=1"  # so that the moment is not missed
+    process = start(tmp_path, often)
     while not moment(tmp_path):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
@@ -63,7 +64,7 @@ def test_an_interrupted_game_goes_on_and_ends_the_same(
         assert "Traceback" not in output
     before = {kind: committed(tmp_path, kind) for kind in ("completions", "logps") if (tmp_path / "store" / kind).exists()}
     assert sum(table.num_rows for tables in before.values() for table in tables.values()) > 0
-    finish(start(tmp_path))
+    finish(start(tmp_path, often))
 
     for kind, identity in (("completions", ["prompt_id", "sample"]), ("logps", ["prompt_id", "completion", "content"])):
         after, expected = committed(tmp_path, kind), committed(whole, kind)

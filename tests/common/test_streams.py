@@ -3,13 +3,15 @@
 import io
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
-from helpers.commands import arguments, cli
+from helpers.commands import arguments
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.streams import spell_out
 
@@ -51,11 +53,17 @@ def test_a_stream_that_is_no_file_is_left_alone() -> None:
     assert stream.getvalue() == ""
 
 
+def in_ascii(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lowmem_spin.cli", *map(str, words)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
 def test_a_whole_run_is_over_and_told_in_ascii(whole: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "räk ☃", symlinks=True))
-    result = cli(*arguments(folder), env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    result = in_ascii(*arguments(folder))
     assert result.returncode == 0, result.stderr
     assert r"results in " in result.stdout and r"r\xe4k \u2603" in result.stdout and "+-" in result.stdout
     assert result.stdout.isascii() and "Traceback" not in result.stderr
-    lost = cli("report", folder / "nöwhere", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    lost = in_ascii("report", folder / "nöwhere")
     assert (lost.returncode, lost.stderr.count("\n")) == (2, 1) and r"n\xf6where" in lost.stderr

@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+
+from helpers.commands import assert_one_line, call
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RECIPES = sorted(
@@ -62,9 +65,11 @@ def run(recipe: str, folder: Path, **environment: str) -> str:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_offline_every_recipe_says_so(recipe: str, tmp_path: Path) -> None:
-    line = run(recipe, tmp_path)
-    assert "model.name_or_path" in line
+def test_offline_every_recipe_says_so(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    result = call("run", recipe, f"--set=output.store={tmp_path / 'store'}", f"--set=output.dir={tmp_path / 'run'}")
+    assert_one_line(result, "model.name_or_path")
+    line = result.stderr
     assert "offline mode is on; check the spelling, and connect, or run `hf download" in line
     assert "` first; where it is gated, accept its licence on its hub page and set HF_TOKEN before; " in line
     assert line.endswith("from_gguf.py makes one of a GGUF file\n")

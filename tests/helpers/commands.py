@@ -38,10 +38,9 @@ def ended(command: Command) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(command.args, command.returncode or 0, output, errors)
 
 
-def cli(*words: object, given: str = "", **options: object) -> subprocess.CompletedProcess[str]:
-    """A command in a process of its own."""
-    command = [sys.executable, "-m", "lowmem_spin.cli", *map(str, words)]
-    return subprocess.run(command, input=given, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+def cli(*words: object, given: str = "") -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, and what it reads."""
+    return ended(Command(*words, given=given))
 
 
 def call(*words: object) -> subprocess.CompletedProcess[str]:

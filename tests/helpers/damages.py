@@ -37,7 +37,6 @@ from lowmem_spin.config.load import find_recipe, load_recipe
 
 GAME = [*SHORT, "runtime.checkpoint_steps=1", "output.report_to=tensorboard"]
 MEASURED = "evaluation.benchmarks=[diversity]"  # what the finished game has, and the stopped one does not come to
-DATA = "rows.jsonl"
 SECONDS = 120  # that a game may take; one that hangs takes longer
 RIGHT = ("same, and said", "same, silently", "one line")
 SAID = ("moved to", "written again", "missing")
@@ -99,9 +98,8 @@ def forked(folder: Path, do: Callable[[], None]) -> Ended:
 
 
 def asked(folder: Path, *more: str) -> list[str]:
-    """Overrides of the game in a folder; the folder above has the data."""
-    places = [f"data.path={folder.parent / DATA}", f"output.store={folder / 'store'}", f"output.dir={folder / 'run'}"]
-    return [*GAME, *more, *places]
+    """Overrides of the game in a folder."""
+    return [*GAME, *more, f"output.store={folder / 'store'}", f"output.dir={folder / 'run'}"]
 
 
 def play(folder: Path, *more: str) -> Ended:
@@ -214,8 +212,6 @@ def verdict(expected: dict[str, Any], game: Path, ended: Ended) -> str:
 def prepare(folder: Path) -> dict[str, dict[str, Any]]:
     """Play the two games that are damaged, in folder/whole and folder/stopped; what each comes to, by its name."""
     folder.mkdir(exist_ok=True)
-    given = find_recipe("quickstart").with_suffix("") / "train.jsonl"
-    (folder / DATA).write_text("".join(given.read_text().splitlines(keepends=True)[:200]))  # few rows are read soon
     for name in ("whole", "stopped"):
         (folder / name).mkdir()
         code, output, errors = play(folder / name, MEASURED) if name == "whole" else stop(folder / name)

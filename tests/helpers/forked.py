@@ -1,5 +1,6 @@
 """Commands in processes that are forked from one which has imported torch: each costs no imports."""
 
+import importlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -24,7 +25,9 @@ class Command:
     """A command in a process of its own, with the part of subprocess.Popen that tests use; it leads a process group.
 
     Args:
-        words: of the command, after lowmem-spin.
+        words: of the command, after its name.
+        module: whose main() the command is.
+        given: what it reads.
         before: called in the process, first of all.
         together: whether what it says of errors is among all that it says.
         package: folder of the copy of lowmem_spin that is to run; None is the one that is tested.
@@ -33,14 +36,17 @@ class Command:
     def __init__(
         self,
         *words: object,
+        module: str = "lowmem_spin.cli.main",
+        given: str = "",
         before: Callable[[], None] | None = None,
         together: bool = False,
         package: Path | None = None,
     ) -> None:
         self.args = [str(word) for word in words]
         self._folder = tempfile.TemporaryDirectory()
-        files = tuple(Path(self._folder.name) / name for name in ("out", "out" if together else "err"))
-        arguments = (self.args, dict(os.environ), Path.cwd(), files, before, package)
+        files = [Path(self._folder.name) / name for name in ("in", "out", "out" if together else "err")]
+        files[0].write_text(given)
+        arguments = (self.args, module, dict(os.environ), Path.cwd(), files, before, package)
         self._process = _forks().Process(target=_command, args=arguments)
         self._process.start()
 
@@ -67,6 +73,7 @@ class Command:
 
 def _command(
     words: list[str],
+    module: str,
     environment: dict[str, str],
     folder: Path,
     files: Sequence[Path],
@@ -74,16 +81,14 @@ def _command(
     package: Path | None,
 ) -> None:
     os.setsid()
-    for number, path in enumerate(files, start=1):
-        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
+    for number, path in enumerate(files):
+        os.dup2(os.open(path, os.O_CREAT | os.O_APPEND | (os.O_WRONLY if number else os.O_RDONLY)), number)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    sys.argv = ["lowmem-spin", *words]
+    sys.argv, sys.stdin = ["lowmem-spin", *words], os.fdopen(0)
     if before is not None:
         before()
     if package is not None:
         sys.path.insert(0, str(package))
-    from lowmem_spin.cli.main import main
-
-    main()
+    importlib.import_module(module).main()

@@ -3,6 +3,7 @@
 Nothing of lowmem_spin stays imported, so that a fork imports it itself, from wherever its copy of the package is.
 """
 
+import gc
 import sys
 
 import datasets  # noqa: F401
@@ -17,3 +18,5 @@ import lowmem_spin.report.page  # noqa: F401
 torch.set_num_threads(1)
 for name in [name for name in sys.modules if name.partition(".")[0] == "lowmem_spin"]:
     del sys.modules[name]
+gc.collect()
+gc.freeze()  # what is imported stays: no fork looks through it, and so none copies its memory

@@ -5,8 +5,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,6 +16,7 @@ from matplotlib.image import imread
 from rich.console import Console
 from scipy import stats
 
+from helpers.commands import call
 from helpers.page import Page, cells, check_offline
 from lowmem_spin.algorithm.roles import Role, role_of_name
 from lowmem_spin.cli.play import run
@@ -65,6 +64,14 @@ def played(game: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(game, tmp_path / "run", symlinks=False))
 
 
+@pytest.fixture(scope="module")
+def reported(game: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's folder with its page, its table and all pictures; only to be read."""
+    folder = Path(shutil.copytree(game, tmp_path_factory.mktemp("reported") / "run", symlinks=True))
+    write_all(read_results(folder))
+    return folder
+
+
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -107,10 +114,9 @@ def arm(share: float, count: int) -> float:
     return max(share - interval.low, interval.high - share)
 
 
-def test_the_table_of_a_run_has_the_numbers_of_metrics(played: Path) -> None:
-    write_all(read_results(played))
-    text = (played / "report.md").read_text()
-    lines = records(played)
+def test_the_table_of_a_run_has_the_numbers_of_metrics(reported: Path) -> None:
+    text = (reported / "report.md").read_text()
+    lines = records(reported)
     assert len(lines) == 4
     for line in lines:
 
@@ -232,19 +238,18 @@ def test_hostile_text_is_shown_and_is_no_markup(played: Path) -> None:
     assert "\n<img src=http://evil.example/x onerror=alert(2)>" in page.words
 
 
-def test_the_page_stands_alone_and_says_what_was_played(played: Path) -> None:
-    write_all(read_results(played))
-    page = Page(played / "report.html")
+def test_the_page_stands_alone_and_says_what_was_played(reported: Path) -> None:
+    page = Page(reported / "report.html")
     check_offline(page)
-    for sample in records(played)[-1]["samples"]:
+    for sample in records(reported)[-1]["samples"]:
         assert sample["prompt"] in page.words  # kept with the data: sort: ..., max: ...
         assert sample["data"] in page.words
         assert sample["answer"] in page.words
-    record = read_checked(played / "run.json")
+    record = read_checked(reported / "run.json")
     assert all(key in page.words for key in record["policies"].values())
-    assert (played / "recipe.yaml").read_text() in page.words
+    assert (reported / "recipe.yaml").read_text() in page.words
     assert record["seconds"]["train"] > 0
-    pictures = {path.name for path in played.glob("report_*.png")}
+    pictures = {path.name for path in reported.glob("report_*.png")}
     assert {"report_score.png", "report_radar.png", "report_kl.png", "report_training_margin.png"} <= pictures
     assert page.tags.count("svg") == len(pictures)
 
@@ -271,12 +276,10 @@ def test_the_seconds_of_a_game_add_up_over_its_runs(game: Path) -> None:
     assert (game / "report.html").is_file()
 
 
-def test_a_run_without_roles_is_read_by_its_names(game: Path, tmp_path: Path) -> None:
+def test_a_run_without_roles_is_read_by_its_names(game: Path, reported: Path, tmp_path: Path) -> None:
     """A folder as earlier versions left it: the same page and policies, and playing it again leaves its files alone."""
-    (tmp_path / "new").mkdir()
-    expected = read_run_results(Path(shutil.copytree(game, tmp_path / "new" / "run", symlinks=True)))
-    page = {path.name: path.read_bytes() for path in write_all(expected)}
-    old = Path(shutil.copytree(game, tmp_path / "run", symlinks=True))
+    expected = read_run_results(reported)
+    old = Path(shutil.copytree(reported, tmp_path / "run", symlinks=True))
     record = read_checked(old / "run.json")
     del record["roles"]
     (old / "run.json").write_text(json.dumps(record))
@@ -284,7 +287,7 @@ def test_a_run_without_roles_is_read_by_its_names(game: Path, tmp_path: Path) ->
     lines = (old / "metrics.jsonl").read_text()
     assert "role" not in lines
     assert read_run_results(old).policies == expected.policies
-    assert {path.name: path.read_bytes() for path in write_all(read_run_results(old))} == page
+    assert_same_bytes(write_all(read_run_results(old)), reported)
     assert [policy.name for policy in expected.played] == ["base", "iterate 0", "iterate 1"]
     assert [policy.name for policy in expected.baselines] == ["plain SFT"]
     assert run_folder.read_run_folder(old).parts == run_folder.read_run_folder(game).parts
@@ -330,10 +333,15 @@ def test_names_mean_nothing_where_there_are_roles(played: Path) -> None:
     assert run_folder.find_policy(one, store, None) == run_folder.StoredPolicy("start", one.inputs.base, None)
 
 
-def test_the_same_results_give_the_same_bytes(played: Path) -> None:
-    first = {path.name: path.read_bytes() for path in write_all(read_results(played))}
-    again = {path.name: path.read_bytes() for path in write_all(read_results(played))}
-    assert first == again
+def assert_same_bytes(written: list[Path], folder: Path) -> None:
+    assert {path.name: path.read_bytes() for path in written} == {
+        path.name: (folder / path.name).read_bytes() for path in written
+    }
+
+
+def test_the_same_results_give_the_same_bytes(reported: Path, tmp_path: Path) -> None:
+    again = Path(shutil.copytree(reported, tmp_path / "run", symlinks=True))
+    assert_same_bytes(write_all(read_results(again)), reported)
 
 
 def test_nothing_is_written_through_a_link(played: Path, tmp_path: Path) -> None:
@@ -532,17 +540,12 @@ def test_folders_that_do_not_read_back_are_one_line(played: Path, harm: Any, lin
     assert "\n" not in str(error.value)
 
 
-def test_the_command_needs_no_torch_and_torn_results_end_it_with_2(played: Path) -> None:
-    report = (
-        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; "
-        "from lowmem_spin.cli.main import main; sys.argv[1:] = ['report', sys.argv[1]]; main()"
-    )
-    command = [sys.executable, "-c", report, str(played)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_torn_results_end_the_command_with_2(played: Path) -> None:
+    done = call("report", played)
     assert done.returncode == 0, done.stderr
     assert f"page     {played / 'report.html'}" in done.stdout
     (played / "metrics.jsonl").write_text('{"name": ')
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = call("report", played)
     assert done.returncode == 2
     line = "line 1 is not a whole record of a policy; run the recipe again to finish the game"
     assert done.stderr == f"error: {played / 'metrics.jsonl'}: {line}\n"

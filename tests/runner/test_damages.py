@@ -3,7 +3,6 @@
 import json
 import random
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,20 +10,18 @@ from typing import Any
 
 import pytest
 
-from helpers.commands import assert_one_line, play
+from helpers.commands import assert_one_line, ended, play
 from helpers.damages import harm
 from helpers.faults import adapters, distance, rows
+from helpers.forked import Command
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.report.load import read_results
 from lowmem_spin.runner import run_folder
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has imported torch")
 def test_a_short_campaign_changes_nothing_and_shows_no_traceback() -> None:
-    script = [sys.executable, "-m", "helpers.damages", "--damages", "5", "--seed", "3"]
-    result = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT / "tests")
+    result = ended(Command("--damages", 5, "--seed", 3, module="helpers.damages"))
     assert result.returncode == 0, result.stdout + result.stderr
 
 

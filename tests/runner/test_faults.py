@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers.commands import assert_one_line, call, play, play_apart
+from helpers.commands import assert_one_line, call, ended, play, play_apart
 from helpers.faults import adapters, distance, rows
+from helpers.forked import Command
 from helpers.unreadable import answering_eio
-
-ROOT = Path(__file__).parents[2]
 
 
 def assert_same_game(folder: Path, whole: Path) -> None:
@@ -26,8 +25,7 @@ def assert_same_game(folder: Path, whole: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has imported torch")
 def test_a_short_campaign_loses_and_redoes_nothing() -> None:
-    script = [sys.executable, str(ROOT / "tests" / "helpers" / "faults.py"), "--kills", "5", "--seed", "5"]
-    result = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT)
+    result = ended(Command("--kills", 5, "--seed", 5, module="helpers.faults"))
     assert result.returncode == 0, result.stdout + result.stderr
 
 

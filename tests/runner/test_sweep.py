@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.commands import call
+from helpers.faults import ROWS
 from helpers.forked import Command
 from lowmem_spin.algorithm.game import play
 from lowmem_spin.algorithm.stages import Evaluate, Generate, Inputs
@@ -29,8 +30,8 @@ from lowmem_spin.config.load import find_recipe
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.runner.sweep import in_step, numbered
 
-PAIRS = 32
-SMALL = [f"game.pairs={PAIRS}", "game.iterations=3", "data.resample=false", "evaluation.health_prompts=16"]
+PAIRS = 16
+SMALL = [f"data.path={ROWS}", f"game.pairs={PAIRS}", "game.iterations=3", "data.resample=false", "evaluation.health_prompts=8"]
 SMALL += ["evaluation.compare_sft=false", "evaluation.metric=none", "evaluation.path=null", "generation.max_new_tokens=12"]
 GRID = ["--alpha", "0.5,1.0", "--history", "1,2,inf"]
 

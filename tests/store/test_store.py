@@ -234,7 +234,7 @@ def test_one_writer_at_a_time(store: Store, said: list[str]) -> None:
 
 def test_parts_of_a_table_have_writers_of_their_own_and_are_not_freed_under_them(store: Store, said: list[str]) -> None:
     key = digest("a table")
-    made = store.place("logps", key)
+    made = store.path("logps", key)
     made.mkdir(parents=True)
     other = Store(store.root, said.append)
     with store.writing(key, "chosen"):

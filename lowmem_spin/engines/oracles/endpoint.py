@@ -252,31 +252,31 @@ class Endpoint:
 
     def _refusal(self, error: openai.APIStatusError) -> Exception:
         """What an answer without success means: for this request, or for all of them."""
-        status, code, why = error.status_code, error.code, self._said(error)
-        said = f"{status}, {why}" if why else str(status)
+        status, code, why = error.status_code, error.code, self._reason(error)
+        cause = f"{status}, {why}" if why else str(status)
         if status == 401 or (status == 403 and not self._agreed):
             remedy = f"look at {self.api_key_env}" if self.api_key_env else "name the variable that holds a key"
-            return InputError(f"{subfield(self.field, 'api_key_env')}: {self.base_url!r} refuses: {said}; {remedy}")
+            return InputError(f"{subfield(self.field, 'api_key_env')}: {self.base_url!r} refuses: {cause}; {remedy}")
         if status == 402 or code == "insufficient_quota":
-            return InputError(f"{subfield(self.field, 'api_key_env')}: the account at {self.base_url!r} has no credit: {said}")
+            return InputError(f"{subfield(self.field, 'api_key_env')}: the account at {self.base_url!r} has no credit: {cause}")
         if status == 400 and str(code).startswith("unsupported"):
             remedy = "leave that field out or set another, such as {max_tokens: null, max_completion_tokens: 4096}"
             return InputError(
-                f"{subfield(self.field, 'extra_body')}: {self.base_url!r} refuses how it is asked: {said}; {remedy}"
+                f"{subfield(self.field, 'extra_body')}: {self.base_url!r} refuses how it is asked: {cause}; {remedy}"
             )
         if code == "model_not_found" or (status in (400, 404) and says_no_such_model(why, self.model)):
-            return InputError(f"{subfield(self.field, 'model')}: {self.base_url!r} does not serve {self.model!r}: {said}")
+            return InputError(f"{subfield(self.field, 'model')}: {self.base_url!r} does not serve {self.model!r}: {cause}")
         if 300 <= status < 400 and not self._agreed:
             remedy = "which is not followed; give the address that answers itself"
-            return InputError(f"{subfield(self.field, 'base_url')}: {self.base_url!r} sends elsewhere ({said}), {remedy}")
+            return InputError(f"{subfield(self.field, 'base_url')}: {self.base_url!r} sends elsewhere ({cause}), {remedy}")
         if (status in (404, 405) or status < 200) and not self._agreed:
             return InputError(
-                f"{subfield(self.field, 'base_url')}: {self.base_url!r} has no chat endpoint: {said}; it mostly ends in /v1"
+                f"{subfield(self.field, 'base_url')}: {self.base_url!r} has no chat endpoint: {cause}; it mostly ends in /v1"
             )
         wait = error.response.headers.get("retry-after")
-        return NoReplyError(f"{said} (Retry-After: {self._shown(wait, 40)})" if wait else said)
+        return NoReplyError(f"{cause} (Retry-After: {self._shown(wait, 40)})" if wait else cause)
 
-    def _said(self, error: openai.APIStatusError) -> str:
+    def _reason(self, error: openai.APIStatusError) -> str:
         """In the server's own words, why there is no reply."""
         why = error.body
         if isinstance(why, dict):

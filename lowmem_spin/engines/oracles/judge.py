@@ -98,7 +98,7 @@ class LLMJudge(NoWeights):
         self.undecided: Collection[int] = ()
         self._final = final
         self._cause = ""
-        self._said = False
+        self._reported = False
         self._silent: set[str] = set()  # prompts of the last `prefer` that got no reply
         self._lock = threading.Lock()
 
@@ -192,9 +192,9 @@ class LLMJudge(NoWeights):
         try:
             for _ in range(self.tries + 1):
                 reply = self.endpoint.ask(messages, self.temperature, self.max_tokens)
-                found = VERDICT.findall(reply)
-                if found:
-                    verdict = VERDICTS[found[-1]]
+                letters = VERDICT.findall(reply)
+                if letters:
+                    verdict = VERDICTS[letters[-1]]
                     break
                 cause = f"model: no verdict in {reply[-80:]!r}"
                 messages += _once_more(reply)
@@ -218,8 +218,8 @@ class LLMJudge(NoWeights):
             raise InputError(f"{subfield(self.field, subject)}: {count}, at most {BOUND:.0%} may; the last: {cause}")
 
     def _report(self) -> None:
-        if self.failed and not self._said:
-            self._said = True
+        if self.failed and not self._reported:
+            self._reported = True
             _, _, cause = self._cause.partition(": ")
             self.notify(
                 f"{self.field}: {self.failed} of {self.orders} judgements failed ({self.failure_rate:.1%}), and "

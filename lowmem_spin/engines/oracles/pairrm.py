@@ -106,18 +106,18 @@ class PairRM:
         if self.ranker is None:
             self._load()
         pairs = {
-            (place, first, second): ids
-            for place, question in enumerate(questions)
+            (number, first, second): ids
+            for number, question in enumerate(questions)
             for first, second, ids in self._ordered_pairs(question)
         }
         logits = dict(zip(pairs, self._logits(list(pairs.values())), strict=True))
 
-        def wins(place: int, one: str, other: str) -> float:
-            return float(1 / (1 + np.exp(logits[place, other, one] - logits[place, one, other])))
+        def wins(number: int, one: str, other: str) -> float:
+            return float(1 / (1 + np.exp(logits[number, other, one] - logits[number, one, other])))
 
         return [
-            of_pairs(question.answers, lambda one, other, place=place: wins(place, one, other))
-            for place, question in enumerate(questions)
+            of_pairs(question.answers, lambda one, other, number=number: wins(number, one, other))
+            for number, question in enumerate(questions)
         ]
 
     def _ordered_pairs(self, question: Comparison) -> Iterator[tuple[str, str, list[int]]]:
@@ -143,16 +143,16 @@ class PairRM:
     def _logits(self, rows: Sequence[list[int]]) -> list[float]:
         import torch
 
-        found: dict[int, float] = {}
-        order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))  # like lengths together
+        logits: dict[int, float] = {}
+        order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))  # like lengths together
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            inputs = self.tokenizer.pad({"input_ids": [rows[place] for place in batch]}, return_tensors="pt")
-            places = torch.tensor([[rows[place].index(mark) for mark in self.marks] for place in batch])
+            inputs = self.tokenizer.pad({"input_ids": [rows[row] for row in batch]}, return_tensors="pt")
+            positions = torch.tensor([[rows[row].index(mark) for mark in self.marks] for row in batch])
             with torch.no_grad():
                 ids, mask = inputs["input_ids"].to(self.device), inputs["attention_mask"].to(self.device)
-                found |= zip(batch, self.ranker(ids, mask, places.to(self.device)).float().tolist(), strict=True)
-        return [found[place] for place in range(len(rows))]
+                logits |= zip(batch, self.ranker(ids, mask, positions.to(self.device)).float().tolist(), strict=True)
+        return [logits[row] for row in range(len(rows))]
 
 
 def sides(messages: Sequence[dict[str, str]], answers: Sequence[str]) -> tuple[str, list[str]]:
@@ -173,7 +173,7 @@ def sides(messages: Sequence[dict[str, str]], answers: Sequence[str]) -> tuple[s
         raise InputError(f"{FIELD}: a PairRM reads conversations of user and assistant in turn, not {', '.join(roles)}")
     if len(turns) == 1:
         return system + turns[0]["content"], list(answers)
-    users, earlier = ([message["content"] for message in turns[place::2]] for place in (0, 1))
+    users, earlier = ([message["content"] for message in turns[first::2]] for first in (0, 1))
     gaps = "\n".join(f"USER: {text}\nAssistant: <Response {number}>" for number, text in enumerate(users, 1))
     filled = [
         "\n".join(f"<Response {number}>: {text}" for number, text in enumerate([*earlier, answer], 1)) for answer in answers

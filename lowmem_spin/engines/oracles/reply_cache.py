@@ -39,20 +39,20 @@ class Replies:
 
     def _alone(self) -> FileLock:
         """Held while the file is written to."""
-        place = self.path.with_suffix(".lock")
-        if place.is_dir():
-            set_aside(place, self.path.parents[1], "is a folder", "made again", self.notice)
-        return FileLock(place)
+        path = self.path.with_suffix(".lock")
+        if path.is_dir():
+            set_aside(path, self.path.parents[1], "is a folder", "made again", self.notice)
+        return FileLock(path)
 
     def _read(self) -> dict[str, str]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        found, damaged = self._lines()
+        replies, damaged = self._lines()
         if damaged:
             with self._alone():
-                found, damaged = self._lines()
+                replies, damaged = self._lines()
                 if damaged:
-                    self._mend(found, damaged)
-        return found
+                    self._mend(replies, damaged)
+        return replies
 
     def _lines(self) -> tuple[dict[str, str], list[bytes]]:
         """The replies by request, and the lines that are none."""
@@ -64,25 +64,25 @@ class Replies:
         except DamagedError as error:
             set_aside(self.path, self.path.parents[1], str(error), "replies are asked for again", self.notice)
             return {}, []
-        found, damaged = {}, []
+        replies, damaged = {}, []
         for line in filter(None, content.split(b"\n")):
             try:
                 request, text = _reply(line)
             except (ValueError, KeyError, TypeError, RecursionError):
                 damaged.append(line)
             else:
-                found[request] = text
-        return found, damaged
+                replies[request] = text
+        return replies, damaged
 
-    def _mend(self, found: dict[str, str], damaged: list[bytes]) -> None:
+    def _mend(self, replies: dict[str, str], damaged: list[bytes]) -> None:
         """Move damaged lines away, and write the others again."""
-        place = self.path.with_suffix(".damaged")
-        with place.open("ab") as file:
+        moved_to = self.path.with_suffix(".damaged")
+        with moved_to.open("ab") as file:
             file.write(b"".join(line + b"\n" for line in damaged))
-        whole = b"".join(_line(request, text) for request, text in found.items())
+        whole = b"".join(_line(request, text) for request, text in replies.items())
         write_atomically(self.path, lambda temporary: temporary.write_bytes(whole))
-        count, total = len(damaged), len(damaged) + len(found)
-        self.notice(f"{self.path}: {count:,} of {total:,} replies do not read back; moved to {place} and asked for again")
+        count, total = len(damaged), len(damaged) + len(replies)
+        self.notice(f"{self.path}: {count:,} of {total:,} replies do not read back; moved to {moved_to} and asked for again")
 
     def keep(self, key: str, text: str) -> None:
         """Write a reply down before it is used."""

@@ -69,8 +69,8 @@ class RewardModel:
         self.model = model.to(self.device).eval()
 
     def _fails(self, error: jinja2.TemplateError) -> InputError:
-        told = " ".join(str(error).split())[:150]
-        return InputError(f"{FIELD}: the chat template of {self.source.location!r} fails on a conversation: {told}")
+        why = " ".join(str(error).split())[:150]
+        return InputError(f"{FIELD}: the chat template of {self.source.location!r} fails on a conversation: {why}")
 
     def release(self) -> None:
         """Let go of the model; it is loaded again when asked again."""
@@ -111,12 +111,12 @@ class RewardModel:
     def _rewards(self, texts: Sequence[str]) -> list[float]:
         import torch
 
-        found: dict[int, float] = {}
-        order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))  # like lengths together
+        rewards: dict[int, float] = {}
+        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))  # like lengths together
         for start in range(0, len(order), self.batch_size):
-            places = order[start : start + self.batch_size]
+            batch = order[start : start + self.batch_size]
             inputs = self.tokenizer(
-                [texts[place] for place in places],
+                [texts[row] for row in batch],
                 return_tensors="pt",
                 padding=True,
                 truncation=True,
@@ -124,5 +124,5 @@ class RewardModel:
                 add_special_tokens=False,  # the template has written them
             ).to(self.device)
             with torch.no_grad():
-                found |= zip(places, self.model(**inputs).logits[:, 0].float().tolist(), strict=True)
-        return [found[place] for place in range(len(texts))]
+                rewards |= zip(batch, self.model(**inputs).logits[:, 0].float().tolist(), strict=True)
+        return [rewards[row] for row in range(len(texts))]
