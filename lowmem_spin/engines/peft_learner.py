@@ -1,8 +1,10 @@
 """One frozen base and one adapter slot: how policies are scored and trained, whatever computes the forward."""
 
+import ctypes
 import gc
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +42,12 @@ from lowmem_spin.engines.training.trainer import train
 from lowmem_spin.engines.training.trees import by_prompt
 
 SLOT = "default"  # the one adapter that is ever in memory; policies are copied into it
+
+
+def trim_heap() -> None:
+    """Have the C library give freed memory back to the system: in pieces of all sizes, glibc keeps what a training had."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
 
 
 class PeftLearner:
@@ -269,6 +277,8 @@ class PeftLearner:
         finally:
             self._mode(training=False)
             self.model.zero_grad(set_to_none=True)
+            if self.machine.device == "cpu":
+                trim_heap()
         return self.save_slot(work), metrics
 
     def save_slot(self, work: Path) -> Path:
@@ -285,6 +295,8 @@ class PeftLearner:
         gc.collect()  # the last optimiser's state is in cycles
         if self.machine.device == "cuda":
             torch.cuda.empty_cache()
+        else:
+            trim_heap()
 
     def close(self) -> None:
         """Let go of the model."""

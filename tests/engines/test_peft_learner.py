@@ -1,5 +1,6 @@
 """The 4-bit base under the engine: frozen, exact gradients, adapters that swap without a trace."""
 
+import ctypes
 import hashlib
 import json
 import shutil
@@ -7,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -19,6 +21,7 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.loading import load_base
+from lowmem_spin.engines.peft_learner import trim_heap
 from lowmem_spin.engines.training.guards import BatchTooLargeError
 from lowmem_spin.engines.training.logps import collate, completion_logps
 from lowmem_spin.engines.training.pair import Pair
@@ -233,6 +236,18 @@ def test_half_of_a_batch_is_answered_as_the_whole(engine: HF, monkeypatch: pytes
     monkeypatch.setattr(engine, "sample", bounded)
     assert engine.generate(requests, PLAIN) == whole
     assert sizes == [64, 32, 32]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not of this C library")
+def test_what_was_freed_is_given_back() -> None:
+    """Small pieces between some that stay, as a training leaves them: glibc keeps such memory by itself."""
+    process = psutil.Process()
+    pieces = [bytes(3000) for _ in range(60_000)]
+    full, kept = process.memory_info().rss, pieces[::100]
+    del pieces
+    trim_heap()
+    assert process.memory_info().rss < full - 120e6
+    assert len(kept) == 600
 
 
 def test_what_is_not_a_number_is_not_kept(engine: HF) -> None:
