@@ -10,8 +10,9 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.memory import CARDS, CONTEXT, FRAGMENTATION, Shape, advice, peak, planned_shape, stage_memory
+from lowmem_spin.engines.passes import planned_passes
 from lowmem_spin.engines.registry import ENGINES, PORTABLE, gpu_engine
-from lowmem_spin.engines.residency import plan_residency, planned_passes
+from lowmem_spin.engines.residency import plan_residency
 from lowmem_spin.report.grid import Grid, TerminalTable
 from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.planning.calibration import record_measurements

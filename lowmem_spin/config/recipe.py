@@ -15,7 +15,7 @@ from lowmem_spin.config.per_iteration import check_lengths, value_at
 from lowmem_spin.config.section import Section
 from lowmem_spin.config.training_config import Training, WarmStart
 
-ENOUGH = 4096  # tokens in one pass: more take memory and, on a CPU, more time; a GPU with room takes more (engines/memory.py)
+ENOUGH = 4096  # tokens in one pass: more take memory and, on a CPU, more time; a GPU with room takes more (engines/passes.py)
 
 
 class Model(Section):

@@ -23,10 +23,6 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits, an 8-bit scale pe
 CONTEXT = 0.7 * GIB  # what CUDA takes before the first tensor; an allowance
 FRAGMENTATION = 1.15  # of everything else; an allowance
 GRAPHS = 0.5 * GIB  # vLLM's captured CUDA graphs; an allowance
-MANY = 8192  # tokens in a pass: on an H200 gemma-2b's shape trains 2.6 times as fast as with 2,048, which it waits for
-SPARE = 0.9  # of the room that larger passes are planned for: plans are up to 9 % off
-FEW = 1024  # tokens in a pass of training on a CPU: SmolLM2-135M takes 0.75 of the time of 4,096, and half of the memory
-LARGE = 50e6  # parameters of a model that makes a difference to; the quickstart's base, of 1.4 M, trains alike with both
 LOGITS_BYTES = 3 * 64 * 2**20  # a chunk of logits, their float32 copy and its gradient (logps.CHUNK_BYTES)
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 OPTIMISER_BYTES = 8  # AdamW: two float32 numbers a weight; the 8-bit ones take a quarter
@@ -273,7 +269,7 @@ def advice(recipe: Recipe, shape: Shape, dtype: str, limit: float) -> Iterator[s
         fitting = [
             n
             for n in range(size - 1, 0, -1)
-            if peak(stage_memory(_with(recipe, section, field, n), shape, dtype)[stage]) <= limit
+            if peak(stage_memory(with_value(recipe, section, field, n), shape, dtype)[stage]) <= limit
         ]
         if fitting:
             yield f"{stage}: set {section}.{field} to {fitting[0]}"
@@ -283,37 +279,6 @@ def advice(recipe: Recipe, shape: Shape, dtype: str, limit: float) -> Iterator[s
             yield f"{stage}: too large at any batch size; shorten data.max_prompt_length or take a smaller model"
 
 
-def with_large_passes(recipe: Recipe, shape: Shape, dtype: str, room: float) -> Recipe:
-    """The same experiment with more tokens in a forward pass, as many as keep a GPU busy, if `room` bytes of it suffice.
-
-    Numbers of tokens that the recipe gives stay.
-    """
-    for stage, section, field in (("train", "training", "tokens_per_batch"), ("score", "runtime", "scoring_tokens_per_batch")):
-        least = recipe.training_tokens if stage == "train" else recipe.scoring_tokens
-        given = getattr(getattr(recipe, section), field)
-        for tokens in (MANY, MANY // 2) if given is None else ():
-            larger = _with(recipe, section, field, tokens)
-            if tokens > least and peak(stage_memory(larger, shape, dtype)[stage]) <= SPARE * room:
-                recipe = larger
-                break
-    return recipe
-
-
-def with_small_passes(recipe: Recipe, shape: Shape) -> Recipe:
-    """The same experiment with fewer tokens in a forward and backward pass, for a CPU, unless the recipe says how many."""
-    pair = recipe.data.max_prompt_length + 2 * recipe.longest_answer
-    tokens = min(recipe.training_tokens, max(pair, FEW))
-    if recipe.training.tokens_per_batch is not None or shape.active < LARGE:
-        return recipe
-    return _with(recipe, "training", "tokens_per_batch", tokens)
-
-
-def tokens_scored_together(recipe: Recipe, device: str) -> int:
-    """Tokens that a learner is asked to score at once, which it cuts to what it has room for: the same on all cards. On a GPU
-    enough for full passes of pairs, whose prompts count twice here and go through the model once."""
-    given = recipe.runtime.scoring_tokens_per_batch
-    return recipe.scoring_tokens if device == "cpu" or given else max(recipe.scoring_tokens, 2 * MANY)
-
-
-def _with(recipe: Recipe, section: str, field: str, value: int) -> Recipe:
+def with_value(recipe: Recipe, section: str, field: str, value: int) -> Recipe:
+    """The recipe with another value of `section.field`."""
     return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={field: value})})

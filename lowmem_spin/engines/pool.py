@@ -15,8 +15,9 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import doctor
 from lowmem_spin.engines.base import Generator, Learner
 from lowmem_spin.engines.machine import Machine, find_machine
-from lowmem_spin.engines.memory import read_shape, with_large_passes, with_small_passes
+from lowmem_spin.engines.memory import read_shape
 from lowmem_spin.engines.oracles.base import NoWeights, Oracle
+from lowmem_spin.engines.passes import with_large_passes, with_small_passes
 from lowmem_spin.engines.registry import ENGINES, PORTABLE, open_engine
 from lowmem_spin.engines.residency import learner_room, shared_gpu
 

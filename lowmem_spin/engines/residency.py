@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.machine import Machine
-from lowmem_spin.engines.memory import CONTEXT, Shape, base_memory, idle_memory, peak, with_large_passes
+from lowmem_spin.engines.memory import CONTEXT, Shape, base_memory, idle_memory, peak
 from lowmem_spin.engines.registry import Engine
 
 
@@ -76,14 +76,3 @@ def learner_room(machine: Machine) -> float:
     if not machine.generator_share or machine.residency == "exit":
         return machine.limit
     return machine.limit - CONTEXT - (0.0 if machine.sleeps else machine.generator_share * machine.total)
-
-
-def planned_passes(recipe: Recipe, shape: Shape, machine: Machine, generator: Engine, learner: Engine) -> Recipe:
-    """The recipe with passes as large as a run on this machine will make them; as it is where that is not known, or refused."""
-    if machine.device == "cpu" or not machine.limit:
-        return recipe
-    try:
-        settled = machine if generator is learner else shared_gpu(recipe, shape, machine, generator, learner)
-    except InputError:
-        return recipe
-    return with_large_passes(recipe, shape, machine.dtype, learner_room(settled))

@@ -17,8 +17,8 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
-from lowmem_spin.engines.memory import tokens_scored_together
 from lowmem_spin.engines.oracles.base import Oracle
+from lowmem_spin.engines.passes import tokens_scored_together
 from lowmem_spin.engines.pool import EngineChoices, EnginePool, GameEngines, choose_engines
 from lowmem_spin.engines.registry import PORTABLE
 from lowmem_spin.evaluation.benchmark_records import FILE, keep_results

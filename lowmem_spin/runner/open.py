@@ -17,7 +17,7 @@ from lowmem_spin.data.rows import Rows, take
 from lowmem_spin.data.sources import Source, Sources
 from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.foreign_code import code_of_model, code_of_oracle, key_of_judge
-from lowmem_spin.engines.memory import tokens_scored_together
+from lowmem_spin.engines.passes import tokens_scored_together
 from lowmem_spin.engines.pool import EnginePool, GameEngines, choose_engines
 from lowmem_spin.engines.row_check import check_rows, letters_notes
 from lowmem_spin.engines.training.trial import warmup_note

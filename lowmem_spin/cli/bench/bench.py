@@ -19,8 +19,8 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.machine import Machine, find_machine
 from lowmem_spin.engines.memory import Shape, advice, peak
+from lowmem_spin.engines.passes import planned_passes
 from lowmem_spin.engines.registry import ENGINES
-from lowmem_spin.engines.residency import planned_passes
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
 from lowmem_spin.runner.planning import calibration
 from lowmem_spin.runner.planning.calibration import Measurement

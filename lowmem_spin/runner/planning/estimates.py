@@ -21,8 +21,8 @@ from lowmem_spin.data.rows import Rows
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.memory import peak, planned_shape
 from lowmem_spin.engines.model_files import find_file
+from lowmem_spin.engines.passes import planned_passes
 from lowmem_spin.engines.registry import ENGINES, PORTABLE
-from lowmem_spin.engines.residency import planned_passes
 from lowmem_spin.runner.planning.calibration import Calibration, Kind, device_name
 from lowmem_spin.runner.planning.counting import Unit
 from lowmem_spin.runner.resolved import ResolvedRecipe

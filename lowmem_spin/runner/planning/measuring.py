@@ -17,8 +17,8 @@ from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import fixed_sample
 from lowmem_spin.engines.base import Completion, Generator, Learner, Request
 from lowmem_spin.engines.memory import read_shape
+from lowmem_spin.engines.passes import planned_passes
 from lowmem_spin.engines.registry import ENGINES
-from lowmem_spin.engines.residency import planned_passes
 from lowmem_spin.engines.training.pair import Pair
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.planning.calibration import Kind, Measurement, device_name
