@@ -40,6 +40,8 @@ def test_passes_stay_where_the_recipe_says_or_nothing_is_known() -> None:
     own = load_recipe(find_recipe("gemma2b_alpha"), given)
     assert planned_passes(own, GEMMA_2B, card, *BOTH) == own
     assert tokens_scored_together(own, "cuda") == 2000
+    longer = load_recipe(find_recipe("gemma2b_alpha"), ["data.max_prompt_length=9000"])  # than a large pass
+    assert planned_passes(longer, GEMMA_2B, Machine("cuda", "bfloat16", 141e9, 141e9), *BOTH) == longer
     assert planned_passes(recipe, GEMMA_2B, Machine("cuda", "bfloat16"), *BOTH) == recipe  # a GPU that is only planned for
     assert planned_passes(recipe, GEMMA_2B, Machine("cpu", "float32"), *BOTH) == recipe
     assert planned_passes(recipe, GEMMA_2B, Machine("cuda", "bfloat16", 3e9, 3e9), *BOTH) == recipe  # which a run refuses
