@@ -481,3 +481,10 @@ def test_without_a_hub_the_papers_recipe_says_what_is_missing(tmp_path: Path) ->
     )
     assert result.stderr.rstrip().endswith("from_gguf.py makes one of a GGUF file")
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_recipe_beside_the_one_that_was_mistyped_is_offered(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("")
+    for typed in ("mine.yml", "mien.yaml"):
+        with pytest.raises(InputError, match=re.escape(f"did you mean {tmp_path / 'mine.yaml'}?")):
+            find_recipe(str(tmp_path / typed))

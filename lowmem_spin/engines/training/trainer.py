@@ -105,11 +105,10 @@ class PairTrainer(Trainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward passes over the step's pairs, as many together as memory has room for.
 
-        In place of the base class's, which puts every layer into training mode once more for each pass: that took a tenth
-        of a small pass.
+        In place of the base class's, which puts every layer into training mode once more for each pass: a tenth of a small
+        one's time. The engine has done so.
         """
         pairs, total = inputs["pairs"], torch.zeros((), device=self.args.device)
-        model.train()
         with self.layout.training(self.model.get_base_model()):  # type: ignore[union-attr]
             for run in self.batches([pair.tree for pair in pairs]):
                 loss = self.compute_loss(model, {"pairs": pairs[run.start : run.stop]}, num_items_in_batch=len(pairs))
