@@ -9,6 +9,7 @@ from rich.table import Table
 
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, printable
+from lowmem_spin.common.files import size_in_words
 from lowmem_spin.runner import gc
 from lowmem_spin.store.store import Store
 
@@ -28,8 +29,8 @@ def show_unused(root: Path, top: Path, delete: bool, aside: bool, grace_hours: f
     found, used_by = _unused(store, top, delete, display)
     young = [item for item in found if grace_hours and item.written > time.time() - 3600 * grace_hours]
     items = sorted((item for item in found if item not in young), key=lambda item: (-item.size, item.path))
-    display.log(f"{used_by} use {_bytes(gc.size_of(root) - sum(item.size for item in found))} of {root}")
-    size = _bytes(sum(item.size for item in young))
+    display.log(f"{used_by} use {size_in_words(gc.size_of(root) - sum(item.size for item in found))} of {root}")
+    size = size_in_words(sum(item.size for item in young))
     waiting = f"{size} is unused but younger than {grace_hours:g} h; --grace-hours 0 {'deletes' if delete else 'shows'} it"
     if young and items:
         display.log(waiting)
@@ -46,7 +47,7 @@ def show_unused(root: Path, top: Path, delete: bool, aside: bool, grace_hours: f
         freed += item.size if gone else 0
         if not gone:
             display.log(f"kept {item.path}: a process is computing it", "yellow")
-    display.log(f"freed {_bytes(freed)}" if delete else "nothing is freed without --delete")
+    display.log(f"freed {size_in_words(freed)}" if delete else "nothing is freed without --delete")
     if delete and not aside and any(item.kind == "aside" for item in items):
         display.log("what was set aside is kept without --aside")
 
@@ -81,13 +82,9 @@ def _table(items: list[gc.Unused]) -> Table:
     table.add_column("name", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
     for item in items[:LONGEST]:
-        table.add_row(item.kind, escape(printable(item.path.name)), _bytes(item.size))
+        table.add_row(item.kind, escape(printable(item.path.name)), size_in_words(item.size))
     rest = items[LONGEST:]
     if rest:
-        table.add_row("", f"and {len(rest)} smaller ones", _bytes(sum(item.size for item in rest)))
-    table.add_row("", "all", _bytes(sum(item.size for item in items)), style="bold")
+        table.add_row("", f"and {len(rest)} smaller ones", size_in_words(sum(item.size for item in rest)))
+    table.add_row("", "all", size_in_words(sum(item.size for item in items)), style="bold")
     return table
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"

@@ -13,6 +13,7 @@ from lowmem_spin.cli.exported_folder import SENTENCEPIECE
 from lowmem_spin.cli.serve import line
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, quoted
+from lowmem_spin.common.files import size_in_words
 
 CONVERTER, QUANTIZE, VARIABLE = "convert_hf_to_gguf.py", "llama-quantize", "LLAMA_CPP_DIR"
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # these are converted to and not quantized
@@ -144,7 +145,7 @@ class Conversion:
         if self.whole != self.file:
             self.whole.unlink()
         log.unlink()
-        display.log(f"GGUF     {self.file} ({self.file.stat().st_size / 1e6:,.1f} MB)")
+        display.log(f"GGUF     {self.file} ({size_in_words(self.file.stat().st_size)})")
 
     def lacks_tokenizer(self) -> bool:
         """Whether llama.cpp refuses the model, as it does not read this tokenizer."""

@@ -11,7 +11,7 @@ from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.memory import CARDS, CONTEXT, FRAGMENTATION, Shape, advice, peak, planned_shape, stage_memory
 from lowmem_spin.engines.passes import planned_passes
-from lowmem_spin.engines.registry import ENGINES, PORTABLE, gpu_engine
+from lowmem_spin.engines.registry import PORTABLE, gpu_engine
 from lowmem_spin.engines.residency import plan_residency
 from lowmem_spin.report.grid import Grid, TerminalTable
 from lowmem_spin.runner.open import SharedResources, open_game
@@ -37,9 +37,10 @@ def show_plan(plan: PlannedWork, display: Display) -> None:
     display.console.print(stages_left(plan), "")
     if (shape := planned_shape(plan.found.model)) is not None:
         first, choices = plan.found.recipe, plan.found.choices
-        machine, both = choices.machine, (ENGINES[choices.generator], ENGINES[choices.learner])
+        machine = choices.machine
         dtype = machine.dtype if machine.device == "cuda" else "bfloat16"
-        display.console.print(memory(planned_passes(first, shape, machine, *both), shape, dtype), "")
+        played = planned_passes(first, shape, machine, choices.generator, choices.learner)
+        display.console.print(memory(played, shape, dtype), "")
         for line in verdicts(first, shape, dtype):
             display.log(line)
     for note in plan.notes:

@@ -237,3 +237,10 @@ def token_arrays(column: pa.ChunkedArray) -> list[np.ndarray]:
     """A column of token ids as int32 arrays that share its memory: a list of Python ints takes nine times as much."""
     chunks = [(chunk.offsets.to_numpy(), chunk.values.to_numpy()) for chunk in column.chunks]
     return [values[start:end] for offsets, values in chunks for start, end in itertools.pairwise(offsets)]
+
+
+def size_in_words(count: int) -> str:
+    """Bytes of a file or folder, as people say them."""
+    if count < 1e9:
+        return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
+    return f"{count / 1e9:,.2f} GB"

@@ -4,7 +4,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.memory import Shape, peak, stage_memory, with_value
-from lowmem_spin.engines.registry import Engine
+from lowmem_spin.engines.registry import ENGINES
 from lowmem_spin.engines.residency import learner_room, shared_gpu
 
 MANY = 8192  # tokens in a pass: on an H200 gemma-2b's shape trains 2.6 times as fast as with 2,048, which it waits for
@@ -31,11 +31,10 @@ def with_large_passes(recipe: Recipe, shape: Shape, dtype: str, room: float) -> 
 
 def with_small_passes(recipe: Recipe, shape: Shape) -> Recipe:
     """The same experiment with fewer tokens in a forward and backward pass, for a CPU, unless the recipe says how many."""
-    pair = recipe.data.max_prompt_length + 2 * recipe.longest_answer
-    tokens = min(recipe.training_tokens, max(pair, FEW))
     if recipe.training.tokens_per_batch is not None or shape.active < LARGE:
         return recipe
-    return with_value(recipe, "training", "tokens_per_batch", tokens)
+    pair = recipe.data.max_prompt_length + 2 * recipe.longest_answer
+    return with_value(recipe, "training", "tokens_per_batch", min(recipe.training_tokens, max(pair, FEW)))
 
 
 def tokens_scored_together(recipe: Recipe, device: str) -> int:
@@ -45,12 +44,14 @@ def tokens_scored_together(recipe: Recipe, device: str) -> int:
     return recipe.scoring_tokens if device == "cpu" or given else max(recipe.scoring_tokens, 2 * MANY)
 
 
-def planned_passes(recipe: Recipe, shape: Shape, machine: Machine, generator: Engine, learner: Engine) -> Recipe:
-    """The recipe with passes as large as a run on this machine will make them; as it is where that is not known, or refused."""
+def planned_passes(recipe: Recipe, shape: Shape, machine: Machine, generator: str, learner: str) -> Recipe:
+    """The recipe with passes as large as a run on this machine, with these engines, will make them; as it is where that is not
+    known, or refused."""
     if machine.device == "cpu" or not machine.limit:
         return recipe
     try:
-        settled = machine if generator is learner else shared_gpu(recipe, shape, machine, generator, learner)
+        both = ENGINES[generator], ENGINES[learner]
+        settled = machine if generator == learner else shared_gpu(recipe, shape, machine, *both)
     except InputError:
         return recipe
     return with_large_passes(recipe, shape, machine.dtype, learner_room(settled))

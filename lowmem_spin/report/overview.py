@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lowmem_spin.algorithm.roles import parts_in
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.files import size_in_words
 from lowmem_spin.report.grid import Grid
 from lowmem_spin.report.intervals import Value
 from lowmem_spin.report.load import read_results
@@ -83,12 +84,8 @@ def _how(folder: Path) -> str:
 
 def overview_grid(games: list[Played], top: Path) -> Grid:
     """A row per game."""
-    rows = [[str(one.folder.relative_to(top)), one.state, one.best, _size(one.size), _ago(one.age)] for one in games]
+    rows = [[str(one.folder.relative_to(top)), one.state, one.best, size_in_words(one.size), _ago(one.age)] for one in games]
     return Grid(["run", "state", "best policy", "size", "played"], rows, texts=2)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
 
 
 def _ago(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """`plan --measure`: what is counted while a base is timed, and that a plan's times are then these and no others."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +92,22 @@ def test_rates_of_other_lengths_are_not_taken_as_they_are(timed: Timed) -> None:
     line = next(line for line in longer.lines if line.unit.side == "completions")
     assert line.measured  # by its FLOP, of answers as long as they may be
     assert line.seconds == pytest.approx(line.to_do * 16 * here.seconds / here.tokens)
+
+
+@pytest.mark.parametrize(("tokens", "together"), [(1000, 10), (8000, 16), (100, 4)])  # 16 a step, and 4 by the recipe
+def test_a_training_is_timed_on_as_many_pairs_as_go_through_the_model_at_once(tokens: int, together: int) -> None:
+    class Fake:
+        def train(self, init: Any, pairs: Any, loss: Any, settings: dict[str, Any], work: Path, advance: Any) -> None:
+            self.batch = settings["batch_size"]
+            for _ in range(len(pairs) // self.batch):
+                advance(self.batch)
+
+    learner: Any = Fake()
+    recipe = load_recipe(find_recipe("gemma2b_alpha"))
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"tokens_per_batch": tokens})})
+    pairs = [(range(40), range(30), range(30))] * 8  # of 100 tokens
+    measuring._training(learner, None, pairs, {"batch_size": 16}, recipe, Path())
+    assert learner.batch == together
 
 
 def test_another_card_cannot_be_timed_here() -> None:

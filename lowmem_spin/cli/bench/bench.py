@@ -108,7 +108,7 @@ def bench_in(work: Path, request: BenchRequest, console: Console) -> BenchResult
     device = calibration.device_name(machine.device)
     calibration.record_measurements(request.store, *(_record(cost, device, name, shape, recipe, machine) for cost in ours))
     choices = game.resolved.choices
-    played = planned_passes(recipe, shape, machine, ENGINES[choices.generator], ENGINES[choices.learner])
+    played = planned_passes(recipe, shape, machine, choices.generator, choices.learner)
     predicted = _predicted(played, shape, machine, ours)
     display.log(f"{name}, random weights, {recipe.model.quantization}, {machine.dtype}, on {device}", "bold")
     console.print(table.costs(ours, predicted))

@@ -193,11 +193,10 @@ class Clock:
         self.parameters: int | None = None
         self.layers = 0
         if shape is not None:
-            both = ENGINES[choices.generator], ENGINES[choices.learner]
-            recipe = planned_passes(self.found.recipe, shape, choices.machine, *both)
+            recipe = planned_passes(self.found.recipe, shape, choices.machine, choices.generator, choices.learner)
             self.parameters, self.layers = shape.active, shape.layers
             dtype = choices.machine.dtype if choices.machine.device == "cuda" else "bfloat16"
-            generator, learner = (engine.memory(recipe, shape, dtype) for engine in both)
+            generator, learner = (ENGINES[name].memory(recipe, shape, dtype) for name in (choices.generator, choices.learner))
             terms = {**learner, "generate": generator["generate"]}
             self.peaks = {kind: peak(found) for kind, found in terms.items()}
 

@@ -18,7 +18,6 @@ from lowmem_spin.data.rows import fixed_sample
 from lowmem_spin.engines.base import Completion, Generator, Learner, Request
 from lowmem_spin.engines.memory import read_shape
 from lowmem_spin.engines.passes import planned_passes
-from lowmem_spin.engines.registry import ENGINES
 from lowmem_spin.engines.training.pair import Pair
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.planning.calibration import Kind, Measurement, device_name
@@ -55,9 +54,10 @@ def measure_rates(game: OpenGame, display: Display, work: Path) -> list[Measurem
     with display.start_up("timing scoring"):
         alike = [(prompt, answer.tokens, answer.tokens) for prompt, answer in zip(prompts, answers, strict=True)]
         scored, alone = _scoring(learner, adapter, pairs or alike)
-    stage = next(stage for stage in game.stages if isinstance(stage, Train))
+    stage, choices = next(stage for stage in game.stages if isinstance(stage, Train)), found.choices
+    played = planned_passes(recipe, read_shape(found.model), choices.machine, choices.generator, choices.learner)
     with display.start_up("timing training"):
-        trained = _training(learner, adapter, pairs, stage.settings, _played(found), work)
+        trained = _training(learner, adapter, pairs, stage.settings, played, work)
     timed: dict[Kind, Timed] = {"generate": generated, "prefill": read, "score": scored, "score alone": alone}
     timed |= {} if trained is None else {"train": trained}
     return [_record(kind, one, found) for kind, one in timed.items()]
@@ -129,13 +129,6 @@ def _training(
     learner.train(adapter, asked, {"name": "dpo", "beta": 0.1}, one, work, advance)
     rows = sum(count for _, count in stamps[1:])
     return Timed(rows, round(rows * tokens), stamps[-1][0] - stamps[0][0])
-
-
-def _played(found: ResolvedRecipe) -> Recipe:
-    """The recipe as it is played on this machine."""
-    choices = found.choices
-    both = ENGINES[choices.generator], ENGINES[choices.learner]
-    return planned_passes(found.recipe, read_shape(found.model), choices.machine, *both)
 
 
 def _timed(work: Callable[[], Any], least: float = 0.0) -> tuple[float, Any]:
