@@ -119,8 +119,7 @@ def memory(recipe: Recipe, shape: Shape, dtype: str) -> TerminalTable:
     terms_of.append(["context, fragmentation", *map(_gigabytes, allowances)])
     peaks = ["peak", *(_gigabytes(peak(terms)) for terms in found.values())]
     grid = Grid(["", *found], [*terms_of, peaks], parted=len(terms_of) - 1)
-    together = f"training on {recipe.training_tokens:,} tokens at once"
-    return grid.table(f"Memory on a GPU in {dtype}, GB, rows at full length, {together}")
+    return grid.table(f"GPU memory in {dtype}, GB; full-length rows, training on {recipe.training_tokens:,} tokens at once")
 
 
 def _gigabytes(count: float) -> str:
