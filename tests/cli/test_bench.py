@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from helpers.games import CPU
 from lowmem_spin.cli import main as cli
 from lowmem_spin.cli.bench import checkpoint, rivals, table
-from lowmem_spin.cli.bench.bench import BenchRequest, BenchResult, bench_in
+from lowmem_spin.cli.bench.bench import BenchRequest, BenchResult, _load, bench_in
 from lowmem_spin.cli.bench.layouts import check_layouts, compare_layouts
 from lowmem_spin.cli.bench.measure import Card, Cost, Peak
 from lowmem_spin.common.display import Display
@@ -320,3 +320,12 @@ def test_trl_gets_the_same_tokens_at_once_in_whole_parts_of_a_step() -> None:
     assert pairs_at_once(12, 768, 8192) == 6
     assert pairs_at_once(16, 768, 100_000) == 16
     assert pairs_at_once(16, 768, 500) == 1
+
+
+def test_all_pairs_are_answered_together_as_far_as_memory_allows(tmp_path: Path) -> None:
+    def together(pairs: int) -> int:
+        given = {"prompt_length": 256, "completion_length": 128, "store": tmp_path}
+        asked = BenchRequest(model="gemma-2b", vram=24, pairs=pairs, versus=[], overrides=[], **given)
+        return _load(asked, "gemma-2b", tmp_path).runtime.generation_batch_size
+
+    assert [together(pairs) for pairs in (10, 64, 500)] == [10, 64, 64]

@@ -25,6 +25,7 @@ from helpers.games import (
     judged,
     of_policy,
     open_hf,
+    opened,
     pairwise_rates,
     played,
     save_slot,
@@ -525,3 +526,8 @@ def test_a_contest_that_is_killed_goes_on_and_ends_the_same(tmp_path: Path) -> N
         load_file(game.store.root / "adapters" / trained(game)[0].policy / "adapter_model.safetensors") for game in games
     ]
     assert max(abs(weights[0][name] - weights[1][name]).max() for name in weights[0]) <= 1e-6
+
+
+def test_a_cpu_is_asked_to_score_what_goes_through_its_model_at_once(tmp_path: Path) -> None:
+    game = opened(tmp_path, "runtime.scoring_batch_size=3")
+    assert game.tables.scoring_tokens == game.recipe.scoring_tokens < 4096
