@@ -26,5 +26,6 @@ def _forward(layer: Any, adapter: str, inputs: Tensor, *args: Any, **kwargs: Any
     if layer.disable_adapters:
         return outputs
     down = F.linear(layer.lora_dropout[adapter](inputs), layer.lora_A[adapter].weight.to(inputs.dtype))
-    up = (layer.scaling[adapter] * layer.lora_B[adapter].weight).to(inputs.dtype)
-    return torch.addmm(outputs.flatten(0, -2), down.flatten(0, -2), up.T).view_as(outputs)
+    up = layer.lora_B[adapter].weight.to(inputs.dtype)
+    added = torch.addmm(outputs.flatten(0, -2), down.flatten(0, -2), up.T, alpha=layer.scaling[adapter])
+    return added.view_as(outputs)
