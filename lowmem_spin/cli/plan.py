@@ -45,7 +45,7 @@ def show_plan(plan: PlannedWork, display: Display) -> None:
             display.log(line)
     for note in plan.notes:
         display.log(note, "yellow")
-    left = [line.measured for line in plan.lines if line.to_do and line.unit.side != "judgements"]
+    left = [line.measured for line in plan.lines if line.to_do and not line.untimed]
     if left:
         computed = "computed" if plan.gpu else "computed; --measure times this machine"
         display.log(f"Times are {'measured on this machine' if all(left) else computed}.")
@@ -69,7 +69,8 @@ def measure_here(recipe: Recipe, recipe_dir: Path, display: Display, trust: Trus
     finally:
         shared.engines.close()
     record_measurements(game.store.root, *found)
-    said = ", ".join(f"{one.kind} {one.tokens / one.seconds:,.0f}" for one in found)
+    rates = {one.kind: f"{one.kind} {one.tokens / one.seconds:,.0f}" for one in found}  # of two for judging, the game's own
+    said = ", ".join(rates.values()) + " answers" * ("judge" in rates)
     lines = [f"Measured on {found[0].device}, in tokens per second: {said}; kept in {game.store.root / 'bench.json'}."]
     if game.resolved.choices.machine.device == "cpu":
         lines.append(f"Memory of this process, libraries and all: {resident / 1e9:.1f} GB of RAM after a training step.")

@@ -65,7 +65,7 @@ def plan(
     overrides: Overrides = None,
     gpu: Annotated[str | None, typer.Option(help="Plan for this card instead: 4090, 3090, T4, A100, H100 or H200.")] = None,
     measured: Annotated[
-        bool, typer.Option("--measure", help="Load the model and time it on its own rows first, for 20 seconds or so.")
+        bool, typer.Option("--measure", help="Load the model and time it on its own rows first, for half a minute or so.")
     ] = False,
     workers: Annotated[
         str | None,

@@ -124,7 +124,7 @@ class Plan:
     @property
     def hours(self) -> float:
         """For what is not stored yet; not a number if the model is not known here. Computed, if `bench` has not measured;
-        a judge's own time, which is not known, is not counted."""
+        a judge's own time is not counted where it was not measured."""
         return self.made.total().seconds / 3600
 
     @property

@@ -20,7 +20,7 @@ from lowmem_spin.common.files import DamagedError, read_text, write_json
 from lowmem_spin.config.load import explain
 from lowmem_spin.engines.machine import driver
 
-Kind = Literal["generate", "prefill", "score", "score alone", "train"]
+Kind = Literal["generate", "prefill", "score", "score alone", "train", "judge"]
 
 CARRIED = 8  # times as large or small a model that a rate is carried to: a tiny one's time is hardly that of its FLOP
 UTILISATION = 0.4  # of the peak, where nothing was measured: what well-fed training on one GPU commonly reaches
@@ -38,7 +38,7 @@ CPU_CORE = 5e10  # float32 FLOP/s of one core with AVX2, rough
 
 
 class Measurement(BaseModel):
-    """One kind of stage as measured: `tokens` are those that the progress bar counts for it."""
+    """One kind of stage as measured: `tokens` are those that the progress bar counts for it; of judging, answers."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -53,7 +53,7 @@ class Measurement(BaseModel):
     rows: int = Field(ge=1)
     tokens: int = Field(ge=1)
     seconds: float = Field(gt=0)
-    shapes: str | None = None  # digest of model, lengths and batches, where they are a recipe's own; see estimates.py
+    shapes: str | None = None  # digest of model, lengths, batches and oracle, where they are a recipe's own; see estimates.py
     date: str = Field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
 

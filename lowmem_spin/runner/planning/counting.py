@@ -70,6 +70,11 @@ class PlanLine:
         return len(self.missing)
 
     @property
+    def untimed(self) -> bool:
+        """Whether it is an oracle's work, and nobody knows how long that takes."""
+        return self.unit.side == "judgements" and self.to_do > 0 and not self.measured
+
+    @property
     def stored(self) -> int:
         return self.rows - self.to_do
 

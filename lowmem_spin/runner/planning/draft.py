@@ -119,8 +119,6 @@ class Draft:
         self.note(found.model.once(f"check {_apart(found)}", lambda: _checked_base(found)))
         self.note(proposal(recipe, found.model, dtype))
         self.note(planned(found.beside, found.model, found.choices))
-        if found.oracle is not None:
-            self.note(["the time that game.oracle takes to judge is not counted"])
         if any(value is not None for value in recipe.game.stop_when.model_dump().values()):
             self.note(["game.stop_when may end a game earlier: this is the most that it takes"])
         return found

@@ -22,6 +22,7 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.memory import peak, planned_shape
 from lowmem_spin.engines.model_files import find_file
 from lowmem_spin.engines.passes import planned_passes
+from lowmem_spin.engines.pool import ORACLE
 from lowmem_spin.engines.registry import ENGINES, PORTABLE
 from lowmem_spin.runner.planning.calibration import Calibration, Kind, device_name
 from lowmem_spin.runner.planning.counting import Unit
@@ -29,6 +30,7 @@ from lowmem_spin.runner.resolved import ResolvedRecipe
 
 SAMPLED = 1000  # rows whose lengths are looked at
 STEP_SECONDS = 0.003  # a layer and token of a batch, by transformers on a GPU, however few rows: gemma-2b's in nf4 on an H200
+MEASURED_ANSWERS = 2  # to a held-out prompt, of which an oracle is asked: a policy's, and another's
 MARKS = 3  # tokens that a template writes around a turn, or so
 
 
@@ -177,6 +179,11 @@ def shapes(found: ResolvedRecipe) -> str:
     return digest([found.model.identity, recipe.model.quantization, found.choices.machine.dtype, lengths, batches])
 
 
+def judged(found: ResolvedRecipe, answers: int) -> str:
+    """The same of judging so many answers to a prompt: the rate of another oracle, or of more answers, is none for it."""
+    return digest([shapes(found), found.oracle_spec, getattr(found.recipe.game.oracle, "batch_size", None), answers])
+
+
 @dataclass
 class Clock:
     """Seconds by what bench measured on this device, or by FLOP; and memory by engines/memory.py."""
@@ -208,8 +215,12 @@ class Clock:
 
     def seconds(self, unit: Unit, rows: int, lengths: Lengths, epochs: int) -> tuple[float, bool]:
         """(seconds for `rows` rows of the unit, whether measured); a training reads them `epochs` times."""
-        if unit.side == "judgements":  # an oracle's own time is not known; see planning's note
-            return (float("nan") if rows else 0.0), False
+        if unit.side == "judgements":
+            answers = self.found.recipe.game.samples if unit.kind == "judge" else MEASURED_ANSWERS
+            record = self.calibration.of_shapes("judge", self.device, ORACLE, judged(self.found, answers))
+            if record is None:
+                return (float("nan") if rows else 0.0), False
+            return rows * record.seconds / record.rows, True
         training, choices = self.found.recipe.training, self.found.choices
         kind = _kind(unit)
         shared = 2 if unit.kind == "score" else 1  # a pair's answers are scored with their prompt, which is read once

@@ -1,7 +1,7 @@
 """A recipe's own model on its own rows for some seconds: the rates that `plan --measure` plans with.
 
-Generating, reading prompts, scoring and training are timed apart, each after a first time that does not count. Batches are
-those of the game, and no larger than a few seconds allow.
+Generating, reading prompts, judging, scoring and training are timed apart, each after a first time that does not count.
+Batches are those of the game, and no larger than a few seconds allow.
 """
 
 import time
@@ -11,20 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.algorithm.game import health_sampling
-from lowmem_spin.algorithm.stages import Sampling, Train
+from lowmem_spin.algorithm.stages import Judge, Sampling, Train
 from lowmem_spin.common.display import Display
+from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import fixed_sample
 from lowmem_spin.engines.base import Completion, Generator, Learner, Request
 from lowmem_spin.engines.memory import read_shape
 from lowmem_spin.engines.passes import planned_passes
+from lowmem_spin.engines.pool import ORACLE
 from lowmem_spin.engines.training.pair import Pair
 from lowmem_spin.runner.open import OpenGame
+from lowmem_spin.runner.pairs import question
 from lowmem_spin.runner.planning.calibration import Kind, Measurement, device_name
-from lowmem_spin.runner.planning.estimates import shapes
+from lowmem_spin.runner.planning.estimates import MEASURED_ANSWERS, judged, shapes
 from lowmem_spin.runner.resolved import ResolvedRecipe
 
-SECONDS = 5.0  # at most for each of generating, scoring and training, or so
+SECONDS = 5.0  # at most for each of generating, judging, scoring and training, or so
 LEAST = 1.5  # what is over sooner is done again
 PROBED = 4  # tokens of the answers by which the rest is sized
 STEPS = 6  # of a training, the first of which does not count
@@ -48,6 +51,10 @@ def measure_rates(game: OpenGame, display: Display, work: Path) -> list[Measurem
     requests = [Request(adapter, prompt, number) for number, prompt in enumerate(prompts)]
     with display.start_up("timing generation"):
         generated, read, answers = _generation(engines.generator(), requests, health_sampling(recipe, game.inputs))
+    judgings = []
+    if not isinstance(recipe.game.oracle, JudgeOracle | None):  # an endpoint's judge may cost money
+        with display.start_up("timing the oracle"):
+            judgings = _judging(game, places, answers)
     chosen = [rows.train.chosen(place) for place in places]
     pairs = [row for row in zip(prompts, chosen, (answer.tokens for answer in answers), strict=True) if all(map(len, row))]
     learner = engines.learner()
@@ -60,7 +67,8 @@ def measure_rates(game: OpenGame, display: Display, work: Path) -> list[Measurem
         trained = _training(learner, adapter, pairs, stage.settings, played, work)
     timed: dict[Kind, Timed] = {"generate": generated, "prefill": read, "score": scored, "score alone": alone}
     timed |= {} if trained is None else {"train": trained}
-    return [_record(kind, one, found) for kind, one in timed.items()]
+    kinds: list[tuple[Kind, Timed]] = [*timed.items(), *(("judge", one) for one in judgings)]
+    return [_record(kind, one, found) for kind, one in kinds]
 
 
 def _generation(generator: Generator, requests: Sequence[Request], sampling: Sampling) -> tuple[Timed, Timed, list[Completion]]:
@@ -83,6 +91,31 @@ def _generation(generator: Generator, requests: Sequence[Request], sampling: Sam
     tokens = sum(len(answer.tokens) for answer in answers) + unended * (longest - most)
     prompts = sum(len(request.prompt) for request in requests)
     return Timed(len(requests), tokens, seconds), Timed(len(requests), prompts, reading), answers
+
+
+def _judging(game: OpenGame, places: Sequence[int], answers: Sequence[Completion]) -> list[Timed]:
+    """Prompts, with as many answers each as the game compares, and as held-out rows have: those of a prompt and its neighbours.
+
+    None is judged twice, as a function may remember what it has seen. Where a batch has fewer answers than are compared, that
+    is not timed.
+    """
+    longest, size, found = game.recipe.generation.max_new_tokens, len(answers), []
+    texts = [  # one that time has cut goes on as it began
+        answer.text * (longest // len(answer.tokens) if answer.finish_reason == "length" else 1) for answer in answers
+    ]
+    counts = {MEASURED_ANSWERS, *(stage.pairs.samples for stage in game.stages if isinstance(stage, Judge))}
+    oracle = game.engines.oracle()
+    for count in sorted(count for count in counts if count <= size):
+        asked = [
+            question(game, places[n % size], [texts[(n + n // size + other) % size] for other in range(count)])
+            for n in range(size + 2)
+        ]
+        oracle.prefer(asked[:1])
+        seconds, _ = _timed(lambda asked=asked: oracle.prefer(asked[1:2]))
+        rest = asked[2 : 3 + int(SECONDS / max(1e-9, seconds))]
+        seconds, _ = _timed(lambda rest=rest: oracle.prefer(rest))
+        found.append(Timed(len(rest), len(rest) * count, seconds))
+    return found
 
 
 def _scoring(learner: Learner, adapter: Path | None, pairs: Sequence[tuple[Any, Any, Any]]) -> tuple[Timed, Timed]:
@@ -142,9 +175,10 @@ def _timed(work: Callable[[], Any], least: float = 0.0) -> tuple[float, Any]:
 
 def _record(kind: Kind, timed: Timed, found: ResolvedRecipe) -> Measurement:
     recipe, choices = found.recipe, found.choices
+    engine = choices.learner if kind in ("score", "score alone", "train") else choices.generator
     return Measurement(
         device=device_name(choices.machine.device),
-        engine=choices.learner if kind in ("score", "score alone", "train") else choices.generator,
+        engine=ORACLE if kind == "judge" else engine,
         kind=kind,
         dtype=choices.machine.dtype,
         model=found.model.location,
@@ -154,5 +188,5 @@ def _record(kind: Kind, timed: Timed, found: ResolvedRecipe) -> Measurement:
         rows=timed.rows,
         tokens=timed.tokens,
         seconds=timed.seconds,
-        shapes=shapes(found),
+        shapes=judged(found, timed.tokens // timed.rows) if kind == "judge" else shapes(found),
     )

@@ -89,9 +89,9 @@ def with_workers(asked: str, games: Sequence[Game], lines: Sequence[PlanLine], g
     if gpus:
         check_gpus(count, gpus, "; or plan for more with --gpu")
     count = count or max(1, gpus)
-    timed = [line for line in lines if line.to_do and line.unit.side != "judgements"]
+    timed = [line for line in lines if line.to_do and not line.untimed]
     schedule, seconds, shared = timed_steps(games, timed)
-    untimed = any(line.to_do and line.unit.side == "judgements" for line in lines)
+    untimed = any(line.untimed for line in lines)
     left = any(line.to_do for line in lines)
     if any(map(math.isnan, seconds)):
         return Parallel(count, math.nan, math.nan, untimed, left)

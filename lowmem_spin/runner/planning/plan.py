@@ -5,13 +5,16 @@ rows have no ids yet: counts are then upper bounds, as if no two draws had a pro
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lowmem_spin.algorithm.roles import Role
+from lowmem_spin.algorithm.stages import Evaluate
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.trust import Trust, UntrustedError
+from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.runner.planning.counting import GAME_KINDS, PlanLine, Work
 from lowmem_spin.runner.planning.draft import Draft
@@ -35,11 +38,11 @@ class PlannedWork:
     parallel: Parallel | None = None  # if it was asked what several workers take
 
     def total(self) -> Total:
-        """What it comes to; a judge's time, which nobody knows, is left out."""
-        timed = [line.seconds for line in self.lines if line.unit.side != "judgements"]
+        """What it comes to; a judge's time is left out where it was not measured."""
+        timed = [line.seconds for line in self.lines if not line.untimed]
         peaks = [line.memory for line in self.lines if not math.isnan(line.memory)]
         left = sum(line.to_do for line in self.lines)
-        untimed = any(line.to_do for line in self.lines if line.unit.side == "judgements")
+        untimed = any(line.untimed for line in self.lines)
         machine, forced = self.found.choices.machine, self.found.recipe.runtime.device == "cpu"
         return Total(left, sum(timed), untimed, max(peaks, default=math.nan), machine, forced, self.gpu)
 
@@ -49,7 +52,7 @@ class PlannedWork:
         without_judge = [kind for kind in GAME_KINDS if kind != "judge" or self.work.independent.get(kind)]
         for kind in dict.fromkeys([*without_judge, *(line.unit.kind for line in self.lines)]):
             lines = [line for line in self.lines if line.unit.kind == kind]
-            timed = [line.seconds for line in lines if kind == "judge" or line.unit.side != "judgements"]
+            timed = [line.seconds for line in lines if kind == "judge" or not line.untimed]
             found[kind] = {
                 "independent": self.work.independent.get(kind, 0),
                 "shared": sum(line.rows for line in lines),
@@ -120,6 +123,7 @@ def plan(
             ["the data is not loaded and tokenised yet, so row counts are maxima, and nothing counts as stored"],
         )
     lines, parallel = draft.lines(), None
+    draft.note(_left_out(draft, lines))
     if workers is not None:
         parallel = with_workers(workers, list(zip(draft.founds, draft.played, strict=True)), lines, gpu)
         if parallel.count > 1 and draft.founds[0].choices.machine.device == "cpu":
@@ -135,3 +139,21 @@ def plan(
         gpu=gpu,
         parallel=parallel,
     )
+
+
+def _left_out(draft: Draft, lines: Sequence[PlanLine]) -> Iterator[str]:
+    """What takes time that is not counted."""
+    for line in lines:
+        if line.untimed:
+            oracle = draft.askers[line.unit.table, line.unit.side].recipe.game.oracle
+            remedy = "" if draft.gpu or isinstance(oracle, JudgeOracle) else "; --measure times it"
+            yield f"the time that game.oracle takes to judge is not counted{remedy}"
+    names: dict[str, None] = {}
+    policies: set[str] = set()
+    for found, played in zip(draft.founds, draft.played, strict=True):
+        if benchmarks := found.recipe.evaluation.benchmarks:
+            names |= dict.fromkeys(benchmarks)
+            measured = [stage for stage, _ in played if isinstance(stage, Evaluate)]
+            policies |= {stage.policy for stage in measured if stage.role in (Role.BASE, Role.ITERATE)}
+    if names:
+        yield f"evaluation.benchmarks: {', '.join(names)}, on up to {len(policies)} policies; their time is not counted"
