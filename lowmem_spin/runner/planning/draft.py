@@ -286,7 +286,7 @@ def _refused(recipe: Recipe, stages: list[Stage] | None) -> list[str]:
 
 
 def _add(notes: list[str], more: Iterable[str]) -> None:
-    notes += [note for note in more if note not in notes]
+    notes += [note for note in dict.fromkeys(more) if note not in notes]
 
 
 def _unresolved(name: str, found: ResolvedRecipe) -> str:
