@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from helpers.commands import assert_one_line, call
-from helpers.games import PAIRS, data_rows, tiny
+from helpers.games import PAIRS, tiny
 from lowmem_spin.cli.plan import measure_here
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.trust import Trust
@@ -41,7 +41,7 @@ def changes(folder: Path, *more: str) -> list[str]:
         f"game.samples={ANSWERS}",
         f"game.oracle={{function: '{own}:longest'}}",
     ]
-    return tiny(folder, *sppo, f"game.iterations={ITERATES}", "runtime.generation_batch_size=16", *more)
+    return tiny(folder, *sppo, f"game.iterations={ITERATES}", "runtime.generation_batch_size=40", *more)
 
 
 def planned(folder: Path, *more: str, gpu: str | None = None, workers: str | None = None) -> PlannedWork:
@@ -75,10 +75,12 @@ def test_an_oracle_is_timed_on_answers_of_the_base_and_asked_nothing_twice(timed
     assert {len(answers) for _, answers, _ in asked} == {2, ANSWERS}  # held-out samples, and the game's
     for one, count in zip(judging(folder), (2, ANSWERS), strict=True):
         mine = [question for question in asked if len(question[1]) == count]
-        assert one["rows"] == len(mine) - 2 == 16 and one["tokens"] == count * one["rows"]  # one loads, and one sizes
+        assert one["rows"] == len(mine) - 2 == 6  # of 8 prompts with 5 answers each; one loads, and one sizes
+        assert one["tokens"] == count * one["rows"]
         assert len({json.dumps(question) for question in mine}) == len(mine)
-    known = {row["completion"] for row in data_rows(folder / "store").values()}
-    assert {reference for *_, reference in asked} <= known and len({reference for *_, reference in asked}) > 8
+    known = {(row["prompt"], row["completion"]) for row in map(json.loads, (folder / "train.jsonl").open())}
+    prompts = {(messages[-1]["content"], reference) for messages, _, reference in asked}
+    assert prompts <= known and len(prompts) == 8
     assert ", judge " in lines[0] and "answers; kept in" in lines[0]
     assert not (folder / "store" / "judgements").exists()
 

@@ -7,6 +7,7 @@ Batches are those of the game, and no larger than a few seconds allow.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from lowmem_spin.runner.pairs import question
 from lowmem_spin.runner.planning.calibration import Kind, Measurement, device_name
 from lowmem_spin.runner.planning.estimates import MEASURED_ANSWERS, judged, shapes
 from lowmem_spin.runner.resolved import ResolvedRecipe
+from lowmem_spin.store.batches import in_batches
 
 SECONDS = 5.0  # at most for each of generating, judging, scoring and training, or so
 LEAST = 1.5  # what is over sooner is done again
@@ -54,7 +56,7 @@ def measure_rates(game: OpenGame, display: Display, work: Path) -> list[Measurem
     judgings = []
     if not isinstance(recipe.game.oracle, JudgeOracle | None):  # an endpoint's judge may cost money
         with display.start_up("timing the oracle"):
-            judgings = _judging(game, places, answers)
+            judgings = _judging(game, engines.generator(), places, answers)
     chosen = [rows.train.chosen(place) for place in places]
     pairs = [row for row in zip(prompts, chosen, (answer.tokens for answer in answers), strict=True) if all(map(len, row))]
     learner = engines.learner()
@@ -93,28 +95,31 @@ def _generation(generator: Generator, requests: Sequence[Request], sampling: Sam
     return Timed(len(requests), tokens, seconds), Timed(len(requests), prompts, reading), answers
 
 
-def _judging(game: OpenGame, places: Sequence[int], answers: Sequence[Completion]) -> list[Timed]:
-    """Prompts, with as many answers each as the game compares, and as held-out rows have: those of a prompt and its neighbours.
+def _judging(game: OpenGame, generator: Generator, places: Sequence[int], answers: Sequence[Completion]) -> list[Timed]:
+    """Prompts, with as many answers each as the game compares, and as held-out ones have: one batch more of the base's own.
 
-    None is judged twice, as a function may remember what it has seen. Where a batch has fewer answers than are compared, that
-    is not timed.
+    None is judged twice, as a function may remember what it has seen.
     """
-    longest, size, found = game.recipe.generation.max_new_tokens, len(answers), []
-    texts = [  # one that time has cut goes on as it began
-        answer.text * (longest // len(answer.tokens) if answer.finish_reason == "length" else 1) for answer in answers
-    ]
-    counts = {MEASURED_ANSWERS, *(stage.pairs.samples for stage in game.stages if isinstance(stage, Judge))}
+    batch, longest, found = game.recipe.runtime.generation_batch_size, game.recipe.generation.max_new_tokens, []
+    counts = dict.fromkeys([MEASURED_ANSWERS, *(stage.pairs.samples for stage in game.stages if isinstance(stage, Judge))])
+    judged = [places[number % len(places)] for number in range(max(3, batch // sum(counts)))]
+    answering = [place for count in counts for place in judged for _ in range(count)]
+    adapter, rows = game.tables.base_adapter, game.rows.train
+    requests = [Request(adapter, rows.prompt(place), number) for number, place in enumerate(answering)]
+    cut = min((len(answer.tokens) for answer in answers if answer.finish_reason == "length"), default=longest)
+    sampling = replace(health_sampling(game.recipe, game.inputs), max_new_tokens=cut)
+    given = [answer for some in in_batches(requests, batch) for answer in generator.generate(some, sampling)]
+    texts = (  # one that time has cut goes on as it began
+        answer.text * (longest // len(answer.tokens) if answer.finish_reason == "length" else 1) for answer in given
+    )
     oracle = game.engines.oracle()
-    for count in sorted(count for count in counts if count <= size):
-        asked = [
-            question(game, places[n % size], [texts[(n + n // size + other) % size] for other in range(count)])
-            for n in range(size + 2)
-        ]
-        oracle.prefer(asked[:1])
-        seconds, _ = _timed(lambda asked=asked: oracle.prefer(asked[1:2]))
-        rest = asked[2 : 3 + int(SECONDS / max(1e-9, seconds))]
-        seconds, _ = _timed(lambda rest=rest: oracle.prefer(rest))
-        found.append(Timed(len(rest), len(rest) * count, seconds))
+    for count in counts:
+        first, second, *rest = [question(game, place, list(islice(texts, count))) for place in judged]
+        oracle.prefer([first])  # which loads a model
+        seconds, _ = _timed(lambda second=second: oracle.prefer([second]))
+        some = rest[: 1 + int(SECONDS / max(1e-9, seconds))]
+        seconds, _ = _timed(lambda some=some: oracle.prefer(some))
+        found.append(Timed(len(some), len(some) * count, seconds))
     return found
 
 
