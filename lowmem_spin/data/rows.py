@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from lowmem_spin.algorithm.stages import Draw
+from lowmem_spin.algorithm.pair_sources import Draw
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError, token_arrays
 from lowmem_spin.common.keys import number
