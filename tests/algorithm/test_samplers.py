@@ -253,7 +253,7 @@ def adapters(engine: HF, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
     for seed in range(2):
         shake_slot(engine, seed, scale=0.3)
         folders.append(save_slot(engine, tmp_path_factory.mktemp("adapters") / str(seed)))
-        engine.in_slot = None
+        engine.slot.holds = None
     return folders
 
 

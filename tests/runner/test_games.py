@@ -426,7 +426,7 @@ def test_a_warm_start_is_trls_fine_tuning(warm: OpenGame, quickstart: Path, tmp_
     rows = [(ids(warm.rows.train.prompt(place)), ids(warm.rows.train.chosen(place))) for place in places]
     engine = open_hf(quickstart / "base", "none", lora=warm.recipe.training.lora.model_dump())
     torch.manual_seed(warm.recipe.seed)
-    engine._reset_slot()
+    engine.slot.reset()
     start = save_slot(engine, tmp_path / "start")
     base = AutoModelForCausalLM.from_pretrained(quickstart / "base", dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(start), is_trainable=True)

@@ -247,7 +247,7 @@ class GFlowNetTrainer:
     def _read(self, adapter: Path) -> list[Tensor]:
         """The weights of an adapter, which the slot is left with."""
         with self.engine.playing(adapter):
-            self.engine.in_slot = None  # what is done to the slot from here on is in no folder
+            self.engine.slot.holds = None  # what is done to the slot from here on is in no folder
             return [weight.detach().clone() for weight in self._slot().values()]
 
     @contextmanager
