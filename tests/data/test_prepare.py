@@ -122,7 +122,7 @@ def test_long_prompts_are_counted_and_left_out_and_long_answers_lose_their_end(t
         "1 completion cut to data.max_completion_length (1,024 tokens) (first: line 2)",
         "1 prompt longer than data.max_prompt_length (40 tokens), left out (first: line 3)",
     ]
-    assert kept.table["truncated"].to_pylist() == [False, True]
+    assert kept.table.column("truncated").to_pylist() == [False, True]
     assert tokenizer.decode(kept.chosen(1)) == "c" * 20  # no end of turn that the data does not have there
 
 

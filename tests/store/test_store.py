@@ -17,8 +17,9 @@ from safetensors.numpy import save_file
 
 from helpers.unreadable import answering_eio
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import DamagedError, UnreadableError, read_parquet
+from lowmem_spin.common.files import DamagedError, UnreadableError
 from lowmem_spin.common.keys import digest
+from lowmem_spin.common.parquet import ParquetTable
 from lowmem_spin.store.store import Store
 from lowmem_spin.store.table import Table
 
@@ -149,7 +150,7 @@ def test_whatever_bit_of_a_table_is_wrong_is_damage_and_nothing_else(store: Stor
     for place in range(0, len(content), 3):
         file.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
         try:
-            read_parquet(file)
+            ParquetTable(file).read()
         except DamagedError:
             damaged += 1
     assert damaged > len(content) / 3 / 4  # not all of a footer is checked
