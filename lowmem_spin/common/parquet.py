@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from lowmem_spin.common.files import DamagedError, reading, write_atomically
 
-CHUNK, BATCH = 2**18, 1000  # bytes, and rows, that are read at once
+CHUNK, BATCH = 2**18, 250  # bytes, and rows, that are read at once
 SEAL, DIGITS = b"sha256 of all else: ", 64  # in a Parquet file's metadata, and the hex digits after it
 
 

@@ -34,6 +34,8 @@ PREFERENCES = SCHEMA.append(pa.field("rejected", pa.list_(pa.int32())))  # of da
 class Rows:
     """Prepared rows: prompt and chosen token ids by place, ids, categories, conversations, and what was left out.
 
+    Each column is read when it is first asked for: a game that is finished needs no more of most rows than their ids.
+
     Raises:
         DamagedError: the table is not one that prepare.py makes.
     """
@@ -41,7 +43,7 @@ class Rows:
     def __init__(self, table: pa.Table | ParquetTable) -> None:
         if not any(table.schema.equals(known) for known in (SCHEMA, PREFERENCES)):
             raise DamagedError("has other columns than prepared rows")
-        self.table = table
+        self.table, self._sides = table, dict[str, list[np.ndarray]]()
         metadata = table.schema.metadata or {}
         try:
             self.counts: dict[str, int] = json.loads(metadata.get(b"counts", b"{}"))
@@ -84,30 +86,23 @@ class Rows:
     def _messages(self) -> pa.ChunkedArray:
         return self.table.column("messages")
 
-    @cached_property
-    def _prompts(self) -> list[np.ndarray]:
-        return token_arrays(self.table.column("prompt"))
-
-    @cached_property
-    def _chosen(self) -> list[np.ndarray]:
-        return token_arrays(self.table.column("chosen"))
-
-    @cached_property
-    def _rejected(self) -> list[np.ndarray]:
-        return token_arrays(self.table.column("rejected"))
+    def _side(self, name: str) -> list[np.ndarray]:
+        if name not in self._sides:
+            self._sides[name] = token_arrays(self.table.column(name))
+        return self._sides[name]
 
     def prompt(self, position: int) -> np.ndarray:
-        return self._prompts[position]
+        return self._side("prompt")[position]
 
     def chosen(self, position: int) -> np.ndarray:
-        return self._chosen[position]
+        return self._side("chosen")[position]
 
     def rejected(self, position: int) -> np.ndarray:
-        return self._rejected[position]
+        return self._side("rejected")[position]
 
     def answered(self, positions: Sequence[int]) -> list[int]:
         """Those of these places that the data has an answer to; a prompt alone has no chosen tokens."""
-        return [position for position in positions if len(self._chosen[position])]
+        return [position for position in positions if len(self.chosen(position))]
 
     def counts_lines(self, data: Data) -> list[str]:
         """What the file was read as and how many rows it has; then a line for each kind of thing that became of them."""

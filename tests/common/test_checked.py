@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -53,6 +54,31 @@ def test_a_table_of_an_earlier_version_is_read_and_its_damage_is_damage(tmp_path
         except DamagedError:
             damaged += 1
     assert damaged > path.stat().st_size / 3 / 4
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_part_of_a_table_is_what_it_is_in_the_whole(tmp_path: Path, sealed: bool) -> None:
+    schema = pa.schema({"n": pa.int64(), "ids": pa.list_(pa.field("element", pa.int32()))}, {"a": "b"})
+    rows = pa.table({"n": list(range(1234)), "ids": [[n] * (n % 7) for n in range(1234)]}, schema)
+    path = tmp_path / "a.parquet"
+    write_parquet(path, rows) if sealed else pq.write_table(rows, path, write_page_checksum=True)
+    table = ParquetTable(path)
+    assert table.num_rows == 1234 and table.schema.equals(rows.schema, check_metadata=True)
+    assert table.column("ids").to_pylist() == rows["ids"].to_pylist()
+    assert pa.concat_tables(table.batches(["n"])).equals(rows.select(["n"]))
+    for wanted in ([], [0], [1233], [3, 249, 250, 999], range(1234)):
+        mask = np.isin(np.arange(1234), wanted)
+        assert table.filter(mask).equals(rows.filter(mask), check_metadata=True)
+
+
+def test_a_table_that_is_damaged_after_it_was_verified_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_parquet(path, ROWS)
+    table, content = ParquetTable(path), path.read_bytes()
+    first = pq.read_metadata(path).row_group(0).column(0)
+    path.write_bytes(flipped(content, 4 + first.total_compressed_size - 1, 0))  # of its last page
+    with pytest.raises(DamagedError):
+        table.read()
 
 
 def test_memory_that_runs_out_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,29 @@ def test_shards_merge_into_one_file_that_other_tools_open(store: Store) -> None:
     assert ids(store) == ["a", "b", "c"]
 
 
+def test_a_table_gives_the_rows_of_the_prompts_that_are_asked_for(store: Store) -> None:
+    """Whatever was asked before, whoever has written since, and whether or not it is merged."""
+    table(store).append(rows("a", "b", "c"))
+    one = table(store)
+    for wanted in ("b", "ab", "b", "", "bc", "abcd", "ad"):
+        for _ in range(2):
+            assert one.read(set(wanted))["prompt_id"].to_pylist() == sorted(set(wanted) & set("abc"))
+    table(store).append(rows("d"))
+    assert one.read({"d"})["prompt_id"].to_pylist() == ["d"]
+    one.append(rows("e"))
+    assert sorted(one.read(set("de"))["prompt_id"].to_pylist()) == ["d", "e"]
+    assert sorted(one.read()["prompt_id"].to_pylist()) == [*"abcde"]
+    one.merge()
+    assert one.read({"c"})["prompt_id"].to_pylist() == table(store).read({"c"})["prompt_id"].to_pylist() == ["c"]
+
+
+def test_a_lost_manifest_has_the_number_of_all_rows_whichever_are_asked_for(store: Store) -> None:
+    table(store).append(rows("a", "b", "c"))
+    (table(store).folder / "manifest.json").unlink()
+    table(store).read({"b"})
+    assert '"rows": 3' in (table(store).folder / "manifest.json").read_text()
+
+
 def test_a_merge_that_was_stopped_before_it_deleted_its_shards_leaves_no_row_twice(store: Store) -> None:
     one = table(store)
     for name in "abc":
