@@ -125,6 +125,8 @@ def load_base(model: Source, quantization: str, machine: Machine, trust_remote_c
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     if getattr(base.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         base.set_attn_implementation("eager")  # torch's own attention leaves the cap of Gemma 2 out
+    # Of a slice of states, the last ones of prompts, torch makes a copy of the head's weights on a CPU for every row.
+    base.get_output_embeddings().register_forward_pre_hook(lambda _, states: (states[0].contiguous(), *states[1:]))
     # Its own penalties and suppressed tokens would change what is sampled: opponents are the policy itself.
     base.generation_config = GenerationConfig()
     base.requires_grad_(False)

@@ -116,20 +116,22 @@ class Shape:
         return 2 * self.layers * self.kv_heads * self.head_dim * width
 
     def passing(self, width: int) -> int:
-        """Bytes per token where a forward pass without a backward one is widest: the outputs of gate and up, and that of up's
-        adapter in float32, before and after it is scaled."""
-        return self.intermediate * (2 * width + 2 * 4) + 4 * self.hidden * width
+        """Bytes per token where a forward pass without a backward one is widest: the outputs of gate, of up and of up's
+        adapter, which is added to them at once in half precision, and in float32 is there before and after it is scaled."""
+        adapter = 2 * width if width == WIDTH["float32"] else width
+        return self.intermediate * (2 * width + adapter) + 4 * self.hidden * width
 
     def saved(self, width: int, dropout: bool) -> int:
         """Bytes that one layer keeps for its backward pass, per token, without checkpointing.
 
         The frozen path keeps the norms' and the activation's inputs, the rotated queries and keys, the values and
-        the attention's output; every adapter keeps its own float32 input (and, with dropout, a mask of it), and
-        the r values between A and B are left out, as small.
+        the attention's output. Adapters keep their inputs, which several have in common, and with dropout each its own and a
+        mask of it; the r values between A and B are left out, as small.
         """
         h, q, kv, i = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim, self.intermediate
         frozen = width * (2 * q + 2 * kv + 3 * i) + 4 * (4 * h)
-        adapters = sum(inputs for inputs, _ in self.linears) * (4 + (4 if dropout else 0))
+        together = h + (0 if self.experts else h + i)  # the input of o is the attention's output
+        adapters = width * (2 * sum(inputs for inputs, _ in self.linears) if dropout else together)
         return frozen + adapters
 
 

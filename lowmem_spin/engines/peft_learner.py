@@ -36,6 +36,7 @@ from lowmem_spin.engines.training.logps import (
     decoder_states,
     telling_logits,
 )
+from lowmem_spin.engines.training.lora import compute_in_half_precision
 from lowmem_spin.engines.training.optimizer import check_names
 from lowmem_spin.engines.training.pair import Pair
 from lowmem_spin.engines.training.trainer import train
@@ -106,9 +107,12 @@ class PeftLearner:
             task_type="CAUSAL_LM",
         )
         try:
-            return get_peft_model(base, config, adapter_name=SLOT)
+            model = get_peft_model(base, config, adapter_name=SLOT)
         except ValueError as error:
             raise InputError(f"training.lora.target_modules: {lora.target_modules!r}: {str(error).splitlines()[0]}") from None
+        if self.machine.dtype != "float32":
+            compute_in_half_precision(model, SLOT)
+        return model
 
     def _check_head(self) -> None:
         """Refuse a model that does more to its logits than logps.py knows of: every score would be wrong."""

@@ -1,17 +1,20 @@
 """What the engine draws, against every sequence it could have drawn."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.games import make_micro_base, open_hf
-from lowmem_spin.algorithm.samplers.noise import gumbel
+from lowmem_spin.algorithm.samplers.noise import IN_CACHE, gumbel
 from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.hf import HF, RowNoise
@@ -85,6 +88,26 @@ def test_temperature_top_k_and_top_p_shape_the_draw() -> None:
     assert one_step({"temperature": 0.0, "top_p": 1.0, "top_k": None}, logits, 10)[0] == 1
 
 
+def splitmix64(state: int) -> int:
+    """The next output of the generator, by its published code, in Python's own integers."""
+    bits = (state + 0x9E3779B97F4A7C15) % 2**64
+    bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB % 2**64
+    return bits ^ bits >> 31
+
+
+@pytest.mark.parametrize("vocabulary", [7, IN_CACHE // 2, IN_CACHE + 1])
+def test_noise_is_splitmix64_however_many_rows_are_made_at_once(vocabulary: int) -> None:
+    seeds = torch.tensor([0, 5, -(2**62), 2**63 - 1, 77])
+    found = gumbel(seeds, 3, vocabulary)
+    assert found.shape == (5, vocabulary)
+    for row, seed in enumerate(seeds.tolist()):
+        own = splitmix64(splitmix64(seed % 2**64) + 2 * 0x9E3779B97F4A7C15)  # its third, as steps count from 0
+        for token in (0, 6, vocabulary - 1):
+            bits = splitmix64((own + token * 0x9E3779B97F4A7C15) % 2**64) >> 11
+            assert found[row, token].item() == pytest.approx(-math.log(-math.log((bits + 0.5) / 2**53)), rel=1e-12)
+
+
 def test_noise_is_gumbel_and_always_finite() -> None:
     noise = gumbel(torch.arange(400), step=3, vocabulary=500)
     assert torch.isfinite(noise).all()
@@ -92,3 +115,19 @@ def test_noise_is_gumbel_and_always_finite() -> None:
     other_step, other_rows = gumbel(torch.arange(400), 4, 500), gumbel(torch.arange(400, 800), 3, 500)
     for other in (other_step, other_rows):
         assert abs(np.corrcoef(noise.flatten(), other.flatten())[0, 1]) < 0.01
+
+
+def test_the_head_takes_all_prompts_last_states_at_once(engine: HF) -> None:
+    """They are a slice; a product for each would copy the head's weights as many times, in bfloat16 on a CPU."""
+    products: list[tuple[int, ...]] = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+                products.append((*args[0].shape[:-1], args[1].shape[-1]))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), engine.playing(None) as policy, Products():
+        logits = policy(input_ids=torch.randint(3, 6, (40, 5)), logits_to_keep=1).logits
+    assert logits.shape[1] == 1
+    assert [shape for shape in products if shape[-1] == logits.shape[2]] == [(40, logits.shape[2])]

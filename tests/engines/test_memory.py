@@ -105,9 +105,11 @@ def test_the_key_value_cache_is_the_models(base: Path) -> None:
     assert held == 2 * 5 * read_shape(Source(str(base), None, "")).kv(4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_what_a_layer_keeps_for_its_backward_pass(quickstart: Path, dropout: float) -> None:
-    engine = open_hf(quickstart / "base", dropout=dropout)
+def test_what_a_layer_keeps_for_its_backward_pass(quickstart: Path, dropout: float, dtype: str) -> None:
+    folder = quickstart / "base"
+    engine = HF(recipe_on(folder, dropout=dropout), Source(str(folder), None, "test"), Machine("cpu", dtype))
     engine.model.train()
     kept: dict[int, int] = {}
     frozen = {p.data_ptr() for p in engine.model.parameters()}
@@ -121,9 +123,9 @@ def test_what_a_layer_keeps_for_its_backward_pass(quickstart: Path, dropout: flo
     batch = collate([ROW] * 4, engine.pad)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = completion_logps(engine.model.get_base_model(), batch).sum()
-    shape = read_shape(Source(str(quickstart / "base"), None, ""))
-    expected = batch.input_ids.numel() * shape.layers * shape.saved(4, dropout > 0)
-    assert sum(kept.values()) == pytest.approx(expected, rel=0.15)
+    shape = read_shape(Source(str(folder), None, ""))
+    expected = batch.input_ids.numel() * shape.layers * shape.saved(WIDTH[dtype], dropout > 0)
+    assert sum(kept.values()) == pytest.approx(expected, rel=0.08)
     assert torch.isfinite(loss)
 
 
@@ -157,7 +159,8 @@ def test_the_plan_is_what_an_h200_took(tmp_path: Path) -> None:
         found = stage_memory(_load(asked, "gemma-2b", tmp_path), GEMMA_2B, "bfloat16")
         return {stage: peak(terms) for stage, terms in found.items()}
 
-    measured = {"generate": 5.64e9, "score": 4.10e9, "train": 4.54e9}
+    in_float32 = 32 * 256 * GEMMA_2B.intermediate * 6.0  # what up's adapter took then, and no longer takes
+    measured = {"generate": 5.64e9 - in_float32, "score": 4.10e9, "train": 4.54e9}
     assert planned("runtime.generation_batch_size=32") == pytest.approx(measured, rel=0.1)
     assert planned("training.tokens_per_batch=8192")["train"] == pytest.approx(7.55e9, rel=0.1)
 

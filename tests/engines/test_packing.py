@@ -36,6 +36,7 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.training import attention, packing
+from lowmem_spin.engines.training.attention import attend
 from lowmem_spin.engines.training.layout import RowLayout, why_not_packed
 from lowmem_spin.engines.training.logps import completion_logps, decoder_states
 from lowmem_spin.engines.training.packing import pack
@@ -122,6 +123,21 @@ def test_an_answer_is_unmoved_by_the_others_bit_for_bit(name: str) -> None:
     before, after = (completion_logps(model, pack([tree, *rest])) for tree in (first, changed))
     assert before[0] != after[0]
     assert torch.equal(before[1:], after[1:])
+
+
+def test_a_cpu_that_will_go_back_attends_to_few_keys_in_float32() -> None:
+    """Bit for bit as if it had been asked in float32; to many keys, and without a backward pass, as it was asked."""
+    row = pack(
+        [Tree(np.arange(9), [np.arange(5), np.arange(30)]), Tree(np.arange(attention.FASTER_IN_FLOAT32), [np.arange(40)])]
+    )
+    torch.manual_seed(0)
+    many = row.segments[2]
+    q, k, v = (torch.randn(1, heads, row.input_ids.shape[1], 16).bfloat16() for heads in (4, 2, 2))
+    precise, half = attend(q.float(), k.float(), v.float(), row).bfloat16(), attend(q, k, v, row)
+    found = attend(q.requires_grad_(), k, v, row).detach()
+    assert torch.equal(found[:, : many.start], precise[:, : many.start])
+    assert not torch.equal(found[:, : many.start], half[:, : many.start])
+    assert torch.equal(found[:, many.start :], half[:, many.start :])
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, max_q: int, max_k: int, **options: Any) -> Tensor:
