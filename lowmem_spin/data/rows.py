@@ -9,7 +9,7 @@ from itertools import compress
 import numpy as np
 import pyarrow as pa
 
-from lowmem_spin.algorithm.stages import Draw
+from lowmem_spin.algorithm.pair_sources import Draw
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError
 from lowmem_spin.common.keys import number

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from lowmem_spin.algorithm.pair_sources import Draw
 from lowmem_spin.algorithm.roles import Role
-from lowmem_spin.algorithm.stages import Draw, Stage, Train, TrainSampler
+from lowmem_spin.algorithm.stages import Stage, Train, TrainSampler
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import Rows, fixed_sample, hold_out, shuffled, take
 from lowmem_spin.runner.health import HeldOut

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin.algorithm.stages import Average, Draw, Inputs, Stage, Train, TrainSampler
+from lowmem_spin.algorithm.pair_sources import Draw
+from lowmem_spin.algorithm.stages import Average, Inputs, Stage, Train, TrainSampler
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.files import DamagedError
 from lowmem_spin.common.parquet import ParquetTable, write_parquet

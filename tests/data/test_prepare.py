@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from helpers.draws import draw_rows
-from lowmem_spin.algorithm.stages import Draw
+from lowmem_spin.algorithm.pair_sources import Draw
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.parquet import ParquetTable, write_parquet
 from lowmem_spin.config.data_config import Data

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from helpers.games import make_micro_base, open_hf, save_slot, shake_slot
-from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.algorithm.subtb import StepLogps, subtb_loss, weighted_count
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines.base import Completion, Request

@@ -33,8 +33,9 @@ from helpers.games import (
     tiny,
 )
 from helpers.references import updates
+from lowmem_spin.algorithm.pair_sources import DatasetPairs, OpponentPairs, Sampling
 from lowmem_spin.algorithm.samplers.mixture import Target, sampler
-from lowmem_spin.algorithm.stages import DatasetPairs, OpponentPairs, Sampling, Score, Train
+from lowmem_spin.algorithm.stages import Score, Train
 from lowmem_spin.common.keys import number
 from lowmem_spin.engines.oracles.function import Function
 from lowmem_spin.engines.oracles.reward_model import RewardModel

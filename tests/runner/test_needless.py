@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from helpers.games import commit_adapters, opened, played
-from lowmem_spin.algorithm.stages import DatasetPairs, Evaluate, Generate, Score, Stage, Train
+from lowmem_spin.algorithm.pair_sources import DatasetPairs
+from lowmem_spin.algorithm.stages import Evaluate, Generate, Score, Stage, Train
 from lowmem_spin.common.display import Display
 from lowmem_spin.runner.needless import needless
 from lowmem_spin.runner.open import OpenGame

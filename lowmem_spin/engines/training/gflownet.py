@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
-from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.algorithm.subtb import StepLogps, subtb_loss, weighted_count
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens

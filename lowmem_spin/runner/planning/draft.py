@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from lowmem_spin.algorithm.pair_sources import Draw
 from lowmem_spin.algorithm.roles import Role
-from lowmem_spin.algorithm.stages import Average, Draw, Evaluate, Stage, Train, TrainSampler
+from lowmem_spin.algorithm.stages import Average, Evaluate, Stage, Train, TrainSampler
 from lowmem_spin.algorithm.touches import HeldOutPlaces, Places, Touch, touches
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError, check_folder_place

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.algorithm.game import health_sampling
-from lowmem_spin.algorithm.stages import Sampling, Train
+from lowmem_spin.algorithm.pair_sources import Sampling
+from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import fixed_sample
