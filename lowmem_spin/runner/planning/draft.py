@@ -11,7 +11,8 @@ from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.algorithm.stages import Average, Evaluate, Stage, Train, TrainSampler
 from lowmem_spin.algorithm.touches import HeldOutPlaces, Places, Touch, touches
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import DamagedError, check_folder_place, read_parquet
+from lowmem_spin.common.files import DamagedError, check_folder_place
+from lowmem_spin.common.parquet import ParquetTable
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.config.recipe import Recipe
@@ -129,7 +130,7 @@ class Draft:
     def _rows(self, path: Path) -> Rows | None:
         if path not in self.files:
             try:
-                self.files[path] = Rows(read_parquet(path))
+                self.files[path] = Rows(ParquetTable(path))
             except (FileNotFoundError, DamagedError):  # not there yet, or to be made again
                 self.files[path] = None
         return self.files[path]
