@@ -17,18 +17,10 @@ from torch import Tensor
 
 from lowmem_spin.algorithm.game import play
 from lowmem_spin.algorithm.losses import LOSSES, Sides
+from lowmem_spin.algorithm.pair_sources import DatasetPairs, JudgedSamples, OpponentPairs
 from lowmem_spin.algorithm.preferences import best_and_worst, compared, win_rates
 from lowmem_spin.algorithm.roles import Role
-from lowmem_spin.algorithm.stages import (
-    Average,
-    DatasetPairs,
-    Evaluate,
-    Inputs,
-    JudgedSamples,
-    OpponentPairs,
-    Train,
-    TrainSampler,
-)
+from lowmem_spin.algorithm.stages import Average, Evaluate, Inputs, Train, TrainSampler
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 

@@ -7,26 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lowmem_spin.algorithm.own_functions import BASE_LOGPS, REFERENCE, in_place, is_whole, reads
+from lowmem_spin.algorithm.pair_sources import DatasetPairs, Draw, JudgedSamples, Mixture, OpponentPairs, PairSource, Sampling
 from lowmem_spin.algorithm.roles import PLAIN_SFT, UNQUANTIZED_BASE, Role
 from lowmem_spin.algorithm.settings import training_settings
-from lowmem_spin.algorithm.stages import (
-    Average,
-    DatasetPairs,
-    Draw,
-    Evaluate,
-    Generate,
-    Inputs,
-    Judge,
-    JudgedSamples,
-    Mixture,
-    OpponentPairs,
-    PairSource,
-    Sampling,
-    Score,
-    Stage,
-    Train,
-    TrainSampler,
-)
+from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Inputs, Judge, Score, Stage, Train, TrainSampler
 from lowmem_spin.config.choices import GFlowNet
 from lowmem_spin.config.game_config import OwnReference
 from lowmem_spin.config.loss_choices import IPO, OwnLoss

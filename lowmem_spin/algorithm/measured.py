@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lowmem_spin.algorithm.stages import Evaluate, Sampling, judgement_spec
+from lowmem_spin.algorithm.pair_sources import Sampling, judgement_spec
+from lowmem_spin.algorithm.stages import Evaluate
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from lowmem_spin.algorithm.stages import Inputs, Mixture
+from lowmem_spin.algorithm.pair_sources import Mixture
+from lowmem_spin.algorithm.stages import Inputs
 from lowmem_spin.common.errors import quoted, shortened
 from lowmem_spin.config.bounds import SINGLE
 from lowmem_spin.config.game_config import GameConfig, OwnReference

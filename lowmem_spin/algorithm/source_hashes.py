@@ -6,7 +6,7 @@ differs from them is in keys, so that keys of before there were hashes still hol
 
     python -m lowmem_spin.algorithm.source_hashes
 
-writes them anew. After one that computes something else, the number in stages.VERSIONS goes up as well.
+writes them anew. After one that computes something else, the number in VERSIONS goes up as well.
 """
 
 import ast
@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.common.keys import digest
+
+# Bumped by hand when a stage of this kind would compute something else from the same inputs.
+VERSIONS = {"data": 2, "generate": 1, "judge": 1, "score": 1, "train": 1, "average": 1, "amortise": 1}
 
 ROOT = Path(__file__).parents[2]  # where the package is
 PINNED: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
@@ -37,7 +40,9 @@ DEFINITIONS = {
 }
 # What is named there is followed, but not into the modules whose values are in keys themselves.
 FOLLOWED = "lowmem_spin.algorithm."
-PLAIN_VALUES = {f"{FOLLOWED}{name}" for name in ("game", "roles", "settings", "source_hashes", "stages", "touches")}
+PLAIN_VALUES = {
+    f"{FOLLOWED}{name}" for name in ("game", "pair_sources", "roles", "settings", "source_hashes", "stages", "touches")
+}
 UNSEEN = {"ctx", "kind", "type_comment"}  # fields of a tree that change nothing, or are not there in every Python
 
 

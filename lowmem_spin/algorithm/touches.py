@@ -10,23 +10,8 @@ import numpy as np
 
 from lowmem_spin.algorithm.game import health_sampling, sampling_params
 from lowmem_spin.algorithm.measured import measured_against, measured_answers, measured_logps, samples_judged
-from lowmem_spin.algorithm.stages import (
-    Average,
-    DatasetPairs,
-    Draw,
-    Evaluate,
-    Generate,
-    Inputs,
-    Judge,
-    JudgedSamples,
-    OpponentPairs,
-    Sampling,
-    Score,
-    Stage,
-    Train,
-    TrainSampler,
-    logps_spec,
-)
+from lowmem_spin.algorithm.pair_sources import DatasetPairs, Draw, JudgedSamples, OpponentPairs, Sampling, logps_spec
+from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Inputs, Judge, Score, Stage, Train, TrainSampler
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.recipe import Recipe
 

@@ -16,7 +16,7 @@ from rich.text import Text
 from transformers import GenerationConfig, TextStreamer
 
 from lowmem_spin.algorithm.game import sampling_params
-from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.common.errors import InputError, printable
 from lowmem_spin.common.keys import number
 from lowmem_spin.data.formats import Message

@@ -1,8 +1,7 @@
-"""Files that are whole or absent, and token ids as arrays."""
+"""Files that are whole or absent."""
 
 import contextlib
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -12,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lowmem_spin.common.errors import InputError
 
@@ -171,72 +168,6 @@ def share(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file() and path.stat().st_mode != mode:
             path.chmod(mode)
-
-
-SEAL, DIGITS = b"sha256 of all else: ", 64  # in a Parquet file's metadata, and the hex digits after it
-
-
-def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file that is whole or absent. Its pages have checksums, which other tools check too, and its
-    metadata have one of all other bytes: a footer has none of its own."""
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, table.schema, write_page_checksum=True) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({"sha256": f"{SEAL.decode()}{'0' * DIGITS}"})
-    content = bytearray(sink.getvalue())
-    start = content.rindex(SEAL) + len(SEAL)
-    content[start : start + DIGITS] = _sha256_around(content, start).encode()
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
-
-
-def _sha256_around(content: bytes | bytearray, start: int) -> str:
-    """Of all bytes but the digits that begin there."""
-    found, view = hashlib.sha256(), memoryview(content)
-    found.update(view[:start])
-    found.update(view[start + DIGITS :])
-    return found.hexdigest()
-
-
-@contextlib.contextmanager
-def reading_parquet(path: Path) -> Iterator[None]:
-    """Tell wrong bytes of a Parquet file from an error of the system.
-
-    Raises:
-        DamagedError: its bytes are wrong.
-        FileNotFoundError, UnreadableError: as `reading` does.
-    """
-    with reading(path):
-        try:
-            yield
-        except (OSError, ValueError, NotImplementedError) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # pyarrow's own, of wrong bytes, have no number
-                raise
-            raise DamagedError(_first_line(error), path) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def read_parquet(path: Path) -> pa.Table:
-    """Read a Parquet file and verify its checksums: that of the file and, where an earlier version wrote none, those of its
-    pages. Raises as `reading_parquet` does."""
-    with reading(path):
-        content = path.read_bytes()
-    start = content.rfind(SEAL) + len(SEAL)
-    sealed = start >= len(SEAL)
-    if sealed and content[start : start + DIGITS].decode("latin-1") != _sha256_around(content, start):
-        raise DamagedError("other bytes than were written", path)
-    with contextlib.nullcontext() if sealed else reading_parquet(path):  # an error of bytes that are right is something else
-        table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
-    known = table.schema.metadata or {}
-    return table.replace_schema_metadata({name: value for name, value in known.items() if name != b"sha256"} or None)
-
-
-def token_arrays(column: pa.ChunkedArray) -> list[np.ndarray]:
-    """A column of token ids as int32 arrays that share its memory: a list of Python ints takes nine times as much."""
-    chunks = [(chunk.offsets.to_numpy(), chunk.values.to_numpy()) for chunk in column.chunks]
-    return [values[start:end] for offsets, values in chunks for start, end in itertools.pairwise(offsets)]
 
 
 def size_in_words(count: int) -> str:

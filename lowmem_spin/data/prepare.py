@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lowmem_spin.algorithm.stages import VERSIONS
+from lowmem_spin.algorithm.source_hashes import VERSIONS
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.data_config import Data

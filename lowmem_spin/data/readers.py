@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import DamagedError, reading, reading_parquet
+from lowmem_spin.common.files import DamagedError, reading
+from lowmem_spin.common.parquet import reading_parquet
 from lowmem_spin.data.sources import Source
 
 BATCH, BUFFER = 1000, 1 << 20  # rows of a Parquet file that are in memory at once, and bytes of each of its columns

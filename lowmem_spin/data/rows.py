@@ -2,14 +2,18 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from heapq import nsmallest
+from itertools import compress
 
 import numpy as np
 import pyarrow as pa
 
-from lowmem_spin.algorithm.stages import Draw
+from lowmem_spin.algorithm.pair_sources import Draw
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import DamagedError, token_arrays
+from lowmem_spin.common.files import DamagedError
 from lowmem_spin.common.keys import number
+from lowmem_spin.common.parquet import ParquetTable, token_arrays
 from lowmem_spin.config.data_config import Data
 from lowmem_spin.data.column_layouts import Message
 
@@ -30,42 +34,75 @@ PREFERENCES = SCHEMA.append(pa.field("rejected", pa.list_(pa.int32())))  # of da
 class Rows:
     """Prepared rows: prompt and chosen token ids by place, ids, categories, conversations, and what was left out.
 
+    Each column is read when it is first asked for: a game that is finished needs no more of most rows than their ids.
+
     Raises:
         DamagedError: the table is not one that prepare.py makes.
     """
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table | ParquetTable) -> None:
         if not any(table.schema.equals(known) for known in (SCHEMA, PREFERENCES)):
             raise DamagedError("has other columns than prepared rows")
-        self.table = table.combine_chunks()
-        self.ids: list[str] = self.table["id"].to_pylist()
-        self.categories: list[str | None] = self.table["category"].to_pylist()
-        self.completions: list[str] = self.table["completion"].to_pylist()
-        metadata = self.table.schema.metadata or {}
+        self.table, self._sides = table, dict[str, list[np.ndarray]]()
+        metadata = table.schema.metadata or {}
         try:
             self.counts: dict[str, int] = json.loads(metadata.get(b"counts", b"{}"))
             self.first: dict[str, str] = json.loads(metadata.get(b"first", b"{}"))
             self.layouts: list[str] = json.loads(metadata.get(b"layouts", b"[]"))
         except ValueError as error:
             raise DamagedError("has counts of rows that do not read") from error
-        self._prompts, self._chosen = token_arrays(self.table["prompt"]), token_arrays(self.table["chosen"])
-        self._rejected = token_arrays(self.table["rejected"]) if "rejected" in self.table.column_names else []
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.table.num_rows
+
+    def only(self, places: Sequence[int]) -> "Rows":
+        """The rows at these places, in their order, without the others in memory."""
+        asked = np.zeros(len(self), bool)
+        asked[places] = True
+        return Rows(self.table.filter(asked).take(np.argsort(np.argsort(places))))
+
+    def head(self, most: int) -> "Rows":
+        """The first rows."""
+        return self.only(range(min(most, len(self))))
+
+    def tokens(self) -> Iterable[pa.Table]:
+        """The token ids of all rows, some rows at a time: prompt, chosen and, where there are any, rejected."""
+        sides = [side for side in ("prompt", "chosen", "rejected") if side in self.table.schema.names]
+        return self.table.batches(sides) if isinstance(self.table, ParquetTable) else [self.table.select(sides)]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return self.table.column("id").to_pylist()
+
+    @cached_property
+    def categories(self) -> list[str | None]:
+        return self.table.column("category").to_pylist()
+
+    @cached_property
+    def completions(self) -> list[str]:
+        return self.table.column("completion").to_pylist()
+
+    @cached_property
+    def _messages(self) -> pa.ChunkedArray:
+        return self.table.column("messages")
+
+    def _side(self, name: str) -> list[np.ndarray]:
+        if name not in self._sides:
+            self._sides[name] = token_arrays(self.table.column(name))
+        return self._sides[name]
 
     def prompt(self, position: int) -> np.ndarray:
-        return self._prompts[position]
+        return self._side("prompt")[position]
 
     def chosen(self, position: int) -> np.ndarray:
-        return self._chosen[position]
+        return self._side("chosen")[position]
 
     def rejected(self, position: int) -> np.ndarray:
-        return self._rejected[position]
+        return self._side("rejected")[position]
 
     def answered(self, positions: Sequence[int]) -> list[int]:
         """Those of these places that the data has an answer to; a prompt alone has no chosen tokens."""
-        return [position for position in positions if len(self._chosen[position])]
+        return [position for position in positions if len(self.chosen(position))]
 
     def counts_lines(self, data: Data) -> list[str]:
         """What the file was read as and how many rows it has; then a line for each kind of thing that became of them."""
@@ -73,7 +110,7 @@ class Rows:
 
     def messages(self, position: int) -> list[Message]:
         """The conversation that the answer continues."""
-        return json.loads(self.table["messages"][position].as_py())
+        return json.loads(self._messages[position].as_py())
 
 
 LEFT_OUT = ", left out"
@@ -128,9 +165,12 @@ def overlap(train: Rows, learned: Iterable[int], held: Rows, measured: Sequence[
     """Of the places `measured` of `held`: (those that are a row among the places `learned` of `train`, those and others whose
     prompt is one of theirs)."""
     answers_to = {held.prompt(position).tobytes(): set[bytes]() for position in measured}
-    for position in learned:
-        if (answers := answers_to.get(train.prompt(position).tobytes())) is not None:
-            answers.add(train.chosen(position).tobytes())
+    learns = np.zeros(len(train), bool)
+    learns[np.fromiter(learned, np.int64)] = True
+    rows = (row for part in train.tokens() for row in zip(*map(token_arrays, part.columns), strict=True))
+    for prompt, chosen, *_ in compress(rows, learns):
+        if (answers := answers_to.get(prompt.tobytes())) is not None:
+            answers.add(chosen.tobytes())
     known = [(answers_to[held.prompt(position).tobytes()], held.chosen(position).tobytes()) for position in measured]
     return sum(answer in answers for answers, answer in known), sum(bool(answers) for answers, _ in known)
 
@@ -166,9 +206,10 @@ def take(shuffled: Sequence[int], draw: Draw, field: str = "game.pairs") -> list
 def hold_out(ids: Sequence[str], count: int) -> tuple[list[int], list[int]]:
     """(places kept for measuring, places left to learn from): `count` rows, but at most a tenth of the data."""
     measured = fixed_sample(ids, min(count, len(ids) // 10))
-    return measured, sorted(set(range(len(ids))) - set(measured))
+    kept = set(measured)
+    return measured, [position for position in range(len(ids)) if position not in kept]
 
 
 def fixed_sample(ids: Sequence[str], count: int) -> list[int]:
     """`count` places, or all of them if there are fewer, the same for every seed."""
-    return sorted(range(len(ids)), key=lambda position: (number("head", ids[position]), ids[position]))[:count]
+    return nsmallest(count, range(len(ids)), key=lambda position: (number("head", ids[position]), ids[position]))

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.common.checked import read_checked, write_checked
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError

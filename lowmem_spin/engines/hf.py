@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.algorithm.samplers.noise import gumbel
-from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.files import Notice, Tokens
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.algorithm.samplers.mixture import MixtureSample, Target, sampler
-from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.engines.base import MixtureSampler, Request
 
 

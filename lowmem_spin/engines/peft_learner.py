@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.utils import load_peft_weights
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GenerationConfig
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Notice, Tokens
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.config.training_config import Lora
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source
+from lowmem_spin.engines.adapter_slot import SLOT, AdapterSlot
 from lowmem_spin.engines.base import Advance
 from lowmem_spin.engines.loading import end_tokens, load_base, load_tokenizer, without_dropout
 from lowmem_spin.engines.machine import Machine
@@ -41,8 +39,6 @@ from lowmem_spin.engines.training.optimizer import check_names
 from lowmem_spin.engines.training.pair import Pair
 from lowmem_spin.engines.training.trainer import train
 from lowmem_spin.engines.training.trees import by_prompt
-
-SLOT = "default"  # the one adapter that is ever in memory; policies are copied into it
 
 
 def trim_heap() -> None:
@@ -74,7 +70,7 @@ class PeftLearner:
         wrong = {parameter.dtype for parameter in self.model.parameters() if parameter.requires_grad} - {torch.float32}
         if wrong:
             raise TypeError(f"adapters must be float32, small updates vanish in {wrong}")
-        self.in_slot: Path | None = None
+        self.slot = AdapterSlot(self.model, recipe.training.lora)
         self._check_head()
         self.layout = self._layout(notify)
 
@@ -159,62 +155,9 @@ class PeftLearner:
             with self.model.disable_adapter():
                 yield self.model.get_base_model()
             return
-        if self.in_slot != adapter:
-            self._fill_slot(adapter)
+        if self.slot.holds != adapter:
+            self.slot.fill(adapter)
         yield self.model.get_base_model()
-
-    def _fill_slot(self, adapter: Path) -> None:
-        self.in_slot = None
-        weights = load_peft_weights(str(adapter), device="cpu")
-        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        average = self._is_average(adapter)
-        rank, alpha = (config["r"], config["lora_alpha"]) if average else (self.lora.r, self.lora.lora_alpha)
-        self._resize(rank, alpha / rank)
-        self._check_fit(adapter, weights)
-        if not average:
-            self._check_scale(adapter, config)
-        set_peft_model_state_dict(self.model, weights, adapter_name=SLOT)
-        self.in_slot = adapter
-
-    def _check_fit(self, adapter: Path, weights: dict[str, torch.Tensor]) -> None:
-        """Refuse an adapter of another shape or base; PEFT would load the part that fits and leave the rest."""
-        slot = {name: tuple(weight.shape) for name, weight in get_peft_model_state_dict(self.model).items()}
-        given = {name: tuple(weight.shape) for name, weight in weights.items()}
-        for name in sorted(slot.keys() | given.keys()):
-            if slot.get(name) != given.get(name):
-                raise InputError(
-                    f"model.adapter: {str(adapter)!r} was made for another base or other layers: {name} has shape "
-                    f"{given.get(name, 'none')} there and {slot.get(name, 'none')} here; check training.lora and model"
-                )
-
-    def _check_scale(self, adapter: Path, config: dict[str, Any]) -> None:
-        special = [name for name in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern") if config.get(name)]
-        if special:
-            raise InputError(f"model.adapter: {str(adapter)!r} uses {special[0]}; only plain LoRA can be played")
-        scale = config.get("lora_alpha")
-        if scale != self.lora.lora_alpha:
-            raise InputError(f"training.lora.lora_alpha: {self.lora.lora_alpha}, but {str(adapter)!r} has {scale}; use that")
-
-    @property
-    def lora(self) -> Lora:
-        """The shape of the adapters that are trained."""
-        return self.recipe.training.lora
-
-    @staticmethod
-    def _is_average(adapter: Path) -> bool:
-        """Whether it is an exact average of adapters: nothing is ever trained from it, so its rank is its own."""
-        manifest = adapter / "manifest.json"
-        return manifest.exists() and json.loads(manifest.read_text(encoding="utf-8")).get("kind") == "average"
-
-    def _resize(self, rank: int, scale: float) -> None:
-        """Make room in the slot for an adapter of this rank; what is in it is lost if it had another."""
-        for module in self.model.modules():
-            if not (hasattr(module, "lora_A") and SLOT in module.lora_A):  # type: ignore[operator]
-                continue
-            a, b = module.lora_A[SLOT].weight, module.lora_B[SLOT].weight  # type: ignore[index]
-            if len(a) != rank:
-                a.data, b.data = a.new_zeros(rank, a.shape[1]), b.new_zeros(len(b), rank)
-            module.scaling[SLOT] = scale  # type: ignore[index]
 
     @torch.no_grad()
     def score(self, adapter: Path | None, rows: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
@@ -252,10 +195,10 @@ class PeftLearner:
         """Train the slot from `init`, or from fresh weights on the base; see base.Learner."""
         if init is None:
             torch.manual_seed(settings["seed"])
-            self._reset_slot()
+            self.slot.reset()
         else:
-            self._fill_slot(init)
-        self.in_slot = None
+            self.slot.fill(init)
+        self.slot.holds = None
         self._mode(training=True)
         device_batch, tokens = self.recipe.training.per_device_train_batch_size, self.recipe.training_tokens
         bounded = naming_memory("training.per_device_train_batch_size", device_batch)
@@ -304,12 +247,5 @@ class PeftLearner:
 
     def close(self) -> None:
         """Let go of the model."""
-        del self.model
+        del self.model, self.slot
         self.release()
-
-    def _reset_slot(self) -> None:
-        """Fresh LoRA weights: A random, B zero, so the slot starts as the base."""
-        self._resize(self.lora.r, self.lora.lora_alpha / self.lora.r)
-        for module in self.model.modules():
-            if hasattr(module, "reset_lora_parameters"):
-                module.reset_lora_parameters(SLOT, init_lora_weights=True)  # type: ignore[operator]

@@ -3,7 +3,6 @@
 import unicodedata
 
 import numpy as np
-import pyarrow as pa
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
@@ -30,11 +29,16 @@ def check_rows(recipe: Recipe, model: Source, rows: Rows, field: str) -> None:
         InputError: one line with the remedy.
     """
     files = ModelFiles(model)
-    sides = [rows.table[name] for name in ("prompt", "chosen", "rejected") if name in rows.table.column_names]
-    _check_ids(files, sides, field)
-    _check_context(recipe, files, sides, field)
-    _check_unknown(files, rows, field)
-    check_told_apart(rows, field)
+    largest, lengths = 0, []
+    for part in rows.tokens():
+        sides = [side.combine_chunks() for side in part.columns]
+        largest = max(largest, *(int(side.flatten().to_numpy().max(initial=0)) for side in sides))
+        lengths.append([side.value_lengths().to_numpy() for side in sides])
+    _check_ids(files, largest, field)
+    _check_context(recipe, files, [np.concatenate(side) for side in zip(*lengths, strict=True)], field)
+    head = rows.head(LOOKED_AT)
+    _check_unknown(files, head, field)
+    check_told_apart(head, field)
 
 
 def letters_notes(model: Source, rows: Rows, field: str) -> list[str]:
@@ -44,7 +48,8 @@ def letters_notes(model: Source, rows: Rows, field: str) -> list[str]:
     """
     if ModelFiles(model).vocabulary.largest < MANY:
         return []
-    answered = rows.answered(range(min(len(rows), LOOKED_AT)))
+    rows = rows.head(LOOKED_AT)
+    answered = rows.answered(range(len(rows)))
     positions = [position for position in answered if _is_latin(rows.completions[position])]
     characters = sum(len(rows.completions[position]) for position in positions)
     if len(positions) < ENOUGH_ROWS or characters < ENOUGH_CHARACTERS:
@@ -76,9 +81,8 @@ def unread_rows_note(recipe: Recipe, model: Source) -> list[str]:
     ]
 
 
-def _check_ids(files: ModelFiles, sides: list[pa.ChunkedArray], field: str) -> None:
+def _check_ids(files: ModelFiles, largest: int, field: str) -> None:
     known = files.embedding_rows
-    largest = max(int(_tokens(side).max(initial=0)) for side in sides)
     if known is not None and largest >= known:
         raise InputError(
             f"model.name_or_path: rows of {field} have token {largest}, but the embedding of {files.name} has {known} rows; "
@@ -86,12 +90,12 @@ def _check_ids(files: ModelFiles, sides: list[pa.ChunkedArray], field: str) -> N
         )
 
 
-def _check_context(recipe: Recipe, files: ModelFiles, sides: list[pa.ChunkedArray], field: str) -> None:
+def _check_context(recipe: Recipe, files: ModelFiles, lengths: list[np.ndarray], field: str) -> None:
     """Every prompt has room for an answer, and every row of the data for its own."""
     context, new = files.context, recipe.generation.max_new_tokens
     if context is None:
         return
-    prompt, *answers = (_lengths(side) for side in sides)
+    prompt, *answers = lengths
     answered = np.max(answers, axis=0)
     over, longest, answer = (
         int(n) for n in ((prompt + np.maximum(answered, new) > context).sum(), prompt.max(), answered.max())
@@ -118,23 +122,12 @@ def _remedy(context: int, prompt: np.ndarray, answer: int, new: int) -> str:
     return ""
 
 
-def _tokens(side: pa.ChunkedArray) -> np.ndarray:
-    """All token ids of a column of them."""
-    return np.concatenate([chunk.values.to_numpy() for chunk in side.chunks])
-
-
-def _lengths(side: pa.ChunkedArray) -> np.ndarray:
-    """How many token ids each row has."""
-    return np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in side.chunks])
-
-
 def _check_unknown(files: ModelFiles, rows: Rows, field: str) -> None:
     """Most of the text is what the tokenizer does not know. Tokens that a template writes say nothing of it."""
     known = files.vocabulary
     if known.unknown is None:
         return
-    positions = range(min(len(rows), LOOKED_AT))
-    tokens = np.concatenate([side for position in positions for side in (rows.prompt(position), rows.chosen(position))])
+    tokens = np.concatenate([side(position) for position in range(len(rows)) for side in (rows.prompt, rows.chosen)])
     text = tokens[~np.isin(tokens, list(known.added))]
     share = float((text == known.unknown).mean()) if len(text) else 0.0
     if share > 0.5:
@@ -150,7 +143,7 @@ def check_told_apart(rows: Rows, field: str) -> None:
     Space, case and accents, which a tokenizer or a template may well drop, make no prompt a different one.
     """
     seen: dict[bytes, str] = {}
-    for position in range(min(len(rows), LOOKED_AT)):
+    for position in range(len(rows)):
         text = "\n".join(message["content"] for message in rows.messages(position))
         known = seen.setdefault(rows.prompt(position).tobytes(), text)
         if known != text and _plain(known) != _plain(text):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.render import Renderer
 from lowmem_spin.data.sources import Source

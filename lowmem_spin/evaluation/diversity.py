@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, install_extra
 from lowmem_spin.common.keys import digest

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from lowmem_spin.algorithm.game import sampling_params
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.algorithm.roles import Role
-from lowmem_spin.algorithm.stages import Evaluate, Sampling
+from lowmem_spin.algorithm.stages import Evaluate
 from lowmem_spin.common.checked import set_aside
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError

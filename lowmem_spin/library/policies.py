@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel
 
-from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.cli.chat import prompt_tokens, row_seed
 from lowmem_spin.data.formats import Message
 from lowmem_spin.data.render import Renderer

@@ -9,8 +9,9 @@ import numpy as np
 
 from lowmem_spin.algorithm.roles import Part
 from lowmem_spin.common.checked import read_checked
-from lowmem_spin.common.files import DamagedError, read_parquet, token_arrays
+from lowmem_spin.common.files import DamagedError
 from lowmem_spin.common.keys import digest, is_key
+from lowmem_spin.common.parquet import ParquetTable
 from lowmem_spin.config.places import put_in_place
 from lowmem_spin.report.results import recipe_field
 
@@ -47,11 +48,12 @@ def answer_tokens(folder: Path, recipe: dict[str, Any], record: dict[str, Any]) 
     if not isinstance(files, list) or not files or not is_key(files[0]):
         return None
     try:
-        rows = read_parquet(_store(folder, recipe) / "data" / f"{files[0]}.parquet")
+        rows = ParquetTable(_store(folder, recipe) / "data" / f"{files[0]}.parquet")
+        lengths = [part["chosen"].combine_chunks().value_lengths().to_numpy() for part in rows.batches(["chosen"])]
     except (FileNotFoundError, DamagedError):
         return None
-    lengths = [len(answer) for answer in token_arrays(rows["chosen"]) if len(answer)]
-    return math.ceil(np.percentile(lengths, 95)) if lengths else None
+    answered = [length for some in lengths for length in some if length]
+    return math.ceil(np.percentile(answered, 95)) if answered else None
 
 
 def _manifest(path: Path, key: str) -> dict[str, Any] | None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowmem_spin.algorithm.measured import MeasuredAnswers, measured_against, measured_answers, measured_logps, samples_judged
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.algorithm.preferences import Comparison
-from lowmem_spin.algorithm.stages import Evaluate, Sampling
+from lowmem_spin.algorithm.stages import Evaluate
 from lowmem_spin.data.render import conversation_text
 from lowmem_spin.data.rows import Rows
 from lowmem_spin.runner.health import Estimate, Health, HeldOut

@@ -3,21 +3,24 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from lowmem_spin.algorithm.pair_sources import Draw
 from lowmem_spin.algorithm.roles import Role
-from lowmem_spin.algorithm.stages import Draw, Stage, Train, TrainSampler
+from lowmem_spin.algorithm.stages import Stage, Train, TrainSampler
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.rows import Rows, fixed_sample, hold_out, shuffled, take
 from lowmem_spin.runner.health import HeldOut
 
 
-def split_rows(recipe: Recipe, train: Rows, held_rows: Rows | None = None) -> tuple[list[int], HeldOut]:
+def split_rows(recipe: Recipe, train: Rows, held_rows: Rows | None = None) -> tuple[Sequence[int], HeldOut]:
     """(places that may be learned from, what policies are measured on). `held` are held-out rows of their own."""
     if held_rows is None:
         health, pool = hold_out(train.ids, recipe.evaluation.health_prompts)
-        return pool, HeldOut(train, train.answered(health), health, exact_match=False)
+        rows, every = train.only(health), list(range(len(health)))
+        return pool, HeldOut(rows, health, rows.answered(every), every, exact_match=False)
     health = fixed_sample(held_rows.ids, recipe.evaluation.health_prompts)
-    scored = held_rows.answered(range(len(held_rows)))
-    return list(range(len(train))), HeldOut(held_rows, scored, health, recipe.evaluation.metric == "exact_match")
+    places = range(len(held_rows))
+    scored, exact_match = held_rows.answered(places), recipe.evaluation.metric == "exact_match"
+    return range(len(train)), HeldOut(held_rows, places, scored, health, exact_match)
 
 
 def prompts_again(recipe: Recipe, stages: Sequence[Stage]) -> list[str]:
@@ -51,7 +54,7 @@ class GameRows:
     """Rows to learn from and rows to measure on."""
 
     train: Rows
-    pool: list[int]  # places of `train` that may be learned from
+    pool: Sequence[int]  # places of `train` that may be learned from
     held: HeldOut
     orders: Orders
     drawn: dict[Draw, list[int]] = field(default_factory=dict)

@@ -36,6 +36,7 @@ class HeldOut:
     """Rows that no iterate learns from."""
 
     rows: Rows
+    places: Sequence[int]  # where each of them is in its file
     scored: list[int]  # positions on which the data's answers are scored and greedy answers are compared
     health: list[int]  # positions that every policy answers by sampling
     exact_match: bool

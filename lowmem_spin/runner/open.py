@@ -1,13 +1,15 @@
 """From a recipe to a game that can be played on this machine: sources found, keys named, rows prepared."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lowmem_spin.algorithm.stages import Average, Draw, Inputs, Stage, Train, TrainSampler
+from lowmem_spin.algorithm.pair_sources import Draw
+from lowmem_spin.algorithm.stages import Average, Inputs, Stage, Train, TrainSampler
 from lowmem_spin.common.display import Display
-from lowmem_spin.common.files import DamagedError, write_parquet
+from lowmem_spin.common.files import DamagedError
+from lowmem_spin.common.parquet import ParquetTable, write_parquet
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data import template_date
@@ -39,7 +41,7 @@ class SharedResources:
     rows: dict[Path, Rows] = field(default_factory=dict)
     tables: dict[str, dict[str, Table]] = field(default_factory=dict)  # by store
     orders: Orders = field(default_factory=Orders)
-    splits: dict[tuple[Any, ...], tuple[list[int], HeldOut]] = field(default_factory=dict)
+    splits: dict[tuple[Any, ...], tuple[Sequence[int], HeldOut]] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)  # what the games of a sweep have in common is said once
     trust: Trust = field(default_factory=Trust)  # in code that comes with recipes and models
 
@@ -176,9 +178,8 @@ def _prepared(
             tokenizer = load_tokenizer(resolved.model, recipe.model.trust_remote_code)
             renderer, needs = Renderer.of(tokenizer, recipe), resolved.asked_of(source)
             shared.say(template_date.notes(tokenizer.get_chat_template(), recipe.data.template_date), display)
-            table = prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer, **needs)
-            write_parquet(path, table)
-            rows = Rows(table)
+            write_parquet(path, prepare(source, recipe.data, name, split, recipe.evaluation.category, renderer, **needs))
+            rows = Rows(ParquetTable(path))
     shared.rows[path] = rows
     read, *reasons = rows.counts_lines(recipe.data)
     for line in (f"{source.location}: {read}", *reasons):

@@ -15,7 +15,7 @@ from lowmem_spin.algorithm.own_functions import (
     read_opponents,
     read_reference,
 )
-from lowmem_spin.algorithm.stages import Mixture
+from lowmem_spin.algorithm.pair_sources import Mixture
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.trust import Code
 from lowmem_spin.config.game_config import GameConfig, OwnReference

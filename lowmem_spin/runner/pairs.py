@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from lowmem_spin.algorithm.pair_sources import DatasetPairs, JudgedSamples, OpponentPairs, PairSource
 from lowmem_spin.algorithm.preferences import Comparison, best_and_worst, compared, win_rates
 from lowmem_spin.algorithm.references import REFERENCES
 from lowmem_spin.algorithm.samplers.mixture import sampling_summary
-from lowmem_spin.algorithm.stages import DatasetPairs, JudgedSamples, OpponentPairs, PairSource, Score, Train
+from lowmem_spin.algorithm.stages import Score, Train
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.engines.training.pair import Pair

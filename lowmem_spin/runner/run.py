@@ -7,17 +7,7 @@ from typing import Any, TypeGuard
 
 from lowmem_spin.algorithm.game import health_sampling, sampling_params
 from lowmem_spin.algorithm.roles import Role
-from lowmem_spin.algorithm.stages import (
-    Average,
-    Evaluate,
-    Generate,
-    Judge,
-    Score,
-    Stage,
-    Train,
-    TrainSampler,
-    is_baseline,
-)
+from lowmem_spin.algorithm.stages import Average, Evaluate, Generate, Judge, Score, Stage, Train, TrainSampler, is_baseline
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.files import DamagedError, json_text, read_text, write_text
 from lowmem_spin.common.keys import digest

@@ -5,9 +5,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-import pyarrow as pa
-
 from lowmem_spin.common.files import Notice
+from lowmem_spin.common.parquet import ParquetTable
 from lowmem_spin.engines.base import Generator, Learner
 from lowmem_spin.engines.oracles.base import Oracle
 
@@ -19,7 +18,7 @@ class TableFiles(Protocol):
 
     def path(self, kind: str, key: str) -> Path: ...
 
-    def read(self, path: Path) -> pa.Table | None: ...
+    def read(self, path: Path) -> ParquetTable | None: ...
 
     def set_aside(self, path: Path, why: str, then: str = ...) -> None: ...
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from lowmem_spin.algorithm.pair_sources import Sampling, logps_spec
 from lowmem_spin.algorithm.samplers.mixture import MixtureSample
-from lowmem_spin.algorithm.stages import Sampling, logps_spec
 from lowmem_spin.common.keys import digest, number
 from lowmem_spin.engines.base import Completion, MixtureSampler, Request, sampling_mixtures
 from lowmem_spin.engines.mixtures import draw_mixture

@@ -1,16 +1,15 @@
 """What is asked of the store's tables, row by row: prompts to answer, answers, rows to score, answers to compare."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from lowmem_spin.algorithm.preferences import Comparison
-from lowmem_spin.common.files import Tokens, token_arrays
+from lowmem_spin.common.files import Tokens
+from lowmem_spin.common.parquet import token_arrays
 from lowmem_spin.store.table import Table
 
 
@@ -83,16 +82,9 @@ class Compared:
         return self.prompt_id, fingerprint([-1, *(token for tokens in self.tokens for token in (*tokens, -1))])
 
 
-def _of(prompts: Collection[str], table: Table) -> pa.Table:
-    """The rows of a table for prompts of these ids: of a large one, few become Python's own values."""
-    rows = table.read()
-    asked = pc.SetLookupOptions(pa.array(list(prompts), pa.string()))
-    return rows.filter(pc.call_function("is_in", [rows["prompt_id"]], asked))
-
-
-def answers_in(table: Table, prompts: Collection[str]) -> dict[tuple[str, int], Answer]:
+def answers_in(table: Table, prompts: Set[str]) -> dict[tuple[str, int], Answer]:
     """The answers of a completions or mixtures table to prompts of these ids, by (prompt id, sample)."""
-    rows = _of(prompts, table)
+    rows = table.read(prompts)
     columns = (rows[name].to_pylist() for name in ("prompt_id", "text", "finish_reason", "logp", "sample"))
     answers = {}
     for prompt_id, text, reason, logp, sample, tokens in zip(*columns, token_arrays(rows["tokens"]), strict=True):
@@ -100,9 +92,9 @@ def answers_in(table: Table, prompts: Collection[str]) -> dict[tuple[str, int], 
     return answers
 
 
-def logps_in(table: Table, prompts: Collection[str]) -> dict[tuple[str, str, str], float]:
+def logps_in(table: Table, prompts: Set[str]) -> dict[tuple[str, str, str], float]:
     """The log-probs of a table for prompts of these ids, by Scored.name."""
-    rows = _of(prompts, table)
+    rows = table.read(prompts)
     names = zip(*(rows[name].to_pylist() for name in ("prompt_id", "completion", "content")), strict=True)
     return dict(zip(names, rows["logp"].to_pylist(), strict=True))
 

@@ -23,7 +23,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from lowmem_spin.common.checked import check_within, read_checked, set_aside, write_checked
@@ -33,12 +32,12 @@ from lowmem_spin.common.files import (
     Notice,
     check_folder_place,
     make_folder,
-    read_parquet,
     read_text,
     sha256,
     write_atomically,
 )
 from lowmem_spin.common.keys import is_key
+from lowmem_spin.common.parquet import ParquetTable
 from lowmem_spin.store.committed import adapter_fault, seal_adapter
 from lowmem_spin.store.table import Table
 from lowmem_spin.store.users import Users
@@ -79,14 +78,14 @@ class Store:
     def table(self, kind: str, key: str, spec: dict[str, Any], adapter_sha256: str) -> Table:
         return Table(self, kind, key, spec, adapter_sha256)
 
-    def read(self, path: Path) -> pa.Table | None:
+    def read(self, path: Path) -> ParquetTable | None:
         """A Parquet file that may be missing; a damaged one is set aside and counts as missing.
 
         Raises:
             UnreadableError: the system does not give its bytes; it stays where it is.
         """
         try:
-            return read_parquet(path)
+            return ParquetTable(path)
         except FileNotFoundError:
             return None
         except DamagedError as error:

@@ -3,13 +3,18 @@
 import contextlib
 import json
 import uuid
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from lowmem_spin.common.checked import read_checked, write_checked
-from lowmem_spin.common.files import DamagedError, reading, write_parquet
+from lowmem_spin.common.files import DamagedError, reading
+from lowmem_spin.common.parquet import write_parquet
 from lowmem_spin.store.contracts import TableFiles
 
 COMPLETIONS = pa.schema(
@@ -68,10 +73,13 @@ class Table:
         self.manifest = {"kind": kind, "asked": asked, "maker": adapter_sha256}
         self.schema = SCHEMAS[kind].with_metadata({"maker": adapter_sha256})
         self._shards: dict[str, pa.Table] = {}
+        self._prompts: Set[str] | None = frozenset()  # whose rows were read of each shard; None: all
         self._has_manifest = False
 
-    def read(self) -> pa.Table:
-        """All committed rows. A damaged shard is set aside and its rows count as missing."""
+    def read(self, prompts: Set[str] | None = None) -> pa.Table:
+        """The committed rows for prompts of these ids, or all. A damaged shard is set aside and its rows count as missing."""
+        if self._prompts is not None and (prompts is None or not prompts <= self._prompts):
+            self._prompts, self._shards = prompts, {}
         with reading(self.folder):
             names = sorted(path.name for path in self.folder.glob("[!.]*.parquet"))
         self._shards = {name: shard for name, shard in self._shards.items() if name in names}
@@ -81,7 +89,8 @@ class Table:
         self._drop_merged()
         if self._shards:
             self._keep_manifest()
-        return pa.concat_tables([self.schema.empty_table(), *self._shards.values()], promote_options="default")
+        rows = pa.concat_tables([self.schema.empty_table(), *self._shards.values()], promote_options="default")
+        return rows if prompts is None else rows.filter(_among(rows["prompt_id"], prompts))
 
     def _drop_merged(self) -> None:
         """Forget shards whose rows are in a merged file too: its writer was stopped before it could delete them."""
@@ -101,7 +110,7 @@ class Table:
         if not shard.schema.equals(self.schema, check_metadata=False):
             self.store.set_aside(path, "has other columns than this version writes")
             return None
-        return shard
+        return shard.read() if self._prompts is None else shard.filter(_among(shard.column("prompt_id"), self._prompts))
 
     def append(self, columns: dict[str, list[Any]]) -> None:
         """Commit rows as one shard."""
@@ -113,7 +122,7 @@ class Table:
 
     def _keep_manifest(self) -> None:
         """Have manifest.json say what was asked; one that is lost or damaged is written again."""
-        path, shards = self.folder / "manifest.json", self._shards.values()
+        path, shards = self.folder / "manifest.json", list(self._shards)
         if self._has_manifest:
             return
         try:
@@ -123,7 +132,7 @@ class Table:
                 self.store.set_aside(path, str(error), "written again")
             elif shards:
                 self.store.notice(f"{path} is missing; written again")
-            merged = {"rows": sum(shard.num_rows for shard in shards)} if len(shards) == 1 else {}
+            merged = {"rows": pq.read_metadata(self.folder / shards[0]).num_rows} if len(shards) == 1 else {}
             write_checked(path, {**self.manifest, **merged})
         self._has_manifest = True
 
@@ -138,3 +147,8 @@ class Table:
         write_parquet(self.folder / name, self._shards[name])
         write_checked(self.folder / "manifest.json", {**self.manifest, "rows": rows.num_rows})
         self._drop_merged()
+
+
+def _among(prompt_ids: pa.ChunkedArray, asked: Set[str]) -> np.ndarray:
+    """Which of them are asked for."""
+    return pc.call_function("is_in", [prompt_ids], pc.SetLookupOptions(pa.array(list(asked), pa.string()))).to_numpy()

@@ -11,20 +11,9 @@ from hypothesis import strategies as st
 
 from helpers.draws import draw_rows
 from lowmem_spin.algorithm.game import health_sampling, mixture, opponents, play, reference, sampling_params
-from lowmem_spin.algorithm.stages import (
-    VERSIONS,
-    Draw,
-    Evaluate,
-    Generate,
-    Inputs,
-    OpponentPairs,
-    Score,
-    Stage,
-    Train,
-    TrainSampler,
-    logps_spec,
-    shares,
-)
+from lowmem_spin.algorithm.pair_sources import Draw, OpponentPairs, logps_spec, shares
+from lowmem_spin.algorithm.source_hashes import VERSIONS
+from lowmem_spin.algorithm.stages import Evaluate, Generate, Inputs, Score, Stage, Train, TrainSampler
 from lowmem_spin.algorithm.touches import HeldOutPlaces, each_sample, touches
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from lowmem_spin.algorithm.game import opponents, play, reference, reference_over_history
 from lowmem_spin.algorithm.own_functions import check_inputs, in_place, iterates_before, read_opponents, read_reference
-from lowmem_spin.algorithm.stages import Evaluate, Generate, Inputs, OpponentPairs, Score, Train
+from lowmem_spin.algorithm.pair_sources import OpponentPairs
+from lowmem_spin.algorithm.stages import Evaluate, Generate, Inputs, Score, Train
 from lowmem_spin.config.game_config import rules_in_words
 from lowmem_spin.config.loss_choices import in_words
 from lowmem_spin.config.recipe import Recipe

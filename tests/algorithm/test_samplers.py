@@ -17,8 +17,8 @@ import torch
 from scipy import stats
 
 from helpers.games import make_micro_base, open_hf, save_slot, shake_slot
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.algorithm.samplers.mixture import SAMPLERS, MixtureSample, Target, sampler, sampling_summary
-from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.hf import HF
@@ -253,7 +253,7 @@ def adapters(engine: HF, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
     for seed in range(2):
         shake_slot(engine, seed, scale=0.3)
         folders.append(save_slot(engine, tmp_path_factory.mktemp("adapters") / str(seed)))
-        engine.in_slot = None
+        engine.slot.holds = None
     return folders
 
 

@@ -110,7 +110,7 @@ def test_what_a_loss_takes_from_a_module_of_ones_own_counts(line: str, tmp_path:
         ("losses", replaced(("import torch.nn.functional as F", "import mine as F")), {"loss dpo", "loss hinge", "loss slic"}),
         ("losses", replaced(("return self.chosen, self.rejected,", "return self.rejected, self.rejected,")), BOTH),
         ("references", replaced(("+ weight * values\n", "+ 2 * weight * values\n")), {"reference geometric"}),
-        ("noise", replaced(("return -torch.log(-torch.log(", "return torch.log(-torch.log(")), MIXTURES),
+        ("noise", replaced((".log_().neg_().log_().neg_()", ".log_().neg_().log_()")), MIXTURES),
         ("smc", replaced(("RESAMPLE = ", "RESAMPLE = 2 * ")), {"sampler smc"}),
         ("subtb", replaced(("return lengths + capped", "return lengths")), {"sampler gflownet"}),
         ("gflownet", replaced(("weight_decay=0.0", "weight_decay=0.1")), {"sampler gflownet"}),

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from helpers.commands import SMALL, call, cli
 from helpers.server import wait
-from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.cli.chat import Voice, open_voices, talk
 from lowmem_spin.cli.exported_folder import export
 from lowmem_spin.cli.play import run

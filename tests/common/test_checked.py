@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from helpers.harms import HARMS, flipped
 from lowmem_spin.common.checked import folder_fault, read_checked, seal_folder, write_checked
-from lowmem_spin.common.files import DamagedError, read_parquet, write_parquet
+from lowmem_spin.common.files import DamagedError
+from lowmem_spin.common.parquet import ParquetTable, write_parquet
 
 
 def every_flip(path: Path, step: int = 1) -> Iterator[int]:
@@ -29,12 +31,12 @@ ROWS = pa.table({"a": list(range(20)), "text": [f"row {n}" for n in range(20)]})
 def test_whatever_bit_of_a_table_is_wrong_it_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write_parquet(path, ROWS)
-    assert read_parquet(path).equals(ROWS, check_metadata=True)
+    assert ParquetTable(path).read().equals(ROWS, check_metadata=True)
     assert pq.read_table(path).equals(ROWS)  # as other tools read it
     read = 0
     for _ in every_flip(path, 2):
         try:
-            assert read_parquet(path).equals(ROWS)  # the checksum's own name is wrong, and nothing else
+            assert ParquetTable(path).read().equals(ROWS)  # the checksum's own name is wrong, and nothing else
             read += 1
         except DamagedError:
             continue
@@ -44,14 +46,39 @@ def test_whatever_bit_of_a_table_is_wrong_it_is_noticed(tmp_path: Path) -> None:
 def test_a_table_of_an_earlier_version_is_read_and_its_damage_is_damage(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(ROWS, path, write_page_checksum=True)
-    assert read_parquet(path).equals(ROWS, check_metadata=True)
+    assert ParquetTable(path).read().equals(ROWS, check_metadata=True)
     damaged = 0
     for _ in every_flip(path, 3):
         try:
-            read_parquet(path).to_pylist()
+            ParquetTable(path).read().to_pylist()
         except DamagedError:
             damaged += 1
     assert damaged > path.stat().st_size / 3 / 4
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_part_of_a_table_is_what_it_is_in_the_whole(tmp_path: Path, sealed: bool) -> None:
+    schema = pa.schema({"n": pa.int64(), "ids": pa.list_(pa.field("element", pa.int32()))}, {"a": "b"})
+    rows = pa.table({"n": list(range(1234)), "ids": [[n] * (n % 7) for n in range(1234)]}, schema)
+    path = tmp_path / "a.parquet"
+    write_parquet(path, rows) if sealed else pq.write_table(rows, path, write_page_checksum=True)
+    table = ParquetTable(path)
+    assert table.num_rows == 1234 and table.schema.equals(rows.schema, check_metadata=True)
+    assert table.column("ids").to_pylist() == rows["ids"].to_pylist()
+    assert pa.concat_tables(table.batches(["n"])).equals(rows.select(["n"]))
+    for wanted in ([], [0], [1233], [3, 249, 250, 999], range(1234)):
+        mask = np.isin(np.arange(1234), wanted)
+        assert table.filter(mask).equals(rows.filter(mask), check_metadata=True)
+
+
+def test_a_table_that_is_damaged_after_it_was_verified_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_parquet(path, ROWS)
+    table, content = ParquetTable(path), path.read_bytes()
+    first = pq.read_metadata(path).row_group(0).column(0)
+    path.write_bytes(flipped(content, 4 + first.total_compressed_size - 1, 0))  # of its last page
+    with pytest.raises(DamagedError):
+        table.read()
 
 
 def test_memory_that_runs_out_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +89,7 @@ def test_memory_that_runs_out_is_no_damage(tmp_path: Path, monkeypatch: pytest.M
     pq.write_table(ROWS, path)  # as earlier versions wrote it: only its reading tells whether it is whole
     monkeypatch.setattr(pq, "ParquetFile", fail)
     with pytest.raises(MemoryError):
-        read_parquet(path)
+        ParquetTable(path).read()
 
 
 def test_whatever_bit_of_a_small_file_is_wrong_it_is_noticed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from lowmem_spin.algorithm.stages import VERSIONS
+from lowmem_spin.algorithm.source_hashes import VERSIONS
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.data_config import Data

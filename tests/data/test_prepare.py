@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from helpers.draws import draw_rows
-from lowmem_spin.algorithm.stages import Draw
+from lowmem_spin.algorithm.pair_sources import Draw
 from lowmem_spin.common.errors import InputError
+from lowmem_spin.common.parquet import ParquetTable, write_parquet
 from lowmem_spin.config.data_config import Data
 from lowmem_spin.data.formats import Conversation, Unusable, conversations
 from lowmem_spin.data.prepare import prepare, prepared_key
@@ -40,6 +41,21 @@ def write(path: Path, rows: list[Any]) -> Source:
 def prepared(source: Source, tokenizer: Any, template: str | None = None, **options: Any) -> Rows:
     data = Data(path="x", **options)
     return Rows(prepare(source, data, "data.path", "train", "category", Renderer(tokenizer, template)))
+
+
+def test_some_rows_are_what_they_are_among_all_in_the_order_that_is_asked_for(tmp_path: Path, tokenizer: Any) -> None:
+    source = write(tmp_path / "d.jsonl", [{"prompt": f"sort: {n}", "completion": f"{n}"} for n in range(600)])
+    whole = prepared(source, tokenizer)
+    assert isinstance(whole.table, pa.Table)
+    write_parquet(tmp_path / "rows.parquet", whole.table)
+    for rows in (whole, Rows(ParquetTable(tmp_path / "rows.parquet"))):
+        for places in ([], [599], [250, 3, 400, 0, 249], range(600)):
+            some = rows.only(places)
+            assert some.ids == [whole.ids[place] for place in places]
+            assert some.completions == [str(place) for place in places]
+            assert [tokenizer.decode(some.chosen(n)) for n in range(len(some))] == [f"{place}<end_of_turn>" for place in places]
+            assert [some.messages(n)[0]["content"] for n in range(len(some))] == [f"sort: {place}" for place in places]
+        assert rows.head(3).ids == whole.ids[:3] and rows.head(1000).ids == whole.ids
 
 
 def test_preferences_may_be_about_a_later_turn_and_long_answers_end_early(tmp_path: Path, tokenizer: Any) -> None:
@@ -122,7 +138,7 @@ def test_long_prompts_are_counted_and_left_out_and_long_answers_lose_their_end(t
         "1 completion cut to data.max_completion_length (1,024 tokens) (first: line 2)",
         "1 prompt longer than data.max_prompt_length (40 tokens), left out (first: line 3)",
     ]
-    assert kept.table["truncated"].to_pylist() == [False, True]
+    assert kept.table.column("truncated").to_pylist() == [False, True]
     assert tokenizer.decode(kept.chosen(1)) == "c" * 20  # no end of turn that the data does not have there
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from helpers.games import CPU, Plain, open_hf, recipe_on, save_slot, shake_slot
-from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import doctor, registry
 from lowmem_spin.engines.base import Completion, Request

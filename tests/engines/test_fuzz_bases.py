@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from helpers.damaged_folders import HARMS
 from helpers.games import QUICKSTART, open_hf, opened, save_slot, shake_slot, tiny
-from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.grid import sweep_points
 from lowmem_spin.config.load import find_recipe

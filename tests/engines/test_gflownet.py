@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from helpers.games import make_micro_base, open_hf, save_slot, shake_slot
-from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.algorithm.subtb import StepLogps, subtb_loss, weighted_count
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.engines.base import Completion, Request
@@ -380,7 +380,7 @@ def test_a_step_has_all_the_samples_of_its_prompts(
 def test_the_base_may_be_an_adapter_too(base: Path, previous: Path, tmp_path: Path) -> None:
     engine = open_micro(base, per_device_train_batch_size=512)
     shake_slot(engine, 2, scale=0.2)
-    other, engine.in_slot = save_slot(engine, tmp_path / "other"), None
+    other, engine.slot.holds = save_slot(engine, tmp_path / "other"), None
     once = {"epochs": 1, "batch_size": 1024, "explore": 0.0}
     _, (record,) = train_sampler(engine, previous, tmp_path / "work", [PROMPT] * 1024, base=other, **once)
     log_p, log_b, bare = (enumerated(engine, policy) for policy in (previous, other, None))

@@ -14,8 +14,8 @@ from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.games import make_micro_base, open_hf
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.algorithm.samplers.noise import IN_CACHE, gumbel
-from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.hf import HF, RowNoise
 

@@ -235,7 +235,7 @@ def test_training_is_the_same_however_it_is_cut_or_laid_out(quickstart: Path, tm
         engine.layout = RowLayout(packs=packs, pad=engine.pad)
         loss = {"name": "dpo", "beta": 0.3}
         folder, _ = engine.train(None, pairs, loss, SETTINGS | plain, tmp_path / f"{tokens} {packs}", lambda *told: None)
-        engine._fill_slot(folder)
+        engine.slot.fill(folder)
         found.append({name: p.detach().clone() for name, p in engine.model.named_parameters() if "lora_B" in name})
     assert max(weight.abs().max() for weight in found[0].values()) > 1e-3
     for other in found[1:]:

@@ -13,13 +13,13 @@ GEMMA_2B = Shape(18, 2048, 16384, 8, 1, 256, 256000, True)
 
 def test_a_pass_has_as_many_tokens_as_there_is_room_for() -> None:
     """On all cards: what is planned fits beside what the generator keeps meanwhile, and a larger card never has fewer."""
-    recipe = load_recipe(find_recipe("gemma2b_alpha"))
+    recipe, (generator, learner) = load_recipe(find_recipe("gemma2b_alpha")), (ENGINES[name] for name in NAMES)
     found: dict[str, set[int]] = {"resident": set(), "sleep": set(), "exit": set()}
     before = dict.fromkeys(found, 0)
     for gigabytes in range(10, 64):
         limit = gigabytes * 1e9
         machine = Machine("cuda", "bfloat16", 64e9, limit)
-        shared = shared_gpu(recipe, GEMMA_2B, machine, *(ENGINES[name] for name in NAMES))
+        shared = shared_gpu(recipe, GEMMA_2B, machine, generator, learner)
         larger = with_large_passes(recipe, GEMMA_2B, "bfloat16", learner_room(shared))
         assert larger == planned_passes(recipe, GEMMA_2B, machine, *NAMES)
         terms = stage_memory(larger, GEMMA_2B, "bfloat16")

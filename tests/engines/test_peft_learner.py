@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GraniteConfig, GraniteForCausalLM
 
 from helpers.games import open_hf, save_slot, shake_slot
-from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.base import Request

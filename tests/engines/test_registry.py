@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from helpers.games import TINY, of_policy, tiny
-from lowmem_spin.algorithm.stages import Evaluate, Generate, Sampling
+from lowmem_spin.algorithm.pair_sources import Sampling
+from lowmem_spin.algorithm.stages import Evaluate, Generate
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find_recipe, load_recipe

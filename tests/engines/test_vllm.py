@@ -20,7 +20,7 @@ import pytest
 from safetensors.torch import load_file
 
 from helpers.games import CPU, open_hf, save_slot, shake_slot
-from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.base import Request

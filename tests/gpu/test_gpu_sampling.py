@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from helpers.games import recipe_on
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.algorithm.samplers.noise import gumbel, uniform
-from lowmem_spin.algorithm.stages import Sampling
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.base import Request
 from lowmem_spin.engines.machine import Machine

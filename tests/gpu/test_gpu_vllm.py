@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from helpers.games import recipe_on
-from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.base import Completion, Request
 from lowmem_spin.engines.machine import Machine

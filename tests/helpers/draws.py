@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lowmem_spin.algorithm.stages import Draw
+from lowmem_spin.algorithm.pair_sources import Draw
 from lowmem_spin.data.rows import shuffled, take
 
 

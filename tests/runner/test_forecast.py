@@ -49,6 +49,13 @@ def test_two_games_are_expected_to_share(tmp_path: Path) -> None:
     assert all(max(step.after, default=-1) < place for place, step in enumerate(both))
 
 
+def test_rows_that_are_kept_to_measure_on_are_none_of_those_that_are_learned_from(tmp_path: Path) -> None:
+    """The base answers all of them, at the same temperature."""
+    game = opened(tmp_path, "game.iterations=1", "game.pairs=196")
+    steps = steps_ahead([(game, stage, False) for stage in game.stages])
+    assert [step.rows["generate"] for step in steps[:2]] == [4, 196] == [len(game.rows.held.rows), len(game.rows.pool)]
+
+
 def test_lengths_of_rows_that_are_not_prepared_are_nearly_those_of_rows_that_are(tmp_path: Path) -> None:
     found, path = opened(tmp_path), tmp_path / "train.jsonl"
     prepared = Lengths.of(found.recipe, found.rows.train)

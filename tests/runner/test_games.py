@@ -33,8 +33,9 @@ from helpers.games import (
     tiny,
 )
 from helpers.references import updates
+from lowmem_spin.algorithm.pair_sources import DatasetPairs, OpponentPairs, Sampling
 from lowmem_spin.algorithm.samplers.mixture import Target, sampler
-from lowmem_spin.algorithm.stages import DatasetPairs, OpponentPairs, Sampling, Score, Train
+from lowmem_spin.algorithm.stages import Score, Train
 from lowmem_spin.common.keys import number
 from lowmem_spin.engines.oracles.function import Function
 from lowmem_spin.engines.oracles.reward_model import RewardModel
@@ -425,7 +426,7 @@ def test_a_warm_start_is_trls_fine_tuning(warm: OpenGame, quickstart: Path, tmp_
     rows = [(ids(warm.rows.train.prompt(place)), ids(warm.rows.train.chosen(place))) for place in places]
     engine = open_hf(quickstart / "base", "none", lora=warm.recipe.training.lora.model_dump())
     torch.manual_seed(warm.recipe.seed)
-    engine._reset_slot()
+    engine.slot.reset()
     start = save_slot(engine, tmp_path / "start")
     base = AutoModelForCausalLM.from_pretrained(quickstart / "base", dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(start), is_trainable=True)

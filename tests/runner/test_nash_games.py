@@ -12,8 +12,9 @@ from scipy import stats
 
 from helpers.games import Plain, Row, data_rows, make_micro_base, stored
 from helpers.references import updates
+from lowmem_spin.algorithm.pair_sources import JudgedSamples, Sampling
 from lowmem_spin.algorithm.samplers.mixture import Target, sampler
-from lowmem_spin.algorithm.stages import JudgedSamples, Sampling, Train
+from lowmem_spin.algorithm.stages import Train
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens

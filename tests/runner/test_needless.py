@@ -1,12 +1,17 @@
 """What a game that goes on passes over: all that only stored adapters were made from, and nothing else."""
 
+import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console
 
 from helpers.games import commit_adapters, opened, played
-from lowmem_spin.algorithm.stages import DatasetPairs, Evaluate, Generate, Score, Stage, Train
+from lowmem_spin.algorithm.pair_sources import DatasetPairs
+from lowmem_spin.algorithm.stages import Evaluate, Generate, Score, Stage, Train
 from lowmem_spin.common.display import Display
 from lowmem_spin.runner.needless import needless
 from lowmem_spin.runner.open import OpenGame
@@ -52,6 +57,36 @@ def test_a_finished_game_is_played_again_without_what_it_learned_from(tmp_path: 
     assert made == next(answers(stage) for stage in game.stages if isinstance(stage, Generate) and stage.pairs == last.pairs)
     assert made < tables and engines
     assert game.store.adapter_sha256(last.policy) == weights
+
+
+DEFAULT = pa.default_memory_pool()
+COUNTED = pa.proxy_memory_pool(DEFAULT)  # lives as long as what is allocated from it
+
+
+def test_a_finished_game_is_played_again_without_its_rows_in_memory(tmp_path: Path) -> None:
+    """Neither those of the data nor those that it learned from, in the tables that it is measured by."""
+    with (tmp_path / "train.jsonl").open("w") as file:
+        for number in range(3000):
+            file.write(json.dumps({"prompt": f"{number} " + "abcd " * 60, "completion": "wxyz " * 60}) + "\n")
+    game = played(tmp_path)
+    numbers, ids = (tmp_path / "run" / "metrics.jsonl").read_text(), game.rows.train.ids
+    tables = [table for table in game.tables.opened.values() if table.kind == "completions"]
+    for table in tables:
+        learned = {"prompt_id": ids, "sample": [9] * len(ids), "tokens": [[7] * 300] * len(ids), "text": ["b" * 300] * len(ids)}
+        table.append({**learned, "finish_reason": ["stop"] * len(ids), "logp": [-1.0] * len(ids)})
+        table.merge()
+    whole = [pq.read_table(path).nbytes for path in (tmp_path / "store").rglob("*.parquet")]
+    pa.set_memory_pool(COUNTED)
+    tracemalloc.start()
+    try:
+        again = opened(tmp_path)
+        Player(again, Display(Console(quiet=True)), {}).play_all()
+        held = tracemalloc.get_traced_memory()[1] + (COUNTED.max_memory() or 0)
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(DEFAULT)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == numbers and not again.engines.pool.opened
+    assert len(tables) > 1 and held < 2 / 3 * sum(whole), f"{held / 1e6:.1f} of {sum(whole) / 1e6:.1f} MB"
 
 
 def passed_over(games: list[OpenGame]) -> list[list[str]]:

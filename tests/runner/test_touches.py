@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from helpers.games import QUICKSTART, opened
-from lowmem_spin.algorithm.stages import PairSource, Stage, Train
+from lowmem_spin.algorithm.pair_sources import PairSource
+from lowmem_spin.algorithm.stages import Stage, Train
 from lowmem_spin.algorithm.touches import Gathered, HeldOutPlaces, touches
 from lowmem_spin.common.display import Display
 from lowmem_spin.runner import gc

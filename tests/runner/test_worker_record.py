@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from lowmem_spin.algorithm.pair_sources import DatasetPairs, Draw
 from lowmem_spin.algorithm.roles import Role
-from lowmem_spin.algorithm.stages import DatasetPairs, Draw, Score, Stage, Train
+from lowmem_spin.algorithm.stages import Score, Stage, Train
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError

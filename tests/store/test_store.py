@@ -17,8 +17,9 @@ from safetensors.numpy import save_file
 
 from helpers.unreadable import answering_eio
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import DamagedError, UnreadableError, read_parquet
+from lowmem_spin.common.files import DamagedError, UnreadableError
 from lowmem_spin.common.keys import digest
+from lowmem_spin.common.parquet import ParquetTable
 from lowmem_spin.store.store import Store
 from lowmem_spin.store.table import Table
 
@@ -62,6 +63,29 @@ def test_shards_merge_into_one_file_that_other_tools_open(store: Store) -> None:
     assert pq.read_table(file)["prompt_id"].to_pylist() == ["a", "b", "c"]
     assert '"rows": 3' in (one.folder / "manifest.json").read_text()
     assert ids(store) == ["a", "b", "c"]
+
+
+def test_a_table_gives_the_rows_of_the_prompts_that_are_asked_for(store: Store) -> None:
+    """Whatever was asked before, whoever has written since, and whether or not it is merged."""
+    table(store).append(rows("a", "b", "c"))
+    one = table(store)
+    for wanted in ("b", "ab", "b", "", "bc", "abcd", "ad"):
+        for _ in range(2):
+            assert one.read(set(wanted))["prompt_id"].to_pylist() == sorted(set(wanted) & set("abc"))
+    table(store).append(rows("d"))
+    assert one.read({"d"})["prompt_id"].to_pylist() == ["d"]
+    one.append(rows("e"))
+    assert sorted(one.read(set("de"))["prompt_id"].to_pylist()) == ["d", "e"]
+    assert sorted(one.read()["prompt_id"].to_pylist()) == [*"abcde"]
+    one.merge()
+    assert one.read({"c"})["prompt_id"].to_pylist() == table(store).read({"c"})["prompt_id"].to_pylist() == ["c"]
+
+
+def test_a_lost_manifest_has_the_number_of_all_rows_whichever_are_asked_for(store: Store) -> None:
+    table(store).append(rows("a", "b", "c"))
+    (table(store).folder / "manifest.json").unlink()
+    table(store).read({"b"})
+    assert '"rows": 3' in (table(store).folder / "manifest.json").read_text()
 
 
 def test_a_merge_that_was_stopped_before_it_deleted_its_shards_leaves_no_row_twice(store: Store) -> None:
@@ -149,7 +173,7 @@ def test_whatever_bit_of_a_table_is_wrong_is_damage_and_nothing_else(store: Stor
     for place in range(0, len(content), 3):
         file.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
         try:
-            read_parquet(file)
+            ParquetTable(file).read()
         except DamagedError:
             damaged += 1
     assert damaged > len(content) / 3 / 4  # not all of a footer is checked

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.files import Tokens
 from lowmem_spin.engines.base import Completion, Request

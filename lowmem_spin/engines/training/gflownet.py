@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
-from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.algorithm.subtb import StepLogps, subtb_loss, weighted_count
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Tokens
@@ -247,7 +247,7 @@ class GFlowNetTrainer:
     def _read(self, adapter: Path) -> list[Tensor]:
         """The weights of an adapter, which the slot is left with."""
         with self.engine.playing(adapter):
-            self.engine.in_slot = None  # what is done to the slot from here on is in no folder
+            self.engine.slot.holds = None  # what is done to the slot from here on is in no folder
             return [weight.detach().clone() for weight in self._slot().values()]
 
     @contextmanager

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from lowmem_spin.algorithm.pair_sources import Sampling, judgement_spec
 from lowmem_spin.algorithm.preferences import Comparison
-from lowmem_spin.algorithm.stages import Sampling, judgement_spec
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.files import check_inside
 from lowmem_spin.common.keys import digest

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lowmem_spin.algorithm.stages import Sampling
+from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, quoted
 from lowmem_spin.common.files import json_text, write_text

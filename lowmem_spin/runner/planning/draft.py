@@ -6,11 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from lowmem_spin.algorithm.pair_sources import Draw
 from lowmem_spin.algorithm.roles import Role
-from lowmem_spin.algorithm.stages import Average, Draw, Evaluate, Stage, Train, TrainSampler
+from lowmem_spin.algorithm.stages import Average, Evaluate, Stage, Train, TrainSampler
 from lowmem_spin.algorithm.touches import HeldOutPlaces, Places, Touch, touches
 from lowmem_spin.common.errors import InputError
-from lowmem_spin.common.files import DamagedError, check_folder_place, read_parquet
+from lowmem_spin.common.files import DamagedError, check_folder_place
+from lowmem_spin.common.parquet import ParquetTable
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.grid import SweepPoint
 from lowmem_spin.config.recipe import Recipe
@@ -126,7 +128,7 @@ class Draft:
     def _rows(self, path: Path) -> Rows | None:
         if path not in self.files:
             try:
-                self.files[path] = Rows(read_parquet(path))
+                self.files[path] = Rows(ParquetTable(path))
             except (FileNotFoundError, DamagedError):  # not there yet, or to be made again
                 self.files[path] = None
         return self.files[path]

@@ -12,8 +12,9 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from lowmem_spin.algorithm.touches import NO_ROWS, SAMPLE, Places
-from lowmem_spin.common.files import DamagedError, read_parquet
+from lowmem_spin.common.files import DamagedError
 from lowmem_spin.common.keys import digest
+from lowmem_spin.common.parquet import ParquetTable
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.formats import Conversation
 from lowmem_spin.data.readers import Unusable
@@ -56,8 +57,8 @@ class Lengths:
         longest = float(recipe.generation.max_new_tokens)
         if rows is None or not len(rows):
             return cls(float(recipe.data.max_prompt_length), float(recipe.data.max_completion_length), longest)
-        places = range(0, len(rows), max(1, len(rows) // SAMPLED))
-        prompt, chosen = (float(np.mean([len(side(place)) for place in places])) for side in (rows.prompt, rows.chosen))
+        some = rows.only(range(0, len(rows), max(1, len(rows) // SAMPLED)))
+        prompt, chosen = (float(np.mean([len(side(n)) for n in range(len(some))])) for side in (some.prompt, some.chosen))
         return cls(prompt, chosen, longest)
 
     @classmethod
@@ -138,7 +139,7 @@ class Stored:
             found: dict[str, list[tuple[str, int]]] = {}
             for path in sorted((self.root / kind / table).glob("[!.]*.parquet")):
                 try:
-                    rows = read_parquet(path)
+                    rows = ParquetTable(path).read()
                 except (FileNotFoundError, DamagedError):
                     continue
                 for side, name, sample in _named(kind, rows):

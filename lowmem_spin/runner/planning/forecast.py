@@ -69,7 +69,7 @@ def _touches(game: OpenGame, stage: Stage, files: dict[str, int]) -> list[Touch]
     names = game.resolved.data_files()
     train, held = (ROOM * files.setdefault(name, len(files)) for name in (names[0], names[-1]))
     measured = game.rows.held
-    scored, health = (held + np.array(places, np.int64) for places in (measured.scored, measured.health))
+    scored, health = (held + np.array(measured.places, np.int64)[some] for some in (measured.scored, measured.health))
     places = HeldOutPlaces(scored, health)
     return list(touches(stage, game.recipe, game.inputs, lambda draw: train + np.array(game.positions(draw), np.int64), places))
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_spin.algorithm.game import health_sampling
-from lowmem_spin.algorithm.stages import Judge, Sampling, Train
+from lowmem_spin.algorithm.pair_sources import Sampling
+from lowmem_spin.algorithm.stages import Judge, Train
 from lowmem_spin.common.display import Display
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.config.recipe import Recipe
