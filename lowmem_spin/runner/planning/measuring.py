@@ -103,8 +103,8 @@ def _judging(game: OpenGame, generator: Generator, places: Sequence[int], answer
     """
     batch, longest, found = game.recipe.runtime.generation_batch_size, game.recipe.generation.max_new_tokens, []
     counts = dict.fromkeys([MEASURED_ANSWERS, *(stage.pairs.samples for stage in game.stages if isinstance(stage, Judge))])
-    judged = [places[number % len(places)] for number in range(max(3, batch // sum(counts)))]
-    answering = [place for count in counts for place in judged for _ in range(count)]
+    chosen = [places[number % len(places)] for number in range(max(3, batch // sum(counts)))]
+    answering = [place for count in counts for place in chosen for _ in range(count)]
     adapter, rows = game.tables.base_adapter, game.rows.train
     requests = [Request(adapter, rows.prompt(place), number) for number, place in enumerate(answering)]
     cut = min((len(answer.tokens) for answer in answers if answer.finish_reason == "length"), default=longest)
@@ -115,7 +115,7 @@ def _judging(game: OpenGame, generator: Generator, places: Sequence[int], answer
     )
     oracle = game.engines.oracle()
     for count in counts:
-        first, second, *rest = [question(game, place, list(islice(texts, count))) for place in judged]
+        first, second, *rest = [question(game, place, list(islice(texts, count))) for place in chosen]
         oracle.prefer([first])  # which loads a model
         seconds, _ = _timed(lambda second=second: oracle.prefer([second]))
         some = rest[: 1 + int(SECONDS / max(1e-9, seconds))]
