@@ -17,6 +17,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.config.training_config import Training
 from lowmem_spin.engines.loading import without_dropout
+from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.training.optimizer import check_names, try_optimizer
 from lowmem_spin.engines.training.trial import SURE_OPTIMIZERS, SURE_SCHEDULES, check_optimizer, warmup_note
 
@@ -182,6 +183,7 @@ def test_dropout_of_the_base_is_a_choice_and_the_adapters_own_is_not_touched(tmp
 
     for disabled in (False, True):
         engine = HF.__new__(HF)
+        engine.machine = Machine("cpu", "float32")
         engine.recipe = Recipe.model_validate(
             {
                 "model": {"name_or_path": "m"},
