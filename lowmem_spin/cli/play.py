@@ -1,7 +1,5 @@
 """Whole runs and sweeps: opened, checked, played, measured and shown."""
 
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lowmem_spin.algorithm.stages import Stage
+from lowmem_spin.cli.interrupts import ctrl_c
 from lowmem_spin.cli.results import show_run, show_sweep
 from lowmem_spin.common.display import Display, TimeIsUpError
 from lowmem_spin.common.errors import InputError, install_extra, quoted
@@ -43,18 +42,14 @@ def watched(console: Console, max_hours: float | None, again: str) -> Iterator[D
     """
     display = Display(console, memory_gauge())
     display.stop_after(max_hours)
-    main = threading.current_thread() is threading.main_thread()  # others get no signals
-    before = signal.signal(signal.SIGINT, display.interrupt) if main else None
     try:
-        yield display
+        with ctrl_c(display):
+            yield display
     except TimeIsUpError:
         display.log(f"{max_hours:g} hours are over; what is finished is stored, {again} to go on", "yellow")
     except KeyboardInterrupt:
         display.log(f"interrupted; what is finished is stored, {again} to go on", "yellow")
         raise
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
 
 
 def run(recipe: Recipe, recipe_dir: Path, display: Display, replace: bool = False, trust: Trust | None = None) -> list[Health]:

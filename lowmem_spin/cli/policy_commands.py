@@ -117,18 +117,16 @@ def evaluate(
     trust: TrustCode = False,
 ) -> None:
     """Measure policies on benchmarks, all on one loaded base. What the store has is not measured again."""
-    import signal
-
     from rich.console import Console
 
     from lowmem_spin.cli.evaluate import evaluate as measure
+    from lowmem_spin.cli.interrupts import ctrl_c
     from lowmem_spin.common.display import Display
     from lowmem_spin.evaluation.judged.shared import Judged, judge_from_options
     from lowmem_spin.evaluation.prompting import HarnessChanges
     from lowmem_spin.evaluation.suites import EvaluationRequest
 
     display = Display(Console())
-    signal.signal(signal.SIGINT, display.interrupt)
     changes = HarnessChanges(apply_chat_template, fewshot_as_multiturn, gen_kwargs, log_samples)
     suites = [name.strip() for name in (suite or "").split(",") if name.strip()]
     judge = judge_from_options(
@@ -137,7 +135,8 @@ def evaluate(
     judged = Judged(judge, mtbench, alpaca, max_new_tokens, download)
     try:
         request = EvaluationRequest(suites, task or [], limit, num_fewshot, include_path, judged=judged)
-        measure(run, request, iterate, display, trust, changes)
+        with ctrl_c(display):
+            measure(run, request, iterate, display, trust, changes)
     except KeyboardInterrupt:
         display.log("interrupted; what is measured is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None
@@ -157,24 +156,22 @@ def arena(
     trust: TrustCode = False,
 ) -> None:
     """Have a judge compare the base's and all iterates' answers. Each two are compared in both orders."""
-    import signal
-
     from rich.console import Console
 
+    from lowmem_spin.cli.interrupts import ctrl_c
     from lowmem_spin.cli.results import show_arena
     from lowmem_spin.common.display import Display
     from lowmem_spin.evaluation.arena import arena as play
     from lowmem_spin.evaluation.judged.shared import Judged, judge_from_options
 
     display = Display(Console())
-    signal.signal(signal.SIGINT, display.interrupt)
     judge = judge_from_options(
         judge_base_url, judge_model, judge_api_key_env, judge_concurrency, judge_max_tokens, judge_extra_body
     )
     judged = Judged(judge)
     try:
-        record = play(run, prompts, limit, judged, display, trust)
-        show_arena(run, record, display)
+        with ctrl_c(display):
+            show_arena(run, play(run, prompts, limit, judged, display, trust), display)
     except KeyboardInterrupt:
         display.log("interrupted; what is judged is stored, run the same command again to go on", "yellow")
         raise typer.Exit(130) from None

@@ -4,8 +4,8 @@ import json
 import os
 import re
 import signal
+import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from helpers.commands import finish, play, start
+from lowmem_spin.cli.interrupts import ctrl_c
 from lowmem_spin.common.display import Display
 
 
@@ -129,17 +130,25 @@ def test_generator_and_learner_agree_on_what_was_drawn(whole: Path) -> None:
     assert all(record["engine_gap"] < 1e-4 for record in records)  # the same engine, float32
 
 
-def test_an_interrupt_that_python_drops_is_raised_at_the_next_batch() -> None:
-    display = Display(Console(quiet=True))
+def test_an_interrupt_that_python_drops_is_raised_at_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only other exceptions of destructors are told."""
+    display, told, before = Display(Console(quiet=True)), list[type[BaseException]](), signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "unraisablehook", hook := lambda dropped: told.append(dropped.exc_type))
 
     class Unlucky:
-        def __del__(self) -> None:
-            display.interrupt()
+        def __init__(self, ending: Callable[[], object]) -> None:
+            self.ending = ending
 
-    with warnings.catch_warnings(), display.stage("score", "rows", 2) as meter:
-        warnings.simplefilter("ignore")
+        def __del__(self) -> None:
+            self.ending()
+
+    with ctrl_c(display), display.stage("score", "rows", 2) as meter:
         meter.advance(1)
-        unlucky = Unlucky()
-        del unlucky  # Python prints the exception of a destructor and goes on
+        unlucky = Unlucky(lambda: signal.raise_signal(signal.SIGINT))
+        del unlucky
+        unlucky = Unlucky(lambda: 1 / 0)
+        del unlucky
+        assert told == [ZeroDivisionError]
         with pytest.raises(KeyboardInterrupt):
             meter.advance(1)
+    assert sys.unraisablehook is hook and signal.getsignal(signal.SIGINT) is before
