@@ -42,7 +42,7 @@ def gumbel(seeds: Tensor, step: int, vocabulary: int) -> Tensor:
 
 
 def _few(seeds: Tensor, count: int) -> Sequence[Tensor]:
-    """The seeds, on a CPU as many together as it can hold the numbers of in its cache: four times as fast."""
+    """The seeds, on a CPU as many together as have their numbers in its cache: a third of the time, or less."""
     return seeds.split(max(1, IN_CACHE // count)) if seeds.is_cpu else [seeds]
 
 
