@@ -4,9 +4,12 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from helpers.commands import arguments
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -25,17 +28,27 @@ def test_the_house_is_tidy(command: str) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def imported(words: Sequence[str], cwd: Path) -> str:
+    """Those of what takes long to import that a command has imported."""
+    script = (
+        "import atexit, sys; "
+        "atexit.register(lambda: print({'torch', 'transformers', 'peft', 'openai', 'ray'} & sys.modules.keys())); "
+        "from lowmem_spin.cli.main import main; main()"
+    )
+    answer = subprocess.run([sys.executable, "-c", script, *words], cwd=cwd, capture_output=True, text=True, check=True)
+    assert len(answer.stdout.splitlines()) > 1
+    return answer.stdout.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     "words", ["--help", "recipe quickstart", "plan quickstart --set output.store=new", "gc --store copy/store --runs copy"]
 )
 def test_what_answers_at_once_imports_no_torch(words: str, copy: Path) -> None:
-    script = (
-        "import atexit, sys; atexit.register(lambda: print({'torch', 'transformers', 'peft'} & sys.modules.keys())); "
-        "from lowmem_spin.cli.main import main; main()"
-    )
-    command = [sys.executable, "-c", script, *words.split()]
-    answer = subprocess.run(command, cwd=copy.parent, capture_output=True, text=True, check=True)
-    assert answer.stdout.splitlines()[-1] == "set()" and len(answer.stdout.splitlines()) > 1
+    assert imported(words.split(), copy.parent) == "set()"
+
+
+def test_a_finished_game_is_played_again_without_torch(copy: Path) -> None:
+    assert imported(arguments(copy), copy.parent) == "set()"
 
 
 @pytest.mark.parametrize(("capability", "interpreted"), [("8.9", "None"), ("None", "1")])

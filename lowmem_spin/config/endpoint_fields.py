@@ -4,11 +4,13 @@ All of it is written into a run's folder and shown in its report, so a secret in
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import canonical
 
 OWN = ("model", "messages", "stream", "n")  # fields that the endpoint sets itself
@@ -56,6 +58,28 @@ def check_variable(name: str) -> None:
     key = len(name) >= 20 and any(map(str.islower, name)) and any(map(str.isdigit, name))
     if key or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise SecretError("this is the name of an environment variable, such as JUDGE_API_KEY, and not the key itself")
+
+
+def subfield(field: str, name: str) -> str:
+    """How a user calls a part of `field`: a recipe's field has a dot, a command's option a dash."""
+    return f"{field}-{name.replace('_', '-')}" if field.startswith("--") else f"{field}.{name}"
+
+
+def check_key(field: str, name: str) -> str:
+    """The key in an environment variable.
+
+    Raises:
+        InputError: there is none, or what is there can be no key; it is not repeated.
+    """
+    key = os.environ.get(name, "").strip()
+    if not key:
+        raise InputError(f"{subfield(field, 'api_key_env')}: the environment variable {name!r} is not set; export it")
+    if not re.fullmatch("[!-~]+", key):
+        raise InputError(
+            f"{subfield(field, 'api_key_env')}: the key in {name!r} has a character that no header can carry, such as a line "
+            "break, a space or an accent; export the key alone"
+        )
+    return key
 
 
 def check_extra_body(fields: Mapping[str, Any]) -> None:

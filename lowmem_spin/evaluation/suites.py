@@ -18,9 +18,9 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.errors import InputError, quoted
 from lowmem_spin.common.files import write_atomically
 from lowmem_spin.common.keys import digest
+from lowmem_spin.config.endpoint_fields import check_key
 from lowmem_spin.config.harness_config import Harness
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.engines.oracles.endpoint import check_key
 from lowmem_spin.engines.registry import PORTABLE
 from lowmem_spin.evaluation import diversity
 from lowmem_spin.evaluation.harness_tasks import Catalogue, Loaded, Task, check_installed

@@ -12,6 +12,7 @@ from lowmem_spin.common.display import Display
 from lowmem_spin.common.files import DamagedError, json_text, read_text, write_text
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.choices import JudgeOracle
+from lowmem_spin.config.endpoint_fields import check_key
 from lowmem_spin.runner.claim import METRICS, SO_FAR, check_folder, clear_folder
 from lowmem_spin.runner.early_stopping import EarlyStop, stops_early
 from lowmem_spin.runner.evaluate_policy import Measuring, evaluate_policy, sample_policy
@@ -204,7 +205,6 @@ def _check_judge(game: OpenGame) -> None:
     judge, trained = game.recipe.game.oracle, [stage.policy for stage in game.stages if isinstance(stage, Train)]
     oracle = game.resolved.oracle
     if isinstance(judge, JudgeOracle) and oracle is not None and not all(map(game.store.adapter, trained)):
-        from lowmem_spin.engines.oracles.endpoint import check_key
         from lowmem_spin.engines.oracles.judge import LLMJudge
 
         if judge.api_key_env is not None:

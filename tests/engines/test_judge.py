@@ -376,7 +376,8 @@ def test_nothing_is_sent_after_an_interrupt(server: Server, tmp_path: Path) -> N
     def behave(body: Body, number: int) -> str:
         if len(server.asked) == 4:
             ctrl_c.press()
-        time.sleep(0.3)
+        ctrl_c.pressed.wait()
+        time.sleep(0.5)  # until the interrupt has come through
         return "7"
 
     def twice(number: int) -> list[str]:

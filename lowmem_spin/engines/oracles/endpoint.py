@@ -1,52 +1,32 @@
 """A model behind an OpenAI-compatible chat endpoint: many requests at once, tries where they help, every reply kept."""
 
 import json
-import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx2
-import openai
 
 from lowmem_spin.common.checked import warn
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import Notice
 from lowmem_spin.common.keys import digest
-from lowmem_spin.config.endpoint_fields import SecretError, check_address
-from lowmem_spin.engines.oracles.exchange import Client, Exchange
+from lowmem_spin.config.endpoint_fields import SecretError, check_address, check_key, subfield
 from lowmem_spin.engines.oracles.reply_cache import Replies
 from lowmem_spin.engines.oracles.server_words import repeated, says_no_such_model
+
+if TYPE_CHECKING:
+    import openai  # takes half a second, and most games have no endpoint
+
+    from lowmem_spin.engines.oracles.exchange import Client
 
 Messages = Sequence[Mapping[str, str]]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def subfield(field: str, name: str) -> str:
-    """How a user calls a part of `field`: a recipe's field has a dot, a command's option a dash."""
-    return f"{field}-{name.replace('_', '-')}" if field.startswith("--") else f"{field}.{name}"
-
-
-def check_key(field: str, name: str) -> str:
-    """The key in an environment variable.
-
-    Raises:
-        InputError: there is none, or what is there can be no key; it is not repeated.
-    """
-    key = os.environ.get(name, "").strip()
-    if not key:
-        raise InputError(f"{subfield(field, 'api_key_env')}: the environment variable {name!r} is not set; export it")
-    if not re.fullmatch("[!-~]+", key):
-        raise InputError(
-            f"{subfield(field, 'api_key_env')}: the key in {name!r} has a character that no header can carry, such as a line "
-            "break, a space or an accent; export the key alone"
-        )
-    return key
 
 
 class NoReplyError(Exception):
@@ -122,13 +102,15 @@ class Endpoint:
         except (ValueError, httpx2.InvalidURL) as error:
             raise InputError(f"{subfield(self.field, 'base_url')}: {self.base_url!r} cannot be used: {error}") from None
 
-    def _connected(self) -> Client:
+    def _connected(self) -> "Client":
         with self._lock:
             if self._client is None:
                 self._client = self._connect()
             return self._client
 
-    def _connect(self) -> Client:
+    def _connect(self) -> "Client":
+        from lowmem_spin.engines.oracles.exchange import Client, Exchange
+
         key = check_key(self.field, self.api_key_env) if self.api_key_env else None
         self._key = None if key is None else repeated(key)
         elsewhere = self._host not in ("localhost", "127.0.0.1", "::1")  # a proxy does not know this machine
@@ -166,6 +148,8 @@ class Endpoint:
         Raises:
             InputError: it cannot be reached, or refuses.
         """
+        import openai
+
         try:
             self._connected().get("models", cast_to=httpx2.Response, options={"max_retries": 0})
         except openai.APIConnectionError as error:
@@ -232,6 +216,8 @@ class Endpoint:
             setattr(self.counts, what, getattr(self.counts, what) + 1)
 
     def _post(self, body: dict[str, Any]) -> str:
+        import openai
+
         client, content = self._connected(), json.dumps(body).encode()
         try:
             response = client.post("chat/completions", cast_to=httpx2.Response, content=content)
@@ -244,13 +230,13 @@ class Endpoint:
         self._agreed = True
         return self._text(response)
 
-    def _unreachable(self, error: openai.APIConnectionError) -> InputError:
+    def _unreachable(self, error: "openai.APIConnectionError") -> InputError:
         remedy = "start its server, or correct the address, and give the same command again: what is finished is kept"
         return InputError(
             f"{subfield(self.field, 'base_url')}: {self.base_url!r} cannot be reached: {self._cause(error)}; {remedy}"
         )
 
-    def _refusal(self, error: openai.APIStatusError) -> Exception:
+    def _refusal(self, error: "openai.APIStatusError") -> Exception:
         """What an answer without success means: for this request, or for all of them."""
         status, code, why = error.status_code, error.code, self._reason(error)
         cause = f"{status}, {why}" if why else str(status)
@@ -276,14 +262,14 @@ class Endpoint:
         wait = error.response.headers.get("retry-after")
         return NoReplyError(f"{cause} (Retry-After: {self._shown(wait, 40)})" if wait else cause)
 
-    def _reason(self, error: openai.APIStatusError) -> str:
+    def _reason(self, error: "openai.APIStatusError") -> str:
         """In the server's own words, why there is no reply."""
         why = error.body
         if isinstance(why, dict):
             why = why.get("message") or why.get("detail") or (why and error.response.text)
         return self._shown(why if isinstance(why, str) else error.response.text if why else "")
 
-    def _cause(self, error: openai.APIConnectionError) -> str:
+    def _cause(self, error: "openai.APIConnectionError") -> str:
         return self._shown(str(error.__cause__)) or type(error.__cause__).__name__
 
     def _shown(self, text: str, length: int = 200) -> str:

@@ -13,8 +13,9 @@ from lowmem_spin.algorithm.preferences import Comparison, of_pairs
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.choices import JudgeOracle
+from lowmem_spin.config.endpoint_fields import subfield
 from lowmem_spin.engines.oracles.base import NoWeights, OracleContext
-from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError, subfield
+from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError
 
 BOUND = 0.2  # the share of orders that may fail,
 ENOUGH, EARLY = 20, 50  # of as many as this at least, at the end of a call and in the middle of one

@@ -18,7 +18,8 @@ import numpy as np
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.keys import digest
-from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError, subfield
+from lowmem_spin.config.endpoint_fields import subfield
+from lowmem_spin.engines.oracles.endpoint import Endpoint, NoReplyError
 from lowmem_spin.runner.health import Estimate
 from lowmem_spin.store.rows import Answer
 

@@ -14,14 +14,14 @@ from lowmem_spin.common.errors import InputError, quoted
 from lowmem_spin.common.files import json_text, write_text
 from lowmem_spin.common.keys import digest
 from lowmem_spin.config.choices import JudgeOracle
-from lowmem_spin.config.endpoint_fields import SecretError
+from lowmem_spin.config.endpoint_fields import SecretError, subfield
 from lowmem_spin.config.wanted import wanted
 from lowmem_spin.config.yaml_text import YAMLTextError, read_yaml
 from lowmem_spin.data.formats import Message
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.model_files import ModelFiles
 from lowmem_spin.engines.oracles.base import OracleContext
-from lowmem_spin.engines.oracles.endpoint import Endpoint, subfield
+from lowmem_spin.engines.oracles.endpoint import Endpoint
 from lowmem_spin.engines.oracles.judge import LLMJudge
 from lowmem_spin.evaluation.target import EvaluationTarget
 from lowmem_spin.store.rows import Prompt, fingerprint
