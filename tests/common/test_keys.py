@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowmem_spin.common.keys import canonical, digest
+from lowmem_spin.common.keys import canonical, digest, number, numbers
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)
 VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.tuples(inner) | st.dictionaries(st.text(max_size=5), inner))
@@ -33,3 +33,8 @@ def test_what_is_not_plain_is_refused_however_deep_it_is() -> None:
         for nested in ([value], {"a": (1, [value])}, {"a": {"b": value}, "c": 1}):
             with pytest.raises(TypeError, match=r"deterministic|text names"):
                 digest(nested)
+
+
+@given(st.lists(st.text()), st.lists(VALUES, max_size=3))
+def test_many_numbers_at_once_are_those_of_one_after_the_other(names: list[str], parts: list[Any]) -> None:
+    assert list(numbers(names, *parts)) == [number(*parts, name) for name in names]
