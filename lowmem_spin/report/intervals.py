@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
@@ -32,6 +32,19 @@ def rows_of(record: Mapping[str, Any], name: str) -> int | None:
     return record.get(f"{name}_n") if is_yes_or_no(name) else None
 
 
+def of_rows(record: Mapping[str, Any]) -> dict[str, "OfRows"]:
+    """What the scores in a line of metrics.jsonl are the means of, by name; earlier versions did not write it.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not whole.
+    """
+    rows = dict(record.get("rows", {}))
+    found = {n: [math.nan if one is None else float(one) for one in numbers] for n, numbers in rows.items()}
+    if any(len(numbers) != record[f"{name}_n"] for name, numbers in found.items()):
+        raise ValueError("rows")
+    return {name: OfRows(str(record["held_out"]), numbers) for name, numbers in found.items()}
+
+
 def wilson(share: float, count: int) -> tuple[float, float]:
     """The 95% interval of a share of `count` independent yes-or-no outcomes (Wilson 1927).
 
@@ -44,6 +57,14 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
+class OfRows:
+    """What a mean over held-out rows is of."""
+
+    held_out: str  # a hash of the rows' ids
+    numbers: Sequence[float]
+
+
+@dataclass(frozen=True)
 class Value:
     """A mean, its standard error (nan if unknown), and how many of those a 95% interval reaches to either side."""
 
@@ -52,21 +73,23 @@ class Value:
     reach: float = Z
     count: int | None = None  # of yes-or-no outcomes, of which the mean is the share
     both: tuple[float, float] | None = None  # the lower and the higher of the two that the mean is of, if it is of two seeds
+    of: OfRows | None = field(default=None, compare=False, repr=False)  # None if that is not known, or of several seeds
 
     @classmethod
-    def read(cls, mean: Any, error: Any, count: int | None = None) -> "Value":
+    def read(cls, mean: Any, error: Any, count: int | None = None, of: OfRows | None = None) -> "Value":
         """From JSON, in which null is a number that is not known. Raises TypeError or ValueError of what is no number.
 
         Args:
             mean: of `count` rows.
             error: its standard error. That of yes-or-no outcomes follows from their share, and so they are known.
             count: rows; None if that is not known.
+            of: what it is the mean of.
         """
         known = [math.nan if number is None else float(number) for number in (mean, error)]
         yes_or_no = False
         if count is not None and count > 1 and 0 <= known[0] <= 1:
             yes_or_no = math.isclose(known[1] ** 2, known[0] * (1 - known[0]) / (count - 1), rel_tol=1e-6, abs_tol=1e-15)
-        return cls(known[0], known[1], count=count if yes_or_no else None)
+        return cls(known[0], known[1], count=count if yes_or_no else None, of=of)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -130,15 +153,18 @@ def notation(cells: Iterable[str]) -> str:
 
 
 def difference(one: Mapping[Any, Value], other: Mapping[Any, Value]) -> Value:
-    """`one` minus `other`, both by seed: over the seeds that both have, in pairs, if there are two or more.
+    """`one` minus `other`, both by seed: over the seeds that both have, in pairs, if there are two or more; else row by row.
 
-    Otherwise the errors are taken as independent: for the same held-out rows that makes the interval too wide.
+    Where the rows are others, or not known, the errors are taken as independent: for the same rows the interval is too wide.
     """
     common = [seed for seed in one if seed in other]
     if len(common) > 1:
         return over([Value(one[seed].mean - other[seed].mean, math.nan) for seed in common])
     a, b = (values[common[0]] if common else over(list(values.values())) for values in (one, other))
-    return Value(a.mean - b.mean, math.hypot(a.half, b.half) / Z)
+    if a.of is None or b.of is None or (a.of.held_out, len(a.of.numbers)) != (b.of.held_out, len(b.of.numbers)):
+        return Value(a.mean - b.mean, math.hypot(a.half, b.half) / Z)
+    apart = [mine - theirs for mine, theirs in zip(a.of.numbers, b.of.numbers, strict=True)]
+    return Value(fmean(apart), stdev(apart) / math.sqrt(len(apart)) if len(apart) > 1 else math.nan)
 
 
 def within_noise(value: Value) -> bool:

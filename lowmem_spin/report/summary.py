@@ -101,12 +101,10 @@ def _numbers(sweep: SweepResults, one: ComparisonPolicy, gains: Sequence[str], n
         known = all(name in policy.values for policy in one.by_seed.values())
         return MEASURES[unit].text(one.value(name), sign, brief) if known else ""
 
-    won = {seed: run.last.values[score] for seed, run in sweep.best.runs.items()}
-    apart = difference({seed: policy.values[score] for seed, policy in one.by_seed.items()}, won)
-    (first, *more) = sweep.best.runs.values()
-    if base and not more and first.scores[0] == score and GAIN in first.last.values:  # row by row, as its gain says
-        gain = first.last.values[GAIN]
-        apart = Value(-gain.mean, gain.error)
+    best, mine = sweep.best.runs, {seed: policy.values[score] for seed, policy in one.by_seed.items()}
+    gains_known = all(run.scores[0] == score and GAIN in run.last.values for run in best.values())
+    theirs, mine = (GAIN, dict.fromkeys(best, Value(0.0, 0.0))) if base and gains_known else (score, mine)
+    apart = difference(mine, {seed: run.last.values[theirs] for seed, run in best.items()})
     gained = ["" if base and name == GAIN else text(name, score, "+") for name in gains]
     return [text(score, score), *gained, _apart(apart, score), "", *("" if base and n in DRIFT else text(n, n) for n in names)]
 

@@ -92,6 +92,7 @@ def evaluate_policy(measuring: Measuring) -> Health:
         role=stage.role,
         iteration=stage.iteration,
         policy=policy,
+        held_out=held.fingerprint,
         chosen_logp=chosen_logp,
         kl_to_base=Estimate(logps[policy, policy] - logps[policy, base]),
         kl_to_previous=Estimate(logps[policy, policy] - logps[policy, stage.previous]),

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.common.display import readable
+from lowmem_spin.common.keys import digest
 from lowmem_spin.data.rows import Rows, overlap
 from lowmem_spin.runner.task_metrics import TaskMetric
 
@@ -43,6 +45,11 @@ class HeldOut:
     metric: TaskMetric | None = None  # what greedy answers are scored by instead
     oracle: dict[str, Any] | None = None  # spec of the oracle that judges the samples; None without one
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the rows' ids: what is measured on rows of the same one can be compared row by row."""
+        return digest(self.rows.ids)
+
 
 def notices(train: Rows, pool: Sequence[int], held: HeldOut, field: str) -> Iterator[str]:
     """What a person should know of rows that can be used: held-out rows that are learned from, or have no answers."""
@@ -71,6 +78,7 @@ class Health:
     role: Role
     iteration: int | None
     policy: str
+    held_out: str  # HeldOut.fingerprint of the rows that it was measured on
     chosen_logp: Estimate | None  # of the data's answers, held out; None if there are prompts alone
     kl_to_base: Estimate  # KL(policy || base)
     kl_to_previous: Estimate  # KL(policy || previous policy)
@@ -109,12 +117,16 @@ class Health:
         return numbers | {f"{name}_se": value.error for name, value in self.estimates.items()}
 
     @property
+    def scores(self) -> dict[str, Estimate]:
+        """What policies are compared by, as far as it is known, the first choice first."""
+        names = ("exact_match" if self.task is None else self.task[0], "chosen_logp", "win_rate_to_base")
+        return {name: self.estimates[name] for name in names if name in self.estimates}
+
+    @property
     def score(self) -> Estimate:
         """What policies are compared by: the metric where there is one, else the log-prob of the data's answers; where the
         data has none, how often the base is beaten, which of the base itself is an even chance."""
-        even = Estimate(np.full(len(self.length.values), 0.5))
-        known = (self.exact_match, self.task and self.task[1], self.chosen_logp, self.win_rate_to_base)
-        return next((estimate for estimate in known if estimate is not None), even)
+        return next(iter(self.scores.values()), Estimate(np.full(len(self.length.values), 0.5)))
 
     @property
     def is_answered(self) -> bool:
@@ -122,8 +134,9 @@ class Health:
         return self.exact_match is not None or self.chosen_logp is not None
 
     def record(self, base: "Health", unquantized: "Health | None" = None) -> dict[str, Any]:
-        """One line of metrics.jsonl, with the number of rows behind each as name_n; `gain` is the score's difference from the
-        base's on the same rows, and `gain_over_unquantized` from that of the base before it was put in 4 bits."""
+        """One line of metrics.jsonl, with the number of rows behind each as name_n, and what the scores are of each row; `gain`
+        is the score's difference from the base's on the same rows, and `gain_over_unquantized` from that of the base before it
+        was put in 4 bits."""
         others = {"gain": base}
         if unquantized is not None and self.is_answered:
             others["gain_over_unquantized"] = unquantized
@@ -134,8 +147,10 @@ class Health:
             gain = self.score.minus(other.score)
             gains |= {name: gain.mean, f"{name}_se": gain.error}
         names = {"name": self.name, "policy": self.policy, "role": self.role, "iteration": self.iteration}
-        rows = {f"{name}_n": len(value.values) for name, value in self.estimates.items()}
-        return {**names, **self.numbers(), **rows, **gains, "samples": self.samples}
+        counts = {f"{name}_n": len(value.values) for name, value in self.estimates.items()}
+        rows = {name: value.values.tolist() for name, value in self.scores.items()}
+        samples = {"held_out": self.held_out, "rows": rows, "samples": self.samples}
+        return {**names, **self.numbers(), **counts, **gains, **samples}
 
 
 ALARM = 0.05  # nats per completion between the generator's and the learner's log-probs: worth a look above this

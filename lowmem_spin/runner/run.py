@@ -162,19 +162,23 @@ class Player:
         }
         samplers = {policy: {"sampler": summary} for policy, summary in summaries.items() if summary is not None}
         found = [{**record, **samplers.get(record["policy"], {})} for record in self._records()]
-        records, earlier = _lines(found), _lines(found, without=("role", "iteration"))
+        records, earlier = _lines(found), [_lines(found, without) for without in EARLIER]
         metrics = self.game.folder / METRICS
         try:
             before = read_text(metrics)
         except (FileNotFoundError, DamagedError) as error:
             before = None if isinstance(error, FileNotFoundError) else str(error)
-        if before in (records, earlier):
+        if before == records:
             return
         if before is not None and _contradicts(before, found):
             self._warn(f"{metrics} has other numbers of this game's policies than the store gives; written again")
-        for stale in PICTURES:
-            (self.game.folder / stale).unlink(missing_ok=True)
+        if before not in earlier:
+            for stale in PICTURES:
+                (self.game.folder / stale).unlink(missing_ok=True)
         write_text(metrics, records)
+
+
+EARLIER = [("held_out", "rows"), ("held_out", "rows", "role", "iteration")]  # what metrics.jsonl was written without
 
 
 def _contradicts(before: str, found: Sequence[dict[str, Any]]) -> bool:
@@ -191,11 +195,11 @@ def _contradicts(before: str, found: Sequence[dict[str, Any]]) -> bool:
 
 def _unkeyed(name: str) -> bool:
     """Whether a number depends on evaluation.metric, which is in no key: another one is no contradiction."""
-    return name.startswith(("gain", "regex", "function"))
+    return name.startswith(("gain", "regex", "function")) or name == "rows"
 
 
 def _lines(records: Sequence[dict[str, Any]], without: Sequence[str] = ()) -> str:
-    """metrics.jsonl; earlier versions wrote it without some fields."""
+    """metrics.jsonl, or as an earlier version wrote it."""
     return "".join(json_text({name: v for name, v in one.items() if name not in without}) + "\n" for one in records)
 
 

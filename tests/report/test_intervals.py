@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from lowmem_spin.report.intervals import Value, difference, notation, over, over_seeds, within_noise
+from lowmem_spin.report.intervals import OfRows, Value, difference, notation, over, over_seeds, within_noise
 
 
 def share(mean: float, count: int) -> Value:
@@ -44,6 +45,25 @@ def test_of_two_seeds_both_values_are_shown_and_noise_is_as_before() -> None:
     apart = difference({0: Value(0.71, 0), 1: Value(0.70, 0)}, other)
     assert apart.text(percent=True, digits=1, sign="+") == "+0.0 (-1.0..+1.0)" and within_noise(apart)
     assert "±" in over([Value(mean, 0.01) for mean in (0.5, 0.6, 0.7)]).text(percent=True, digits=1)
+
+
+def test_two_policies_are_compared_row_by_row_where_the_rows_are_the_same() -> None:
+    """Rows that are hard for both say nothing of which is better: by scipy's standard errors."""
+    rows = np.random.default_rng(0).normal(-50, 20, 48)
+    better = rows + np.random.default_rng(1).normal(2, 1, 48)
+
+    def value(numbers: np.ndarray, held_out: str = "a") -> Value:
+        return Value.read(numbers.mean(), stats.sem(numbers), len(numbers), OfRows(held_out, numbers.tolist()))
+
+    for seeds in ((0, 0), (0, 1)):  # held-out rows are the same for every seed
+        apart = difference({seeds[0]: value(better)}, {seeds[1]: value(rows)})
+        assert (apart.mean, apart.error) == pytest.approx(((better - rows).mean(), stats.sem(better - rows)))
+        assert not within_noise(apart)
+    for other in (value(rows, "b"), value(rows[:40]), Value(rows.mean(), float(stats.sem(rows)))):
+        apart = difference({0: value(better)}, {0: other})
+        assert apart.error == pytest.approx(math.hypot(stats.sem(better), other.error)) and within_noise(apart)
+    alone = [Value.read(2.0, None, 1, OfRows("a", [2.0])), Value.read(1.0, None, 1, OfRows("a", [1.0]))]
+    assert math.isnan(difference({0: alone[0]}, {0: alone[1]}).error)
 
 
 def test_a_title_says_what_its_table_has() -> None:

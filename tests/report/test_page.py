@@ -92,7 +92,7 @@ def sweep(folder: Path, game: Path, scores: dict[tuple[float, Any, int], float |
         if isinstance(score, float):
             shutil.copytree(game, folder / "points" / name, symlinks=False)
             lines = records(folder / "points" / name)
-            lines[2]["exact_match"] = score
+            lines[2] |= {"exact_match": score, "gain": score - lines[0]["exact_match"], "rows": {}}
             lines[2]["policy"] = digest(name)
             rewrite(folder / "points" / name, lines)
             record = read_checked(folder / "points" / name / "run.json")
@@ -277,15 +277,14 @@ def test_the_seconds_of_a_game_add_up_over_its_runs(game: Path) -> None:
 
 
 def test_a_run_without_roles_is_read_by_its_names(game: Path, reported: Path, tmp_path: Path) -> None:
-    """A folder as earlier versions left it: the same page and policies, and playing it again leaves its files alone."""
+    """A folder as earlier versions left it: the same page and policies; playing it again adds to its files, takes nothing."""
     expected = read_run_results(reported)
     old = Path(shutil.copytree(reported, tmp_path / "run", symlinks=True))
     record = read_checked(old / "run.json")
     del record["roles"]
     (old / "run.json").write_text(json.dumps(record))
-    rewrite(old, [{name: value for name, value in line.items() if name not in ("role", "iteration")} for line in records(old)])
-    lines = (old / "metrics.jsonl").read_text()
-    assert "role" not in lines
+    lines = records(old)
+    rewrite(old, [{name: value for name, value in line.items() if name not in ("role", "iteration")} for line in lines])
     assert read_run_results(old).policies == expected.policies
     assert_same_bytes(write_all(read_run_results(old)), reported)
     assert [policy.name for policy in expected.played] == ["base", "iterate 0", "iterate 1"]
@@ -294,9 +293,21 @@ def test_a_run_without_roles_is_read_by_its_names(game: Path, reported: Path, tm
     assert policies_found(old) == policies_found(game)
     asked = yaml.safe_load((old / "recipe.yaml").read_text())
     asked["output"]["dir"] = str(old)
+    rewrite(old, [{name: value for name, value in line.items() if name not in ("held_out", "rows")} for line in records(old)])
+    pages = [path for path in old.glob("report*") if path.suffix in (".html", ".png")]
+    before = [path.stat().st_ino for path in pages]
     run(Recipe.model_validate(asked), old.parent, Display(Console(quiet=True)))
-    assert (old / "metrics.jsonl").read_text() == lines
+    assert records(old) == lines
+    assert before and [path.stat().st_ino for path in pages] == before, "pictures of the same numbers were thrown away"
     assert json.loads((old / "run.json").read_text())["roles"] == json.loads((game / "run.json").read_text())["roles"]
+
+
+def test_what_the_scores_are_of_each_row_is_kept(reported: Path) -> None:
+    """So the difference of two policies is known as surely as the gain, which the game took row by row."""
+    results = read_run_results(reported)
+    for policy in results.policies[1:]:
+        apart, gain = difference({0: policy.score}, {0: results.base.score}), policy.values["gain"]
+        assert (apart.mean, apart.error) == pytest.approx((gain.mean, gain.error)) and gain.error > 0
 
 
 def policies_found(folder: Path) -> list[Any]:
@@ -375,7 +386,7 @@ def test_a_number_that_is_not_known_is_read_and_never_shown_as_one(played: Path,
 def test_a_number_that_is_none_is_null_in_what_is_written() -> None:
     """One held-out prompt has no spread."""
     one = Estimate(np.array([0.5]))
-    health = Health("base", Role.BASE, None, "k", None, one, one, one, one, one, Estimate(np.array([np.nan])), None)
+    health = Health("base", Role.BASE, None, "k", "rows", None, one, one, one, one, one, Estimate(np.array([np.nan])), None)
 
     def refuse(number: str) -> None:
         raise AssertionError(number)
@@ -425,7 +436,7 @@ def test_a_sweep_compares_configurations_over_their_seeds(game: Path, tmp_path: 
     reach = float(stats.t.ppf(0.975, 2)) * stats.sem(best)
     for name, line in (("base", records(game)[0]), ("plain SFT", records(game)[3])):  # alike in all games, of one seed
         share, half = line["exact_match"], arm(line["exact_match"], line["exact_match_n"])
-        apart, noise = share - best.mean(), float(np.hypot(half, reach))
+        apart, noise = share - best.mean(), reach if name == "base" else float(np.hypot(half, reach))  # it is that of each seed
         row = cells(text, f"{name} |  | 1")
         assert row[3] == number(100 * share, 100 * half, 1) and row[5] == ""
         assert row[4] == number(100 * apart, 100 * noise, 1, "+") + (", within noise" if abs(apart) <= noise else "")
@@ -527,6 +538,11 @@ def test_a_number_that_is_no_share_has_no_shares_interval(played: Path) -> None:
         (lambda run: rewrite(run, records(run)[:3]), "no record of plain SFT"),
         (lambda run: rewrite(run, [{**r, "policy": "other"} for r in records(run)]), "another game's results"),
         (lambda run: rewrite(run, [{**r, "length": None} for r in records(run)]), "line 1 is not a whole record"),
+        (lambda run: rewrite(run, [{**r, "rows": 5} for r in records(run)]), "line 1 is not a whole record"),
+        (
+            lambda run: rewrite(run, [{**r, "rows": {"chosen_logp": [1.0]}} for r in records(run)]),
+            "line 1 is not a whole record",
+        ),
         (lambda run: (run / "metrics.jsonl").write_bytes(b"\xff"), "not UTF-8"),
         (lambda run: (run / "recipe.yaml").write_text("- 1"), "not a recipe"),
         (lambda run: (run / "sweep.json").write_text('{"recipe": "x"}'), "sweep.json: axes: Field required"),

@@ -36,7 +36,7 @@ def health(name: str, kl: float = 0.0, length: float = 10.0, chosen: float = -5.
 
     nothing = estimate(0.0)
     return Health(
-        name, *role_of_name(name), "key", estimate(chosen),
+        name, *role_of_name(name), "key", "rows", estimate(chosen),
         estimate(kl), nothing, nothing, estimate(length), nothing, nothing, nothing,
         win_rate_to_previous=None if wins is None else estimate(wins),
     )  # fmt: skip
