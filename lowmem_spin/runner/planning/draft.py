@@ -22,19 +22,16 @@ from lowmem_spin.data.rows import READ, Rows, take
 from lowmem_spin.data.sources import Sources, has_token
 from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.known_models import CONFIGS, GATED
-from lowmem_spin.engines.machine import Machine
-from lowmem_spin.engines.pool import EngineChoices, choose_engines
-from lowmem_spin.engines.registry import gpu_engine, installed
 from lowmem_spin.engines.row_check import check_rows, unread_rows_note
 from lowmem_spin.engines.training.trial import warmup_note
 from lowmem_spin.engines.unquantized import planned, proposal
 from lowmem_spin.runner.claim import check_folder, check_owner
 from lowmem_spin.runner.game_rows import asked_rows, prompts_again
 from lowmem_spin.runner.open import SharedResources
-from lowmem_spin.runner.planning.calibration import WITHOUT_BFLOAT16, Calibration, load_calibration
+from lowmem_spin.runner.planning.calibration import Calibration, load_calibration
+from lowmem_spin.runner.planning.choices import planned_choices
 from lowmem_spin.runner.planning.counting import PlanLine, Work
 from lowmem_spin.runner.planning.estimates import Clock, Ids, Lengths, Sample, Stored, find_tokenizer
-from lowmem_spin.runner.planning.total import card
 from lowmem_spin.runner.resolved import ResolvedRecipe, name_stages, resolve
 
 
@@ -105,7 +102,10 @@ class Draft:
             self.sources[root] = Sources(self.recipe_dir, root / "sources.json", patient=True, notice=self._say)
         sources = self.sources[root]
         known = len(sources.unresolved)
-        found = resolve(recipe, sources, _choices(recipe, root, self.gpu, self.notes, self.missing), lambda line: None)
+        choices, notes, missing = planned_choices(recipe, root, self.gpu)
+        self.note(notes)
+        _add(self.missing, missing)
+        found = resolve(recipe, sources, choices, lambda line: None)
         found = found.with_own_mixtures(self.trust, self._say)
         dtype = found.choices.machine.dtype
         self.note([*found.own.notices(), *found.recipe.game.notes(), *warmup_note(found.recipe)])
@@ -296,27 +296,3 @@ def _unresolved(name: str, found: ResolvedRecipe) -> str:
     needed = name == found.model.location and name not in CONFIGS
     effect = "memory and times are not known without it" if needed else "the estimate does not need it"
     return f"{name}: could not check its version on the hub (no connection); {effect}"
-
-
-def _choices(recipe: Recipe, root: Path, gpu: str | None, notes: list[str], missing: list[str]) -> EngineChoices:
-    """Where and with what: this machine, or a GPU that has every engine, for a recipe that only one can play too."""
-    why = ""
-    if gpu is None:
-        try:
-            choices = choose_engines(recipe, root, None)
-        except InputError as error:
-            why = str(error)
-            _add(missing, [why])
-        else:
-            names = dict.fromkeys((choices.generator, choices.learner))
-            _add(missing, [f"{name} is not installed" for name in names if not installed(name)])
-            return choices
-    generator = gpu_engine("generation").name if recipe.generation.engine == "auto" else recipe.generation.engine
-    learner = gpu_engine("training").name if recipe.training.engine == "auto" else recipe.training.engine
-    automatic = "float16" if gpu in WITHOUT_BFLOAT16 else "bfloat16"
-    dtype = automatic if recipe.model.dtype == "auto" else recipe.model.dtype
-    instead = f"planned for {gpu or 'a GPU'} with {generator} and {learner}, not for this machine"
-    _add(notes, [f"{instead} ({why})" if why else instead])
-    size, given = 0.0 if gpu is None else card(gpu)[1], recipe.runtime.vram_gb
-    size = size if gpu is None or given is None else given * 1e9
-    return EngineChoices(Machine("cuda", dtype, size, size), generator, learner)
