@@ -187,15 +187,18 @@ def _contradicts(before: str, found: Sequence[dict[str, Any]]) -> bool:
     try:
         earlier = [json.loads(json_text(json.loads(line))) for line in before.splitlines()]  # some had NaN
         pairs = [(one, known.get((one["name"], one["policy"]), one)) for one in earlier]
-        numbers = [(value, now.get(name, value)) for one, now in pairs for name, value in one.items() if not _unkeyed(name)]
+        numbers = [(value, _keyed(now).get(name, value)) for one, now in pairs for name, value in _keyed(one).items()]
         return any(earlier != now for earlier, now in numbers)  # newer records have more
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return True
 
 
-def _unkeyed(name: str) -> bool:
-    """Whether a number depends on evaluation.metric, which is in no key: another one is no contradiction."""
-    return name.startswith(("gain", "regex", "function")) or name == "rows"
+def _keyed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record's numbers, and those of each row, but for what evaluation.metric gives, which is in no key: another one is no
+    contradiction."""
+    each = {f"{name} of each row": numbers for name, numbers in record.get("rows", {}).items()}
+    numbers = {name: value for name, value in record.items() if name != "rows"} | each
+    return {name: value for name, value in numbers.items() if not name.startswith(("gain", "regex", "function"))}
 
 
 def _lines(records: Sequence[dict[str, Any]], without: Sequence[str] = ()) -> str:
