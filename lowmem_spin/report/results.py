@@ -169,7 +169,7 @@ class Configuration:
         return max(range(self.iterates), key=lambda place: self.value(name, place).mean)
 
     def against(self, other: "Configuration", name: str) -> Value:
-        """How much higher its last iterate's number is, in pairs of runs with the same seed where there are two or more."""
+        """How much higher its last iterate's number is, in pairs of runs with the same seed, and of rows where that is one."""
         return difference(*({seed: run.last.values[name] for seed, run in c.runs.items()} for c in (self, other)))
 
     def same_as(self, other: "Configuration") -> bool:
