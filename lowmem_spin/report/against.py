@@ -36,13 +36,13 @@ def numeric_axis(sweep: SweepResults) -> str | None:
     """The axis that lines are drawn over: alpha if it was swept, else the first with two numbers or more."""
     axes = sorted(sweep.file.axes, key=lambda axis: axis != ALPHA)
     for axis in axes:
-        found = {json_number(c.setting.get(axis)) for c in sweep.finished}
+        found = {as_number(c.setting.get(axis)) for c in sweep.finished}
         if len(found) > 1 and None not in found:
             return axis
     return None
 
 
-def json_number(value: Any) -> float | None:
+def as_number(value: Any) -> float | None:
     """A setting as a number; None if it is something else, as "inf" and true are."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 

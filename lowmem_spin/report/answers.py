@@ -57,7 +57,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= LONGEST else text[: LONGEST - 1].rstrip() + "…"
 
 
-def one_line(text: str, cells: int) -> str:
+def on_one_line(text: str, cells: int) -> str:
     """Text that nobody has checked, on one line of so many columns at most; what is cut is an ellipsis."""
     text = printable(" ".join(text.split())) or "(nothing)"
     if cell_len(text) <= cells:

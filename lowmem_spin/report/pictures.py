@@ -11,7 +11,7 @@ from lowmem_spin.common.errors import printable
 from lowmem_spin.common.files import write_atomically, write_text
 from lowmem_spin.config.game_config import rules_in_words
 from lowmem_spin.config.loss_choices import in_words
-from lowmem_spin.report.answers import BeforeAfter, before_after, one_line
+from lowmem_spin.report.answers import BeforeAfter, before_after, on_one_line
 from lowmem_spin.report.intervals import over_seeds
 from lowmem_spin.report.panels import run_panels, sweep_panels
 from lowmem_spin.report.plots import TALL, Panel, laid_out, short
@@ -54,7 +54,7 @@ def main_picture(results: RunResults | SweepResults, panels: Sequence[Panel], ti
     below = LINE * (len(answer.answers) + 3.2) if answer else 0.0
     tall, width = max(TALL, *(panel.height for panel in chosen)), sum(panel.width for panel in chosen)
     figure = Figure(figsize=(width, tall + below), layout="constrained")
-    figure.suptitle(f"{one_line(title, int(6 * width))}\n", fontsize=12)
+    figure.suptitle(f"{on_one_line(title, int(6 * width))}\n", fontsize=12)
     figure.text(
         0.5,
         1 - 0.36 / (tall + below),
@@ -82,10 +82,12 @@ def _write_answer(part: FigureBase, answer: BeforeAfter, width: float) -> None:
     indent = min(0.4, (max(map(len, names)) + 2) * LETTER / width)
     letters = int((0.97 - indent) * width / LETTER)
     axes.set_ylim(len(names) + 0.3, -1.2)
-    axes.text(0.01, -0.6, one_line(f"Before and after: {answer.why}", int(width / 0.066)), va="center", fontsize=8, alpha=0.7)
+    axes.text(
+        0.01, -0.6, on_one_line(f"Before and after: {answer.why}", int(width / 0.066)), va="center", fontsize=8, alpha=0.7
+    )
     for place, (name, text) in enumerate(zip(names, [answer.prompt, *(text for _, text in answer.answers)], strict=True)):
-        axes.text(0.01, place + 0.4, one_line(name, int(indent * width / LETTER)), va="center", fontsize=8.5, weight="bold")
-        axes.text(indent, place + 0.4, one_line(text, letters), va="center", fontsize=8.5, family="monospace")
+        axes.text(0.01, place + 0.4, on_one_line(name, int(indent * width / LETTER)), va="center", fontsize=8.5, weight="bold")
+        axes.text(indent, place + 0.4, on_one_line(text, letters), va="center", fontsize=8.5, family="monospace")
 
 
 def write_picture(results: RunResults | SweepResults, path: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from helpers.drawn import Drawn
 from lowmem_spin.algorithm.roles import role_of_name
 from lowmem_spin.common.display import readable
 from lowmem_spin.report import radars
-from lowmem_spin.report.answers import before_after, one_line
+from lowmem_spin.report.answers import before_after, on_one_line
 from lowmem_spin.report.grid import Grid
 from lowmem_spin.report.heatmap import around, steps
 from lowmem_spin.report.intervals import Value
@@ -304,9 +304,9 @@ def test_the_answer_before_and_after_is_one_that_changed_and_is_cut_where_it_is_
     long.base.samples[1]["answer"] = "word " * 200
     answer = before_after(long).answers[0][1]  # type: ignore[union-attr]
     assert 590 < len(answer) <= 600 and answer.endswith("word…")
-    assert one_line("two\n lines\x1b[31m", 40) == "two lines\\x1b[31m"
-    assert one_line("字" * 30, 11) == "字" * 5 + "…"
-    assert one_line("", 9) == "(nothing)"
+    assert on_one_line("two\n lines\x1b[31m", 40) == "two lines\\x1b[31m"
+    assert on_one_line("字" * 30, 11) == "字" * 5 + "…"
+    assert on_one_line("", 9) == "(nothing)"
 
 
 def test_large_losses_are_readable_and_have_a_unit() -> None:
