@@ -103,7 +103,7 @@ class Run(_Folder):
 
     @property
     def metrics(self) -> "DataFrame":
-        """metrics.jsonl as it is: also each policy's key and role, its scores by category, and its first answers.
+        """metrics.jsonl as it is: also each policy's key and role, its scores by category and by row, and its first answers.
 
         Raises:
             InputError: no policy is measured yet, or the files do not read back.

@@ -38,10 +38,18 @@ def caution_lines(results: RunResults | SweepResults) -> list[str]:
     for name, run in results.runs.items():
         for caution in cautions(run):
             found.setdefault(caution.kind, []).append((name, caution.line))
-    return [
+    return _of_one_seed(results) + [
         f"{games[0][0]}: {games[0][1]}" + (f" So in {len(games)} of {len(results.runs)} games." if len(games) > 1 else "")
         for games in found.values()
     ]
+
+
+def _of_one_seed(sweep: SweepResults) -> list[str]:
+    """That rows tell two policies apart, and only seeds the settings that made them."""
+    if len(sweep.finished) < 2 or all(len(configuration.runs) > 1 for configuration in sweep.finished):
+        return []
+    said = "Where there is one seed, intervals are over its held-out rows: they tell these policies apart, not their settings."
+    return [f"{said} Another seed may change the order; play three or more."]
 
 
 def cautions(run: RunResults) -> Iterator[Caution]:

@@ -32,7 +32,7 @@ def rows_of(record: Mapping[str, Any], name: str) -> int | None:
     return record.get(f"{name}_n") if is_yes_or_no(name) else None
 
 
-def of_rows(record: Mapping[str, Any]) -> dict[str, "OfRows"]:
+def row_numbers(record: Mapping[str, Any]) -> dict[str, "RowNumbers"]:
     """What the scores in a line of metrics.jsonl are the means of, by name; earlier versions did not write it.
 
     Raises:
@@ -42,7 +42,7 @@ def of_rows(record: Mapping[str, Any]) -> dict[str, "OfRows"]:
     found = {n: [math.nan if one is None else float(one) for one in numbers] for n, numbers in rows.items()}
     if any(len(numbers) != record[f"{name}_n"] for name, numbers in found.items()):
         raise ValueError("rows")
-    return {name: OfRows(str(record["held_out"]), numbers) for name, numbers in found.items()}
+    return {name: RowNumbers(str(record["held_out"]), numbers) for name, numbers in found.items()}
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
@@ -57,11 +57,15 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class OfRows:
+class RowNumbers:
     """What a mean over held-out rows is of."""
 
     held_out: str  # a hash of the rows' ids
     numbers: Sequence[float]
+
+    def are_of_the_rows_of(self, other: "RowNumbers") -> bool:
+        """Whether both are of the same rows."""
+        return (self.held_out, len(self.numbers)) == (other.held_out, len(other.numbers))
 
 
 @dataclass(frozen=True)
@@ -73,23 +77,23 @@ class Value:
     reach: float = Z
     count: int | None = None  # of yes-or-no outcomes, of which the mean is the share
     both: tuple[float, float] | None = None  # the lower and the higher of the two that the mean is of, if it is of two seeds
-    of: OfRows | None = field(default=None, compare=False, repr=False)  # None if that is not known, or of several seeds
+    by_row: RowNumbers | None = field(default=None, compare=False, repr=False)  # None if that is not known, or of several seeds
 
     @classmethod
-    def read(cls, mean: Any, error: Any, count: int | None = None, of: OfRows | None = None) -> "Value":
+    def read(cls, mean: Any, error: Any, count: int | None = None, by_row: RowNumbers | None = None) -> "Value":
         """From JSON, in which null is a number that is not known. Raises TypeError or ValueError of what is no number.
 
         Args:
             mean: of `count` rows.
             error: its standard error. That of yes-or-no outcomes follows from their share, and so they are known.
             count: rows; None if that is not known.
-            of: what it is the mean of.
+            by_row: what it is the mean of.
         """
         known = [math.nan if number is None else float(number) for number in (mean, error)]
         yes_or_no = False
         if count is not None and count > 1 and 0 <= known[0] <= 1:
             yes_or_no = math.isclose(known[1] ** 2, known[0] * (1 - known[0]) / (count - 1), rel_tol=1e-6, abs_tol=1e-15)
-        return cls(known[0], known[1], count=count if yes_or_no else None, of=of)
+        return cls(known[0], known[1], count=count if yes_or_no else None, by_row=by_row)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -161,9 +165,9 @@ def difference(one: Mapping[Any, Value], other: Mapping[Any, Value]) -> Value:
     if len(common) > 1:
         return over([Value(one[seed].mean - other[seed].mean, math.nan) for seed in common])
     a, b = (values[common[0]] if common else over(list(values.values())) for values in (one, other))
-    if a.of is None or b.of is None or (a.of.held_out, len(a.of.numbers)) != (b.of.held_out, len(b.of.numbers)):
+    if a.by_row is None or b.by_row is None or not a.by_row.are_of_the_rows_of(b.by_row):
         return Value(a.mean - b.mean, math.hypot(a.half, b.half) / Z)
-    apart = [mine - theirs for mine, theirs in zip(a.of.numbers, b.of.numbers, strict=True)]
+    apart = [mine - theirs for mine, theirs in zip(a.by_row.numbers, b.by_row.numbers, strict=True)]
     return Value(fmean(apart), stdev(apart) / math.sqrt(len(apart)) if len(apart) > 1 else math.nan)
 
 

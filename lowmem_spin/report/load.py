@@ -18,7 +18,7 @@ from lowmem_spin.evaluation.arena import FILE as ARENA
 from lowmem_spin.evaluation.prompting import in_words
 from lowmem_spin.report.cautions import CUT
 from lowmem_spin.report.from_store import answer_tokens, read_trainings
-from lowmem_spin.report.intervals import Value, is_yes_or_no, of_rows, rows_of
+from lowmem_spin.report.intervals import Value, is_yes_or_no, row_numbers, rows_of
 from lowmem_spin.report.measures import TASKS
 from lowmem_spin.report.results import Benchmark, PolicyResults, RunResults, SweepFile, SweepResults
 from lowmem_spin.runner.claim import METRICS, SO_FAR, WORKERS
@@ -252,8 +252,8 @@ def _policies(path: Path, keys: dict[str, str], parts: dict[str, Part]) -> list[
 
 def _policy(record: Any) -> PolicyResults:
     """One record; raises KeyError, TypeError or ValueError if it is not whole."""
-    names, of = [name for name in record if f"{name}_se" in record], of_rows(record)
-    values = {n: Value.read(record[n], record[f"{n}_se"], rows_of(record, n), of.get(n)) for n in names}
+    names, by_row = [name for name in record if f"{name}_se" in record], row_numbers(record)
+    values = {n: Value.read(record[n], record[f"{n}_se"], rows_of(record, n), by_row.get(n)) for n in names}
     categories = {name.partition("/")[2]: values.pop(name) for name in names if name.partition("/")[0] in TASKS and "/" in name}
     of_answers = OF_ANSWERS if any(name in record for name in OF_ANSWERS) else ()
     part = part_in(record, record["name"])

@@ -119,8 +119,8 @@ class Health:
     @property
     def scores(self) -> dict[str, Estimate]:
         """What policies are compared by, as far as it is known, the first choice first."""
-        names = ("exact_match" if self.task is None else self.task[0], "chosen_logp", "win_rate_to_base")
-        return {name: self.estimates[name] for name in names if name in self.estimates}
+        known, metric = self.estimates, "exact_match" if self.task is None else self.task[0]
+        return {name: known[name] for name in (metric, "chosen_logp", "win_rate_to_base") if name in known}
 
     @property
     def score(self) -> Estimate:

@@ -186,8 +186,8 @@ def _contradicts(before: str, found: Sequence[dict[str, Any]]) -> bool:
     known = {(record["name"], record["policy"]): json.loads(json_text(record)) for record in found}
     try:
         earlier = [json.loads(json_text(json.loads(line))) for line in before.splitlines()]  # some had NaN
-        pairs = [(one, known.get((one["name"], one["policy"]), one)) for one in earlier]
-        numbers = [(value, _keyed(now).get(name, value)) for one, now in pairs for name, value in _keyed(one).items()]
+        pairs = [(_keyed(one), _keyed(known.get((one["name"], one["policy"]), one))) for one in earlier]
+        numbers = [(value, now.get(name, value)) for one, now in pairs for name, value in one.items()]
         return any(earlier != now for earlier, now in numbers)  # newer records have more
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return True

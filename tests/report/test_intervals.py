@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lowmem_spin.report.intervals import OfRows, Value, difference, notation, over, over_seeds, within_noise
+from lowmem_spin.report.intervals import RowNumbers, Value, difference, notation, over, over_seeds, within_noise
 
 
 def share(mean: float, count: int) -> Value:
@@ -53,7 +53,7 @@ def test_two_policies_are_compared_row_by_row_where_the_rows_are_the_same() -> N
     better = rows + np.random.default_rng(1).normal(2, 1, 48)
 
     def value(numbers: np.ndarray, held_out: str = "a") -> Value:
-        return Value.read(numbers.mean(), stats.sem(numbers), len(numbers), OfRows(held_out, numbers.tolist()))
+        return Value.read(numbers.mean(), stats.sem(numbers), len(numbers), RowNumbers(held_out, numbers.tolist()))
 
     for seeds in ((0, 0), (0, 1)):  # held-out rows are the same for every seed
         apart = difference({seeds[0]: value(better)}, {seeds[1]: value(rows)})
@@ -62,7 +62,7 @@ def test_two_policies_are_compared_row_by_row_where_the_rows_are_the_same() -> N
     for other in (value(rows, "b"), value(rows[:40]), Value(rows.mean(), float(stats.sem(rows)))):
         apart = difference({0: value(better)}, {0: other})
         assert apart.error == pytest.approx(math.hypot(stats.sem(better), other.error)) and within_noise(apart)
-    alone = [Value.read(2.0, None, 1, OfRows("a", [2.0])), Value.read(1.0, None, 1, OfRows("a", [1.0]))]
+    alone = [Value.read(2.0, None, 1, RowNumbers("a", [2.0])), Value.read(1.0, None, 1, RowNumbers("a", [1.0]))]
     assert math.isnan(difference({0: alone[0]}, {0: alone[1]}).error)
 
 

@@ -18,6 +18,7 @@ from lowmem_spin.algorithm.roles import role_of_name
 from lowmem_spin.common.display import readable
 from lowmem_spin.report import radars
 from lowmem_spin.report.answers import before_after, on_one_line
+from lowmem_spin.report.cautions import caution_lines
 from lowmem_spin.report.grid import Grid
 from lowmem_spin.report.heatmap import around, steps
 from lowmem_spin.report.intervals import Value
@@ -163,6 +164,16 @@ def test_the_base_is_as_far_behind_the_best_as_that_has_gained() -> None:
     results = sweep({"game.alpha": [0.5, 1]}, {(0.5,): [0.7], (1,): [0.8]})
     rows = {row[0]: row for row in sweep_grid(results).rows}
     assert rows["base"][3] == "-60.0 ±2.0" and rows["plain SFT"][3] == "+15.0 ±2.8"
+
+
+def test_where_there_is_one_seed_it_is_said_what_its_rows_do_not_tell() -> None:
+    def said(scores: dict[tuple[Any, ...], list[float]]) -> bool:
+        return any(
+            "Another seed may change the order" in line for line in caution_lines(sweep({"game.alpha": [0.5, 1]}, scores))
+        )
+
+    assert said({(0.5,): [0.7], (1,): [0.8]}) and said({(0.5,): [0.7, 0.6], (1,): [0.8]})
+    assert not said({(0.5,): [0.7, 0.6], (1,): [0.8, 0.9]}) and not said({(1,): [0.8]})
 
 
 def test_a_runs_picture_has_the_policies_of_the_table_in_their_order() -> None:
