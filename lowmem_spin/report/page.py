@@ -44,9 +44,8 @@ SWEEP_LEGEND = (
     "The last iterate of each configuration. ± is the half-width of a 95% interval: over seeds, by Student's t, where there "
     "are several; else over held-out rows, which says nothing about another seed. [a..b] are its ends where it would pass 0 or "
     "100%. Of two seeds (a..b) are both values: they bound little, and noise is judged by 12.7 standard errors. "
-    "Differences from the best are taken seed by seed where both have two or more, the base's from a best of one seed row by "
-    "row, and are within noise if their "
-    "interval holds 0. The best is chosen by these same numbers, so a part of its lead may be luck. "
+    "Differences from the best are taken seed by seed where both have two or more, else row by row where these are known, and "
+    "are within noise if their interval holds 0. The best is chosen by these same numbers, so a part of its lead may be luck. "
     "Below the configurations: the base and plain SFT, where all games have the same."
 )
 
