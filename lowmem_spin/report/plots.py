@@ -60,7 +60,9 @@ class Curve:
 
 def laid_out(figure: Figure) -> Figure:
     """The figure with everything in its place for good, however often it is saved."""
-    figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
     figure.set_layout_engine("none")
     return figure
 
