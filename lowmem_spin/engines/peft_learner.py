@@ -67,6 +67,7 @@ class PeftLearner:
         self.ends = end_tokens(model, self.renderer, recipe.model.trust_remote_code)
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
         self.model = self._with_slot(self._quiet(self._load(model)))
+        self.model.create_or_update_model_card = lambda _: None  # PEFT's half a save; nobody reads it, `export` has its own
         wrong = {parameter.dtype for parameter in self.model.parameters() if parameter.requires_grad} - {torch.float32}
         if wrong:
             raise TypeError(f"adapters must be float32, small updates vanish in {wrong}")
@@ -233,7 +234,6 @@ class PeftLearner:
         folder = work / "adapter"
         shutil.rmtree(folder, ignore_errors=True)
         self.model.save_pretrained(str(folder), selected_adapters=[SLOT])
-        (folder / "README.md").unlink(missing_ok=True)
         GenerationConfig(eos_token_id=self.ends, pad_token_id=self.pad).save_pretrained(folder)
         return folder
 
