@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import load_peft_weights
 
 from lowmem_spin.common.errors import InputError
@@ -24,6 +24,8 @@ class AdapterSlot:
 
     def __init__(self, model: PeftModel, lora: Lora) -> None:
         self.model, self.lora = model, lora
+        parameters = model.state_dict(keep_vars=True)  # looked for once: PEFT goes through the whole base for each adapter
+        self.weights: dict[str, torch.Tensor] = get_peft_model_state_dict(model, state_dict=parameters)
         self.holds: Path | None = None  # whose weights are in it; None after a training, which is in no folder yet
 
     def fill(self, adapter: Path) -> None:
@@ -41,7 +43,9 @@ class AdapterSlot:
         self._check_fit(adapter, weights)
         if not average:
             self._check_scale(adapter, config)
-        set_peft_model_state_dict(self.model, weights, adapter_name=SLOT)
+        with torch.no_grad():
+            for name, weight in weights.items():
+                self.weights[name].copy_(weight)
         self.holds = adapter
 
     def reset(self) -> None:
@@ -54,7 +58,7 @@ class AdapterSlot:
 
     def _check_fit(self, adapter: Path, weights: dict[str, torch.Tensor]) -> None:
         """Refuse an adapter of another shape or base; PEFT would load the part that fits and leave the rest."""
-        slot = {name: tuple(weight.shape) for name, weight in get_peft_model_state_dict(self.model).items()}
+        slot = {name: tuple(weight.shape) for name, weight in self.weights.items()}
         given = {name: tuple(weight.shape) for name, weight in weights.items()}
         for name in sorted(slot.keys() | given.keys()):
             if slot.get(name) != given.get(name):

@@ -67,7 +67,7 @@ class PeftLearner:
         self.ends = end_tokens(model, self.renderer, recipe.model.trust_remote_code)
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
         self.model = self._with_slot(self._quiet(self._load(model)))
-        self.model.create_or_update_model_card = lambda _: None  # PEFT's half a save; nobody reads it, `export` has its own
+        self.model.create_or_update_model_card = lambda output_dir: None  # half of a save; nobody reads it
         wrong = {parameter.dtype for parameter in self.model.parameters() if parameter.requires_grad} - {torch.float32}
         if wrong:
             raise TypeError(f"adapters must be float32, small updates vanish in {wrong}")

@@ -60,9 +60,8 @@ class Curve:
 
 def laid_out(figure: Figure) -> Figure:
     """The figure with everything in its place for good, however often it is saved."""
-    engine = figure.get_layout_engine()
-    assert engine is not None
-    engine.execute(figure)
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
     figure.set_layout_engine("none")
     return figure
 
