@@ -90,5 +90,7 @@ def _command(
     if before is not None:
         before()
     if package is not None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "lowmem_spin"]:
+            del sys.modules[name]
         sys.path.insert(0, str(package))
     importlib.import_module(module).main()

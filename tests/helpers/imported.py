@@ -1,10 +1,6 @@
-"""What takes long to import, for processes that are forked from one which has it: see forked.py.
-
-Nothing of lowmem_spin stays imported, so that a fork imports it itself, from wherever its copy of the package is.
-"""
+"""What takes long to import, for processes that are forked from one which has it: see forked.py."""
 
 import gc
-import sys
 
 import datasets  # noqa: F401
 import torch
@@ -16,7 +12,5 @@ import lowmem_spin.engines.hf
 import lowmem_spin.report.page  # noqa: F401
 
 torch.set_num_threads(1)
-for name in [name for name in sys.modules if name.partition(".")[0] == "lowmem_spin"]:
-    del sys.modules[name]
 gc.collect()
 gc.freeze()  # what is imported stays: no fork looks through it, and so none copies its memory
