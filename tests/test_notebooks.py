@@ -6,9 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import nbformat
 import pytest
@@ -16,6 +19,7 @@ from nbclient import NotebookClient
 
 import lowmem_spin as ls
 from helpers.faults import ROWS
+from helpers.forked import Command
 
 NOTEBOOKS = Path(__file__).parent.parent / "recipes" / "notebooks"
 SMALL = {
@@ -57,6 +61,22 @@ class Session:
         return [(point["values"]["game.alpha"], point["status"]) for point in found]
 
 
+class Kernel(Command):
+    """A notebook's kernel, as ipykernel starts it, in a process that is forked from one which has imported torch."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, command: list[str], env: dict[str, str], cwd: str, **_: Any) -> None:
+        with patch.dict(os.environ, env, clear=True), chdir(cwd):
+            super().__init__(*command[command.index("-f") :], module="ipykernel.kernelapp")
+        while os.getpgid(self.pid) != self.pid:  # jupyter_client signals the whole group
+            time.sleep(0.01)
+
+    def wait(self) -> int | None:
+        self.communicate()
+        return self.returncode
+
+
 def execute(name: str, store: Path, left_out: str = "", **parameters: Any) -> Session:
     """Run all cells but one, with other parameters in a cell after the tagged one, as papermill does it."""
     store.parent.mkdir(exist_ok=True)
@@ -68,7 +88,8 @@ def execute(name: str, store: Path, left_out: str = "", **parameters: Any) -> Se
     notebook.cells.insert(tagged[0] + 1, nbformat.v4.new_code_cell(given))
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(store.parent)}})
     installed = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    client.execute(env={**os.environ, "PATH": installed, "IPYTHONDIR": str(store.parent / "ipython")})
+    with patch("jupyter_client.provisioning.local_provisioner.launch_kernel", Kernel):
+        client.execute(env={**os.environ, "PATH": installed, "IPYTHONDIR": str(store.parent / "ipython")})
     return Session(code(notebook), store)
 
 

@@ -11,10 +11,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from helpers.forked import forks
 from helpers.games import CPU, Plain, open_hf, recipe_on, save_slot, shake_slot
 from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.data.sources import Source
-from lowmem_spin.engines import doctor, registry
+from lowmem_spin.engines import doctor, registry, worker
 from lowmem_spin.engines.base import Completion, Request
 from lowmem_spin.engines.doctor import NEAR, PROMPT, Expected, answers
 from lowmem_spin.engines.hf import HF
@@ -80,7 +81,9 @@ def test_half_precision_passes_and_another_adapter_does_not(quickstart: Path, tm
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_the_log_that_a_failed_test_names_is_still_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine is real up to its worker process, which looks for vLLM in vain."""
+    """The engine is real up to its worker process, which looks for vLLM in vain; it is forked, and so need not import torch."""
+    forking = forks()
+    monkeypatch.setattr(worker.multiprocessing, "get_context", lambda kind: forking)
     for module in (doctor, registry):
         monkeypatch.setattr(module, "installed", lambda name: True)
     _, (name, verdict) = doctor.self_tests(["vllm"], tmp_path / "store")

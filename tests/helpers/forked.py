@@ -12,7 +12,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 
-def _forks() -> ForkServerContext:
+def forks() -> ForkServerContext:
     """Where processes are forked from, with all that takes seconds to import."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["helpers.imported"])
@@ -47,7 +47,7 @@ class Command:
         files = [Path(self._folder.name) / name for name in ("in", "out", "out" if together else "err")]
         files[0].write_text(given)
         arguments = (self.args, module, dict(os.environ), Path.cwd(), files, before, package)
-        self._process = _forks().Process(target=_command, args=arguments)
+        self._process = forks().Process(target=_command, args=arguments)
         self._process.start()
 
     @property
