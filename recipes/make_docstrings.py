@@ -25,6 +25,7 @@ SOURCE, DOCSTRING = 450, (20, 160)  # most characters of a function; fewest and 
 def rows_of(file: Path, module: str) -> Iterator[dict[str, str]]:
     """The short functions of one file that have a docstring."""
     text = file.read_text(encoding="utf-8")
+    lines = text.splitlines()
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or len(node.body) < 2:
             continue
@@ -32,7 +33,7 @@ def rows_of(file: Path, module: str) -> Iterator[dict[str, str]]:
         if not written:
             continue
         first = " ".join(inspect.cleandoc(written).split("\n\n")[0].split())
-        lines, said = text.splitlines(), node.body[0]
+        said = node.body[0]
         kept = [*lines[node.lineno - 1 : said.lineno - 1], *lines[said.end_lineno or said.lineno : node.end_lineno]]
         source = textwrap.dedent("\n".join(kept)).strip("\n")
         if len(source) <= SOURCE and DOCSTRING[0] <= len(first) <= DOCSTRING[1] and first.endswith("."):
