@@ -1,5 +1,6 @@
 """The command line. Heavy imports are inside the commands, so that help is instant."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lowmem_spin.cli.measure_commands import app as measure_commands
 from lowmem_spin.cli.options import (
     Alphas,
     GridAxes,
@@ -26,6 +28,8 @@ from lowmem_spin.cli.usage import Commands
 
 if TYPE_CHECKING:
     from lowmem_spin.common.display import Display
+
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # see loading.py; it comes in with transformers
 
 # Rich would cut options.
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -224,6 +228,7 @@ def report(folder: Annotated[Path, path_argument(metavar="RUN_OR_SWEEP", help="T
     display.log(f"pictures {results.folder}/report_*.png, and as .svg")
 
 
+app.add_typer(measure_commands)
 app.add_typer(policy_commands)
 app.add_typer(run_commands)
 app.add_typer(recipe_commands)

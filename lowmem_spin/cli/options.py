@@ -32,6 +32,7 @@ def _png(given: str | Path) -> Path:
 
 path_option = partial(typer.Option, metavar="PATH", parser=user_path)
 path_argument = partial(typer.Argument, parser=user_path)
+RunArgument = Annotated[Path, path_argument(metavar="RUN", help="A folder that `lowmem-spin run` wrote.", show_default=False)]
 TrustCode = Annotated[
     bool,
     typer.Option(
