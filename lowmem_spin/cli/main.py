@@ -70,7 +70,9 @@ def _watched(max_hours: float | None) -> "Iterator[Display]":
         raise typer.Exit(130) from None
 
 
-MaxHours = Annotated[float | None, typer.Option(help="Stop after this many hours; finished work is kept, run again to go on.")]
+MaxHours = Annotated[
+    float | None, typer.Option(help="Stop after this many hours; finished work is kept, run again to continue.")
+]
 
 
 @app.command()
@@ -81,7 +83,7 @@ def run(
     trust: TrustCode = False,
     max_hours: MaxHours = None,
 ) -> None:
-    """Play a game. Interrupting is safe: running again goes on where it stopped."""
+    """Play a game. Interrupting is safe: run it again to continue."""
     from lowmem_spin.cli.play import run as play
     from lowmem_spin.common.trust import Trust
     from lowmem_spin.config.load import find_recipe, load_recipe
@@ -272,7 +274,7 @@ def main() -> None:
 
         if isinstance(error, DamagedError):
             where = "a file" if error.path is None else error.path
-            print(printable(f"error: {where} {error}; move it away, and run again to go on"), file=sys.stderr)
+            print(printable(f"error: {where} {error}; move it away, and run again to continue"), file=sys.stderr)
             sys.exit(2)
         if not isinstance(error, OSError):
             raise
@@ -283,6 +285,6 @@ def main() -> None:
         else:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        line = f"error: cannot {what}: {where}{error.strerror}; {remedy}; what is finished is kept, run again to go on"
+        line = f"error: cannot {what}: {where}{error.strerror}; {remedy}; what is finished is kept, run again to continue"
         print(printable(line), file=sys.stderr)
         sys.exit(2)

@@ -120,7 +120,7 @@ def evaluate(
         with ctrl_c(display):
             measure(run, request, iterate, display, trust, changes)
     except KeyboardInterrupt:
-        display.log("interrupted; what is measured is stored, run the same command again to go on", "yellow")
+        display.log("interrupted; what is measured is stored, run the same command again to continue", "yellow")
         raise typer.Exit(130) from None
 
 
@@ -137,7 +137,7 @@ def arena(
     judge_extra_body: JudgeBody = None,
     trust: TrustCode = False,
 ) -> None:
-    """Have a judge compare the base's and all iterates' answers. Each two are compared in both orders."""
+    """Have a judge compare the base's and all iterates' answers. Each pair is compared in both orders."""
     from rich.console import Console
 
     from lowmem_spin.cli.interrupts import ctrl_c
@@ -155,5 +155,5 @@ def arena(
         with ctrl_c(display):
             show_arena(run, play(run, prompts, limit, judged, display, trust), display)
     except KeyboardInterrupt:
-        display.log("interrupted; what is judged is stored, run the same command again to go on", "yellow")
+        display.log("interrupted; what is judged is stored, run the same command again to continue", "yellow")
         raise typer.Exit(130) from None

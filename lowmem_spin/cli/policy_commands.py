@@ -144,7 +144,7 @@ def gc(
     aside: Annotated[bool, typer.Option("--aside", help="Free what was set aside as damaged, too.")] = False,
     grace_hours: Annotated[float, typer.Option(min=0, help="Keep anything written in the last N hours.")] = 24,
 ) -> None:
-    """Show what in the store no run uses, and free it if asked to."""
+    """Show what in the store no run uses, and free it with --delete."""
     from rich.console import Console
 
     from lowmem_spin.cli import gc as unused
