@@ -81,3 +81,17 @@ def test_two_drawings_are_one_and_held_out_rows_are_of_other_modules(
     every = [*train, *held]
     assert len({row["prompt"] for row in every}) == len({row["completion"] for row in every}) == len(every)
     assert not any('"""' + row["completion"] in row["prompt"] for row in every), "no answer is in its prompt"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "share"),
+    [
+        ("Return the size.", "return THE size", 1),
+        ("Return the size of this.", "Return the size.", 2 * (3 / 5) * (3 / 3) / (3 / 5 + 3 / 3)),  # of precision and recall
+        ("the the the", "the size", 2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2)),  # a word counts as often as both have it
+        ("Nothing alike", "at all", 0),
+        ("...", "!", 0),
+    ],
+)
+def test_words_in_common_are_f1(answer: str, expected: str, share: float) -> None:
+    assert script("word_f1").word_f1("a prompt", answer, expected) == pytest.approx(share)

@@ -57,7 +57,7 @@ def evaluate(
     folders = [run.folder for run in read_sweep(folder).runs.values()] if sweep else [folder]
     games = [run_folder.read_run_folder(one) for one in folders]
     if not games:
-        raise InputError(f"sweep {str(folder)!r}: no game is finished yet; `lowmem-spin sweep` goes on")
+        raise InputError(f"sweep {str(folder)!r}: no game is finished yet; `lowmem-spin sweep` continues")
     own = suites.benchmarks_of(games[0].recipe, folders[0])
     if unsaid := not request.suites and not request.tasks:
         names = (own.suites, own.tasks) if own.suites or own.tasks else (FREE, ())

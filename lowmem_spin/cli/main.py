@@ -1,5 +1,6 @@
 """The command line. Heavy imports are inside the commands, so that help is instant."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lowmem_spin.cli.measure_commands import app as measure_commands
 from lowmem_spin.cli.options import (
     Alphas,
     GridAxes,
@@ -26,6 +28,8 @@ from lowmem_spin.cli.usage import Commands
 
 if TYPE_CHECKING:
     from lowmem_spin.common.display import Display
+
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # see loading.py; it comes in with transformers
 
 # Rich would cut options.
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -66,7 +70,9 @@ def _watched(max_hours: float | None) -> "Iterator[Display]":
         raise typer.Exit(130) from None
 
 
-MaxHours = Annotated[float | None, typer.Option(help="Stop after this many hours; finished work is kept, run again to go on.")]
+MaxHours = Annotated[
+    float | None, typer.Option(help="Stop after this many hours; finished work is kept, run again to continue.")
+]
 
 
 @app.command()
@@ -77,7 +83,7 @@ def run(
     trust: TrustCode = False,
     max_hours: MaxHours = None,
 ) -> None:
-    """Play a game. Interrupting is safe: running again goes on where it stopped."""
+    """Play a game. Interrupting is safe: run it again to continue."""
     from lowmem_spin.cli.play import run as play
     from lowmem_spin.common.trust import Trust
     from lowmem_spin.config.load import find_recipe, load_recipe
@@ -224,6 +230,7 @@ def report(folder: Annotated[Path, path_argument(metavar="RUN_OR_SWEEP", help="T
     display.log(f"pictures {results.folder}/report_*.png, and as .svg")
 
 
+app.add_typer(measure_commands)
 app.add_typer(policy_commands)
 app.add_typer(run_commands)
 app.add_typer(recipe_commands)
@@ -267,7 +274,7 @@ def main() -> None:
 
         if isinstance(error, DamagedError):
             where = "a file" if error.path is None else error.path
-            print(printable(f"error: {where} {error}; move it away, and run again to go on"), file=sys.stderr)
+            print(printable(f"error: {where} {error}; move it away, and run again to continue"), file=sys.stderr)
             sys.exit(2)
         if not isinstance(error, OSError):
             raise
@@ -278,6 +285,6 @@ def main() -> None:
         else:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        line = f"error: cannot {what}: {where}{error.strerror}; {remedy}; what is finished is kept, run again to go on"
+        line = f"error: cannot {what}: {where}{error.strerror}; {remedy}; what is finished is kept, run again to continue"
         print(printable(line), file=sys.stderr)
         sys.exit(2)

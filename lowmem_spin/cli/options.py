@@ -32,6 +32,7 @@ def _png(given: str | Path) -> Path:
 
 path_option = partial(typer.Option, metavar="PATH", parser=user_path)
 path_argument = partial(typer.Argument, parser=user_path)
+RunArgument = Annotated[Path, path_argument(metavar="RUN", help="A folder that `lowmem-spin run` wrote.", show_default=False)]
 TrustCode = Annotated[
     bool,
     typer.Option(
@@ -40,7 +41,7 @@ TrustCode = Annotated[
         "address; asked again when one of them changes.",
     ),
 ]
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that comes along.")]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a recipe value, e.g. game.alpha=0.9.")
 ]

@@ -47,7 +47,9 @@ def show_plan(plan: PlannedWork, display: Display) -> None:
         display.log(note, "yellow")
     left = [line.measured for line in plan.lines if line.to_do and not line.untimed]
     if left:
-        computed = "computed" if plan.gpu else "computed; --measure times this machine"
+        computed = (
+            "computed" if plan.gpu else "computed, and may be several times too long or too short; --measure times this machine"
+        )
         display.log(f"Times are {'measured on this machine' if all(left) else computed}.")
 
 

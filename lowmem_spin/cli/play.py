@@ -46,9 +46,9 @@ def watched(console: Console, max_hours: float | None, again: str) -> Iterator[D
         with ctrl_c(display):
             yield display
     except TimeIsUpError:
-        display.log(f"{max_hours:g} hours are over; what is finished is stored, {again} to go on", "yellow")
+        display.log(f"{max_hours:g} hours are over; what is finished is stored, {again} to continue", "yellow")
     except KeyboardInterrupt:
-        display.log(f"interrupted; what is finished is stored, {again} to go on", "yellow")
+        display.log(f"interrupted; what is finished is stored, {again} to continue", "yellow")
         raise
 
 
@@ -149,7 +149,9 @@ def sweep(
     """
     shared, count = SharedResources(trust=trust or Trust()), len(points.entries)
     workers = (asked or WorkersAsked()).maker(recipe_dir, shared.trust, [entry.point for entry in points.entries])
-    display.log(f"{count} game{'s' * (count > 1)}, results in {points.folder}; interrupt whenever you like, run again to go on")
+    display.log(
+        f"{count} game{'s' * (count > 1)}, results in {points.folder}; interrupt whenever you like, run again to continue"
+    )
     try:
         games = sweeps.play_sweep(points, recipe_dir, display, shared, suites.check_benchmarks, replace, workers)
         try:

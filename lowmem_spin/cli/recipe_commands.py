@@ -12,7 +12,7 @@ app = typer.Typer()
 
 @app.command()
 def recipes() -> None:
-    """List the recipes that come along. Each with the hardware and the time that it takes."""
+    """List the shipped recipes. It also says what hardware and time each takes."""
     from lowmem_spin.config.shipped import shipped_recipes
 
     found = shipped_recipes()
@@ -23,10 +23,10 @@ def recipes() -> None:
 
 @app.command()
 def copy(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe that comes along, or a YAML file.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe, or a YAML file.")],
     to: Annotated[Path, path_argument(metavar="FILE", help="Where the copy is to be.")],
 ) -> None:
-    """Copy a recipe to change it. Its Python comes along; the other files that came with it are found from anywhere."""
+    """Copy a recipe to change it. Its Python files are copied too; its data and models are found from anywhere."""
     from lowmem_spin.config.load import find_recipe
     from lowmem_spin.config.shipped import copy_recipe
 

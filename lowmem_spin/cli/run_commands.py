@@ -33,7 +33,7 @@ def compare(
     ],
     picture: Picture = Path("comparison.png"),
 ) -> None:
-    """Put runs side by side in one table and one picture. What is noise is said in words; no model is loaded."""
+    """Put runs side by side in one table and one picture. It says which differences are noise, and loads no model."""
     from rich.console import Console
 
     from lowmem_spin.common.display import Display

@@ -15,6 +15,7 @@ from rich.table import Column
 from rich.text import Text
 
 from lowmem_spin.common.errors import InputError, printable
+from lowmem_spin.common.rows_ahead import RowsAhead
 
 EVERY = 30.0  # seconds between two lines on a stage where no bar can be drawn
 BAR, TIMES = 10, len("59 min, 10.5 h in all")  # columns
@@ -154,9 +155,7 @@ class Display:
         self.deadline: float | None = None  # on time.perf_counter's clock, which no change of the date moves
         self.interrupted = False
         self.workers = self.most_workers = 1  # that compute at once, now and at any time
-        self._steps: Sequence[Mapping[str, int]] = ()  # rows of each step by kind, at most
-        self._later: list[Mapping[str, int]] = []  # of all steps after each
-        self._step, self._step_rows = 0, defaultdict[str, int](int)
+        self._ahead = RowsAhead()
         self._meter: StageMeter | None = None  # of the stage under way
 
     def interrupt(self, *_: object) -> None:
@@ -193,39 +192,28 @@ class Display:
 
     def expect(self, steps: Sequence[Mapping[str, int]]) -> None:
         """Say what lies ahead: the rows of each step by kind, at most."""
-        self._steps, self._later = steps, []
-        later: Mapping[str, int] = {}
-        for step in reversed(steps):
-            self._later.append(later)
-            later = {kind: later.get(kind, 0) + step.get(kind, 0) for kind in {*later, *step}}
-        self._later.reverse()
-        self.begin_step(0)
+        self._ahead = RowsAhead(steps)
 
     def begin_step(self, place: int) -> None:
         """The step of this place, of those that are expected, begins."""
-        self._step = place
-        self._step_rows.clear()
+        self._ahead.begin(place)
 
     def count(self, kind: str, rows: int, tokens: int) -> None:
         """Rows that were computed."""
         self.tokens[kind] += tokens
         self.rows[kind] += rows
-        self._step_rows[kind] += rows
+        self._ahead.count(kind, rows)
 
     def skip(self, kind: str, rows: int) -> None:
         """Rows that need not be computed."""
-        self._step_rows[kind] += rows
+        self._ahead.count(kind, rows)
 
     def left(self) -> float | None:
         """Seconds until all steps are over, at most: the stage under way at its own pace, the rest at that of each kind of work
-        so far; None: one has none yet."""
-        if not self._steps:
+        so far; None: one has none yet, or nothing is said to lie ahead."""
+        if not self._ahead.steps:
             return None
-        ahead = dict(self._steps[self._step])
-        ahead = {kind: max(0, rows - self._step_rows[kind]) for kind, rows in ahead.items()}
-        later = self._later[self._step]
-        ahead = {kind: ahead.get(kind, 0) + later.get(kind, 0) for kind in {*ahead, *later}}
-        spent, now = dict(self.seconds), 0.0
+        ahead, spent, now = self._ahead.left(), dict(self.seconds), 0.0
         if (meter := self._meter) is not None:
             spent[meter.kind] = spent.get(meter.kind, 0.0) + meter.elapsed
             if meter.left is not None:  # a stage may be far slower than others of its kind, and is a part of all that is left

@@ -58,7 +58,7 @@ def find_recipe(name: str) -> Path:
     beside = [file.name for file in path.parent.glob("*.yaml")]  # mine.yaml, where mine.yml is asked for
     near = difflib.get_close_matches(path.name.removesuffix(".yaml"), known, n=1)
     near = [str(path.with_name(one)) for one in difflib.get_close_matches(path.name, beside, n=1, cutoff=0.8)] or near
-    remedy = f"did you mean {near[0]}?" if near else "`lowmem-spin recipes` lists those that come along"
+    remedy = f"did you mean {near[0]}?" if near else "`lowmem-spin recipes` lists the shipped ones"
     raise InputError(f"recipe {quoted(name)}: no such file or shipped recipe; {remedy}")
 
 

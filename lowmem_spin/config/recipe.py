@@ -4,10 +4,11 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lowmem_spin.config import game_config
 from lowmem_spin.config.bounds import BATCH, ROWS, SINGLE, STEPS, TOKENS, TOKENS_AT_ONCE
 from lowmem_spin.config.choices import FunctionOracle, JudgeOracle
 from lowmem_spin.config.data_config import Data
+from lowmem_spin.config.game_checks import check_game
+from lowmem_spin.config.game_config import GameConfig, whole_policies
 from lowmem_spin.config.harness_config import Harness
 from lowmem_spin.config.metric_choices import Metric, name_of
 from lowmem_spin.config.paths import PathText
@@ -163,7 +164,7 @@ class Recipe(Section):
     """The base model: which one, how it is quantized, and its chat template."""
     data: Data
     """The data set with prompts and answers to learn from."""
-    game: game_config.GameConfig = game_config.GameConfig()
+    game: GameConfig = GameConfig()
     """The algorithm and its options: iterations, alpha, opponents, reference and loss."""
     warm_start: WarmStart | None = None
     """Ordinary fine-tuning before the game; null starts from the base as it is. Use it for a base that does not answer in the
@@ -191,11 +192,11 @@ class Recipe(Section):
             "training.num_train_epochs": self.training.num_train_epochs,
         }
         check_lengths(once_or_each, self.game.iterations)
-        game_config.check_game(self.game)
+        check_game(self.game)
         if self.data.prompt_sets is not None and self.data.resample != "split":
             given, how = self.data.prompt_sets, str(self.data.resample).lower()
             raise ValueError(f"data.prompt_sets: {given} has no effect with data.resample {how}; use split, or leave it out")
-        asking, whole = game_config.whole_policies(self.game), {"temperature": 1.0, "top_p": 1.0, "top_k": None}
+        asking, whole = whole_policies(self.game), {"temperature": 1.0, "top_p": 1.0, "top_k": None}
         for name, value in whole.items() if asking else ():
             if (asked := getattr(self.generation, name)) != value:
                 remedy = "null" if value is None else "1"

@@ -1,4 +1,4 @@
-"""The recipes that come along: what each is, what it takes, and a copy to change."""
+"""The shipped recipes: what each is, what it takes, and a copy to change."""
 
 import re
 from pathlib import Path

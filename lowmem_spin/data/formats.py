@@ -204,3 +204,10 @@ def _begun(context: list[Message], data: Data) -> tuple[list[Message], tuple[str
     if context[0]["role"] in ("system", "developer"):
         return context, ("with a system message of their own in place of data.system_prompt",)
     return [{"role": "system", "content": data.system_prompt}, *context], ()
+
+
+def conversation_text(context: list[Message]) -> str:
+    """A conversation as a person reads it; a single question is just its text."""
+    if len(context) == 1:
+        return context[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in context)

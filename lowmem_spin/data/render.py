@@ -295,10 +295,3 @@ def _short(error: Exception) -> str:
 def _says(written: str, content: str) -> bool:
     """Whether a content is in what a template wrote, blanks aside."""
     return content.strip() in written or "".join(content.split()) in "".join(written.split())
-
-
-def conversation_text(context: list[Message]) -> str:
-    """A conversation as a person reads it; a single question is just its text."""
-    if len(context) == 1:
-        return context[0]["content"]
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in context)

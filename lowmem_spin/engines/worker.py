@@ -128,7 +128,7 @@ class Worker:
         self.process.join(10)
         code = self.process.exitcode
         how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with code {code}"
-        raise WorkerDiedError(f"the {self.name} worker {how}; {self.remedy}, and run again to go on; its log is {self.log}")
+        raise WorkerDiedError(f"the {self.name} worker {how}; {self.remedy}, and run again to continue; its log is {self.log}")
 
     def close(self) -> None:
         """End the process."""

@@ -231,7 +231,7 @@ class Sweep(_Folder):
         """
         results = read_sweep(self.folder)
         if not results.finished:
-            raise InputError(f"{str(self.folder)!r} has no finished game yet; play the sweep again to go on")
+            raise InputError(f"{str(self.folder)!r} has no finished game yet; play the sweep again to continue")
         return Run(next(iter(results.best.runs.values())).folder, self.trust)
 
     def _repr_html_(self) -> str:

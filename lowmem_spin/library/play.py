@@ -44,7 +44,7 @@ def run(
     again, so asking once more for a finished game takes seconds. Interrupting is safe.
 
     Args:
-        recipe: the name of one that comes along, a YAML file, a dict with the same sections, or a Recipe. What a dict names is
+        recipe: the name of a shipped one, a YAML file, a dict with the same sections, or a Recipe. What a dict names is
             looked for in the working directory, and its results go to runs/game if it has no output.dir.
         settings: recipe values by their dotted names, as --set has them: {"training.learning_rate": 1e-4}.
         max_hours: when to stop, with what is finished stored; None is never.

@@ -145,8 +145,8 @@ def _how(folder: Path) -> str:
 
 def _unfinished(folder: Path, keys: dict[str, str], asked: dict[str, str], parts: dict[str, Part]) -> str:
     done, all_of_them = (sum(parts[name].is_iterate for name in names) for names in (keys, asked))
-    goes_on = "" if is_played(folder) else f"; `lowmem-spin run {folder / 'recipe.yaml'}` goes on"
-    return f"this game {_how(folder)}: what is shown is of the base and {done} of {all_of_them} iterates{goes_on}"
+    continues = "" if is_played(folder) else f"; `lowmem-spin run {folder / 'recipe.yaml'}` continues"
+    return f"this game {_how(folder)}: what is shown is of the base and {done} of {all_of_them} iterates{continues}"
 
 
 def read_benchmarks(folder: Path, keys: dict[str, str]) -> list[Benchmark]:

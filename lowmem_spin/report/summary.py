@@ -87,10 +87,24 @@ def sweep_grid(sweep: SweepResults, brief: bool = False) -> Grid:
         rows.append(cells + [""] * (len(headings) - len(cells)))
     rows += [
         [one.name, *[""] * (len(axes) - 1), str(len(one.by_seed)), *_numbers(sweep, one, gains, names, brief)]
-        for one in comparisons({c.label: list(c.runs.values()) for c in sweep.finished}, score)
-        if one.group is None  # else there is another one beside each configuration
+        for one in _common(sweep)
     ]
     return Grid(headings, rows, len(axes) + 1, parted=len(sweep.configurations) - 1)
+
+
+def _common(sweep: SweepResults) -> list[ComparisonPolicy]:
+    """The policies that all games are measured against; of others there is another one beside each configuration."""
+    found = comparisons({c.label: list(c.runs.values()) for c in sweep.finished}, sweep.score)
+    return [one for one in found if one.group is None]
+
+
+def _from_best(sweep: SweepResults, one: ComparisonPolicy) -> Value:
+    """Its difference from the best configuration; of the base, whose gain is 0, by gains where games have them."""
+    best, mine = sweep.best.runs, {seed: policy.values[sweep.score] for seed, policy in one.by_seed.items()}
+    gains_known = all(run.scores[0] == sweep.score and GAIN in run.last.values for run in best.values())
+    by_gain = one.role is Role.BASE and gains_known
+    theirs, mine = (GAIN, dict.fromkeys(best, Value(0.0, 0.0))) if by_gain else (sweep.score, mine)
+    return difference(mine, {seed: run.last.values[theirs] for seed, run in best.items()})
 
 
 def _numbers(sweep: SweepResults, one: ComparisonPolicy, gains: Sequence[str], names: Sequence[str], brief: bool) -> list[str]:
@@ -101,12 +115,14 @@ def _numbers(sweep: SweepResults, one: ComparisonPolicy, gains: Sequence[str], n
         known = all(name in policy.values for policy in one.by_seed.values())
         return MEASURES[unit].text(one.value(name), sign, brief) if known else ""
 
-    best, mine = sweep.best.runs, {seed: policy.values[score] for seed, policy in one.by_seed.items()}
-    gains_known = all(run.scores[0] == score and GAIN in run.last.values for run in best.values())
-    theirs, mine = (GAIN, dict.fromkeys(best, Value(0.0, 0.0))) if base and gains_known else (score, mine)
-    apart = difference(mine, {seed: run.last.values[theirs] for seed, run in best.items()})
     gained = ["" if base and name == GAIN else text(name, score, "+") for name in gains]
-    return [text(score, score), *gained, _apart(apart, score), "", *("" if base and n in DRIFT else text(n, n) for n in names)]
+    return [
+        text(score, score),
+        *gained,
+        _apart(_from_best(sweep, one), score),
+        "",
+        *("" if base and n in DRIFT else text(n, n) for n in names),
+    ]
 
 
 def points_grid(sweep: SweepResults) -> Grid:
@@ -167,7 +183,7 @@ def verdict(run: RunResults) -> list[str]:
     gain = "" if best is run.base else f", {MEASURES[score].text(best.values['gain'], '+')} over the base"
     lines = [f"Of the base and the iterates, {best.name} has the highest {unit}: {MEASURES[score].text(best.score)}{gain}."]
     others = [policy for policy in [run.last, *run.baselines] if policy not in (best, run.unquantized)]
-    lines += [f"{other.name} {_compared(other, best, score)}." for other in others]
+    lines += [_compared(other.name, difference({0: other.score}, {1: best.score}), best.name, score) for other in others]
     lines += _over_unquantized(run, best, score)
     lines += [_drawn(policy.name, policy.sampler) for policy in run.policies if policy.sampler]
     if "stopped" in run.record:
@@ -204,7 +220,7 @@ def _drawn(name: str, sampler: dict[str, Any]) -> str:
 
 
 def sweep_verdict(sweep: SweepResults) -> list[str]:
-    """Which configuration is ahead, and how many of the others might as well be."""
+    """Which configuration is ahead, how many others might as well be, and what is not behind without any game."""
     if not sweep.finished:
         return ["No game is finished yet."]
     best = sweep.best
@@ -225,6 +241,11 @@ def sweep_verdict(sweep: SweepResults) -> list[str]:
         lines.append("The other is within noise of it." if close else "The other is further from it than noise.")
     elif others:
         lines.append(f"{len(close)} of the {len(others)} others are within noise of it.")
+    lines += [
+        _compared(one.name, apart, best.label, sweep.score)
+        for one, apart in ((one, _from_best(sweep, one)) for one in _common(sweep))
+        if one.role is Role.BASELINE or apart.mean > 0 or within_noise(apart)  # that a base is below says nothing new
+    ]
     return lines + _unpaired(best, [one for one in sweep.finished if one is not best and not one.same_as(best)])
 
 
@@ -245,12 +266,12 @@ def _listed(seeds: Iterable[Any]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def _compared(policy: PolicyResults, best: PolicyResults, score: str) -> str:
-    apart = difference({0: policy.score}, {1: best.score})
+def _compared(name: str, apart: Value, best: str, score: str) -> str:
+    """How far one policy is from the best, in words."""
     shown = MEASURES[score].text(apart, "+")
     if within_noise(apart):
-        return f"differs from {best.name} by no more than noise ({shown})"
-    return f"is {'above' if apart.mean > 0 else 'below'} {best.name} ({shown})"
+        return f"{name} differs from {best} by no more than noise ({shown})."
+    return f"{name} is {'above' if apart.mean > 0 else 'below'} {best} ({shown})."
 
 
 def duration(seconds: Sequence[float]) -> str:

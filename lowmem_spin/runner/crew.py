@@ -204,7 +204,7 @@ class Crew:
         if done.died:
             self.deaths[step] += 1
             if self.deaths[step] < DEATHS:
-                self.display.log(f"worker {worker + 1} died; another takes its place and goes on where it was", "yellow")
+                self.display.log(f"worker {worker + 1} died; another takes its place and continues where it was", "yellow")
                 self.schedule.give_back(step)
                 return
             remedy = "see its log for why; out of memory, for instance, ends a process like that"
@@ -225,7 +225,7 @@ class Crew:
             self.display.seconds[kind] += seconds
         if done.died or done.error is not None:
             why = "died" if done.died else f"could not help ({printable(' '.join(str(done.error).split()))})"
-            self.display.log(f"worker {worker + 1} {why}; the other goes on alone", "yellow")
+            self.display.log(f"worker {worker + 1} {why}; the other continues alone", "yellow")
 
     def _tell(self) -> None:
         """Who does what."""

@@ -9,7 +9,7 @@ from lowmem_spin.algorithm.measured import MeasuredAnswers, measured_against, me
 from lowmem_spin.algorithm.pair_sources import Sampling
 from lowmem_spin.algorithm.preferences import Comparison
 from lowmem_spin.algorithm.stages import Evaluate
-from lowmem_spin.data.render import conversation_text
+from lowmem_spin.data.formats import conversation_text
 from lowmem_spin.data.rows import Rows
 from lowmem_spin.runner.health import Estimate, Health, HeldOut
 from lowmem_spin.store.memo import Tables

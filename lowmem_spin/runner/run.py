@@ -125,7 +125,7 @@ class Player:
         """The whole game; what the store already has is not computed again."""
         game, display = self.game, self.display
         display.log(
-            f"results in {game.folder}, shared work in {game.store.root}; interrupt whenever you like, run again to go on"
+            f"results in {game.folder}, shared work in {game.store.root}; interrupt whenever you like, run again to continue"
         )
         self.needless = needless([game])
         display.expect([step.rows for step in steps_ahead([(game, stage, False) for stage in game.stages], self.needless)])

@@ -170,7 +170,7 @@ def find_policy(run: RunFolder, store: Store, policy: str | None, option: str = 
         return StoredPolicy(name, run.inputs.base, Path(given) if given else None)
     adapter = store.adapter(run.policies[name])
     if adapter is None:
-        again = f"`lowmem-spin run {run.folder / 'recipe.yaml'}` goes on"
+        again = f"`lowmem-spin run {run.folder / 'recipe.yaml'}` continues"
         raise InputError(f"{option} {policy!r}: {name} of {str(run.folder)!r} is not trained yet; {again}")
     return StoredPolicy(name, run.policies[name], adapter)
 

@@ -91,7 +91,7 @@ class Tracker:
     def _fail(self, error: Exception) -> None:
         self._failed = True
         said = " ".join(str(error).split())[:200] or type(error).__name__
-        self.notice(f"{self.name} failed: {said}; the game goes on without it, run again to log the rest")
+        self.notice(f"{self.name} failed: {said}; the game continues without it; run again to log the rest")
 
     def _write(self) -> None:
         write_checked(self._memory, {"logged": self._logged, "last": {self.key: self._last}})

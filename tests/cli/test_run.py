@@ -61,7 +61,7 @@ def test_an_interrupted_game_goes_on_and_ends_the_same(
     output, _ = process.communicate()
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert "run the same command again to go on" in output
+        assert "run the same command again to continue" in output
         assert "Traceback" not in output
     before = {kind: committed(tmp_path, kind) for kind in ("completions", "logps") if (tmp_path / "store" / kind).exists()}
     assert sum(table.num_rows for tables in before.values() for table in tables.values()) > 0

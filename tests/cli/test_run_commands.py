@@ -274,7 +274,7 @@ def test_a_near_miss_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("")
     assert f"did you mean {tmp_path / 'mine.yaml'}?" in call("run", tmp_path / "mine.yml").stderr
     assert "did you mean quickstart?" in call("run", "quikstart").stderr
-    assert "`lowmem-spin recipes` lists those that come along" in call("run", "llama").stderr
+    assert "`lowmem-spin recipes` lists the shipped ones" in call("run", "llama").stderr
 
 
 def test_help_cuts_no_option_and_no_command_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +296,7 @@ def test_a_run_ends_when_its_hours_are_over_with_what_it_has_stored(tmp_path: Pa
     sets = [word for override in tiny(tmp_path) for word in ("--set", override)]
     result = call("run", "quickstart", *sets, "--max-hours", "0.0000001")
     assert result.returncode == 0, result.stderr
-    assert "1e-07 hours are over; what is finished is stored, run the same command again to go on" in result.stdout
+    assert "1e-07 hours are over; what is finished is stored, run the same command again to continue" in result.stdout
     assert len(list(tmp_path.glob("store/completions/*/*.parquet"))) == 1
     assert "cannot be used; give the hours to play" in call("run", "quickstart", *sets, "--max-hours", "nan").stderr
 

@@ -103,7 +103,7 @@ def test_a_worker_that_dies_at_work_is_started_once_more_with_half_the_batch(tmp
     assert sum(reported) == 5  # rows done twice are told once
     assert [record["step"] for record in records] == [0, 1, 2, *range(5)]  # records know their steps
     assert said == [
-        "the test worker was killed by SIGKILL; lower the batch, and run again to go on; "
+        "the test worker was killed by SIGKILL; lower the batch, and run again to continue; "
         f"its log is {tmp_path / 'log'}; starting it again, with half the batch"
     ]
     os.kill(worker.call("pid"), signal.SIGKILL)

@@ -204,7 +204,7 @@ def test_a_game_that_was_stopped_is_gone_on_with(whole: Path, tmp_path: Path, ca
     with pytest.raises(KeyboardInterrupt):
         ls.run(settings=given)
     presser.join()
-    assert "interrupted; what is finished is stored, run the same again to go on" in capsys.readouterr().out
+    assert "interrupted; what is finished is stored, run the same again to continue" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is before and not late.finished
     assert ls.run(settings=given).finished
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (whole / "run" / "metrics.jsonl").read_bytes()

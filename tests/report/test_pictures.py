@@ -156,7 +156,16 @@ def test_games_that_end_alike_are_not_said_to_lead() -> None:
         "2 of the 3 configurations, b among them, end with the same highest exact match, in percent: 80.0 ±2.0."
     )
     alike = sweep({"variant": ["a", "b"]}, {("a",): [0.8], ("b",): [0.8]})
-    assert sweep_verdict(alike) == ["Both configurations end with the same exact match, in percent: 80.0 ±2.0."]
+    assert sweep_verdict(alike)[0] == "Both configurations end with the same exact match, in percent: 80.0 ±2.0."
+
+
+def test_a_best_game_that_fine_tuning_or_the_base_is_not_behind_is_said_to_be() -> None:
+    ahead = sweep({"game.alpha": [0.5, 1]}, {(0.5,): [0.7], (1,): [0.8]})
+    assert sweep_verdict(ahead)[1:] == ["The other is further from it than noise.", "plain SFT is above alpha 1 (+15.0 ±2.8)."]
+    worse = sweep({"game.alpha": [0.5, 1]}, {(0.5,): [0.1], (1,): [0.15]})
+    assert "base is above alpha 1 (+5.0 ±2.0)." in sweep_verdict(worse)
+    level = sweep({"game.alpha": [0.5, 1]}, {(0.5,): [0.1], (1,): [0.21]})
+    assert "base differs from alpha 1 by no more than noise (-1.0 ±2.0)." in sweep_verdict(level)
 
 
 def test_the_base_is_as_far_behind_the_best_as_that_has_gained() -> None:

@@ -108,7 +108,7 @@ def small_files_only() -> None:
 
 
 def test_a_limit_on_file_size_is_one_line_and_loses_nothing(tmp_path: Path, whole: Path) -> None:
-    assert_one_line(play_apart(tmp_path, before=small_files_only), "cannot write", "run again to go on")
+    assert_one_line(play_apart(tmp_path, before=small_files_only), "cannot write", "run again to continue")
     assert play(tmp_path).returncode == 0
     assert_same_game(tmp_path, whole)
 
@@ -118,7 +118,7 @@ def test_a_drive_that_does_not_answer_is_one_line_and_nothing_is_computed_again(
     for victim in (table, weights):
         healthy = victim.rename(victim.with_name("healthy"))
         victim.symlink_to(answering_eio())
-        assert_one_line(play(copy), f"cannot read: {victim}: Input/output error", "run again to go on")
+        assert_one_line(play(copy), f"cannot read: {victim}: Input/output error", "run again to continue")
         victim.unlink()
         healthy.rename(victim)
     assert not (copy / "store" / "aside").exists()
@@ -150,7 +150,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, whole: Path, 
     disk = tmp_path / "disk"
     with mounted(disk, "-t", "tmpfs", "-o", f"size={size}", "tmpfs"):
         full = play_apart(disk, f"output.dir={tmp_path / 'run'}")
-        assert_one_line(full, "No space left on device", "run again to go on")
+        assert_one_line(full, "No space left on device", "run again to continue")
         before = rows(disk)[0]
         assert size == "64k" or before
         subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)

@@ -98,6 +98,12 @@ def test_without_a_gpu_a_plan_is_for_this_cpu(tmp_path: Path) -> None:
     assert asked.line().startswith("Total: about ") and asked.line().endswith("on this CPU")
 
 
+def test_what_no_measurement_stands_behind_may_be_far_off_and_says_so(tmp_path: Path) -> None:
+    said = call("plan", "quickstart", "--set", f"output.store={tmp_path}", "--set", f"output.dir={tmp_path / 'run'}").stdout
+    last = "Times are computed, and may be several times too long or too short; --measure times this machine.\n"
+    assert said.endswith(last)
+
+
 def test_whether_a_recipe_can_be_played_here_is_answered(tmp_path: Path) -> None:
     small, large = planned(tmp_path, "quickstart"), planned(tmp_path, "gemma2b_taste")
     assert small.total().answer("quickstart", small.missing) == f"quickstart can run here: {small.total().time}"

@@ -112,7 +112,7 @@ def test_two_workers_and_one_that_is_killed_end_in_the_same_adapters_and_numbers
     assert made(tmp_path) == made(alone)
     assert listening and all(re.match(ADDRESS, one) for one in listening), "somebody else could give the workers code to run"
     said = "\n".join(display.lines)
-    assert killed and re.search(r"worker \d died; (another takes its place|the other goes on alone)", said)
+    assert killed and re.search(r"worker \d died; (another takes its place|the other continues alone)", said)
     both = set(re.findall(r"^worker 1: (\S+ (?:generate|score) .*?): \d", said, re.MULTILINE))
     assert both & set(re.findall(r"^worker 2: (\S+ (?:generate|score) .*?): \d", said, re.MULTILINE)), "nothing was shared"
     assert set(re.findall(r"^(worker \d): ", said, re.MULTILINE)) == {"worker 1", "worker 2"}

@@ -119,7 +119,7 @@ def test_a_tracker_that_fails_is_one_line_and_the_next_run_logs_the_rest(tmp_pat
         tracker.close()
     assert len(said) == 1
     assert said[0].startswith("tensorboard failed: ")
-    assert said[0].endswith("; the game goes on without it, run again to log the rest")
+    assert said[0].endswith("; the game continues without it; run again to log the rest")
     assert events(tmp_path, "SFT 1/train/loss") == [(1, 0.5), (2, 0.5), (3, 0.5)]
 
 

@@ -16,7 +16,7 @@ from lowmem_spin.engines.worker import Worker
 from lowmem_spin.runner.open import OpenGame
 from lowmem_spin.runner.pairs import training_pairs
 
-REMEDY = "the benchmark goes on without it"
+REMEDY = "the benchmark continues without it"
 
 
 class Workload:

@@ -31,5 +31,5 @@ def naming_memory(field: str, size: int | str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         raise BatchTooLargeError(
-            f"{field}: a batch of {size} does not fit in this GPU's memory; lower it and run again to go on"
+            f"{field}: a batch of {size} does not fit in this GPU's memory; lower it and run again to continue"
         ) from None
