@@ -62,7 +62,7 @@ def laid_out(figure: Figure) -> Figure:
     """The figure with everything in its place for good, however often it is saved."""
     if (engine := figure.get_layout_engine()) is not None:
         engine.execute(figure)
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)  # else every save would first draw it once more, for a layout that is done
     return figure
 
 
