@@ -62,7 +62,8 @@ def cautions(run: RunResults) -> Iterator[Caution]:
 
 def _cut(run: RunResults) -> str | None:
     """Whose samples are truncated at max_new_tokens, and the length that would do."""
-    shares = {policy.name: policy.values["truncated"].mean for policy in run.played}
+    opponents = [run.warm_start or run.base, *run.played[1:]]  # a base that was fine-tuned first has no part in the game
+    shares = {policy.name: policy.values["truncated"].mean for policy in opponents}
     cut = {name: share for name, share in shares.items() if share > CUT}
     if not cut:
         return None
@@ -73,7 +74,7 @@ def _cut(run: RunResults) -> str | None:
         remedy = f"95% of the data's answers have up to {data} tokens: set it to {data}"
     else:
         remedy = f"95% of the data's answers have up to {data} tokens: so it is not too short, but these policies do not end; "
-        remedy += "a warm_start teaches that"
+        remedy += "a warm_start teaches that" if run.warm_start is None else "a longer warm_start teaches that"
     said = ", ".join(f"{share:.0%} of {name}'s" for name, share in cut.items())
     truncated = f"Samples are truncated at generation.max_new_tokens {limit} ({said})"
     return f"{truncated}, and a missing end alone may win the game; {remedy}."
@@ -136,7 +137,7 @@ def _told_apart_from(records: Sequence[dict[str, Any]]) -> float | None:
 def _far(run: RunResults) -> str | None:
     """The iterate that has gone furthest from the base without the data's answers becoming as much likelier."""
     worst = max(run.played[1:], key=lambda policy: policy.values["kl_to_base"].mean, default=run.base)
-    kl, gained = worst.values["kl_to_base"].mean, _logp_gain(run, worst)
+    kl, gained = worst.values["kl_to_base"].mean, _logp_gain(run, worst, run.base)
     bought = worst.values["length"].mean if gained is None else WASTE * gained.mean  # of prompts alone: a nat a token
     if kl <= max(FAR, bought):
         return None
@@ -151,20 +152,23 @@ def _far(run: RunResults) -> str | None:
 
 
 def _fallen(run: RunResults) -> str | None:
-    """Whose log-prob of the data's held-out answers is below the base's by more than noise."""
-    gains = {policy.name: _logp_gain(run, policy) for policy in run.played[1:]}
+    """Whose log-prob of the data's held-out answers is, by more than noise, below that of what the game began with."""
+    begin = run.warm_start or run.base
+    gains = {policy.name: _logp_gain(run, policy, begin) for policy in run.played[1:]}
     fallen = {name: gain for name, gain in gains.items() if gain is not None and gain.mean < -gain.half}
     if not fallen:
         return None
     said = ", ".join(f"{name} {gain.text(False, 2, '+')}" for name, gain in fallen.items())
     ends = "an earlier iterate may be the one to keep, and game.stop_when.chosen_logp_falls ends such a game"
-    return f"The data's own held-out answers have become less likely than they are to the base (in nats: {said}); {ends}."
+    return (
+        f"The data's own held-out answers have become less likely than they are to the {begin.name} (in nats: {said}); {ends}."
+    )
 
 
-def _logp_gain(run: RunResults, policy: PolicyResults) -> Value | None:
-    """By how much the data's answers are likelier than to the base: row by row where that was stored, as the score's gain."""
+def _logp_gain(run: RunResults, policy: PolicyResults, over: PolicyResults) -> Value | None:
+    """By how much the data's answers are likelier than to another policy: row by row where that was stored."""
     if "chosen_logp" not in policy.values:
         return None
-    if run.scores[0] == "chosen_logp":
+    if over is run.base and run.scores[0] == "chosen_logp":
         return policy.values["gain"]
-    return difference({0: policy.values["chosen_logp"]}, {1: run.base.values["chosen_logp"]})
+    return difference({0: policy.values["chosen_logp"]}, {0: over.values["chosen_logp"]})

@@ -1,4 +1,4 @@
-"""What a sweep's policies are seen beside: the base, in 4 bits and not, and plain fine-tuning on the same rows."""
+"""What a sweep's policies are seen beside: the base, in 4 bits and not, what a game began with, and plain fine-tuning."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,16 @@ from typing import Any
 from lowmem_spin.algorithm.roles import Role
 from lowmem_spin.report.intervals import Value, over
 from lowmem_spin.report.measures import Measure
-from lowmem_spin.report.plots import BASELINE, DARK, GREY, Level
+from lowmem_spin.report.plots import BASELINE, DARK, GREY, WARM, Level
 from lowmem_spin.report.results import PolicyResults, RunResults
+
+Pick = Callable[[RunResults], PolicyResults | None]
+PICKED: list[tuple[Pick, str]] = [
+    (lambda run: run.base, GREY),
+    (lambda run: run.unquantized, DARK),
+    (lambda run: run.warm_start, WARM),
+    (lambda run: run.fine_tuned, BASELINE),
+]
 
 
 @dataclass(frozen=True)
@@ -53,28 +61,13 @@ def marks(groups: Mapping[str, Sequence[RunResults]], name: str) -> list[Mark]:
 
 
 def comparisons(groups: Mapping[str, Sequence[RunResults]], name: str) -> list[ComparisonPolicy]:
-    """Those that have this number: the bases, then plain fine-tuning; one that differs within a group is left out."""
+    """Those that have this number: the bases, a warm start, plain fine-tuning; one that differs within a group is left out."""
     found: list[ComparisonPolicy] = []
-    for pick, color in ((_base, GREY), (_unquantized, DARK), (_fine_tuned, BASELINE)):
+    for pick, color in PICKED:
         whole = _comparison([run for runs in groups.values() for run in runs], name, pick, color, None)
         single = [_comparison(runs, name, pick, color, group) for group, runs in groups.items()]
         found += [one for one in ([whole] if whole is not None else single) if one is not None]
     return found
-
-
-Pick = Callable[[RunResults], PolicyResults | None]
-
-
-def _base(run: RunResults) -> PolicyResults | None:
-    return run.base
-
-
-def _unquantized(run: RunResults) -> PolicyResults | None:
-    return run.unquantized
-
-
-def _fine_tuned(run: RunResults) -> PolicyResults | None:
-    return next((policy for policy in reversed(run.baselines) if policy is not run.unquantized), None)
 
 
 def _comparison(runs: Sequence[RunResults], name: str, pick: Pick, color: str, group: str | None) -> ComparisonPolicy | None:

@@ -14,7 +14,7 @@ from lowmem_spin.report.svg import OF
 
 # Okabe and Ito's colours that show on light and on dark paper; more curves than colours are told apart by their dashes.
 COLORS = ["#0083c7", "#e69f00", "#009e73", "#cc79a7", "#56b4e9"]
-GREY, DARK, BASELINE = "#8a8f98", "#626873", "#d55e00"
+GREY, DARK, WARM, BASELINE = "#8a8f98", "#626873", "#8c6bb1", "#d55e00"
 DASHES = ["-", "--", "-."]
 DRAWN = len(COLORS) * len(DASHES)  # configurations in one panel; the page says when there are more
 WIDTH, HEIGHT, TALL = 4.7, 3.5, 4.4  # inches; radars are tall

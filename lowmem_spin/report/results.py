@@ -99,6 +99,16 @@ class RunResults:
         return next((policy for policy in self.baselines if policy.part.role is Role.UNQUANTIZED), None)
 
     @property
+    def warm_start(self) -> PolicyResults | None:
+        """The base as it was fine-tuned before the game, if it was."""
+        return next((policy for policy in self.baselines if policy.part.role is Role.WARM_START), None)
+
+    @property
+    def fine_tuned(self) -> PolicyResults | None:
+        """Plain fine-tuning on the same rows, if there was any."""
+        return next((policy for policy in reversed(self.baselines) if policy.part.role is Role.BASELINE), None)
+
+    @property
     def last(self) -> PolicyResults:
         return self.played[-1]
 

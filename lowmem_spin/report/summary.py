@@ -241,10 +241,11 @@ def sweep_verdict(sweep: SweepResults) -> list[str]:
         lines.append("The other is within noise of it." if close else "The other is further from it than noise.")
     elif others:
         lines.append(f"{len(close)} of the {len(others)} others are within noise of it.")
+    beside = [(one, _from_best(sweep, one)) for one in _common(sweep)]
     lines += [
         _compared(one.name, apart, best.label, sweep.score)
-        for one, apart in ((one, _from_best(sweep, one)) for one in _common(sweep))
-        if one.role is Role.BASELINE or apart.mean > 0 or within_noise(apart)  # that a base is below says nothing new
+        for one, apart in beside  # that a base is below says nothing new
+        if one.role in (Role.WARM_START, Role.BASELINE) or apart.mean > 0 or within_noise(apart)
     ]
     return lines + _unpaired(best, [one for one in sweep.finished if one is not best and not one.same_as(best)])
 

@@ -185,6 +185,16 @@ def test_answers_of_the_data_that_become_less_likely_are_said() -> None:
     assert found["noise"] == [] and "iterate 0 -3.00 ±1.96" in found["fall"][0]
 
 
+def test_a_game_with_a_warm_start_is_held_against_that_and_not_against_the_base() -> None:
+    """The base has no part in it: that its samples are cut harms no game, and what was learned before is no gain of one."""
+    policies = [policy("base", (-54, 0, 45), cut=0.4), policy("warm start", (-41, 9, 15)), policy("iterate 0", (-45, 9, 15))]
+    (line,) = caution_lines(run(policies, tokens=29))
+    assert "less likely than they are to the warm start (in nats: iterate 0 -4.00 ±0.06)" in line
+    policies[1:] = [policy("warm start", (-41, 9, 15), cut=0.4), policy("iterate 0", (-41, 9, 15))]
+    (line,) = caution_lines(run(policies, tokens=29))
+    assert "(40% of warm start's)" in line and "; a longer warm_start teaches that" in line
+
+
 def test_the_first_game_of_a_sweep_with_a_trouble_stands_for_the_others() -> None:
     fallen = quickstart(iterate_2=policy("iterate 2", (-1.9, 1.3, 4.1)))
     games = {"a": quickstart(), "b": fallen, "c": fallen}

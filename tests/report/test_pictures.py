@@ -168,6 +168,15 @@ def test_a_best_game_that_fine_tuning_or_the_base_is_not_behind_is_said_to_be() 
     assert "base differs from alpha 1 by no more than noise (-1.0 ±2.0)." in sweep_verdict(level)
 
 
+def test_what_the_games_of_a_sweep_began_with_has_a_row_and_is_compared() -> None:
+    results = sweep({"variant": ["a", "b"]}, {("a",): [0.7], ("b",): [0.8]})
+    for one in results.runs.values():
+        one.policies.insert(1, policy("warm start", 0.9))
+    assert [row[0] for row in sweep_grid(results).rows][2:] == ["base", "warm start", "plain SFT"]
+    assert "warm start is above b (+10.0 ±2.8)." in sweep_verdict(results)
+    assert {"warm start 90.0", "plain SFT 95.0"} <= set(drawn(panel(results, "main")).legend)
+
+
 def test_the_base_is_as_far_behind_the_best_as_that_has_gained() -> None:
     """On the same rows, which a difference of two means would forget: 0.60 ± 0.02, not ± 0.03."""
     results = sweep({"game.alpha": [0.5, 1]}, {(0.5,): [0.7], (1,): [0.8]})
