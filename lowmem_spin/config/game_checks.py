@@ -42,17 +42,11 @@ def _check_own(game: GameConfig) -> None:
         for name in names:
             value, default = getattr(game, name), GameConfig.model_fields[name].default
             if value != default:
-                raise ValueError(
-                    f"game.{name}: {value!r} has no effect, as {own} is a function of your own; leave it out, or have the "
-                    "function do it"
-                )
+                raise _without_effect(name, repr(value), f"{own} is a function of your own", "have the function do it")
     if isinstance(game.reference, OwnReference) and game.loss.name == "slic":
         raise ValueError("game.reference: a function has no effect, as game.loss slic uses no reference; leave it out")
     if game.opponents is not None and game.algorithm != "alpha-spin":
-        raise ValueError(
-            f"game.opponents: a function has no effect, as {game.algorithm} has no opponents; leave it out, or use "
-            "game.algorithm alpha-spin"
-        )
+        raise _without_opponents(game, "opponents", "a function")
 
 
 def _check_reference(game: GameConfig) -> None:
@@ -103,24 +97,16 @@ def _check_algorithm(game: GameConfig) -> None:
     opponents = {"history": (1, 2), "weights": ("algorithm",), "base_weight": (0,), "pairing": ("split",)}
     if game.algorithm != "alpha-spin":
         for name, free in opponents.items():
-            if getattr(game, name) not in free:
-                value = getattr(game, name)
-                raise ValueError(
-                    f"game.{name}: {value!r} has no effect, as {game.algorithm} has no opponents; leave it out, or use "
-                    "game.algorithm alpha-spin"
-                )
+            if (value := getattr(game, name)) not in free:
+                raise _without_opponents(game, name, repr(value))
         if game.sampler.name != "none" and game.algorithm == "offline":
-            raise ValueError(
-                f"game.sampler: {game.sampler.name} has no effect, as in offline no policy answers; leave it out, or use "
-                "game.algorithm alpha-spin or sppo"
-            )
+            why, remedy = "in offline no policy answers", "use game.algorithm alpha-spin or sppo"
+            raise _without_effect("sampler", game.sampler.name, why, remedy)
     if game.algorithm == "sppo" and game.oracle is None:
         raise ValueError("game.oracle: missing, but sppo needs one to judge answers; set it, for instance to {name: function}")
     if game.mixture_alpha is not None and game.sampler.name == "none":
-        raise ValueError(
-            f"game.mixture_alpha: {game.mixture_alpha} has no effect, as game.sampler none mixes no answers; leave it out, or "
-            "use game.sampler rejection"
-        )
+        why = "game.sampler none mixes no answers"
+        raise _without_effect("mixture_alpha", repr(game.mixture_alpha), why, "use game.sampler rejection")
     if isinstance(game.sampler, GFlowNet) and game.sampler.batch_size % game.sampler.samples:
         samples, sequences = game.sampler.samples, game.sampler.batch_size
         raise ValueError(
@@ -132,3 +118,12 @@ def _check_algorithm(game: GameConfig) -> None:
             f"game.sampler: {game.sampler.name} samples the mixture of one iterate with the base, not of the whole history; "
             "use game.reference_over previous"
         )
+
+
+def _without_effect(field: str, value: str, why: str, remedy: str) -> ValueError:
+    """What a field of a game is refused with that would change nothing."""
+    return ValueError(f"game.{field}: {value} has no effect, as {why}; leave it out, or {remedy}")
+
+
+def _without_opponents(game: GameConfig, field: str, value: str) -> ValueError:
+    return _without_effect(field, value, f"{game.algorithm} has no opponents", "use game.algorithm alpha-spin")
