@@ -9,10 +9,12 @@ from lowmem_spin.common.display import Display, clock
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.engines.memory import CARDS, CONTEXT, FRAGMENTATION, Shape, advice, peak, planned_shape, stage_memory
+from lowmem_spin.engines.advice import advice
+from lowmem_spin.engines.memory import CARDS, CONTEXT, FRAGMENTATION, Shape, Terms, peak, planned_shape, stage_memory
+from lowmem_spin.engines.oracles.base import Oracle
 from lowmem_spin.engines.passes import planned_passes
 from lowmem_spin.engines.registry import PORTABLE, gpu_engine
-from lowmem_spin.engines.residency import plan_residency
+from lowmem_spin.engines.residency import judging_terms, plan_residency
 from lowmem_spin.report.grid import Grid, TerminalTable
 from lowmem_spin.runner.open import SharedResources, open_game
 from lowmem_spin.runner.planning.calibration import record_measurements
@@ -39,9 +41,10 @@ def show_plan(plan: PlannedWork, display: Display) -> None:
         first, choices = plan.found.recipe, plan.found.choices
         machine = choices.machine
         dtype = machine.dtype if machine.device == "cuda" else "bfloat16"
-        played = planned_passes(first, shape, machine, choices.generator, choices.learner)
-        display.console.print(memory(played, shape, dtype), "")
-        for line in verdicts(first, shape, dtype):
+        oracle = plan.found.judging(dtype)
+        played = planned_passes(first, shape, machine, choices.generator, choices.learner, oracle)
+        display.console.print(memory(played, shape, dtype, oracle), "")
+        for line in verdicts(first, shape, dtype, plan.found.oracle):
             display.log(line)
     for note in plan.notes:
         display.log(note, "yellow")
@@ -111,11 +114,12 @@ def stages_left(plan: PlannedWork) -> TerminalTable:
     return Grid(["stage", "policies", "rows", "stored", "to do", "time"], found).table(title)
 
 
-def memory(recipe: Recipe, shape: Shape, dtype: str) -> TerminalTable:
+def memory(recipe: Recipe, shape: Shape, dtype: str, oracle: Terms) -> TerminalTable:
     """Gigabytes of each term by stage, in the worst case of rows as long as the recipe allows."""
     found, generator = stage_memory(recipe, shape, dtype), gpu_engine("generation")
     own = generator.memory(recipe, shape, dtype)["generate"]
-    found = {"generate": found["generate"], f"with {generator.name}": own, **found}
+    judging = judging_terms(recipe, shape, dtype, oracle)
+    found = {"generate": found["generate"], f"with {generator.name}": own, **({"judge": judging} if judging else {}), **found}
     named = dict.fromkeys(term for terms in found.values() for term in terms)
     terms_of = [[term, *(_gigabytes(terms[term]) if term in terms else "" for terms in found.values())] for term in named]
     allowances = [CONTEXT + (FRAGMENTATION - 1) * sum(terms.values()) for terms in found.values()]
@@ -129,14 +133,14 @@ def _gigabytes(count: float) -> str:
     return "<0.01" if 0 < count < 5e6 else f"{count / 1e9:.2f}"
 
 
-def verdicts(recipe: Recipe, shape: Shape, dtype: str) -> list[str]:
+def verdicts(recipe: Recipe, shape: Shape, dtype: str, judge: Oracle | None) -> list[str]:
     """A line for each size of card: fits, and how its two engines share it, or what to change."""
-    lines = []
+    lines, oracle = [], judge.memory(recipe, dtype) if judge else {}
     generator, learner = gpu_engine("generation"), gpu_engine("training")
     for card, limit in CARDS.items():
-        changes = list(advice(recipe, shape, dtype, limit))
+        changes = list(advice(recipe, shape, dtype, limit, judge))
         try:
-            shared = SHARING[plan_residency(recipe, shape, dtype, generator, learner, limit, RAM).residency].format(
+            shared = SHARING[plan_residency(recipe, shape, dtype, generator, learner, oracle, limit, RAM).residency].format(
                 generator.name
             )
         except InputError:

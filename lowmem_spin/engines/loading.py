@@ -16,6 +16,7 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.machine import Machine
 from lowmem_spin.engines.memory import count_weights
 from lowmem_spin.engines.model_files import ModelFiles, find_file, none_of_a_model
+from lowmem_spin.engines.training.guards import naming_model
 
 # bitsandbytes warns that a CPU kernel is missing, the very one hf.py keeps it from using.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -79,8 +80,9 @@ def without_dropout(base: torch.nn.Module) -> None:
 def naming_the_model(model: Source) -> Iterator[None]:
     """What transformers says of a folder that is no model, in one line."""
     try:
-        yield
-    except (InputError, MemoryError, torch.OutOfMemoryError):
+        with naming_model("model.name_or_path", model.location):
+            yield
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # what a stranger's files can raise in there is without end; tokenizers has nothing but this
         if "trust_remote_code" in str(error):

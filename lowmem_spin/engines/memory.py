@@ -7,9 +7,10 @@ in nf4 and bfloat16 took 5.6 GB to generate, 4.1 to score and 4.5 to train, and 
 """
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
@@ -27,6 +28,7 @@ LOGITS_BYTES = 3 * 64 * 2**20  # a chunk of logits, their float32 copy and its g
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 OPTIMISER_BYTES = 8  # AdamW: two float32 numbers a weight; the 8-bit ones take a quarter
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+Part = TypeVar("Part", bound=BaseModel)
 GPT2_NAMES = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
 
 
@@ -247,8 +249,13 @@ def base_memory(recipe: Recipe, shape: Shape, dtype: str, dequantizes: bool) -> 
 
 def idle_memory(recipe: Recipe, shape: Shape, dtype: str, dequantizes: bool = False) -> float:
     """Bytes of an engine that waits: its base and its adapter, and what CUDA takes."""
+    return peak(idle_terms(recipe, shape, dtype, dequantizes))
+
+
+def idle_terms(recipe: Recipe, shape: Shape, dtype: str, dequantizes: bool = False) -> Terms:
+    """Bytes of every term of an engine that waits."""
     weights = base_memory(recipe, shape, dtype, dequantizes)
-    return CONTEXT + FRAGMENTATION * (weights + shape.lora(recipe.training.lora.r) * 4.0)
+    return {"frozen base": weights, "trained adapter": shape.lora(recipe.training.lora.r) * 4.0}
 
 
 def peak(terms: Terms) -> float:
@@ -256,31 +263,7 @@ def peak(terms: Terms) -> float:
     return CONTEXT + FRAGMENTATION * sum(terms.values())
 
 
-def advice(recipe: Recipe, shape: Shape, dtype: str, limit: float) -> Iterator[str]:
-    """For each stage that does not fit in `limit` bytes, what to change, or that nothing in the recipe helps."""
-    scored, trained = recipe.runtime.scoring_tokens_per_batch, recipe.training.tokens_per_batch
-    knobs = {
-        "generate": ("runtime", "generation_batch_size"),
-        "score": ("runtime", "scoring_tokens_per_batch" if scored else "scoring_batch_size"),
-        "train": ("training", "tokens_per_batch" if trained else "per_device_train_batch_size"),
-    }
-    for stage, (section, field) in knobs.items():
-        if peak(stage_memory(recipe, shape, dtype)[stage]) <= limit:
-            continue
-        size = getattr(getattr(recipe, section), field)
-        fitting = [
-            n
-            for n in range(size - 1, 0, -1)
-            if peak(stage_memory(with_value(recipe, section, field, n), shape, dtype)[stage]) <= limit
-        ]
-        if fitting:
-            yield f"{stage}: set {section}.{field} to {fitting[0]}"
-        elif stage == "train" and not recipe.training.gradient_checkpointing:
-            yield "train: set training.gradient_checkpointing to true"
-        else:
-            yield f"{stage}: too large at any batch size; shorten data.max_prompt_length or take a smaller model"
-
-
-def with_value(recipe: Recipe, section: str, field: str, value: int) -> Recipe:
-    """The recipe with another value of `section.field`."""
-    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={field: value})})
+def with_value(part: Part, field: str, value: int) -> Part:
+    """A recipe, or a section of one, with another value of a field, `section.field`."""
+    name, _, rest = field.partition(".")
+    return part.model_copy(update={name: with_value(getattr(part, name), rest, value) if rest else value})

@@ -1,9 +1,11 @@
 """How many tokens go through a model in one pass: many on a GPU with room, which else waits for the CPU; few on a CPU."""
 
+from operator import attrgetter
+
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.machine import Machine
-from lowmem_spin.engines.memory import Shape, peak, stage_memory, with_value
+from lowmem_spin.engines.memory import Shape, Terms, peak, stage_memory, with_value
 from lowmem_spin.engines.registry import ENGINES
 from lowmem_spin.engines.residency import learner_room, shared_gpu
 
@@ -18,11 +20,11 @@ def with_large_passes(recipe: Recipe, shape: Shape, dtype: str, room: float) -> 
 
     Numbers of tokens that the recipe gives stay.
     """
-    for stage, section, field in (("train", "training", "tokens_per_batch"), ("score", "runtime", "scoring_tokens_per_batch")):
+    for stage, field in (("train", "training.tokens_per_batch"), ("score", "runtime.scoring_tokens_per_batch")):
         least = recipe.training_tokens if stage == "train" else recipe.scoring_tokens
-        given = getattr(getattr(recipe, section), field)
+        given = attrgetter(field)(recipe)
         for tokens in (MANY, MANY // 2) if given is None else ():
-            larger = with_value(recipe, section, field, tokens)
+            larger = with_value(recipe, field, tokens)
             if tokens > least and peak(stage_memory(larger, shape, dtype)[stage]) <= SPARE * room:
                 recipe = larger
                 break
@@ -34,7 +36,7 @@ def with_small_passes(recipe: Recipe, shape: Shape) -> Recipe:
     if recipe.training.tokens_per_batch is not None or shape.active < LARGE:
         return recipe
     pair = recipe.data.max_prompt_length + 2 * recipe.longest_answer
-    return with_value(recipe, "training", "tokens_per_batch", min(recipe.training_tokens, max(pair, FEW)))
+    return with_value(recipe, "training.tokens_per_batch", min(recipe.training_tokens, max(pair, FEW)))
 
 
 def tokens_scored_together(recipe: Recipe, device: str) -> int:
@@ -44,14 +46,14 @@ def tokens_scored_together(recipe: Recipe, device: str) -> int:
     return recipe.scoring_tokens if device == "cpu" or given else max(recipe.scoring_tokens, 2 * MANY)
 
 
-def planned_passes(recipe: Recipe, shape: Shape, machine: Machine, generator: str, learner: str) -> Recipe:
-    """The recipe with passes as large as a run on this machine, with these engines, will make them; as it is where that is not
-    known, or refused."""
+def planned_passes(recipe: Recipe, shape: Shape, machine: Machine, generator: str, learner: str, oracle: Terms) -> Recipe:
+    """The recipe with passes as large as a run on this machine, with these engines and beside such an oracle, will make them;
+    as it is where that is not known, or refused."""
     if machine.device == "cpu" or not machine.limit:
         return recipe
     try:
         both = ENGINES[generator], ENGINES[learner]
-        settled = machine if generator == learner else shared_gpu(recipe, shape, machine, *both)
+        settled = machine if generator == learner else shared_gpu(recipe, shape, machine, *both, oracle)
     except InputError:
         return recipe
     return with_large_passes(recipe, shape, machine.dtype, learner_room(settled))

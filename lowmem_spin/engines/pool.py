@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lowmem_spin.data.sources import Source
 from lowmem_spin.engines import doctor
 from lowmem_spin.engines.base import Generator, Learner
 from lowmem_spin.engines.machine import Machine, find_machine
-from lowmem_spin.engines.memory import read_shape
+from lowmem_spin.engines.memory import Terms, read_shape
 from lowmem_spin.engines.oracles.base import NoWeights, Oracle
 from lowmem_spin.engines.passes import with_large_passes, with_small_passes
 from lowmem_spin.engines.registry import ENGINES, PORTABLE, open_engine
@@ -160,8 +161,14 @@ class GameEngines:
         r = self.recipe
         lengths = [r.data.max_prompt_length, r.data.max_completion_length, r.generation.max_new_tokens]
         opened_with: list[Any] = [self.model.identity, r.model.model_dump(), lengths, r.runtime.model_dump()]
-        opened_with += [r.data.chat_template_kwargs, r.data.template_date, *ENGINES[name].opened_with(r)]
+        opened_with += [r.data.chat_template_kwargs, r.data.template_date, *ENGINES[name].opened_with(r), self._judging]
         return digest({"opened with": opened_with, "choices": [self.choices.generator, self.choices.learner]})
+
+    @cached_property
+    def _judging(self) -> Terms:
+        """What an oracle takes of the GPU, which the engines leave to it."""
+        machine = self.choices.machine
+        return self.judge.memory(self.recipe, machine.dtype) if self.judge and machine.device != "cpu" else {}
 
     def _sized(self, machine: Machine) -> Recipe:
         """The recipe with passes as large as the learner's part of the GPU has room for, or as small as is good for a CPU."""
@@ -185,7 +192,7 @@ class GameEngines:
         if name not in self.pool.settled:
             machine, free = choices.machine, float(psutil.virtual_memory().available)
             both = ENGINES[choices.generator], ENGINES[choices.learner]
-            self.pool.settled[name] = shared_gpu(recipe, read_shape(self.model), machine, *both, free)
+            self.pool.settled[name] = shared_gpu(recipe, read_shape(self.model), machine, *both, self._judging, free)
             residency = self.pool.settled[name].residency
             self.display.log(f"{choices.generator} and {choices.learner} share the GPU: residency {residency}")
         return self.pool.settled[name]

@@ -1,11 +1,11 @@
-"""How a generator and a learner that are two engines share one GPU."""
+"""How a generator, a learner and an oracle share one GPU."""
 
 from dataclasses import dataclass, replace
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.machine import Machine
-from lowmem_spin.engines.memory import CONTEXT, Shape, base_memory, idle_memory, peak
+from lowmem_spin.engines.memory import CONTEXT, Shape, Terms, base_memory, idle_memory, idle_terms, peak
 from lowmem_spin.engines.registry import Engine
 
 
@@ -17,25 +17,32 @@ class Residency:
     generator_bytes: float  # what the generator is told to keep to; its context comes on top
 
 
+def judging_terms(recipe: Recipe, shape: Shape, dtype: str, oracle: Terms) -> Terms:
+    """Bytes of every term while an oracle judges and the base waits; empty if it takes nothing, or nobody knows."""
+    return {**idle_terms(recipe, shape, dtype), **oracle} if oracle else {}
+
+
 def plan_residency(
     recipe: Recipe,
     shape: Shape,
     dtype: str,
     generator: Engine,
     learner: Engine,
+    oracle: Terms,
     limit: float,
     free_ram: float = float("inf"),
 ) -> Residency:
     """The residency that the recipe asks for or, for auto, the first that fits: resident, sleep, exit.
 
     `limit` bytes of the GPU may be used, and `free_ram` bytes of the host's memory are free: a sleeping generator's
-    weights wait there.
+    weights wait there. `oracle` is what one takes that judges beside a learner that waits.
 
     Raises:
         InputError: the generator does not fit.
     """
     stages = learner.memory(recipe, shape, dtype)
-    working = max(peak(stages["score"]), peak(stages["train"]))
+    judging = judging_terms(recipe, shape, dtype, oracle)
+    working = max(peak(terms) for terms in (stages["score"], stages["train"], judging))
     waiting = idle_memory(recipe, shape, dtype, learner.dequantizes)
     needed = peak(generator.memory(recipe, shape, dtype)["generate"])
     weights = base_memory(recipe, shape, dtype, generator.dequantizes)
@@ -64,10 +71,16 @@ def plan_residency(
 
 
 def shared_gpu(
-    recipe: Recipe, shape: Shape, machine: Machine, generator: Engine, learner: Engine, free_ram: float = float("inf")
+    recipe: Recipe,
+    shape: Shape,
+    machine: Machine,
+    generator: Engine,
+    learner: Engine,
+    oracle: Terms,
+    free_ram: float = float("inf"),
 ) -> Machine:
     """The machine with the generator's part of its GPU, and what either does while the other works; see plan_residency."""
-    found = plan_residency(recipe, shape, machine.dtype, generator, learner, machine.limit, free_ram)
+    found = plan_residency(recipe, shape, machine.dtype, generator, learner, oracle, machine.limit, free_ram)
     return replace(machine, residency=found.residency, generator_share=found.generator_bytes / machine.total)
 
 

@@ -13,6 +13,7 @@ from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.prepare import prepared_key
 from lowmem_spin.data.sources import Source, Sources, base_key
+from lowmem_spin.engines.memory import Terms
 from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
 from lowmem_spin.engines.pool import EngineChoices
 from lowmem_spin.engines.training.trial import check_optimizer
@@ -63,6 +64,10 @@ class ResolvedRecipe:
     def oracle_spec(self) -> dict[str, Any] | None:
         """What judges samples, if anything does."""
         return None if self.oracle is None else self.oracle.spec()
+
+    def judging(self, dtype: str) -> Terms:
+        """What the oracle takes of a GPU; empty without one, or if that is not known."""
+        return {} if self.oracle is None else self.oracle.memory(self.recipe, dtype)
 
     @property
     def metric(self) -> TaskMetric | None:

@@ -3,28 +3,27 @@
 import json
 import subprocess
 import sys
-import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from helpers.commands import call
 from helpers.games import CPU, make_micro_base, open_hf, recipe_on, shake_slot
+from helpers.live_bytes import LiveBytes
 from lowmem_spin.cli.bench.bench import BenchRequest, _load
 from lowmem_spin.cli.bench.checkpoint import SPECIAL, skeleton
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.data.sources import Source
+from lowmem_spin.engines.advice import advice
 from lowmem_spin.engines.hf import HF
 from lowmem_spin.engines.known_models import CONFIGS, MODELS
 from lowmem_spin.engines.loading import load_base
 from lowmem_spin.engines.machine import Machine
-from lowmem_spin.engines.memory import CARDS, WIDTH, Shape, advice, peak, read_shape, stage_memory
+from lowmem_spin.engines.memory import CARDS, WIDTH, Shape, peak, read_shape, stage_memory
 from lowmem_spin.engines.training.logps import collate, completion_logps
 from lowmem_spin.runner.planning.calibration import known_gpu
 
@@ -216,38 +215,6 @@ def test_a_card_that_is_not_known_is_one_line() -> None:
     )
     known = {name: known_gpu(name) for name in ("RTX4090", "NVIDIA GeForce RTX 3090", "Tesla T4", "h100")}
     assert list(known.values()) == ["4090", "3090", "T4", "H100"]
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages that operations made and that still live, and the most there were at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.known: set[int] = set()
-        self.now = self.most = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        given = {
-            tensor.untyped_storage().data_ptr() for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)
-        }
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in self.known | given:
-                storage = tensor.untyped_storage()
-                self.known.add(storage.data_ptr())
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._gone, storage.data_ptr(), storage.nbytes())
-        self.most = max(self.most, self.now)
-        return made
-
-    @staticmethod
-    def _storages(values: Any) -> list[tuple[int, Any]]:
-        found = [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
-        return [(storage.data_ptr(), storage) for storage in found]
-
-    def _gone(self, place: int, size: int) -> None:
-        self.known.discard(place)
-        self.now -= size
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -19,9 +19,9 @@ def test_a_pass_has_as_many_tokens_as_there_is_room_for() -> None:
     for gigabytes in range(10, 64):
         limit = gigabytes * 1e9
         machine = Machine("cuda", "bfloat16", 64e9, limit)
-        shared = shared_gpu(recipe, GEMMA_2B, machine, generator, learner)
+        shared = shared_gpu(recipe, GEMMA_2B, machine, generator, learner, {})
         larger = with_large_passes(recipe, GEMMA_2B, "bfloat16", learner_room(shared))
-        assert larger == planned_passes(recipe, GEMMA_2B, machine, *NAMES)
+        assert larger == planned_passes(recipe, GEMMA_2B, machine, *NAMES, {})
         terms = stage_memory(larger, GEMMA_2B, "bfloat16")
         kept = {"resident": shared.generator_share * 64e9 + CONTEXT, "sleep": CONTEXT, "exit": 0.0}[shared.residency]
         assert max(peak(terms["train"]), peak(terms["score"])) + kept <= limit
@@ -30,7 +30,7 @@ def test_a_pass_has_as_many_tokens_as_there_is_room_for() -> None:
         found[shared.residency].add(larger.training_tokens)
     assert found["resident"] | found["sleep"] | found["exit"] == {recipe.training_tokens, 8192}
     alone = Machine("cuda", "bfloat16", 24e9, 24e9)  # one engine for both
-    assert planned_passes(recipe, GEMMA_2B, alone, "hf", "hf").scoring_tokens == 8192
+    assert planned_passes(recipe, GEMMA_2B, alone, "hf", "hf", {}).scoring_tokens == 8192
 
 
 def test_passes_stay_where_the_recipe_says_or_nothing_is_known() -> None:
@@ -38,13 +38,13 @@ def test_passes_stay_where_the_recipe_says_or_nothing_is_known() -> None:
     card = Machine("cuda", "bfloat16", 24e9, 24e9)
     given = ["training.tokens_per_batch=3000", "runtime.scoring_tokens_per_batch=2000"]
     own = load_recipe(find_recipe("gemma2b_alpha"), given)
-    assert planned_passes(own, GEMMA_2B, card, *NAMES) == own
+    assert planned_passes(own, GEMMA_2B, card, *NAMES, {}) == own
     assert tokens_scored_together(own, "cuda") == 2000
     longer = load_recipe(find_recipe("gemma2b_alpha"), ["data.max_prompt_length=9000"])  # than a large pass
-    assert planned_passes(longer, GEMMA_2B, Machine("cuda", "bfloat16", 141e9, 141e9), *NAMES) == longer
-    assert planned_passes(recipe, GEMMA_2B, Machine("cuda", "bfloat16"), *NAMES) == recipe  # a GPU that is only planned for
-    assert planned_passes(recipe, GEMMA_2B, Machine("cpu", "float32"), *NAMES) == recipe
-    assert planned_passes(recipe, GEMMA_2B, Machine("cuda", "bfloat16", 3e9, 3e9), *NAMES) == recipe  # which a run refuses
+    assert planned_passes(longer, GEMMA_2B, Machine("cuda", "bfloat16", 141e9, 141e9), *NAMES, {}) == longer
+    assert planned_passes(recipe, GEMMA_2B, Machine("cuda", "bfloat16"), *NAMES, {}) == recipe  # a GPU that is only planned for
+    assert planned_passes(recipe, GEMMA_2B, Machine("cpu", "float32"), *NAMES, {}) == recipe
+    assert planned_passes(recipe, GEMMA_2B, Machine("cuda", "bfloat16", 3e9, 3e9), *NAMES, {}) == recipe  # which a run refuses
     assert (tokens_scored_together(recipe, "cpu"), tokens_scored_together(recipe, "cuda")) == (recipe.scoring_tokens, 16384)
 
 

@@ -128,7 +128,7 @@ def test_what_an_entry_says_of_its_memory_decides_who_may_stay_on_the_gpu() -> N
         """The card, in bytes, from which on auto is this."""
         for tenths in range(20, 400):
             try:
-                found = plan_residency(recipe, GEMMA_2B, "bfloat16", replace(TOY, **traits), learner, tenths * 1e8)
+                found = plan_residency(recipe, GEMMA_2B, "bfloat16", replace(TOY, **traits), learner, {}, tenths * 1e8)
             except InputError:
                 continue
             if found.residency == wanted:

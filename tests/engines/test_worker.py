@@ -143,12 +143,15 @@ def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
     pytest.fail("the worker outlived its parent")
 
 
-def test_auto_takes_the_first_residency_that_fits() -> None:
-    """Against the three inequalities, over all sizes of card: both at once; one awake, one asleep; one at a time."""
+@pytest.mark.parametrize("oracle", [0.0, 12e9])
+def test_auto_takes_the_first_residency_that_fits(oracle: float) -> None:
+    """Against the three inequalities, over all sizes of card: both at once; one awake, one asleep; one at a time. An oracle of
+    so many bytes judges while the learner waits."""
+    beside = {"oracle's weights": oracle} if oracle else {}
     needed = peak(vllm_memory(RECIPE, GEMMA_2B, "bfloat16"))
     found = stage_memory(RECIPE, GEMMA_2B, "bfloat16")
-    working = max(peak(found["score"]), peak(found["train"]))
     waiting = idle_memory(RECIPE, GEMMA_2B, "bfloat16")
+    working = max(peak(found["score"]), peak(found["train"]), waiting + 1.15 * oracle)
     seen = set()
     for gigabytes in range(4, 64):
         limit = gigabytes * 1e9
@@ -160,9 +163,9 @@ def test_auto_takes_the_first_residency_that_fits() -> None:
             wanted = "exit"
         else:
             with pytest.raises(InputError, match=r"^runtime\.residency: with exit, vllm needs"):
-                plan_residency(RECIPE, GEMMA_2B, "bfloat16", *BOTH, limit, 64e9)
+                plan_residency(RECIPE, GEMMA_2B, "bfloat16", *BOTH, beside, limit, 64e9)
             continue
-        settled = plan_residency(RECIPE, GEMMA_2B, "bfloat16", *BOTH, limit, 64e9)
+        settled = plan_residency(RECIPE, GEMMA_2B, "bfloat16", *BOTH, beside, limit, 64e9)
         seen.add(settled.residency)
         assert settled.residency == wanted
         left = {"resident": working, "sleep": waiting, "exit": 0.0}[wanted]
@@ -170,16 +173,16 @@ def test_auto_takes_the_first_residency_that_fits() -> None:
         assert 0 < settled.generator_bytes <= limit - left - CONTEXT + 1
         assert settled.generator_bytes + CONTEXT >= needed - 1
     assert seen == {"resident", "sleep", "exit"}
-    tight = next(gb * 1e9 for gb in range(4, 64) if _residency(gb * 1e9, 64e9) == "sleep")
-    assert _residency(tight, 1e9) == "exit"  # its weights would not fit in so little RAM
+    tight = next(gb * 1e9 for gb in range(4, 64) if _residency(gb * 1e9, 64e9, beside) == "sleep")
+    assert _residency(tight, 1e9, beside) == "exit"  # its weights would not fit in so little RAM
     asleep = RECIPE.model_copy(update={"runtime": RECIPE.runtime.model_copy(update={"residency": "sleep"})})
     with pytest.raises(InputError, match=r"^runtime\.residency: asleep, .* wait in RAM, of which 1.0 GB are free"):
-        plan_residency(asleep, GEMMA_2B, "bfloat16", *BOTH, tight, 1e9)
+        plan_residency(asleep, GEMMA_2B, "bfloat16", *BOTH, beside, tight, 1e9)
 
 
-def _residency(limit: float, ram: float) -> str | None:
+def _residency(limit: float, ram: float, oracle: dict[str, float]) -> str | None:
     try:
-        return plan_residency(RECIPE, GEMMA_2B, "bfloat16", *BOTH, limit, ram).residency
+        return plan_residency(RECIPE, GEMMA_2B, "bfloat16", *BOTH, oracle, limit, ram).residency
     except InputError:
         return None
 
@@ -228,6 +231,56 @@ def test_two_tenants_of_one_gpu_settle_once(residency: str, tmp_path: Path, monk
     again = ["rest vllm"] if residency == "sleep" else ["open vllm", "close vllm", "open unsloth"]
     assert said == [*first, *again]
     assert next(iter(both.pool.settled.values())).residency == residency
+
+
+class Weighty:
+    """An oracle that takes so much of the GPU; it judges nothing."""
+
+    def memory(self, *_: object) -> dict[str, float]:
+        return {"oracle's weights": 8e9}
+
+    def spec(self) -> dict[str, str]:
+        return {"oracle": "weighty"}
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+    close = release
+
+
+def test_a_game_whose_oracle_needs_room_settles_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one sweep: what its generator keeps beside another game's learner would leave the oracle no room."""
+    limit = next(gb * 1e9 for gb in range(4, 64) if _residency(gb * 1e9, 64e9, {}) == "resident")
+    assert _residency(limit, 64e9, Weighty().memory()) == "sleep"
+    monkeypatch.setattr(pool, "read_shape", lambda model: GEMMA_2B)
+    monkeypatch.setattr(pool.psutil, "virtual_memory", lambda: SimpleNamespace(available=64e9))
+    said, residencies, engines = list[str](), list[str](), pool.EnginePool()
+
+    def opened(name: str, recipe: Recipe, model: Source, machine: Machine, *_: object) -> Pretended:
+        residencies.append(f"{name} {machine.residency}")
+        return Pretended(name, said)
+
+    monkeypatch.setattr(pool, "open_engine", opened)
+    choices = pool.EngineChoices(Machine("cuda", "bfloat16", limit, limit), "vllm", "unsloth")
+    judge: Any = Weighty()
+    plain, judged = (
+        pool.GameEngines(
+            recipe=RECIPE,
+            model=Source(str(tmp_path), None, "gemma"),
+            choices=choices,
+            weights_dir=tmp_path,
+            display=Display(Console(quiet=True)),
+            pool=engines,
+            judge=oracle,
+        )
+        for oracle in (None, judge)
+    )
+    plain.generator()
+    judged.generator()
+    assert judged.oracle() is judge
+    judged.generator()
+    assert said == ["open vllm", "close vllm", "open vllm", "rest vllm"]
+    assert residencies == ["vllm resident", "vllm sleep"]
 
 
 def test_auto_is_the_gpus_engine_only_where_it_has_passed_its_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,9 @@ def test_a_judges_time_is_not_known_and_what_does_not_fit_is_said(tmp_path: Path
     assert made.record()["total"]["without"] == ["judge"] and made.record()["total"]["fits"] is False
     assert 1 < made.total().seconds / 3600 < 1000, "what is known of the time is said"
     assert "on a T4, and the judge on top, peak 22.9 of 15 GB: does not fit" in made.total().line()
-    smaller = planned(tmp_path, "mistral7b_sppo", "generation.engine=hf", gpu="T4")  # as the plan's lines advise
+    advised = ["generation.engine=hf", "game.oracle.batch_size=14"]  # by the plan's lines
+    assert not planned(tmp_path, "mistral7b_sppo", advised[0], gpu="T4").total().fits, "sixteen pairs beside the base"
+    smaller = planned(tmp_path, "mistral7b_sppo", *advised, gpu="T4")
     assert smaller.total().fits and not any("the unquantized base is measured" in note for note in smaller.notes)
 
 

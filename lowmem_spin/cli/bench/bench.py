@@ -17,8 +17,9 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import load_recipe
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Sources
+from lowmem_spin.engines.advice import advice
 from lowmem_spin.engines.machine import Machine, find_machine
-from lowmem_spin.engines.memory import Shape, advice, peak
+from lowmem_spin.engines.memory import Shape, peak
 from lowmem_spin.engines.passes import planned_passes
 from lowmem_spin.engines.registry import ENGINES
 from lowmem_spin.runner.open import OpenGame, SharedResources, open_game
@@ -108,7 +109,8 @@ def bench_in(work: Path, request: BenchRequest, console: Console) -> BenchResult
     device = calibration.device_name(machine.device)
     calibration.record_measurements(request.store, *(_record(cost, device, name, shape, recipe, machine) for cost in ours))
     choices = game.resolved.choices
-    played = planned_passes(recipe, shape, machine, choices.generator, choices.learner)
+    oracle = game.resolved.judging(machine.dtype)
+    played = planned_passes(recipe, shape, machine, choices.generator, choices.learner, oracle)
     predicted = _predicted(played, shape, machine, ours)
     display.log(f"{name}, random weights, {recipe.model.quantization}, {machine.dtype}, on {device}", "bold")
     console.print(table.costs(ours, predicted))

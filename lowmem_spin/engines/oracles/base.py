@@ -13,8 +13,10 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from lowmem_spin.algorithm.preferences import Comparison
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Sources
 from lowmem_spin.engines.machine import Machine
+from lowmem_spin.engines.memory import Terms
 
 ORACLES = {
     "function": "lowmem_spin.engines.oracles.function:Function",
@@ -63,6 +65,10 @@ class Oracle(Protocol):
         """Fields of `game.oracle` by which it is found from any folder."""
         ...
 
+    def memory(self, recipe: Recipe, dtype: str) -> Terms:
+        """Bytes of every term on a GPU, of rows as long as the recipe allows; empty of one without weights, or if not known."""
+        ...
+
     def prefer(self, questions: Sequence[Comparison]) -> list[np.ndarray]:
         """P (K, K) for each question, float64, P[i, j] + P[j, i] = 1 and 1/2 on the diagonal."""
         ...
@@ -80,6 +86,10 @@ class NoWeights:
     """An oracle that holds no memory."""
 
     undecided: Collection[int] = ()
+
+    def memory(self, recipe: Recipe, dtype: str) -> Terms:
+        """None."""
+        return {}
 
     def release(self) -> None:
         """Nothing to let go of."""

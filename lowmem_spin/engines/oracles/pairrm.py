@@ -12,8 +12,11 @@ import numpy as np
 from lowmem_spin.algorithm.preferences import Comparison, of_pairs
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import PairRMOracle
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.sources import Source
+from lowmem_spin.engines.memory import Terms
 from lowmem_spin.engines.oracles.base import OracleContext
+from lowmem_spin.engines.oracles.memory import judging_memory
 
 FIELD = "game.oracle.model"
 SOURCE, FIRST, SECOND = "<|source|>", "<|candidate1|>", "<|candidate2|>"
@@ -72,9 +75,11 @@ class PairRM:
 
     def _load(self) -> None:
         from lowmem_spin.engines.oracles.pairrm_model import load_pairrm
+        from lowmem_spin.engines.training.guards import naming_model
 
         self.tokenizer, ranker = load_pairrm(self.source, self.dtype, MARKS, FIELD)
-        self.ranker = ranker.to(self.device)  # type: ignore[arg-type]
+        with naming_model(FIELD, self.source.location):
+            self.ranker = ranker.to(self.device)  # type: ignore[arg-type]
         self.marks = [self.tokenizer.convert_tokens_to_ids(mark) for mark in MARKS.values()]
         special = {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab(), *MARKS.values()}
         self.special = re.compile("|".join(map(re.escape, sorted(special))))
@@ -100,6 +105,11 @@ class PairRM:
         """See base.Oracle."""
         source = self.source
         return {"model": str(Path(source.location).resolve()) if source.local else source.location, "revision": source.revision}
+
+    def memory(self, recipe: Recipe, dtype: str) -> Terms:
+        """See base.Oracle; texts have about as many tokens for PairRM as for the base."""
+        length = min(self.max_length, recipe.data.max_prompt_length + 2 * recipe.longest_answer)
+        return judging_memory(self.source, FIELD, recipe, dtype, length)
 
     def prefer(self, questions: Sequence[Comparison]) -> list[np.ndarray]:
         """P for each question; see base.Oracle."""
@@ -143,13 +153,15 @@ class PairRM:
     def _logits(self, rows: Sequence[list[int]]) -> list[float]:
         import torch
 
+        from lowmem_spin.engines.training.guards import naming_memory
+
         logits: dict[int, float] = {}
         order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))  # like lengths together
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             inputs = self.tokenizer.pad({"input_ids": [rows[row] for row in batch]}, return_tensors="pt")
             positions = torch.tensor([[rows[row].index(mark) for mark in self.marks] for row in batch])
-            with torch.no_grad():
+            with torch.no_grad(), naming_memory("game.oracle.batch_size", len(batch)):
                 ids, mask = inputs["input_ids"].to(self.device), inputs["attention_mask"].to(self.device)
                 logits |= zip(batch, self.ranker(ids, mask, positions.to(self.device)).float().tolist(), strict=True)
         return [logits[row] for row in range(len(rows))]

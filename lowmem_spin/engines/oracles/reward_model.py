@@ -10,9 +10,12 @@ import numpy as np
 from lowmem_spin.algorithm.preferences import Comparison, of_rewards
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.choices import RewardModelOracle
+from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.render import check_template, written
 from lowmem_spin.data.sources import Source
+from lowmem_spin.engines.memory import Terms
 from lowmem_spin.engines.oracles.base import OracleContext
+from lowmem_spin.engines.oracles.memory import judging_memory
 
 FIELD = "game.oracle.model"
 
@@ -46,6 +49,8 @@ class RewardModel:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        from lowmem_spin.engines.training.guards import naming_model
+
         source = self.source
         own: dict[str, Any] = {"revision": source.revision, "trust_remote_code": False}  # without this a pipe may be asked
         try:
@@ -66,7 +71,9 @@ class RewardModel:
             raise self._fails(error) from None
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self.tokenizer.pad_token_id
-        self.model = model.to(self.device).eval()
+        model.config.use_cache = False  # else keys and values of every layer are kept, and nobody reads them
+        with naming_model(FIELD, source.location):
+            self.model = model.to(self.device).eval()
 
     def _fails(self, error: jinja2.TemplateError) -> InputError:
         why = " ".join(str(error).split())[:150]
@@ -93,6 +100,11 @@ class RewardModel:
         source = self.source
         return {"model": str(Path(source.location).resolve()) if source.local else source.location, "revision": source.revision}
 
+    def memory(self, recipe: Recipe, dtype: str) -> Terms:
+        """See base.Oracle; a conversation has about as many tokens for the reward model as for the base."""
+        length = min(self.max_length, recipe.data.max_prompt_length + recipe.longest_answer)
+        return judging_memory(self.source, FIELD, recipe, dtype, length)
+
     def prefer(self, questions: Sequence[Comparison]) -> list[np.ndarray]:
         """P for each question; see base.Oracle."""
         if self.model is None:
@@ -111,6 +123,8 @@ class RewardModel:
     def _rewards(self, texts: Sequence[str]) -> list[float]:
         import torch
 
+        from lowmem_spin.engines.training.guards import naming_memory
+
         rewards: dict[int, float] = {}
         order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))  # like lengths together
         for start in range(0, len(order), self.batch_size):
@@ -123,6 +137,6 @@ class RewardModel:
                 max_length=self.max_length,
                 add_special_tokens=False,  # the template has written them
             ).to(self.device)
-            with torch.no_grad():
+            with torch.no_grad(), naming_memory("game.oracle.batch_size", len(batch)):
                 rewards |= zip(batch, self.model(**inputs).logits[:, 0].float().tolist(), strict=True)
         return [rewards[row] for row in range(len(texts))]

@@ -33,3 +33,16 @@ def naming_memory(field: str, size: int | str) -> Iterator[None]:
         raise BatchTooLargeError(
             f"{field}: a batch of {size} does not fit in this GPU's memory; lower it and run again to continue"
         ) from None
+
+
+@contextmanager
+def naming_model(field: str, name: str) -> Iterator[None]:
+    """A GPU without room for a model's weights, in one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        raise InputError(
+            f"{field}: {name!r} does not fit in what is free of this GPU's memory; take a smaller one, or end what else runs "
+            "on the GPU"
+        ) from None

@@ -25,6 +25,7 @@ from lowmem_spin.engines.model_files import find_file
 from lowmem_spin.engines.passes import planned_passes
 from lowmem_spin.engines.pool import ORACLE
 from lowmem_spin.engines.registry import ENGINES, PORTABLE
+from lowmem_spin.engines.residency import judging_terms
 from lowmem_spin.runner.planning.calibration import Calibration, Kind, device_name
 from lowmem_spin.runner.planning.counting import Unit
 from lowmem_spin.runner.resolved import ResolvedRecipe
@@ -201,18 +202,17 @@ class Clock:
         self.parameters: int | None = None
         self.layers = 0
         if shape is not None:
-            recipe = planned_passes(self.found.recipe, shape, choices.machine, choices.generator, choices.learner)
-            self.parameters, self.layers = shape.active, shape.layers
             dtype = choices.machine.dtype if choices.machine.device == "cuda" else "bfloat16"
+            oracle = self.found.judging(dtype)
+            recipe = planned_passes(self.found.recipe, shape, choices.machine, choices.generator, choices.learner, oracle)
+            self.parameters, self.layers = shape.active, shape.layers
             generator, learner = (ENGINES[name].memory(recipe, shape, dtype) for name in (choices.generator, choices.learner))
-            terms = {**learner, "generate": generator["generate"]}
-            self.peaks = {kind: peak(found) for kind, found in terms.items()}
+            terms = {**learner, "generate": generator["generate"], "judge": judging_terms(recipe, shape, dtype, oracle)}
+            self.peaks = {kind: peak(found) for kind, found in terms.items() if found}
 
     def memory(self, unit: Unit) -> float:
         """Bytes that the unit's kind of stage takes on a GPU at most, by the model of engines/memory.py."""
-        if unit.side == "judgements":
-            return float("nan")
-        return self.peaks.get(_kind(unit), float("nan"))
+        return self.peaks.get("judge" if unit.side == "judgements" else _kind(unit), float("nan"))
 
     def seconds(self, unit: Unit, rows: int, lengths: Lengths, epochs: int) -> tuple[float, bool]:
         """(seconds for `rows` rows of the unit, whether measured); a training reads them `epochs` times."""

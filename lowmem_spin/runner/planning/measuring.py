@@ -65,7 +65,8 @@ def measure_rates(game: OpenGame, display: Display, work: Path) -> list[Measurem
         alike = [(prompt, answer.tokens, answer.tokens) for prompt, answer in zip(prompts, answers, strict=True)]
         scored, alone = _scoring(learner, adapter, pairs or alike)
     stage, choices = next(stage for stage in game.stages if isinstance(stage, Train)), found.choices
-    played = planned_passes(recipe, read_shape(found.model), choices.machine, choices.generator, choices.learner)
+    machine, oracle = choices.machine, found.judging(choices.machine.dtype)
+    played = planned_passes(recipe, read_shape(found.model), machine, choices.generator, choices.learner, oracle)
     with display.start_up("timing training"):
         trained = _training(learner, adapter, pairs, stage.settings, played, work)
     timed: dict[Kind, Timed] = {"generate": generated, "prefill": read, "score": scored, "score alone": alone}

@@ -16,6 +16,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.common.trust import Trust, UntrustedError
 from lowmem_spin.config.choices import JudgeOracle
 from lowmem_spin.config.grid import SweepPoint
+from lowmem_spin.engines.oracles.base import NoWeights
 from lowmem_spin.runner.planning.counting import GAME_KINDS, PlanLine, Work
 from lowmem_spin.runner.planning.draft import Draft
 from lowmem_spin.runner.planning.parallel import Parallel, with_workers
@@ -142,12 +143,15 @@ def plan(
 
 
 def _left_out(draft: Draft, lines: Sequence[PlanLine]) -> Iterator[str]:
-    """What takes time that is not counted."""
+    """What takes time, or memory, that is not counted."""
     for line in lines:
         if line.untimed:
             oracle = draft.askers[line.unit.table, line.unit.side].recipe.game.oracle
             remedy = "" if draft.gpu or isinstance(oracle, JudgeOracle) else "; --measure times it"
             yield f"the time that game.oracle takes to judge is not counted{remedy}"
+    for found in draft.founds:
+        if not isinstance(found.oracle, NoWeights | None) and not found.judging("bfloat16"):
+            yield "the memory that game.oracle takes is not known"
     names: dict[str, None] = {}
     policies: set[str] = set()
     for found, played in zip(draft.founds, draft.played, strict=True):
