@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import LlamaForSequenceClassification, PreTrainedTokenizerFast
 
+from helpers.judging_models import make_reward_model
 from lowmem_spin.algorithm.preferences import Comparison, best_and_worst, of_rewards, of_scores, win_rates
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
@@ -83,26 +83,7 @@ def test_a_function_scores_or_prefers(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reward")
-    vocabulary = {word: place for place, word in enumerate(["<pad>", "<end>", "a", "b", "c", "d", "user", "assistant"])}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
-    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        pad_token_id=0,
-        initializer_range=0.5,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-    )
-    config.num_labels = 1
-    LlamaForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return make_reward_model(tmp_path_factory.mktemp("reward"))
 
 
 def test_a_reward_model_is_bradley_terry_on_its_own_scores(reward_folder: Path) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import DebertaV2Config, DebertaV2Model, PreTrainedTokenizerFast
+from transformers import DebertaV2Config, DebertaV2Model
 
+from helpers.judging_models import FILLED, GAPS, PLACE, make_pairrm
 from lowmem_spin.algorithm.preferences import Comparison, win_rates
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
@@ -18,47 +18,12 @@ from lowmem_spin.engines.oracles.base import ORACLES
 from lowmem_spin.engines.oracles.pairrm import PairRM
 from lowmem_spin.engines.oracles.pairrm_model import Ranker
 
-# A conversation of three turns and two answers, word for word as LLM-Blender's compare_conversations writes it.
-GAPS = (
-    "Finish the following coversation in each i-th turn by filling in <Response i> with your response."
-    "USER: a b\nAssistant: <Response 1>\nUSER: c\nAssistant: <Response 2>"
-)
-FILLED = ["<Response 1>: d\n<Response 2>: e", "<Response 1>: d\n<Response 2>: f g"]
-LETTERS = "[PAD] [CLS] [SEP] [UNK] <|source|> <|candidate1|> <|candidate2|> a b c d e f g"
-WORDS = list(dict.fromkeys(" ".join([LETTERS, GAPS, *FILLED]).split()))
-PLACE = {word: place for place, word in enumerate(WORDS)}
 ASK = [{"role": "user", "content": "a b c"}]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A PairRM whose words are its tokens."""
-    folder = tmp_path_factory.mktemp("pairrm")
-    core = Tokenizer(models.WordLevel(PLACE, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
-    named = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
-    PreTrainedTokenizerFast(tokenizer_object=core, extra_special_tokens=WORDS[4:7], **named).save_pretrained(folder)
-    config = DebertaV2Config(
-        vocab_size=len(WORDS),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        relative_attention=True,
-        pos_att_type=["p2c", "c2p"],
-        position_biased_input=False,
-        initializer_range=0.3,
-        **{"position_buckets": 4, "norm_rel_ebd": "layer_norm", "share_att_key": True},
-    )
-    torch.manual_seed(0)
-    weights = {f"pretrained_model.{name}": value for name, value in DebertaV2Model(config).state_dict().items()}
-    shapes = {"1.weight": (32, 64), "1.bias": (32,), "4.weight": (1, 32), "4.bias": (1,)}
-    weights |= {f"head_layer.{name}": torch.randn(shape) * 0.3 for name, shape in shapes.items()}
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    entries = {"source_prefix_id": 4, "cand1_prefix_id": 5, "cand2_prefix_id": 6, "n_tasks": 1, "drop_out": 0.5}
-    (folder / "config.json").write_text(json.dumps({**config.to_dict(), **entries, "architectures": ["DebertaV2PairRM"]}))
-    return folder
+    return make_pairrm(tmp_path_factory.mktemp("pairrm"))
 
 
 def open_pairrm(folder: Path, **given: int) -> PairRM:

@@ -71,7 +71,7 @@ def steps(which: str) -> Iterator[Step]:
     """The quick ones first: time may run out."""
     yield Step("facts", 90, ["bash", "-c", f"nvidia-smi; df -h . | tail -1; {sys.executable} -c '{VERSIONS}'"])
     if which == "train":
-        files = [f"test_gpu_{name}.py" for name in ("nf4", "attention", "sampling", "learner")]
+        files = [f"test_gpu_{name}.py" for name in ("nf4", "attention", "sampling", "learner", "oracles")]
         yield Step("tests hf", 180, tests(*files, "-k", "not unsloth"))
         yield Step("quickstart hf", 120, quickstart("hf", "training.engine=hf", "generation.engine=hf"))
         yield Step("tests unsloth", 240, tests("test_gpu_learner.py", "-k", "unsloth"))
