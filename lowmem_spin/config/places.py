@@ -14,6 +14,8 @@ RECIPE, RECORD = "recipe.yaml", "run.json"
 DIR, STORE = "output.dir", "output.store"
 FUNCTIONS = [f"game.{name}.function" for name in ("oracle", "loss", "opponents", "reference")]
 FUNCTIONS += ["evaluation.metric.function"]  # the paths of all these end in :name
+FILES = ["model.name_or_path", "model.adapter", "data.path", "game.oracle.model"]
+FILES += [f"evaluation.{name}" for name in ("path", "mtbench", "alpaca")]
 STAMP = "FORMAT"  # the file by which a store is known
 
 
@@ -82,6 +84,20 @@ def python_files(recipe: Any) -> list[str]:
     """The files of the functions that a recipe names, as it names them."""
     written = [section.get(name) for section, name in (_section(recipe, field) for field in FUNCTIONS) if section is not None]
     return [_parts(FUNCTIONS[0], one)[0] for one in written if isinstance(one, str) and ":" in one]
+
+
+def named_twice(recipe: dict[str, Any], recipe_dir: Path) -> list[str]:
+    """A line for each name in a recipe that is a file's beside it, and another file's in the working directory."""
+    lines = []
+    for field in (*FILES, *FUNCTIONS):
+        section, name = _section(recipe, field)
+        written = None if section is None else section.get(name)
+        path = _parts(field, written)[0] if isinstance(written, str) else ""
+        beside, here = recipe_dir / path, Path(path)
+        if path and beside.exists() and here.exists() and not beside.samefile(here):
+            taken = f"{path} is the one beside the recipe, {beside.resolve()}"
+            lines.append(f"{field}: {taken}, not the one in the working directory; for that, write its whole path")
+    return lines
 
 
 def _parts(field: str, path: str) -> tuple[str, str]:

@@ -22,7 +22,6 @@ from lowmem_spin.engines.foreign_code import code_of_model, code_of_oracle, key_
 from lowmem_spin.engines.passes import tokens_scored_together
 from lowmem_spin.engines.pool import EnginePool, GameEngines, choose_engines
 from lowmem_spin.engines.row_check import check_rows, letters_notes
-from lowmem_spin.engines.training.trial import warmup_note
 from lowmem_spin.runner.game_rows import GameRows, Orders, asked_rows, prompts_again, split_rows
 from lowmem_spin.runner.health import HeldOut, notices
 from lowmem_spin.runner.own_functions import try_own_loss
@@ -134,8 +133,7 @@ def check_resolved(resolved: ResolvedRecipe, display: Display, shared: SharedRes
     try_own_loss(resolved.own, resolved.mixtures, recipe.game)
     notices_of_base = check_base(recipe, resolved.model, resolved.adapter, resolved.choices.machine.dtype)
     left_out = [] if resolved.beside.why_not is None else [resolved.beside.why_not]
-    notes = [*resolved.own.notices(), *notices_of_base, *recipe.game.notes(), *warmup_note(recipe), *left_out]
-    shared.say(notes, display)
+    shared.say([*resolved.notes(), *notices_of_base, *left_out], display)
     return resolved
 
 

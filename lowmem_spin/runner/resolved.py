@@ -10,13 +10,14 @@ from lowmem_spin.algorithm.game import play
 from lowmem_spin.algorithm.stages import Inputs, Stage
 from lowmem_spin.common.keys import digest
 from lowmem_spin.common.trust import Trust
+from lowmem_spin.config.places import named_twice
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.data.prepare import prepared_key
 from lowmem_spin.data.sources import Source, Sources, base_key
 from lowmem_spin.engines.memory import Terms
 from lowmem_spin.engines.oracles.base import Oracle, OracleContext, open_oracle
 from lowmem_spin.engines.pool import EngineChoices
-from lowmem_spin.engines.training.trial import check_optimizer
+from lowmem_spin.engines.training.trial import check_optimizer, warmup_note
 from lowmem_spin.engines.unquantized import UnquantizedBase, measured_beside
 from lowmem_spin.runner.own_functions import OwnFunctions, OwnMixtures, ask_own_functions
 from lowmem_spin.runner.task_metrics import TaskMetric
@@ -74,6 +75,12 @@ class ResolvedRecipe:
         """What scores greedy answers, if it is not exact match."""
         metric = self.recipe.evaluation.metric
         return None if isinstance(metric, str) else TaskMetric(metric, self.own.metric)
+
+    def notes(self) -> list[str]:
+        """What a person should know of what the recipe asks for, each in one line."""
+        recipe = self.recipe
+        twice = named_twice(recipe.model_dump(), self.recipe_dir)
+        return [*twice, *self.own.notices(), *recipe.game.notes(), *warmup_note(recipe)]
 
     def data_sources(self) -> list[tuple[Source, str, str]]:
         """All the data that the game reads: (source, the recipe's field, split). Held-out rows of their own come second."""

@@ -15,6 +15,7 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.grid import sweep_axes, sweep_folder, sweep_points
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.config.naming import LONGEST, of_settings
+from lowmem_spin.config.places import named_twice
 
 FIELDS = ["model.name_or_path", "model.adapter", "data.path", "evaluation.path", "evaluation.mtbench", "evaluation.alpaca"]
 FIELDS += ["output.dir", "output.store", "game.oracle.function", "game.oracle.model"]
@@ -38,6 +39,37 @@ def test_a_recipe_knows_home(field: str, home: Path) -> None:
     for name in field.split("."):
         found = getattr(found, name)
     assert found == f"{home}/some/where"
+
+
+@pytest.mark.parametrize("field", [field for field in FIELDS if not field.startswith("output.")])
+def test_of_two_files_of_one_name_it_is_said_which_is_read(field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of a shipped file, changed in the working directory, would else be thought to be the one."""
+    name = "one:f" if field.endswith("function") else "one"
+    *sections, last = field.split(".")
+    recipe: dict[str, Any] = {last: name}
+    for section in reversed(sections):
+        recipe = {section: recipe}
+    for folder in ("recipes", "here"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for existing in ("recipes", "here"):
+        assert named_twice(recipe, tmp_path / "recipes") == []
+        (tmp_path / existing / "one").write_text("")
+    (line,) = named_twice(recipe, tmp_path / "recipes")
+    taken = f"{field}: one is the one beside the recipe, {tmp_path / 'recipes' / 'one'}"
+    assert line == f"{taken}, not the one in the working directory; for that, write its whole path"
+    assert named_twice(recipe, tmp_path / "here") == []  # one and the same
+
+
+def test_a_plan_and_a_game_say_which_of_two_files_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = find_recipe("quickstart_own").parent / "own.py"
+    (tmp_path / "own.py").write_text(shipped.read_text().replace("lam * ", "2 * lam * "))
+    monkeypatch.chdir(tmp_path)
+    said = f"game.loss.function: own.py is the one beside the recipe, {shipped}, not the one in the working directory"
+    assert said in call("plan", "quickstart_own", "--trust").stdout
+    assert said in call("run", "quickstart_own", "--trust", "--set=game.pairs=1000000").stdout  # which is refused next
+    other = call("plan", "quickstart_own", "--trust", f"--set=game.loss.function={tmp_path / 'own.py'}:loss").stdout
+    assert "game.loss.function: own.py" not in other and "game.opponents.function: own.py" in other
 
 
 def test_the_home_of_nobody_is_refused_before_a_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,6 @@ from lowmem_spin.data.sources import Sources, has_token
 from lowmem_spin.engines.base_check import check_base
 from lowmem_spin.engines.known_models import CONFIGS, GATED
 from lowmem_spin.engines.row_check import check_rows, unread_rows_note
-from lowmem_spin.engines.training.trial import warmup_note
 from lowmem_spin.engines.unquantized import planned, proposal
 from lowmem_spin.runner.claim import check_folder, check_owner
 from lowmem_spin.runner.game_rows import asked_rows, prompts_again
@@ -108,7 +107,7 @@ class Draft:
         found = resolve(recipe, sources, choices, lambda line: None)
         found = found.with_own_mixtures(self.trust, self._say)
         dtype = found.choices.machine.dtype
-        self.note([*found.own.notices(), *found.recipe.game.notes(), *warmup_note(found.recipe)])
+        self.note(found.notes())
         self.note([_unresolved(name, found) for name in sources.unresolved[known:]])
         if not found.model.resolved and found.model.location in CONFIGS:
             self.note([f"{found.model.location}: memory and times are by its published shape"])
