@@ -11,7 +11,6 @@ from lowmem_spin.common.trust import Trust
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.advice import advice
 from lowmem_spin.engines.memory import CARDS, CONTEXT, FRAGMENTATION, Shape, Terms, peak, planned_shape, stage_memory
-from lowmem_spin.engines.oracles.base import Oracle
 from lowmem_spin.engines.passes import planned_passes
 from lowmem_spin.engines.registry import PORTABLE, gpu_engine
 from lowmem_spin.engines.residency import judging_terms, plan_residency
@@ -21,6 +20,7 @@ from lowmem_spin.runner.planning.calibration import record_measurements
 from lowmem_spin.runner.planning.counting import GAME_KINDS, MEASURING, PlanLine
 from lowmem_spin.runner.planning.measuring import measure_rates
 from lowmem_spin.runner.planning.plan import PlannedWork
+from lowmem_spin.runner.resolved import ResolvedRecipe
 
 RAM = 12.7e9  # bytes free on the smallest host that has such cards, a free Colab
 SHARING = {  # what a residency means for a generator and training, which are two engines on one card
@@ -44,7 +44,7 @@ def show_plan(plan: PlannedWork, display: Display) -> None:
         oracle = plan.found.judging(dtype)
         played = planned_passes(first, shape, machine, choices.generator, choices.learner, oracle)
         display.console.print(memory(played, shape, dtype, oracle), "")
-        for line in verdicts(first, shape, dtype, plan.found.oracle):
+        for line in verdicts(plan.found, shape, dtype):
             display.log(line)
     for note in plan.notes:
         display.log(note, "yellow")
@@ -133,12 +133,12 @@ def _gigabytes(count: float) -> str:
     return "<0.01" if 0 < count < 5e6 else f"{count / 1e9:.2f}"
 
 
-def verdicts(recipe: Recipe, shape: Shape, dtype: str, judge: Oracle | None) -> list[str]:
+def verdicts(found: ResolvedRecipe, shape: Shape, dtype: str) -> list[str]:
     """A line for each size of card: fits, and how its two engines share it, or what to change."""
-    lines, oracle = [], judge.memory(recipe, dtype) if judge else {}
+    lines, recipe, oracle = list[str](), found.recipe, found.judging(dtype)
     generator, learner = gpu_engine("generation"), gpu_engine("training")
     for card, limit in CARDS.items():
-        changes = list(advice(recipe, shape, dtype, limit, judge))
+        changes = list(advice(recipe, shape, dtype, limit, found.oracle))
         try:
             shared = SHARING[plan_residency(recipe, shape, dtype, generator, learner, oracle, limit, RAM).residency].format(
                 generator.name

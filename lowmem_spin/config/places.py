@@ -93,8 +93,8 @@ def named_twice(recipe: dict[str, Any], recipe_dir: Path) -> list[str]:
         section, name = _section(recipe, field)
         written = None if section is None else section.get(name)
         path = _parts(field, written)[0] if isinstance(written, str) else ""
-        beside, here = recipe_dir / path, Path(path)
-        if path and beside.exists() and here.exists() and not beside.samefile(here):
+        beside = recipe_dir / path
+        if path and os.path.exists(beside) and os.path.exists(path) and not beside.samefile(path):
             taken = f"{path} is the one beside the recipe, {beside.resolve()}"
             lines.append(f"{field}: {taken}, not the one in the working directory; for that, write its whole path")
     return lines

@@ -1,7 +1,7 @@
 """What every part of a recipe is, and how something that a user gave is refused."""
 
 from functools import cache
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -19,6 +19,11 @@ class Section(BaseModel):
             return given
         counted = _counted(cls)
         return {name: _as_word(value) if name in counted else value for name, value in given.items()}
+
+    def with_value(self, field: str, value: Any) -> Self:
+        """The same with another value of a field, `name` or `section.name`; it is not checked again."""
+        name, _, rest = field.partition(".")
+        return self.model_copy(update={name: getattr(self, name).with_value(rest, value) if rest else value})
 
 
 @cache

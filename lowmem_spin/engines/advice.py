@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 
 from lowmem_spin.config.recipe import Recipe
-from lowmem_spin.engines.memory import Shape, Terms, peak, stage_memory, with_value
+from lowmem_spin.engines.memory import Shape, Terms, peak, stage_memory
 from lowmem_spin.engines.oracles.base import Oracle
 from lowmem_spin.engines.residency import judging_terms
 
@@ -30,7 +30,7 @@ def advice(recipe: Recipe, shape: Shape, dtype: str, limit: float, judge: Oracle
             continue
 
         def is_too_large(size: int, stage: str = stage, field: str = field) -> bool:
-            return peak(memory(with_value(recipe, field, size))[stage]) > limit
+            return peak(memory(recipe.with_value(field, size))[stage]) > limit
 
         fitting = bisect_left(range(1, attrgetter(field)(recipe)), True, key=is_too_large)  # what fits, fits with less
         if fitting:

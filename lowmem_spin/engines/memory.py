@@ -8,9 +8,7 @@ in nf4 and bfloat16 took 5.6 GB to generate, 4.1 to score and 4.5 to train, and 
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from pydantic import BaseModel
+from typing import Any
 
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
@@ -28,7 +26,6 @@ LOGITS_BYTES = 3 * 64 * 2**20  # a chunk of logits, their float32 copy and its g
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 OPTIMISER_BYTES = 8  # AdamW: two float32 numbers a weight; the 8-bit ones take a quarter
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-Part = TypeVar("Part", bound=BaseModel)
 GPT2_NAMES = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
 
 
@@ -261,9 +258,3 @@ def idle_terms(recipe: Recipe, shape: Shape, dtype: str, dequantizes: bool = Fal
 def peak(terms: Terms) -> float:
     """Bytes of a stage on a GPU, allowances included."""
     return CONTEXT + FRAGMENTATION * sum(terms.values())
-
-
-def with_value(part: Part, field: str, value: int) -> Part:
-    """A recipe, or a section of one, with another value of a field, `section.field`."""
-    name, _, rest = field.partition(".")
-    return part.model_copy(update={name: with_value(getattr(part, name), rest, value) if rest else value})

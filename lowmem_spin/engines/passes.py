@@ -5,7 +5,7 @@ from operator import attrgetter
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.recipe import Recipe
 from lowmem_spin.engines.machine import Machine
-from lowmem_spin.engines.memory import Shape, Terms, peak, stage_memory, with_value
+from lowmem_spin.engines.memory import Shape, Terms, peak, stage_memory
 from lowmem_spin.engines.registry import ENGINES
 from lowmem_spin.engines.residency import learner_room, shared_gpu
 
@@ -24,7 +24,7 @@ def with_large_passes(recipe: Recipe, shape: Shape, dtype: str, room: float) -> 
         least = recipe.training_tokens if stage == "train" else recipe.scoring_tokens
         given = attrgetter(field)(recipe)
         for tokens in (MANY, MANY // 2) if given is None else ():
-            larger = with_value(recipe, field, tokens)
+            larger = recipe.with_value(field, tokens)
             if tokens > least and peak(stage_memory(larger, shape, dtype)[stage]) <= SPARE * room:
                 recipe = larger
                 break
@@ -36,7 +36,7 @@ def with_small_passes(recipe: Recipe, shape: Shape) -> Recipe:
     if recipe.training.tokens_per_batch is not None or shape.active < LARGE:
         return recipe
     pair = recipe.data.max_prompt_length + 2 * recipe.longest_answer
-    return with_value(recipe, "training.tokens_per_batch", min(recipe.training_tokens, max(pair, FEW)))
+    return recipe.with_value("training.tokens_per_batch", min(recipe.training_tokens, max(pair, FEW)))
 
 
 def tokens_scored_together(recipe: Recipe, device: str) -> int:

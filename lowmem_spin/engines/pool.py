@@ -33,6 +33,11 @@ class EngineChoices:
     generator: str
     learner: str
 
+    @property
+    def share_gpu(self) -> bool:
+        """Whether two engines are on one."""
+        return self.machine.device != "cpu" and self.generator != self.learner
+
     def specs(self, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
         """What of the generator and of the learner is a part of keys: everything that may change a result."""
         return self._spec(self.generator, recipe), self._spec(self.learner, recipe)
@@ -166,9 +171,10 @@ class GameEngines:
 
     @cached_property
     def _judging(self) -> Terms:
-        """What an oracle takes of the GPU, which the engines leave to it."""
-        machine = self.choices.machine
-        return self.judge.memory(self.recipe, machine.dtype) if self.judge and machine.device != "cpu" else {}
+        """What an oracle takes of the GPU that two engines share and leave room on for it."""
+        if self.judge is None or not self.choices.share_gpu:
+            return {}
+        return self.judge.memory(self.recipe, self.choices.machine.dtype)
 
     def _sized(self, machine: Machine) -> Recipe:
         """The recipe with passes as large as the learner's part of the GPU has room for, or as small as is good for a CPU."""
@@ -186,7 +192,7 @@ class GameEngines:
         Decided once: what is asleep in RAM later would else count against its own sleep.
         """
         choices, recipe = self.choices, self.recipe
-        if choices.machine.device == "cpu" or choices.generator == choices.learner:
+        if not choices.share_gpu:
             return choices.machine
         name = digest([self.signature(choices.generator), self.signature(choices.learner)])
         if name not in self.pool.settled:

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DebertaV2Config, LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoModelForCausalLM, LlamaForSequenceClassification, PreTrainedModel
 
 from helpers.commands import call
+from helpers.judging_models import deberta, make_pairrm, make_reward_model, reward_llama
 from helpers.live_bytes import LiveBytes
+from lowmem_spin.algorithm.preferences import Comparison
 from lowmem_spin.common.errors import InputError
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.config.recipe import Recipe
@@ -32,12 +34,6 @@ def played(*overrides: str) -> Recipe:
     return load_recipe(find_recipe("mistral7b_sppo"), list(overrides))
 
 
-def deberta(**sizes: Any) -> DebertaV2Config:
-    """Of PairRM's kind."""
-    relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_buckets": 64}
-    return DebertaV2Config(**{**relative, "norm_rel_ebd": "layer_norm", "position_biased_input": False, **sizes})
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["deberta", "llama"])
 def test_what_a_judging_model_and_its_widest_pass_take(kind: str, dtype: str, tmp_path: Path) -> None:
@@ -48,12 +44,7 @@ def test_what_a_judging_model_and_its_widest_pass_take(kind: str, dtype: str, tm
         "num_attention_heads": 4,
         "num_hidden_layers": 2,
     }
-    if kind == "llama":
-        config = LlamaConfig(**sizes, pad_token_id=0)
-        config.num_labels, config.use_cache = 1, False  # as the oracle has it
-        model: Any = LlamaForSequenceClassification(config)
-    else:
-        model = Ranker(deberta(**sizes))
+    model = reward_llama(**sizes) if kind == "llama" else Ranker(deberta(**sizes, position_buckets=64))
     model.eval().save_pretrained(tmp_path)
     model = model.to(getattr(torch, dtype))
     ids = torch.randint(5, 400, (ROWS, LENGTH))
@@ -118,11 +109,30 @@ def test_a_plan_counts_its_oracle(tmp_path: Path) -> None:
     assert "the memory that game.oracle takes is not known" in other["notes"] and "oracle's" not in page
 
 
-def test_a_base_that_does_not_fit_is_one_line(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError
+def out_of_memory(*_: object, **__: object) -> None:
+    """What torch says on a card that is full."""
+    raise torch.OutOfMemoryError
 
+
+@pytest.mark.parametrize(("kind", "make"), [(PairRM, make_pairrm), (RewardModel, make_reward_model)])
+def test_an_oracle_without_room_is_one_line(kind: Any, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights, and then a batch."""
+    oracle = kind(Source(str(make(tmp_path)), None, "o"), "cpu", "float32", batch_size=3, max_length=2048)
+    questions = [Comparison([{"role": "user", "content": "a b"}], ["c", "d d", "a"], "c")]
+    with monkeypatch.context() as full:
+        full.setattr(PreTrainedModel, "to", out_of_memory)
+        with pytest.raises(InputError, match=r"^game\.oracle\.model: '.*' does not fit in what is free of this GPU's memory"):
+            oracle.prefer(questions)
+    with monkeypatch.context() as full:
+        full.setattr(Ranker, "forward", out_of_memory)
+        full.setattr(LlamaForSequenceClassification, "forward", out_of_memory)
+        with pytest.raises(InputError, match=r"^game\.oracle\.batch_size: a batch of 3 does not fit in this GPU's memory"):
+            oracle.prefer(questions)
+    assert oracle.prefer(questions)[0].shape == (3, 3)  # it goes on once there is room
+
+
+def test_a_base_that_does_not_fit_is_one_line(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = quickstart / "base"
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", out_of_memory)
     with pytest.raises(InputError, match=f"^model.name_or_path: '{folder}' does not fit in what is free of this GPU's memory"):
         load_base(Source(str(folder), None, "b"), "none", Machine("cpu", "float32"))

@@ -121,22 +121,3 @@ def test_what_is_no_reward_model_is_one_line(quickstart: Path) -> None:
             [Comparison(MESSAGES, ["a"], "a")]
         )
     assert "\n" not in str(error.value)
-
-
-def test_a_reward_model_without_room_on_the_gpu_is_one_line(reward_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its weights, and a batch of conversations: torch says here what it would say there."""
-    oracle = RewardModel(Source(str(reward_folder), None, "r"), "cpu", "float32", 3, 64)
-    questions = [Comparison(MESSAGES, ["c", "d d", "a"], "c")]
-    with monkeypatch.context() as full:
-        full.setattr(LlamaForSequenceClassification, "to", out_of_memory)
-        with pytest.raises(InputError, match=r"^game\.oracle\.model: '.*' does not fit in what is free of this GPU's memory"):
-            oracle.prefer(questions)
-    with monkeypatch.context() as full:
-        full.setattr(LlamaForSequenceClassification, "forward", out_of_memory)
-        with pytest.raises(InputError, match=r"^game\.oracle\.batch_size: a batch of 3 does not fit in this GPU's memory"):
-            oracle.prefer(questions)
-    assert oracle.prefer(questions)[0].shape == (3, 3)  # it goes on once there is room
-
-
-def out_of_memory(*_: object, **__: object) -> None:
-    raise torch.OutOfMemoryError

@@ -16,7 +16,6 @@ from lowmem_spin.common.errors import InputError
 from lowmem_spin.data.sources import Source
 from lowmem_spin.engines.oracles.base import ORACLES
 from lowmem_spin.engines.oracles.pairrm import PairRM
-from lowmem_spin.engines.oracles.pairrm_model import Ranker
 
 ASK = [{"role": "user", "content": "a b c"}]
 
@@ -58,24 +57,6 @@ def preferences(folder: Path, source: str, answers: list[str]) -> tuple[np.ndarr
         [[0 if one == other else by_hand(folder, source.split(), one, other) for other in words] for one in words]
     )
     return logits, 1 / (1 + np.exp(logits.T - logits))
-
-
-def test_without_room_on_the_gpu_it_says_so_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its weights, and a batch of pairs: torch says here what it would say there."""
-
-    def out_of_memory(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError
-
-    oracle, questions = open_pairrm(folder), [Comparison(ASK, ["a", "c d", "b"], "a")]
-    with monkeypatch.context() as full:
-        full.setattr(Ranker, "to", out_of_memory)
-        with pytest.raises(InputError, match=r"^game\.oracle\.model: '.*' does not fit in what is free of this GPU's memory"):
-            oracle.prefer(questions)
-    with monkeypatch.context() as full:
-        full.setattr(Ranker, "forward", out_of_memory)
-        with pytest.raises(InputError, match=r"^game\.oracle\.batch_size: a batch of 4 does not fit in this GPU's memory"):
-            oracle.prefer(questions)
-    assert oracle.prefer(questions)[0].shape == (3, 3)  # it goes on once there is room
 
 
 def test_batches_of_pairs_are_one_pair_at_a_time(folder: Path) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import DebertaV2Config, LlamaConfig, LlamaForSequenceClassification
 
-from helpers.judging_models import make_pairrm, make_reward_model
+from helpers.judging_models import deberta, make_pairrm, make_reward_model, reward_llama
 from lowmem_spin.algorithm.preferences import Comparison
 from lowmem_spin.config.load import find_recipe, load_recipe
 from lowmem_spin.data.sources import Source
@@ -44,17 +43,13 @@ def test_it_judges_as_on_the_cpu(oracle: Any, make: Callable[[Path], Path], mach
 
 def pairrm_sized() -> tuple[Any, list[torch.Tensor]]:
     """DeBERTa-v3-large's shape, and where three marks are in every row."""
-    relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "norm_rel_ebd": "layer_norm"}
-    config = DebertaV2Config(**PAIRRM_CONFIG, **relative, position_biased_input=False)
-    return Ranker(config), [torch.tensor([[0, 3, 7]] * ROWS)]
+    return Ranker(deberta(**PAIRRM_CONFIG)), [torch.tensor([[0, 3, 7]] * ROWS)]
 
 
 def llama_sized() -> tuple[Any, list[torch.Tensor]]:
     """Four layers of an 8B model's shape, with few words."""
     sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
-    config = LlamaConfig(**sizes, num_hidden_layers=4, vocab_size=1000, pad_token_id=0)  # type: ignore[arg-type]
-    config.num_labels, config.use_cache = 1, False
-    return LlamaForSequenceClassification(config), []
+    return reward_llama(**sizes, num_hidden_layers=4, vocab_size=1000), []
 
 
 @pytest.mark.parametrize("made", [pairrm_sized, llama_sized])

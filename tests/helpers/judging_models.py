@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -19,6 +20,19 @@ WORDS = list(dict.fromkeys(" ".join([LETTERS, GAPS, *FILLED]).split()))
 PLACE = {word: place for place, word in enumerate(WORDS)}
 
 
+def deberta(**sizes: Any) -> DebertaV2Config:
+    """The config of a DeBERTa of PairRM's kind."""
+    relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "norm_rel_ebd": "layer_norm"}
+    return DebertaV2Config(**{**relative, "position_biased_input": False, **sizes})
+
+
+def reward_llama(**sizes: Any) -> Any:
+    """A Llama with one output, as an oracle has it: it keeps no keys and values."""
+    config = LlamaConfig(**sizes, pad_token_id=0)
+    config.num_labels, config.use_cache = 1, False
+    return LlamaForSequenceClassification(config)
+
+
 def make_pairrm(folder: Path) -> Path:
     """A PairRM: a DeBERTa with a checkpoint of PairRM's names."""
     core = Tokenizer(models.WordLevel(PLACE, unk_token="[UNK]"))
@@ -26,17 +40,14 @@ def make_pairrm(folder: Path) -> Path:
     core.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
     named = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
     PreTrainedTokenizerFast(tokenizer_object=core, extra_special_tokens=WORDS[4:7], **named).save_pretrained(folder)
-    config = DebertaV2Config(
+    config = deberta(
         vocab_size=len(WORDS),
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
-        relative_attention=True,
-        pos_att_type=["p2c", "c2p"],
-        position_biased_input=False,
+        position_buckets=4,
         initializer_range=0.3,
-        **{"position_buckets": 4, "norm_rel_ebd": "layer_norm", "share_att_key": True},
     )
     torch.manual_seed(0)
     weights = {f"pretrained_model.{name}": value for name, value in DebertaV2Model(config).state_dict().items()}

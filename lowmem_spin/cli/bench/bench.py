@@ -98,7 +98,7 @@ def bench_in(work: Path, request: BenchRequest, console: Console) -> BenchResult
     with display.start_up("making the base"):
         folder = checkpoint.make(request.store / "bench", name, machine, display.log)
         checkpoint.write_rows(work / "rows.jsonl", SPARE * request.pairs, request.prompt_length, request.completion_length)
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name_or_path": str(folder.resolve())})})
+    recipe = recipe.with_value("model.name_or_path", str(folder.resolve()))
     shared = SharedResources()
     game = open_game(recipe, work, display, shared)
     for stage in game.stages:
