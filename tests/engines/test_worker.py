@@ -261,26 +261,29 @@ def test_a_game_whose_oracle_needs_room_settles_anew(tmp_path: Path, monkeypatch
         return Pretended(name, said)
 
     monkeypatch.setattr(pool, "open_engine", opened)
-    choices = pool.EngineChoices(Machine("cuda", "bfloat16", limit, limit), "vllm", "unsloth")
     judge: Any = Weighty()
-    plain, judged = (
-        pool.GameEngines(
+
+    def game(oracle: Any, *names: str) -> pool.GameEngines:
+        return pool.GameEngines(
             recipe=RECIPE,
             model=Source(str(tmp_path), None, "gemma"),
-            choices=choices,
+            choices=pool.EngineChoices(Machine("cuda", "bfloat16", limit, limit), *names),
             weights_dir=tmp_path,
             display=Display(Console(quiet=True)),
             pool=engines,
             judge=oracle,
         )
-        for oracle in (None, judge)
-    )
-    plain.generator()
+
+    game(None, "vllm", "unsloth").generator()
+    judged = game(judge, "vllm", "unsloth")
     judged.generator()
     assert judged.oracle() is judge
     judged.generator()
     assert said == ["open vllm", "close vllm", "open vllm", "rest vllm"]
     assert residencies == ["vllm resident", "vllm sleep"]
+    for oracle in (None, judge):  # one engine leaves no room to itself, and is shared
+        game(oracle, "hf", "hf").generator()
+    assert residencies[2:] == ["hf resident"]
 
 
 def test_auto_is_the_gpus_engine_only_where_it_has_passed_its_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
