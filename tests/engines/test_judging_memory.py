@@ -103,9 +103,13 @@ def test_a_plan_counts_its_oracle(tmp_path: Path) -> None:
     oracle = PairRM(Source(PAIRRM, "unresolved", "o"), "cuda", "float16", 16).memory(recipe, "float16")
     assert judge == pytest.approx(peak(judging_terms(recipe, shape, "float16", oracle)), abs=1)
     assert "oracle's activations" in page and "judge: set game.oracle.batch_size to" in page
-    assert "memory that game.oracle" not in page
+    assert (
+        "memory that game.oracle" not in page
+        and f"{PAIRRM}: could not check its version on the hub (no connection); the" in page
+    )
     other, page = planned("--set", "game.oracle={name: reward_model, model: some/other}")
     assert all(stage["gpu_memory_bytes"] is None for stage in other["stages"] if stage["kind"] == "judge")
+    assert "some/other: could not check its version on the hub (no connection)" in other["notes"]
     assert "the memory that game.oracle takes is not known" in other["notes"] and "oracle's" not in page
 
 

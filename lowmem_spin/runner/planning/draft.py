@@ -292,6 +292,9 @@ def _add(notes: list[str], more: Iterable[str]) -> None:
 
 def _unresolved(name: str, found: ResolvedRecipe) -> str:
     """What it means that a name could not be looked up on the hub."""
-    needed = name == found.model.location and name not in CONFIGS
-    effect = "memory and times are not known without it" if needed else "the estimate does not need it"
-    return f"{name}: could not check its version on the hub (no connection); {effect}"
+    effect = "; the estimate does not need it"
+    if name == found.model.location and name not in CONFIGS:
+        effect = "; memory and times are not known without it"
+    elif name == getattr(found.recipe.game.oracle, "model", None) and not found.judging("bfloat16"):
+        effect = ""  # plan.py says what is not known of an oracle
+    return f"{name}: could not check its version on the hub (no connection){effect}"
